@@ -1,0 +1,1 @@
+"""The science: pure functions on arrays and tables. Imports no Ray and reads no disk."""

@@ -1,0 +1,359 @@
+"""How well each neuron detects each concept: average precision and AUROC of all concepts from one
+sort per neuron.
+
+A neuron's activations over all sentences are sorted once, highest first. One walk over that order
+then updates, for each concept, the positives and negatives seen so far. Sentences with equal
+activations form one threshold, as in scikit-learn's `average_precision_score` and `roc_auc_score`.
+
+Expertise as average precision: Suau et al. 2022, arXiv 2110.02802, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+REFERENCE_PREVALENCE = 400 / 1400
+"""Share of positives in the papers' data: 400 positive and 1,000 negative sentences a concept."""
+
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which sentences are the positives and which the negatives of each concept.
+
+    The positives are listed by sentence (compressed rows): sentence `s` is a positive of the
+    concepts `positive_concepts[positive_starts[s]:positive_starts[s + 1]]`.
+
+    The negatives are either `shared`, a mask over the sentences: every marked sentence is a negative
+    of every concept of which it is not a positive; or, where `shared` is None, listed by sentence
+    just as the positives are.
+    """
+
+    n_concepts: int
+    positive_starts: Integers
+    positive_concepts: Integers
+    shared: npt.NDArray[np.bool_] | None
+    negative_starts: Integers
+    negative_concepts: Integers
+
+    @property
+    def n_sentences(self) -> int:
+        return len(self.positive_starts) - 1
+
+    def positives(self) -> list[Integers]:
+        """Sentences that are positives, for each concept."""
+        return _by_concept(self.positive_starts, self.positive_concepts, self.n_concepts)
+
+    def negatives(self) -> list[Integers]:
+        """Sentences that are negatives, for each concept."""
+        if self.shared is None:
+            return _by_concept(self.negative_starts, self.negative_concepts, self.n_concepts)
+        marked = np.flatnonzero(self.shared)
+        return [np.setdiff1d(marked, own, assume_unique=True) for own in self.positives()]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Expertise of every (neuron, concept): three arrays of shape (neurons, concepts)."""
+
+    ap: Floats
+    ap_raw: Floats
+    auroc: Floats
+
+
+def labels_against_others(
+    sentences: Integers,
+    concepts: Integers,
+    n_sentences: int,
+    n_concepts: int,
+    sampled: int | None = None,
+    seed: int = 0,
+) -> Labels:
+    """Labels in which the negatives of a concept are the positives of all the others.
+
+    `sentences[i]` is a positive of `concepts[i]`; a sentence may belong to several concepts, and is
+    never a negative of its own. With `sampled`, each concept gets that many negatives, drawn without
+    replacement and as evenly over the other concepts as their sizes allow.
+
+    Raises ValueError for a concept without positives or without negatives, or with fewer negatives
+    than asked for.
+    """
+    starts, members = _compress(sentences, concepts, n_sentences)
+    positives = _by_concept(starts, members, n_concepts)
+    labelled = np.diff(starts) > 0
+    for concept, own in enumerate(positives):
+        if not len(own):
+            raise ValueError(f"concept {concept} has no positive sentence")
+        if len(own) == labelled.sum():
+            raise ValueError(f"concept {concept} has no negative sentence")
+    if sampled is None:
+        nothing = np.zeros(0, np.int64)
+        return Labels(n_concepts, starts, members, labelled, nothing, nothing)
+    drawn = [
+        _draw_evenly(positives, concept, sampled, np.random.default_rng([seed, concept]))
+        for concept in range(n_concepts)
+    ]
+    negative_starts, negative_members = _compress(
+        np.concatenate(drawn), np.repeat(np.arange(n_concepts), sampled), n_sentences
+    )
+    return Labels(n_concepts, starts, members, None, negative_starts, negative_members)
+
+
+def expertise(
+    values: npt.NDArray[np.floating[Any]],
+    labels: Labels,
+    prevalence: float = REFERENCE_PREVALENCE,
+) -> Scores:
+    """Average precision and AUROC of every neuron for every concept.
+
+    `values` has shape (neurons, sentences), in float16 or float32. `ap` weighs the negatives so that
+    the share of positives is `prevalence` for every concept: precision = tp / (tp + w fp) with
+    w = (positives / negatives) (1 - prevalence) / prevalence; `ap_raw` counts each sentence once.
+    They equal scikit-learn's `average_precision_score` with and without those sample weights.
+
+    Raises ValueError for values that are not finite or do not fit the labels.
+    """
+    if values.ndim != 2 or values.shape[1] != labels.n_sentences:
+        raise ValueError(
+            f"values have shape {values.shape}; expected (neurons, {labels.n_sentences} sentences)"
+        )
+    if not 0 < prevalence < 1:
+        raise ValueError(f"prevalence is {prevalence}; expected a number between 0 and 1")
+    n_positive = np.bincount(labels.positive_concepts, minlength=labels.n_concepts)
+    if labels.shared is None:
+        n_negative = np.bincount(labels.negative_concepts, minlength=labels.n_concepts)
+    else:
+        own = np.repeat(labels.shared, np.diff(labels.positive_starts))
+        among = np.bincount(labels.positive_concepts[own], minlength=labels.n_concepts)
+        n_negative = labels.shared.sum() - among
+    weight = n_positive / n_negative * (1 - prevalence) / prevalence
+
+    shape = (len(values), labels.n_concepts)
+    scores = Scores(np.empty(shape), np.empty(shape), np.empty(shape))
+    for first in range(0, len(values), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        order, shift = _sorted_keys(values[rows])
+        arguments = (
+            order,
+            np.uint64(shift),
+            labels.positive_starts,
+            labels.positive_concepts,
+            n_positive.astype(np.float64),
+            n_negative.astype(np.float64),
+            weight,
+            scores.ap[rows],
+            scores.ap_raw[rows],
+            scores.auroc[rows],
+        )
+        if labels.shared is None:
+            _walk_listed(*arguments, labels.negative_starts, labels.negative_concepts)
+        else:
+            _walk_shared(*arguments, labels.shared)
+    return scores
+
+
+def on_and_off(
+    values: npt.NDArray[np.floating[Any]], positives: Integers, negatives: Integers
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Median and 90th percentile on the positives, and mean on the negatives, of each neuron.
+
+    `values` has shape (neurons, sentences). The median is the value that steering forces a neuron to
+    (Suau et al. 2022, section 4).
+    """
+    on = values[:, positives].astype(np.float32)
+    p50, p90 = np.quantile(on, [0.5, 0.9], axis=1)
+    off = values[:, negatives].mean(axis=1, dtype=np.float64)
+    return p50.astype(np.float32), p90.astype(np.float32), off.astype(np.float32)
+
+
+def _sorted_keys(
+    values: npt.NDArray[np.floating[Any]],
+) -> tuple[npt.NDArray[np.unsignedinteger[Any]], int]:
+    """Each row's sentences, highest value first, as (key << shift | sentence), and the shift.
+
+    The key keeps the order of the floats reversed, so an ordinary integer sort, which numpy
+    vectorises, puts the highest first.
+    """
+    formats: dict[np.dtype[Any], tuple[type[np.unsignedinteger[Any]], int, int]] = {
+        np.dtype(np.float16): (np.uint16, 0x8000, 0x7C00),
+        np.dtype(np.float32): (np.uint32, 0x80000000, 0x7F800000),
+    }
+    if values.dtype not in formats:
+        raise ValueError(f"values are {values.dtype}; expected float16 or float32")
+    kind, sign, exponent = formats[values.dtype]
+    bits = values.view(kind)
+    if ((bits & kind(exponent)) == exponent).any():
+        raise ValueError("values are not finite")
+    # negative zero equals zero, so both get the key of zero
+    key = np.where(bits > sign, bits, ~bits & kind(sign - 1))
+    n_sentences = values.shape[1]
+    narrow = kind is np.uint16 and n_sentences <= 1 << 16
+    packed_type = np.uint32 if narrow else np.uint64
+    shift = 16 if narrow else 32
+    packed = key.astype(packed_type) << packed_type(shift)
+    packed |= np.arange(n_sentences, dtype=packed_type)
+    packed.sort(axis=1)
+    return packed, shift
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _walk_shared(order, shift, starts, members, n_pos, n_neg, weight, ap, ap_raw, auroc, shared):  # type: ignore[no-untyped-def]
+    n_concepts = len(n_pos)
+    low = (np.uint64(1) << shift) - np.uint64(1)
+    touched = np.empty(n_concepts, np.int64)
+    group_pos = np.zeros(n_concepts, np.int64)
+    group_shared_pos = np.zeros(n_concepts, np.int64)
+    for row in range(order.shape[0]):
+        keys = order[row]
+        tp = np.zeros(n_concepts)
+        shared_tp = np.zeros(n_concepts)
+        ap[row] = 0.0
+        ap_raw[row] = 0.0
+        auroc[row] = 0.0
+        seen = 0
+        first = 0
+        while first < len(keys):
+            key = np.uint64(keys[first]) >> shift
+            n_touched = 0
+            group = 0
+            last = first
+            while last < len(keys) and np.uint64(keys[last]) >> shift == key:
+                sentence = np.int64(np.uint64(keys[last]) & low)
+                marked = np.int64(shared[sentence])
+                group += marked
+                for entry in range(starts[sentence], starts[sentence + 1]):
+                    concept = members[entry]
+                    if group_pos[concept] == 0:
+                        touched[n_touched] = concept
+                        n_touched += 1
+                    group_pos[concept] += 1
+                    group_shared_pos[concept] += marked
+                last += 1
+            for index in range(n_touched):
+                concept = touched[index]
+                positives = group_pos[concept]
+                negatives_before = seen - shared_tp[concept]
+                negatives = group - group_shared_pos[concept]
+                tp[concept] += positives
+                shared_tp[concept] += group_shared_pos[concept]
+                fp = negatives_before + negatives
+                _add(
+                    row, concept, positives, negatives, negatives_before, tp[concept], fp,
+                    n_pos[concept], n_neg[concept], weight[concept], ap, ap_raw, auroc,
+                )  # fmt: skip
+                group_pos[concept] = 0
+                group_shared_pos[concept] = 0
+            seen += group
+            first = last
+
+
+@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _walk_listed(
+    order, shift, starts, members, n_pos, n_neg, weight, ap, ap_raw, auroc,
+    negative_starts, negative_members,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    n_concepts = len(n_pos)
+    low = (np.uint64(1) << shift) - np.uint64(1)
+    touched = np.empty(n_concepts, np.int64)
+    group_pos = np.zeros(n_concepts, np.int64)
+    group_neg = np.zeros(n_concepts, np.int64)
+    for row in range(order.shape[0]):
+        keys = order[row]
+        tp = np.zeros(n_concepts)
+        fp = np.zeros(n_concepts)
+        ap[row] = 0.0
+        ap_raw[row] = 0.0
+        auroc[row] = 0.0
+        first = 0
+        while first < len(keys):
+            key = np.uint64(keys[first]) >> shift
+            n_touched = 0
+            last = first
+            while last < len(keys) and np.uint64(keys[last]) >> shift == key:
+                sentence = np.int64(np.uint64(keys[last]) & low)
+                for entry in range(starts[sentence], starts[sentence + 1]):
+                    concept = members[entry]
+                    if group_pos[concept] + group_neg[concept] == 0:
+                        touched[n_touched] = concept
+                        n_touched += 1
+                    group_pos[concept] += 1
+                for entry in range(negative_starts[sentence], negative_starts[sentence + 1]):
+                    concept = negative_members[entry]
+                    if group_pos[concept] + group_neg[concept] == 0:
+                        touched[n_touched] = concept
+                        n_touched += 1
+                    group_neg[concept] += 1
+                last += 1
+            for index in range(n_touched):
+                concept = touched[index]
+                negatives_before = fp[concept]
+                tp[concept] += group_pos[concept]
+                fp[concept] += group_neg[concept]
+                _add(
+                    row, concept, group_pos[concept], group_neg[concept], negatives_before,
+                    tp[concept], fp[concept], n_pos[concept], n_neg[concept], weight[concept],
+                    ap, ap_raw, auroc,
+                )  # fmt: skip
+                group_pos[concept] = 0
+                group_neg[concept] = 0
+            first = last
+
+
+@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def _add(
+    row, concept, positives, negatives, negatives_before, tp, fp, n_pos, n_neg, weight,
+    ap, ap_raw, auroc,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Add one threshold's part: its recall step times the precision at its end."""
+    if positives > 0:
+        step = positives / n_pos
+        ap[row, concept] += step * (tp / (tp + weight * fp))
+        ap_raw[row, concept] += step * (tp / (tp + fp))
+        above = n_neg - negatives_before - 0.5 * negatives
+        auroc[row, concept] += step * (above / n_neg)
+
+
+def _compress(sentences: Integers, concepts: Integers, n_sentences: int) -> tuple[Integers, Integers]:
+    """Pairs of (sentence, concept) as compressed rows over the sentences."""
+    order = np.lexsort((concepts, sentences))
+    starts = np.zeros(n_sentences + 1, np.int64)
+    np.cumsum(np.bincount(sentences, minlength=n_sentences), out=starts[1:])
+    return starts, np.asarray(concepts, np.int64)[order]
+
+
+def _by_concept(starts: Integers, members: Integers, n_concepts: int) -> list[Integers]:
+    sentences = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    order = np.argsort(members, kind="stable")
+    cuts = np.cumsum(np.bincount(members, minlength=n_concepts))[:-1]
+    return np.split(sentences[order], cuts)
+
+
+def _draw_evenly(
+    positives: list[Integers], concept: int, wanted: int, random: np.random.Generator
+) -> Integers:
+    """`wanted` sentences of the other concepts, one of each concept in turn while they last."""
+    own = positives[concept]
+    queues = [
+        random.permutation(np.setdiff1d(sentences, own))
+        for other, sentences in enumerate(positives)
+        if other != concept
+    ]
+    turn = np.concatenate([np.arange(len(queue)) for queue in queues])
+    tie = random.random(len(turn))
+    candidates = np.concatenate(queues)[np.lexsort((tie, turn))]
+    _, first_seen = np.unique(candidates, return_index=True)
+    distinct = candidates[np.sort(first_seen)]
+    if len(distinct) < wanted:
+        raise ValueError(
+            f"concept {concept} has {len(distinct)} possible negatives; {wanted} were asked for"
+        )
+    return distinct[:wanted]

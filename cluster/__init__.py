@@ -1,0 +1,1 @@
+"""Where models live and work is queued: weights, shards, replicas and the work queue."""

@@ -1,0 +1,143 @@
+"""The work queue: every unit is done once for good, whatever dies on the way.
+
+A unit is tried again, after a growing pause, when its worker dies or it raises; after some attempts
+it is set aside with its error and the rest goes on. What a user has to mend (UserError) is not tried
+again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from storage.errors import UserError, WorkFailed
+
+ATTEMPTS = 3
+_PAUSE_SECONDS = 1.0
+_POLL_SECONDS = 0.2
+_HELD_PER_WORKER = 2
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Task(Generic[Unit]):
+    unit: Unit
+    attempt: int = 1
+    not_before: float = 0.0
+
+
+@dataclass(eq=False)
+class _Worker:
+    handle: Any
+    held: int = 0
+
+
+class WorkQueue(Generic[Unit, Result]):
+    """Runs units on actors.
+
+    `start_worker` makes an actor with a method `ready` that answers as soon as the actor is placed;
+    `submit(actor, unit)` gives the reference of the unit's result; `name(unit)` stands for the unit
+    in errors.
+    """
+
+    def __init__(
+        self,
+        start_worker: Callable[[], Any],
+        submit: Callable[[Any, Unit], Any],
+        name: Callable[[Unit], str],
+    ) -> None:
+        self._start_worker = start_worker
+        self._submit = submit
+        self._name = name
+        self._todo: deque[_Task[Unit]] = deque()
+        self._workers: list[_Worker] = []
+        self._flying: dict[Any, tuple[_Task[Unit], _Worker]] = {}
+        self._failures: list[str] = []
+
+    def run(
+        self, units: Sequence[Unit], n_workers: int, wait_seconds: float = 60.0
+    ) -> Iterator[tuple[Unit, Result]]:
+        """Give (unit, result) as each unit is done, in any order.
+
+        A worker holds at most two units, so memory stays flat however many there are.
+
+        Raises UserError at once when a unit does, or when no worker is placed within `wait_seconds`;
+        WorkFailed at the end when units were set aside.
+        """
+        self._todo.extend(_Task(unit) for unit in units)
+        self._workers = [_Worker(self._start_worker()) for _ in range(n_workers)]
+        try:
+            self._await_placement(wait_seconds)
+            while self._todo or self._flying:
+                self._hand_out()
+                if not self._flying:
+                    time.sleep(_POLL_SECONDS)
+                    continue
+                done, _ = ray.wait(list(self._flying), timeout=_POLL_SECONDS)
+                for reference in done:
+                    unit = self._flying[reference][0].unit
+                    if self._succeeded(reference):
+                        yield unit, ray.get(reference)
+        finally:
+            for worker in self._workers:
+                ray.kill(worker.handle)
+        if self._failures:
+            raise WorkFailed(f"{len(self._failures)} of {len(units)} units failed", self._failures)
+
+    def _await_placement(self, wait_seconds: float) -> None:
+        """Wait until one worker is placed; the others may come later."""
+        placed, _ = ray.wait(
+            [worker.handle.ready.remote() for worker in self._workers], timeout=wait_seconds
+        )
+        if not placed:
+            has, free = ray.cluster_resources(), ray.available_resources()
+            raise UserError(
+                f"no worker could be placed within {wait_seconds:.0f} s: the cluster has "
+                f"{has.get('CPU', 0):.0f} CPUs and {has.get('GPU', 0):.0f} GPUs, of which "
+                f"{free.get('CPU', 0):.0f} and {free.get('GPU', 0):.0f} are free"
+            )
+        ray.get(placed[0])
+
+    def _hand_out(self) -> None:
+        for _ in range(len(self._todo)):
+            worker = min(self._workers, key=lambda candidate: candidate.held)
+            if worker.held >= _HELD_PER_WORKER:
+                return
+            task = self._todo.popleft()
+            if task.not_before > time.monotonic():
+                self._todo.append(task)
+                continue
+            worker.held += 1
+            self._flying[self._submit(worker.handle, task.unit)] = (task, worker)
+
+    def _succeeded(self, reference: Any) -> bool:
+        """Take a finished reference in; a failed unit is queued again or set aside."""
+        task, worker = self._flying.pop(reference)
+        worker.held -= 1
+        try:
+            ray.get(reference)
+        except RayError as error:
+            cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else error
+            if isinstance(cause, UserError):
+                raise cause from None
+            if isinstance(error, RayActorError) and worker in self._workers:
+                self._workers[self._workers.index(worker)] = _Worker(self._start_worker())
+            self._try_again_or_set_aside(task, cause or error)
+            return False
+        return True
+
+    def _try_again_or_set_aside(self, task: _Task[Unit], cause: BaseException) -> None:
+        if task.attempt < ATTEMPTS:
+            pause = _PAUSE_SECONDS * 2 ** (task.attempt - 1)
+            self._todo.append(_Task(task.unit, task.attempt + 1, time.monotonic() + pause))
+        else:
+            reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+            self._failures.append(f"{self._name(task.unit)}: {reason} (tried {ATTEMPTS} times)")

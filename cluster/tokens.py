@@ -1,0 +1,125 @@
+"""Sentences as tokens, and which of these each pooling looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from storage.errors import UserError
+
+POOLINGS = ("max", "concept", "context")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A sentence and where the words of its concepts stand: flat (start, end, start, end, ...)."""
+
+    text: str
+    spans: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One sentence: its token ids and, for each, whether it is real and of the concept's word."""
+
+    ids: list[int]
+    real: list[bool]
+    concept: list[bool]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sentences padded on the right to one length; each tensor has shape (sentences, tokens)."""
+
+    ids: torch.Tensor
+    attention: torch.Tensor
+    real: torch.Tensor
+    concept: torch.Tensor
+
+
+class Tokenizer:
+    """A model's tokenizer, with the offsets that tell which tokens are the concept's word."""
+
+    def __init__(self, folder: Path, longest: int) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not self._tokenizer.is_fast:
+            raise UserError(f"{folder}: the tokenizer gives no character offsets (it is not fast)")
+        self._longest = longest
+
+    def __call__(self, texts: Sequence[Text]) -> list[Tokens]:
+        """Tokens of each sentence. Special tokens are read by the model but never real."""
+        encoded = self._tokenizer(
+            [text.text for text in texts],
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return [
+            self._one(text, *parts)
+            for text, *parts in zip(
+                texts,
+                encoded["input_ids"],
+                encoded["offset_mapping"],
+                encoded["special_tokens_mask"],
+                strict=True,
+            )
+        ]
+
+    def word_ids(self, word: str) -> list[int]:
+        """Token ids of a word as it stands inside a sentence, without special tokens."""
+        ids: list[int] = self._tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _one(
+        self, text: Text, ids: list[int], offsets: list[tuple[int, int]], special: list[int]
+    ) -> Tokens:
+        spans = list(zip(text.spans[::2], text.spans[1::2], strict=True))
+        concept = [
+            not is_special and any(_overlap(text.text, offset, span) for span in spans)
+            for offset, is_special in zip(offsets, special, strict=True)
+        ]
+        end = self._longest
+        return Tokens(ids[:end], [not mark for mark in special][:end], concept[:end], len(ids) > end)
+
+
+def pad(sentences: Sequence[Tokens], pad_id: int, device: torch.device) -> Batch:
+    """A batch, padded on the right with `pad_id`, which the attention never sees."""
+    longest = max(len(sentence.ids) for sentence in sentences)
+
+    def padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+        return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+
+    return Batch(
+        ids=padded([sentence.ids for sentence in sentences], pad_id).to(device),
+        attention=padded([[1] * len(sentence.ids) for sentence in sentences], 0).to(device),
+        real=padded([sentence.real for sentence in sentences], 0).bool().to(device),
+        concept=padded([sentence.concept for sentence in sentences], 0).bool().to(device),
+    )
+
+
+def pooled_tokens(batch: Batch, pooling: str) -> torch.Tensor:
+    """Mask of the tokens over which a pooling takes the maximum, of shape (sentences, tokens).
+
+    A sentence that is about no concept has no word of its own: `concept` and `context` then look at
+    all its real tokens.
+    """
+    if pooling == "max":
+        return batch.real
+    of_none = ~batch.concept.any(dim=1, keepdim=True)
+    if pooling == "concept":
+        return batch.real & (batch.concept | of_none)
+    if pooling == "context":
+        return batch.real & ~batch.concept
+    raise UserError(f"pooling {pooling!r} is unknown; expected one of {', '.join(POOLINGS)}")
+
+
+def _overlap(text: str, offset: tuple[int, int], span: tuple[int, int]) -> bool:
+    """Whether a token shares a character with the span, the white space before a word aside."""
+    start, end = offset
+    return any(not text[at].isspace() for at in range(max(start, span[0]), min(end, span[1])))

@@ -1,0 +1,238 @@
+"""Where a model's weights come from, and what they are: the same bytes have the same identity.
+
+Every source ends as a folder with a configuration, a tokenizer and safetensors files. A GGUF file is
+converted, and a random-init model drawn, once per machine into a cache named by the identity.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from storage.assets import ASSETS
+from storage.commit import sync
+from storage.errors import UserError
+from storage.fingerprint import fingerprint, hash_file
+
+RANDOM_INIT = "random-init"
+MAIN = "main"
+
+_RANDOM_SEED = 0
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model at one revision, resolved: `identity` stands for the very numbers."""
+
+    model: str
+    revision: str
+    identity: str
+    source: str  # "folder", "gguf" or "hub"
+    location: str  # the folder, the file, or the hub's id
+    commit: str | None = None
+
+    @property
+    def random(self) -> bool:
+        return self.revision == RANDOM_INIT
+
+    @property
+    def label(self) -> str:
+        return f"{self.model}@{self.revision}"
+
+
+def resolve(model: str, revision: str, beside: Path) -> Weights:
+    """Find a model: a known asset, a folder, a GGUF file, or an id on the Hugging Face hub.
+
+    Paths are relative to the folder `beside`. Downloads nothing but the commit's hash.
+    Raises UserError when the model cannot be found or is no causal language model.
+    """
+    if model in ASSETS and ASSETS[model].file.endswith(".gguf"):
+        path = ASSETS[model].path()
+        return _local(model, revision, "gguf", path, ASSETS[model].sha256)
+    path = (beside / Path(model).expanduser()).resolve()
+    if path.is_file() and path.suffix == ".gguf":
+        return _local(model, revision, "gguf", path, hash_file(path))
+    if path.is_dir():
+        _check_folder(model, path)
+        return _local(model, revision, "folder", path, _hash_folder(path))
+    if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1:
+        raise UserError(f"model {model!r}: there is no file or folder {path}")
+    return _on_hub(model, revision)
+
+
+def materialise(weights: Weights) -> Path:
+    """The folder of the weights on this machine, made when it is not there yet."""
+    if weights.source == "hub":
+        folder = _download(weights)
+    elif weights.source == "gguf":
+        # the plain weights serve the random-init control too, so their name leaves it out
+        name = fingerprint({"gguf": weights.identity.split("+")[0]})
+        folder = _cached(name, lambda target: _convert_gguf(Path(weights.location), target))
+    else:
+        folder = Path(weights.location)
+    if weights.random:
+        name = fingerprint({"random": weights.identity})
+        trained = folder
+        folder = _cached(name, lambda target: _draw_random(trained, target))
+    return folder
+
+
+def load_config(weights: Weights) -> Any:
+    """The model's configuration, without its weights."""
+    from transformers import AutoConfig
+
+    if weights.source == "gguf":
+        file = Path(weights.location)
+        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    return AutoConfig.from_pretrained(weights.location, revision=weights.commit)
+
+
+def check_causal_lm(model: str, config: dict[str, Any]) -> None:
+    """Raise UserError unless the configuration is that of a causal language model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    kind = config.get("model_type")
+    classes = config.get("architectures") or []
+    if kind not in known:
+        raise UserError(f"model {model!r}: is no causal language model (model_type is {kind!r})")
+    causal = {name for names in known.values() for name in _names(names)}
+    if classes and not causal.intersection(classes):
+        raise UserError(
+            f"model {model!r}: is no causal language model (its architecture is {classes[0]})"
+        )
+
+
+def _names(names: Any) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _local(model: str, revision: str, source: str, path: Path, digest: str) -> Weights:
+    if revision not in (MAIN, RANDOM_INIT):
+        raise UserError(
+            f"model {model!r}: has no revision {revision!r}; a local model has {MAIN} and {RANDOM_INIT}"
+        )
+    return Weights(model, revision, _identity(f"sha256:{digest}", revision), source, str(path))
+
+
+def _identity(bytes_identity: str, revision: str) -> str:
+    if revision == RANDOM_INIT:
+        return f"{bytes_identity}+{RANDOM_INIT}:{_RANDOM_SEED}"
+    return bytes_identity
+
+
+def _check_folder(model: str, folder: Path) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(f"model {model!r}: the folder {folder} has no config.json")
+    try:
+        content = json.loads(config.read_text())
+    except ValueError as error:
+        raise UserError(f"model {model!r}: {config} is no JSON: {error}") from error
+    check_causal_lm(model, content)
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model {model!r}: the folder {folder} has no .safetensors file; pickled weights are not "
+            "loaded"
+        )
+    if not (folder / "tokenizer.json").is_file() and not list(folder.glob("tokenizer*")):
+        raise UserError(f"model {model!r}: the folder {folder} has no tokenizer")
+
+
+def _hash_folder(folder: Path) -> str:
+    files = [*folder.glob("*.safetensors"), folder / "config.json"]
+    files += [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    return fingerprint({path.name: hash_file(path) for path in files})
+
+
+def _on_hub(model: str, revision: str) -> Weights:
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
+
+    asked = MAIN if revision == RANDOM_INIT else revision
+    try:
+        commit = HfApi().model_info(model, revision=asked, timeout=10).sha
+    except RevisionNotFoundError as error:
+        raise UserError(f"model {model!r}: has no revision {asked!r} on the hub") from error
+    except HFValidationError as error:
+        raise UserError(f"model {model!r}: is no folder, no .gguf file and no hub id") from error
+    except (HfHubHTTPError, OSError) as error:
+        try:
+            commit = Path(snapshot_download(model, revision=asked, local_files_only=True)).name
+        except OSError:
+            raise UserError(
+                f"model {model!r}: is not on this machine, and the Hugging Face hub says "
+                f"{_first_line(error)}"
+            ) from error
+    config = json.loads(Path(hf_hub_download(model, "config.json", revision=commit)).read_text())
+    check_causal_lm(model, config)
+    return Weights(model, revision, _identity(f"commit:{commit}", revision), "hub", model, commit)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _download(weights: Weights) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(weights.location, revision=weights.commit, allow_patterns=_HUB_FILES))
+
+
+def _cached(name: str, make: Any) -> Path:
+    final = Path(platformdirs.user_cache_dir("neuralign")) / "models" / name
+    if final.is_dir():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=final.parent))
+    try:
+        make(target)
+        for path in target.iterdir():
+            sync(path)
+        try:
+            target.rename(final)
+        except OSError:
+            # another process was first; what it made is the same
+            if not final.is_dir():
+                raise
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+    return final
+
+
+def _convert_gguf(file: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: is no GGUF file of a causal language model: {error}") from error
+    # the numbers are no longer quantised, so nothing may say that they are
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+
+
+def _draw_random(trained: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(trained)
+    torch.manual_seed(_RANDOM_SEED)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.to(config.dtype or torch.float32).save_pretrained(target)
+    for path in trained.iterdir():
+        if path.suffix != ".safetensors" and not (target / path.name).exists():
+            shutil.copy(path, target / path.name)

@@ -1,0 +1,155 @@
+"""Stage `activations`: every sentence through the model; the neurons' pooled activations to Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.weights import Weights
+from jobs import sentences
+from jobs.progress import progress
+from jobs.stage import Outcome, Stage, run_missing_units
+from storage import schemas
+from storage.activation_files import INPUT_EMBEDDINGS_FILE, SiteFiles, activation_folder
+from storage.commit import FileRecord, write_table
+
+KIND = "activations"
+SITES_FILE = "sites.parquet"
+FILES_FILE = "files.parquet"
+
+TOKEN_BUDGET = 1024
+_PLACE = ("pooling", "layer", "site")
+_FEWEST_IN_UNIT, _MOST_IN_UNIT = 64, 4096
+_UNITS_AT_LEAST = 8
+
+
+def plan(
+    weights: Weights, dtype: str, sites: str, poolings: list[str], texts: Stage, n_sentences: int
+) -> Stage:
+    """The stage for one model at one revision over one concept set."""
+    size = unit_size(n_sentences)
+    params = {
+        "model": weights.model,
+        "revision": weights.revision,
+        "identity": weights.identity,
+        "concept_set": texts.params["concept_set"],
+        "dtype": dtype,
+        "sites": sites,
+        "poolings": poolings,
+        "token_budget": TOKEN_BUDGET,
+        "sentences_in_unit": size,
+        "units": -(-n_sentences // size),
+    }
+
+    def run(stage: Stage, store: Path) -> Outcome:
+        return _run(stage, store, weights)
+
+    return Stage(KIND, weights.label, params, run, {"sentences": texts})
+
+
+def unit_size(n_sentences: int) -> int:
+    """Sentences in a work unit: a function of their number alone, so that a run that is taken up on
+    another cluster finds the same units. A power of two that gives at least eight units."""
+    size = 1 << max(0, (n_sentences // _UNITS_AT_LEAST).bit_length() - 1)
+    return min(max(size, _FEWEST_IN_UNIT), _MOST_IN_UNIT)
+
+
+def site_files(stage: Stage, store: Path, pooling: str, layer: int, site: str) -> SiteFiles:
+    """The files of one site over all sentences."""
+    paths = stage.result(store).paths(activation_folder(pooling, layer, site))
+    (width,) = (
+        row["width"]
+        for row in read_sites(stage, store)
+        if (row["pooling"], row["layer"], row["site"]) == (pooling, layer, site)
+    )
+    return SiteFiles(sorted(paths), width)
+
+
+def read_sites(stage: Stage, store: Path) -> list[dict[str, Any]]:
+    """The rows of the stage's `sites` table."""
+    (path,) = stage.result(store).paths(SITES_FILE)
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def read_input_embeddings(stage: Stage, store: Path) -> dict[str, list[float]]:
+    """Input embedding of each concept."""
+    (path,) = stage.result(store).paths(INPUT_EMBEDDINGS_FILE)
+    return {row["concept"]: row["vector"] for row in pq.read_table(path).to_pylist()}
+
+
+def _run(stage: Stage, store: Path, weights: Weights) -> Outcome:
+    import ray
+
+    from cluster.queue import WorkQueue
+    from cluster.replica import Receipt, Replica, WorkUnit, replica_options
+    from cluster.session import connect, cpus, gpus
+    from cluster.tokens import Text
+
+    folder = stage.folder(store)
+    size = stage.params["sentences_in_unit"]
+    texts = [Text(text, spans) for text, spans in sentences.read_texts(stage.inputs["sentences"], store)]
+    units = [
+        WorkUnit(number, first, texts[first : first + size])
+        for number, first in enumerate(range(0, len(texts), size))
+    ]
+    words = sentences.read_concept_names(stage.inputs["sentences"], store)
+
+    connect()
+    replica = ray.remote(Replica).options(**replica_options(gpus()))
+
+    def start() -> Any:
+        settings = stage.params["dtype"], stage.params["poolings"], TOKEN_BUDGET
+        return replica.remote(weights, *settings)
+
+    def submit(actor: Any, unit: WorkUnit) -> Any:
+        return actor.run.remote(unit, folder, words if unit.number == 0 else [])
+
+    def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
+        todo = list(missing)
+        left = sum(len(unit.texts) for unit in todo)
+        queue: WorkQueue[WorkUnit, Receipt] = WorkQueue(
+            start, submit, lambda unit: f"{stage.name}, unit {unit.name}"
+        )
+        n_workers = min(gpus() or cpus(), len(todo))
+        with progress(stage.name, len(texts), "sentences", len(texts) - left) as advance:
+            for unit, receipt in queue.run(todo, n_workers):
+                places = [
+                    [pooling, site.layer, site.name, site.width] for pooling, site in receipt.places
+                ]
+                facts = {"places": places, "tokens": receipt.tokens, "cut": receipt.truncated}
+                yield unit.name, receipt.files, facts
+                advance(len(unit.texts))
+
+    files, facts = run_missing_units(folder, {unit.name: unit for unit in units}, run)
+    described = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
+    places = [
+        {**described, "pooling": pooling, "layer": layer, "site": site, "width": width}
+        for pooling, layer, site, width in facts[0]["places"]
+    ]
+    pieces = [
+        {
+            **place,
+            "first": unit.first,
+            "sentences": len(unit.texts),
+            "path": f"{activation_folder(*(place[key] for key in _PLACE))}/{unit.name}.parquet",
+        }
+        for place in places
+        for unit in units
+    ]
+    files += [
+        write_table(folder, SITES_FILE, pa.Table.from_pylist(places, schemas.SITES)),
+        write_table(folder, FILES_FILE, pa.Table.from_pylist(pieces, schemas.ACTIVATION_FILES)),
+    ]
+    cut = sum(fact["cut"] for fact in facts)
+    return Outcome(files, [f"{cut} sentences were cut to the longest length"] if cut else [])
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_file
+
+    run_file("activations")

@@ -1,0 +1,118 @@
+"""Stage `similarity`, for what the experts are compared with: concepts as vectors, by cosine.
+
+Word vectors (GloVe); the model's input embeddings; the model's mean hidden state of each layer over a
+concept's sentences, as it is and less the mean over all concepts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from alignment.vectors import centred, cosine_matrix
+from jobs import activations, sentences
+from jobs.similarity import FILE, KIND, complete
+from jobs.stage import Outcome, Stage
+from storage.activation_files import MEAN, RESIDUAL
+from storage.assets import ASSETS
+from storage.commit import write_table
+from storage.errors import UserError
+from storage.word_vectors import read_glove
+
+WORD_VECTORS = "word vectors"
+INPUT_EMBEDDING = "input embedding"
+HIDDEN_STATE = "hidden state"
+COSINE = "cosine"
+CENTRED_COSINE = "centred cosine"
+
+Vectors = npt.NDArray[np.floating[Any]]
+
+
+def plan_word_vectors(texts: Stage) -> Stage:
+    """The stage that compares the concepts' GloVe vectors."""
+    name = "glove-50"
+    params = {
+        "model": name,
+        "revision": None,
+        "identity": ASSETS[name].sha256,
+        "concept_set": texts.params["concept_set"],
+        "representation": WORD_VECTORS,
+    }
+    return Stage(KIND, name, params, _run_word_vectors, {"sentences": texts})
+
+
+def plan_embeddings(read: Stage, input_embedding: bool, contextual: bool) -> Stage:
+    """The stage that compares a model's own embeddings of the concepts."""
+    params = {
+        **{name: read.params[name] for name in ("model", "revision", "concept_set")},
+        "input_embedding": input_embedding,
+        "contextual": contextual,
+    }
+    return Stage(KIND, f"{read.label}-embeddings", params, _run_embeddings, {"activations": read})
+
+
+def _run_word_vectors(stage: Stage, store: Path) -> Outcome:
+    names = sentences.read_concept_names(stage.inputs["sentences"], store)
+    vectors = read_glove(names)
+    found = [name for name in names if name in vectors]
+    if len(found) < 2:
+        raise UserError(f"glove: has vectors for {len(found)} of the {len(names)} concepts")
+    matrix = np.stack([vectors[name] for name in found])
+    rows = _pairs(found, matrix, stage, representation=WORD_VECTORS, measure=COSINE)
+    missing = [name for name in names if name not in vectors]
+    notes = [f"no word vector for {', '.join(missing)}"] if missing else []
+    return Outcome([write_table(stage.folder(store), FILE, rows)], notes)
+
+
+def _run_embeddings(stage: Stage, store: Path) -> Outcome:
+    read = stage.inputs["activations"]
+    texts = read.inputs["sentences"]
+    names = sentences.read_concept_names(texts, store)
+    tables = []
+    if stage.params["input_embedding"]:
+        vectors = activations.read_input_embeddings(read, store)
+        matrix = np.array([vectors[name] for name in names])
+        tables.append(_pairs(names, matrix, stage, representation=INPUT_EMBEDDING, measure=COSINE))
+    if stage.params["contextual"]:
+        for row in activations.read_sites(read, store):
+            if row["site"] != RESIDUAL:
+                continue
+            states = activations.site_files(read, store, MEAN, row["layer"], RESIDUAL)
+            matrix = _concept_means(states.read(), *sentences.read_memberships(texts, store)[:2])
+            place = {"representation": HIDDEN_STATE, "layer": row["layer"]}
+            tables.append(_pairs(names, matrix, stage, **place, measure=COSINE))
+            tables.append(_pairs(names, centred(matrix), stage, **place, measure=CENTRED_COSINE))
+    return Outcome([write_table(stage.folder(store), FILE, pa.concat_tables(tables))])
+
+
+def _concept_means(states: Vectors, ids: Any, members: Any) -> Vectors:
+    """Mean over each concept's sentences of states of shape (width, sentences)."""
+    order = np.argsort(members, kind="stable")
+    starts = np.flatnonzero(np.diff(np.asarray(members)[order], prepend=-1))
+    sums = np.add.reduceat(states[:, np.asarray(ids)[order]].astype(np.float64), starts, axis=1)
+    means: Vectors = (sums / np.bincount(members)).T
+    return means
+
+
+def _pairs(names: list[str], vectors: Vectors, stage: Stage, **place: Any) -> pa.Table:
+    """Rows of the `similarity` table for each two concepts."""
+    order = sorted(range(len(names)), key=lambda index: names[index])
+    first, second = np.triu_indices(len(names), 1)
+    try:
+        cosines = cosine_matrix(vectors[order])[first, second]
+    except ValueError as error:
+        raise UserError(f"{stage.name}, {place}: {error}") from error
+    ordered = pa.array([names[index] for index in order])
+    rows = pa.table(
+        {
+            "concept_a": ordered.take(pa.array(first)),
+            "concept_b": ordered.take(pa.array(second)),
+            "similarity": cosines,
+        }
+    )
+    constant = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
+    return complete(rows, {**constant, **place})

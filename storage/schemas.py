@@ -1,0 +1,166 @@
+"""The columns of every table, with what they mean: the one place that names them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+
+def _field(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
+
+
+_TEXT = pa.string()
+
+_CONCEPT_SET = _field("concept_set", _TEXT, "name of the concept set and the start of its hash")
+_MODEL = _field("model", _TEXT, "the model, as the sweep file names it")
+_REVISION = _field("revision", _TEXT, "the revision, as the sweep file names it")
+_CONCEPT = _field("concept", _TEXT, "name of the concept")
+_SENTENCE_ID = _field("sentence_id", pa.int64(), "number of the sentence in its set, from 0")
+_POOLING = _field("pooling", _TEXT, "max, concept or context: over which tokens the maximum goes")
+_LAYER = _field("layer", pa.int32(), "number of the layer, from 0")
+_SITE = _field("site", _TEXT, "place in the layer, for example mlp.hidden")
+_UNIT = _field("unit", pa.int32(), "coordinate in the site, from 0")
+_AP = "average precision as a detector of the concept"
+
+CONCEPTS = pa.schema(
+    [
+        _CONCEPT_SET,
+        _CONCEPT,
+        _field("domain", _TEXT, "domain that the concept belongs to", nullable=True),
+        _field("sense", _TEXT, "the sense meant: a WordNet id or a definition", nullable=True),
+        _field("n_sentences", pa.int64(), "positive sentences of the concept"),
+    ]
+)
+
+SENTENCES = pa.schema(
+    [
+        _CONCEPT_SET,
+        _SENTENCE_ID,
+        _field("text", _TEXT, "the sentence"),
+        _field("source", _TEXT, "where the sentence comes from", nullable=True),
+        _field("prompt", _TEXT, "what was asked for: fact or story", nullable=True),
+    ]
+)
+
+MEMBERSHIPS = pa.schema(
+    [
+        _CONCEPT_SET,
+        _SENTENCE_ID,
+        _CONCEPT,
+        _field("role", _TEXT, "positive: the sentence is about the concept"),
+        _field(
+            "spans",
+            pa.list_(pa.int32()),
+            "where the concept's word stands: start and end of each occurrence, in characters",
+        ),
+    ]
+)
+
+SITES = pa.schema(
+    [
+        _MODEL,
+        _REVISION,
+        _CONCEPT_SET,
+        _LAYER,
+        _SITE,
+        _POOLING,
+        _field("width", pa.int32(), "units of the site"),
+    ]
+)
+
+ACTIVATION_FILES = pa.schema(
+    [
+        _MODEL,
+        _REVISION,
+        _CONCEPT_SET,
+        _LAYER,
+        _SITE,
+        _POOLING,
+        _field("first", pa.int64(), "sentence_id of the first sentence in the file"),
+        _field("sentences", pa.int64(), "sentences in the file"),
+        _field("path", _TEXT, "file of the values, relative to the stage's folder"),
+    ]
+)
+
+EXPERTS = pa.schema(
+    [
+        _MODEL,
+        _REVISION,
+        _CONCEPT_SET,
+        _POOLING,
+        _CONCEPT,
+        _LAYER,
+        _SITE,
+        _UNIT,
+        _field("ap", pa.float64(), f"{_AP}, at the reference prevalence"),
+        _field("ap_raw", pa.float64(), f"{_AP}, every sentence counted once"),
+        _field("auroc", pa.float64(), "area under the ROC curve"),
+        _field("on_p50", pa.float32(), "median activation on the concept's positives"),
+        _field("on_p90", pa.float32(), "90th percentile of the activation on the positives"),
+        _field("off_mean", pa.float32(), "mean activation on the concept's negatives"),
+    ]
+)
+
+INPUT_EMBEDDINGS = pa.schema(
+    [
+        _CONCEPT,
+        _field("vector", pa.list_(pa.float32()), "mean input embedding of the tokens of its name"),
+    ]
+)
+
+_REPRESENTATION = [
+    _field("representation", _TEXT, "experts, hidden state, input embedding or word vectors"),
+    _field("model", _TEXT, "the model, or the name of the word vectors"),
+    _field("revision", _TEXT, "the model's revision", nullable=True),
+    _field("concept_set", _TEXT, "concept set that it comes from"),
+    _field("pooling", _TEXT, "pooling of the experts' activations", nullable=True),
+    _field("layer", pa.int32(), "layer, null for the whole model", nullable=True),
+    _field("measure", _TEXT, "jaccard or cosine"),
+    _field("threshold", pa.float64(), "experts have an AP strictly above it", nullable=True),
+]
+
+SIMILARITY = pa.schema(
+    [
+        *_REPRESENTATION,
+        _field("concept_a", _TEXT, "one concept; its name sorts before the other's"),
+        _field("concept_b", _TEXT, "the other concept"),
+        _field("similarity", pa.float64(), "null where neither concept has an expert", True),
+        _field("n_a", pa.int64(), "experts of concept_a", nullable=True),
+        _field("n_b", pa.int64(), "experts of concept_b", nullable=True),
+        _field("n_shared", pa.int64(), "experts of both", nullable=True),
+    ]
+)
+
+ALIGNMENT = pa.schema(
+    [
+        *_REPRESENTATION,
+        _field("human_set", _TEXT, "name of the human data set"),
+        _field("n_pairs", pa.int64(), "pairs compared: rated by humans, and with a similarity"),
+        _field("n_concepts", pa.int64(), "concepts in these pairs"),
+        _field("rho", pa.float64(), "Spearman correlation; null below 10 pairs", nullable=True),
+        _field("ci_low", pa.float64(), "lower end of the 95% interval over concepts", True),
+        _field("ci_high", pa.float64(), "upper end of the 95% interval over concepts", True),
+    ]
+)
+
+HUMAN_PAIRS = pa.schema(
+    [
+        _field("human_set", _TEXT, "name of the human data set"),
+        _field("concept_a", _TEXT, "one concept; its name sorts before the other's"),
+        _field("concept_b", _TEXT, "the other concept"),
+        _field("score", pa.float64(), "mean human score, on the data set's own scale"),
+    ]
+)
+
+RUNS = pa.schema(
+    [
+        _field("run", _TEXT, "fingerprint of the stage: the column `run` of the other tables"),
+        _field("stage", _TEXT, "kind of the stage"),
+        _field("label", _TEXT, "what it was run for"),
+        _field("params", _TEXT, "its parameters, as JSON"),
+        _field("seconds", pa.float64(), "how long it took, in seconds"),
+        _field("finished", _TEXT, "when it was done, in UTC"),
+        _field("files", pa.int64(), "its files"),
+        _field("bytes", pa.int64(), "size of its files, in bytes"),
+    ]
+)

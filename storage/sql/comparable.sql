@@ -1,0 +1,23 @@
+-- Similarities of the concept pairs that humans rated and that every representation has,
+-- one row a representation.
+-- Reads: similarity (the table of that name), human(concept_a, concept_b, score).
+WITH rated AS (
+    SELECT *, (representation, model, revision, pooling, layer, measure, threshold) AS which
+    FROM similarity JOIN human USING (concept_a, concept_b)
+),
+common AS (
+    SELECT concept_a, concept_b
+    FROM rated
+    GROUP BY concept_a, concept_b
+    HAVING count(*) = (SELECT count(DISTINCT which) FROM rated)
+)
+SELECT
+    representation, model, revision, concept_set, pooling, layer, measure, threshold,
+    list(concept_a ORDER BY concept_a, concept_b) AS concepts_a,
+    list(concept_b ORDER BY concept_a, concept_b) AS concepts_b,
+    list(similarity ORDER BY concept_a, concept_b) AS similarities,
+    list(score ORDER BY concept_a, concept_b) AS scores
+FROM rated SEMI JOIN common USING (concept_a, concept_b)
+WHERE similarity IS NOT NULL
+GROUP BY representation, model, revision, concept_set, pooling, layer, measure, threshold
+ORDER BY representation, model, revision, concept_set, pooling, layer, measure, threshold
