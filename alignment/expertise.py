@@ -13,12 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+from alignment.walk import Floats, Integers, walk
 
 REFERENCE_PREVALENCE = 400 / 1400
 """Share of positives in the papers' data: 400 positive and 1,000 negative sentences a concept."""
@@ -33,15 +31,14 @@ class Labels:
     The positives are listed by sentence (compressed rows): sentence `s` is a positive of the
     concepts `positive_concepts[positive_starts[s]:positive_starts[s + 1]]`.
 
-    The negatives are either `shared`, a mask over the sentences: every marked sentence is a negative
-    of every concept of which it is not a positive; or, where `shared` is None, listed by sentence
-    just as the positives are.
+    The negatives are given in two ways that add up. A sentence that `shared` marks is a negative of
+    every concept of which it is no positive; further negatives are listed just as the positives are.
     """
 
     n_concepts: int
     positive_starts: Integers
     positive_concepts: Integers
-    shared: npt.NDArray[np.bool_] | None
+    shared: npt.NDArray[np.bool_]
     negative_starts: Integers
     negative_concepts: Integers
 
@@ -55,10 +52,12 @@ class Labels:
 
     def negatives(self) -> list[Integers]:
         """Sentences that are negatives, for each concept."""
-        if self.shared is None:
-            return _by_concept(self.negative_starts, self.negative_concepts, self.n_concepts)
         marked = np.flatnonzero(self.shared)
-        return [np.setdiff1d(marked, own, assume_unique=True) for own in self.positives()]
+        listed = _by_concept(self.negative_starts, self.negative_concepts, self.n_concepts)
+        return [
+            np.union1d(np.setdiff1d(marked, own), extra)
+            for own, extra in zip(self.positives(), listed, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ def labels_against_others(
         if len(own) == labelled.sum():
             raise ValueError(f"concept {concept} has no negative sentence")
     if sampled is None:
-        nothing = np.zeros(0, np.int64)
-        return Labels(n_concepts, starts, members, labelled, nothing, nothing)
+        no_starts, nothing = np.zeros(n_sentences + 1, np.int64), np.zeros(0, np.int64)
+        return Labels(n_concepts, starts, members, labelled, no_starts, nothing)
     drawn = [
         _draw_evenly(positives, concept, sampled, np.random.default_rng([seed, concept]))
         for concept in range(n_concepts)
@@ -105,7 +104,8 @@ def labels_against_others(
     negative_starts, negative_members = _compress(
         np.concatenate(drawn), np.repeat(np.arange(n_concepts), sampled), n_sentences
     )
-    return Labels(n_concepts, starts, members, None, negative_starts, negative_members)
+    unmarked = np.zeros(n_sentences, np.bool_)
+    return Labels(n_concepts, starts, members, unmarked, negative_starts, negative_members)
 
 
 def expertise(
@@ -129,12 +129,10 @@ def expertise(
     if not 0 < prevalence < 1:
         raise ValueError(f"prevalence is {prevalence}; expected a number between 0 and 1")
     n_positive = np.bincount(labels.positive_concepts, minlength=labels.n_concepts)
-    if labels.shared is None:
-        n_negative = np.bincount(labels.negative_concepts, minlength=labels.n_concepts)
-    else:
-        own = np.repeat(labels.shared, np.diff(labels.positive_starts))
-        among = np.bincount(labels.positive_concepts[own], minlength=labels.n_concepts)
-        n_negative = labels.shared.sum() - among
+    marked = np.repeat(labels.shared, np.diff(labels.positive_starts))
+    marked_positive = np.bincount(labels.positive_concepts[marked], minlength=labels.n_concepts)
+    listed = np.bincount(labels.negative_concepts, minlength=labels.n_concepts)
+    n_negative = labels.shared.sum() - marked_positive + listed
     weight = n_positive / n_negative * (1 - prevalence) / prevalence
 
     shape = (len(values), labels.n_concepts)
@@ -142,22 +140,21 @@ def expertise(
     for first in range(0, len(values), _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)
         order, shift = _sorted_keys(values[rows])
-        arguments = (
+        walk(
             order,
             np.uint64(shift),
             labels.positive_starts,
             labels.positive_concepts,
-            n_positive.astype(np.float64),
-            n_negative.astype(np.float64),
+            labels.shared,
+            labels.negative_starts,
+            labels.negative_concepts,
+            n_positive,
+            n_negative,
             weight,
             scores.ap[rows],
             scores.ap_raw[rows],
             scores.auroc[rows],
         )
-        if labels.shared is None:
-            _walk_listed(*arguments, labels.negative_starts, labels.negative_concepts)
-        else:
-            _walk_shared(*arguments, labels.shared)
     return scores
 
 
@@ -197,129 +194,12 @@ def _sorted_keys(
     key = np.where(bits > sign, bits, ~bits & kind(sign - 1))
     n_sentences = values.shape[1]
     narrow = kind is np.uint16 and n_sentences <= 1 << 16
-    packed_type = np.uint32 if narrow else np.uint64
+    packed_type: type[np.unsignedinteger[Any]] = np.uint32 if narrow else np.uint64
     shift = 16 if narrow else 32
-    packed = key.astype(packed_type) << packed_type(shift)
+    packed: npt.NDArray[Any] = key.astype(packed_type) << packed_type(shift)
     packed |= np.arange(n_sentences, dtype=packed_type)
     packed.sort(axis=1)
     return packed, shift
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _walk_shared(order, shift, starts, members, n_pos, n_neg, weight, ap, ap_raw, auroc, shared):  # type: ignore[no-untyped-def]
-    n_concepts = len(n_pos)
-    low = (np.uint64(1) << shift) - np.uint64(1)
-    touched = np.empty(n_concepts, np.int64)
-    group_pos = np.zeros(n_concepts, np.int64)
-    group_shared_pos = np.zeros(n_concepts, np.int64)
-    for row in range(order.shape[0]):
-        keys = order[row]
-        tp = np.zeros(n_concepts)
-        shared_tp = np.zeros(n_concepts)
-        ap[row] = 0.0
-        ap_raw[row] = 0.0
-        auroc[row] = 0.0
-        seen = 0
-        first = 0
-        while first < len(keys):
-            key = np.uint64(keys[first]) >> shift
-            n_touched = 0
-            group = 0
-            last = first
-            while last < len(keys) and np.uint64(keys[last]) >> shift == key:
-                sentence = np.int64(np.uint64(keys[last]) & low)
-                marked = np.int64(shared[sentence])
-                group += marked
-                for entry in range(starts[sentence], starts[sentence + 1]):
-                    concept = members[entry]
-                    if group_pos[concept] == 0:
-                        touched[n_touched] = concept
-                        n_touched += 1
-                    group_pos[concept] += 1
-                    group_shared_pos[concept] += marked
-                last += 1
-            for index in range(n_touched):
-                concept = touched[index]
-                positives = group_pos[concept]
-                negatives_before = seen - shared_tp[concept]
-                negatives = group - group_shared_pos[concept]
-                tp[concept] += positives
-                shared_tp[concept] += group_shared_pos[concept]
-                fp = negatives_before + negatives
-                _add(
-                    row, concept, positives, negatives, negatives_before, tp[concept], fp,
-                    n_pos[concept], n_neg[concept], weight[concept], ap, ap_raw, auroc,
-                )  # fmt: skip
-                group_pos[concept] = 0
-                group_shared_pos[concept] = 0
-            seen += group
-            first = last
-
-
-@numba.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _walk_listed(
-    order, shift, starts, members, n_pos, n_neg, weight, ap, ap_raw, auroc,
-    negative_starts, negative_members,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    n_concepts = len(n_pos)
-    low = (np.uint64(1) << shift) - np.uint64(1)
-    touched = np.empty(n_concepts, np.int64)
-    group_pos = np.zeros(n_concepts, np.int64)
-    group_neg = np.zeros(n_concepts, np.int64)
-    for row in range(order.shape[0]):
-        keys = order[row]
-        tp = np.zeros(n_concepts)
-        fp = np.zeros(n_concepts)
-        ap[row] = 0.0
-        ap_raw[row] = 0.0
-        auroc[row] = 0.0
-        first = 0
-        while first < len(keys):
-            key = np.uint64(keys[first]) >> shift
-            n_touched = 0
-            last = first
-            while last < len(keys) and np.uint64(keys[last]) >> shift == key:
-                sentence = np.int64(np.uint64(keys[last]) & low)
-                for entry in range(starts[sentence], starts[sentence + 1]):
-                    concept = members[entry]
-                    if group_pos[concept] + group_neg[concept] == 0:
-                        touched[n_touched] = concept
-                        n_touched += 1
-                    group_pos[concept] += 1
-                for entry in range(negative_starts[sentence], negative_starts[sentence + 1]):
-                    concept = negative_members[entry]
-                    if group_pos[concept] + group_neg[concept] == 0:
-                        touched[n_touched] = concept
-                        n_touched += 1
-                    group_neg[concept] += 1
-                last += 1
-            for index in range(n_touched):
-                concept = touched[index]
-                negatives_before = fp[concept]
-                tp[concept] += group_pos[concept]
-                fp[concept] += group_neg[concept]
-                _add(
-                    row, concept, group_pos[concept], group_neg[concept], negatives_before,
-                    tp[concept], fp[concept], n_pos[concept], n_neg[concept], weight[concept],
-                    ap, ap_raw, auroc,
-                )  # fmt: skip
-                group_pos[concept] = 0
-                group_neg[concept] = 0
-            first = last
-
-
-@numba.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def _add(
-    row, concept, positives, negatives, negatives_before, tp, fp, n_pos, n_neg, weight,
-    ap, ap_raw, auroc,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Add one threshold's part: its recall step times the precision at its end."""
-    if positives > 0:
-        step = positives / n_pos
-        ap[row, concept] += step * (tp / (tp + weight * fp))
-        ap_raw[row, concept] += step * (tp / (tp + fp))
-        above = n_neg - negatives_before - 0.5 * negatives
-        auroc[row, concept] += step * (above / n_neg)
 
 
 def _compress(sentences: Integers, concepts: Integers, n_sentences: int) -> tuple[Integers, Integers]:
@@ -351,7 +231,7 @@ def _draw_evenly(
     tie = random.random(len(turn))
     candidates = np.concatenate(queues)[np.lexsort((tie, turn))]
     _, first_seen = np.unique(candidates, return_index=True)
-    distinct = candidates[np.sort(first_seen)]
+    distinct: Integers = candidates[np.sort(first_seen)]
     if len(distinct) < wanted:
         raise ValueError(
             f"concept {concept} has {len(distinct)} possible negatives; {wanted} were asked for"

@@ -18,7 +18,8 @@ def cosine_matrix(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floa
     if not (np.isfinite(norms).all() and (norms > 0).all()):
         raise ValueError("a vector is zero or not finite, so its cosine is undefined")
     unit = exact / norms
-    return unit @ unit.T
+    cosines: npt.NDArray[np.float64] = unit @ unit.T
+    return cosines
 
 
 def centred(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
@@ -28,4 +29,5 @@ def centred(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
     plain cosine hides their differences.
     """
     exact = vectors.astype(np.float64)
-    return exact - exact.mean(axis=0, keepdims=True)
+    shifted: npt.NDArray[np.float64] = exact - exact.mean(axis=0, keepdims=True)
+    return shifted

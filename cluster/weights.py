@@ -218,7 +218,7 @@ def _convert_gguf(file: Path, target: Path) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file}: is no GGUF file of a causal language model: {error}") from error
     # the numbers are no longer quantised, so nothing may say that they are
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)

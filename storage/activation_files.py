@@ -46,7 +46,7 @@ class SiteFiles:
 
     def _read_one(self, path: Path) -> npt.NDArray[np.floating[Any]]:
         try:
-            values = pq.read_table(path).column(0).to_numpy()
+            values: npt.NDArray[np.floating[Any]] = pq.read_table(path).column(0).to_numpy()
         except (OSError, ValueError) as error:
             raise StoreError(f"{path}: cannot be read: {error}") from error
         if len(values) % self.width:

