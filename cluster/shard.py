@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel
 
@@ -45,13 +46,7 @@ class Shard:
         self, folder: Path, dtype: str, poolings: Sequence[str], budget: int, device: str = "cpu"
     ) -> None:
         self.device = torch.device(device)
-        try:
-            self.model = AutoModel.from_pretrained(
-                folder, dtype=getattr(torch, dtype), use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: cannot be loaded: {error}".splitlines()[0]) from error
-        self.model.eval().to(self.device)
+        self.model = _load(folder, getattr(torch, dtype)).eval().to(self.device)
         self.poolings = list(poolings)
         self.budget = budget
         self.config = self.model.config.get_text_config()
@@ -152,3 +147,19 @@ class Shard:
                 f"the sentence {text.text!r} has nothing but its concept's word; pooling 'context' "
                 "needs more"
             )
+
+
+def _load(folder: Path, dtype: torch.dtype) -> Any:
+    """The model's body. A weight that the files lack would be drawn at random, so it is an error."""
+    try:
+        model, found = AutoModel.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be loaded: {error}".splitlines()[0]) from error
+    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if lacking:
+        raise UserError(
+            f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}"
+        )
+    return model

@@ -24,6 +24,7 @@ RANDOM_INIT = "random-init"
 MAIN = "main"
 
 _RANDOM_SEED = 0
+_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -97,11 +98,13 @@ def load_config(weights: Weights) -> Any:
 
 def check_causal_lm(model: str, config: dict[str, Any]) -> None:
     """Raise UserError unless the configuration is that of a causal language model."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     kind = config.get("model_type")
     classes = config.get("architectures") or []
+    if kind and classes and classes[0].endswith(_CAUSAL_ENDINGS):
+        return
+    # the list of all of them is slow to load
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+
     if kind not in known:
         raise UserError(f"model {model!r}: is no causal language model (model_type is {kind!r})")
     causal = {name for names in known.values() for name in _names(names)}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from alignment.correlation import spearman, weighted_spearman
+from alignment.correlation import Floats, spearman, weighted_spearman
 from alignment.vectors import centred, cosine_matrix
 
 
@@ -89,7 +89,7 @@ def test_shared_concepts_widen_the_interval() -> None:
         (np.ones(12), "x is constant"),
     ],
 )
-def test_what_has_no_correlation_is_an_error(x: np.ndarray, message: str) -> None:
+def test_what_has_no_correlation_is_an_error(x: Floats, message: str) -> None:
     pairs = np.arange(len(x))
     with pytest.raises(ValueError, match=message):
         spearman(x, np.arange(float(len(x))), pairs, pairs + 1)

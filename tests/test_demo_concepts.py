@@ -27,9 +27,9 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9']+", text.lower())
 
 
-def trigrams(text: str) -> set[tuple[str, ...]]:
+def trigrams(text: str) -> set[tuple[str, str, str]]:
     found = words(text)
-    return set(itertools.pairwise(itertools.pairwise(found)))
+    return set(zip(found, found[1:], found[2:], strict=False))
 
 
 def test_there_are_enough_concepts_domains_and_rated_pairs(demo: ConceptSet) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -15,7 +15,9 @@ def query(name: str) -> str:
     return (files(__package__) / f"{name}.sql").read_text(encoding="utf-8")
 
 
-def provide(connection: duckdb.DuckDBPyConnection, name: str, columns: dict[str, Sequence[Any]]) -> None:
+def provide(
+    connection: duckdb.DuckDBPyConnection, name: str, columns: Mapping[str, Sequence[Any]]
+) -> None:
     """Make columns a table that queries can read."""
     rows = pa.table({column: pa.array(values) for column, values in columns.items()})
     connection.from_arrow(rows).create(name)

@@ -1,0 +1,25 @@
+"""Shared parts of the tests. Tests that take longer run last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+_LAST = ["test_shard", "test_queue", "test_sweep", "test_demo"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem
+        return _LAST.index(name) + 1 if name in _LAST else 0
+
+    items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny model with a BOS and without a pad token."""
+    return tiny.make_model(tmp_path_factory.mktemp("tiny") / "model")

@@ -1,0 +1,137 @@
+"""The demo on its real model: what the README shows must be what comes out, in the memory of a laptop."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from alignment.expertise import REFERENCE_PREVALENCE
+from storage.database import open_store
+
+ROOT = Path(__file__).parent.parent
+MOST_MEMORY = 4e9
+
+
+@dataclass
+class Run:
+    """A finished demo."""
+
+    store: Path
+    printed: str
+    peak_bytes: int = 0
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("demo")
+    content = yaml.safe_load((ROOT / "examples/demo.yaml").read_text())
+    content |= {"store": str(folder / "store"), "concepts": str(ROOT / "examples/demo-concepts.csv")}
+    (folder / "demo.yaml").write_text(yaml.safe_dump(content))
+    with (folder / "printed").open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.sweep", str(folder / "demo.yaml")], stdout=out
+        )
+        run = Run(folder / "store", "")
+        watch = threading.Thread(target=_watch, args=(process, run))
+        watch.start()
+        assert process.wait(timeout=900) == 0
+        watch.join()
+    run.printed = (folder / "printed").read_text()
+    (summary,) = run.store.glob("report/*/summary.json")
+    run.summary = json.loads(summary.read_text())
+    yield run
+
+
+def _watch(process: subprocess.Popen[bytes], run: Run) -> None:
+    """Follow the memory of the demo and everything that it starts; shared pages count once."""
+    while process.poll() is None:
+        total = 0
+        try:
+            family = psutil.Process(process.pid).children(recursive=True)
+            for each in [psutil.Process(process.pid), *family]:
+                total += each.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        run.peak_bytes = max(run.peak_bytes, total)
+        process_ended.wait(0.5)
+
+
+process_ended = threading.Event()
+
+
+def men(run: Run, **wanted: Any) -> list[dict[str, Any]]:
+    rows = [row for row in run.summary["alignment"] if row["human_set"] == "men"]
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def test_neurons_align_better_than_glove_and_input_embeddings(demo: Run) -> None:
+    pairs = demo.summary["human_pairs"]["men"]
+    assert pairs >= 250
+    (glove,) = men(demo, representation="word vectors")
+    (embedding,) = men(demo, representation="input embedding")
+    for pooling in ("max", "concept", "context"):
+        neurons = {"representation": "experts", "pooling": pooling, "threshold": 0.5}
+        (trained,) = men(demo, **neurons, revision="main")
+        assert trained["n_pairs"] == glove["n_pairs"] == embedding["n_pairs"] == pairs
+        assert trained["rho"] > glove["rho"]
+        assert trained["rho"] > embedding["rho"]
+        assert trained["ci_low"] > 0
+        (control,) = men(demo, **neurons, revision="random-init")
+        assert control["rho"] is None or control["rho"] < glove["rho"]
+
+
+def test_all_poolings_come_from_one_pass_over_the_same_sentences(demo: Run) -> None:
+    with open_store(demo.store) as connection:
+        counts = connection.sql(
+            "SELECT revision, pooling, sum(sentences) FROM activation_files "
+            "WHERE site = 'mlp.hidden' GROUP BY ALL"
+        ).fetchall()
+        params = connection.sql(
+            "SELECT params->>'prevalence' FROM runs WHERE stage = 'experts'"
+        ).fetchall()
+    expected = {
+        (revision, pooling, 2624 * 30)
+        for revision in ("main", "random-init")
+        for pooling in ("max", "concept", "context")
+    }
+    assert set(counts) == expected
+    assert {float(value) for (value,) in params} == {REFERENCE_PREVALENCE}
+
+
+def test_max_is_the_greater_of_concept_and_context(demo: Run) -> None:
+    """The word's tokens and all the others are all real tokens, so their maxima must agree."""
+    with open_store(demo.store) as connection:
+        (wrong, n) = connection.sql(
+            "SELECT count(*) FILTER (p.max != greatest(p.concept, p.context)), count(*) FROM ("
+            "PIVOT (SELECT sentence_id, unit, pooling, value FROM activations WHERE layer = 12 "
+            "AND site = 'mlp.hidden' AND revision = 'main') ON pooling USING first(value)) AS p"
+        ).fetchall()[0]
+    assert (wrong, n) == (0, 2624 * 1536)
+
+
+def test_the_summary_fits_eighty_columns_and_the_readme_shows_it(demo: Run) -> None:
+    printed = demo.printed.split("Where to look next")[0]
+    assert max(map(len, printed.splitlines())) <= 80
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"^(neurons, max pooling.*|word vectors.*)$", readme, re.MULTILINE)
+    assert shown
+    for line in shown:
+        label = re.split(r"\s{2,}", line)[0]
+        assert label in printed
+
+
+def test_the_demo_fits_a_laptops_memory(demo: Run) -> None:
+    print(f"peak {demo.peak_bytes / 1e9:.2f} GB")
+    assert 0 < demo.peak_bytes < MOST_MEMORY

@@ -1,0 +1,83 @@
+"""No unit may be lost or given twice, and nothing may hang, whatever dies on the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.queue import WorkQueue
+from storage.errors import UserError, WorkFailed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class Worker:
+    """Squares numbers; dies or raises where it is told to, once or always."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def ready(self) -> bool:
+        return True
+
+    def work(self, number: int, fault: str) -> int:
+        mark = self.folder / f"{fault}-{number}"
+        first_time = not mark.exists()
+        mark.touch()
+        if fault == "die once" and first_time:
+            os._exit(1)
+        if fault == "raise always" or (fault == "raise once" and first_time):
+            raise RuntimeError(f"unit {number} is poisoned")
+        if fault == "user":
+            raise UserError("mend your input")
+        return number * number
+
+
+def results(folder: Path, faults: dict[int, str], n_units: int = 6, cpus: float = 1) -> Any:
+    queue: WorkQueue[int, int] = WorkQueue(
+        lambda: ray.remote(Worker).options(num_cpus=cpus).remote(folder),
+        lambda actor, unit: actor.work.remote(unit, faults.get(unit, "")),
+        lambda unit: f"unit {unit}",
+    )
+    return queue.run(range(n_units), 2, wait_seconds=3)
+
+
+@pytest.mark.parametrize("faults", [{}, {0: "die once", 3: "die once"}, {2: "raise once"}])
+def test_every_unit_is_given_once(tmp_path: Path, faults: dict[int, str]) -> None:
+    found = list(results(tmp_path, faults))
+    assert sorted(found) == [(number, number * number) for number in range(6)]
+
+
+def test_a_poisoned_unit_is_set_aside_and_the_rest_is_done(tmp_path: Path) -> None:
+    done: dict[int, int] = {}
+    with pytest.raises(WorkFailed) as caught:
+        done.update(_kept(results(tmp_path, {1: "raise always"}), done))
+    assert caught.value.failures == ["unit 1: RuntimeError: unit 1 is poisoned (tried 3 times)"]
+    assert sorted(done) == [0, 2, 3, 4, 5]
+
+
+def _kept(given: Any, done: dict[int, int]) -> dict[int, int]:
+    """Keep what is given before an error comes."""
+    for unit, result in given:
+        done[unit] = result
+    return done
+
+
+def test_what_the_user_must_mend_stops_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mend your input"):
+        list(results(tmp_path, {0: "user"}))
+
+
+def test_resources_that_cannot_be_had_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="within 3 s: the cluster has 2 CPUs and 0 GPUs"):
+        list(results(tmp_path, {}, cpus=64))

@@ -1,0 +1,192 @@
+"""A sentence's activations must be its own: not its neighbours', not the padding's, not those of a
+special token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from alignment.words import find_word
+from cluster import shard as shard_module
+from cluster.batching import batches
+from cluster.shard import Shard
+from cluster.sites import Site
+from cluster.tokens import POOLINGS, Text
+from cluster.weights import materialise, resolve
+from storage.activation_files import MEAN
+from storage.errors import NeuralignError, UserError
+from tests import tiny
+
+TOLERANCE = 1e-5
+Values = npt.NDArray[np.floating[Any]]
+
+
+def texts(n: int) -> list[Text]:
+    found = []
+    for name, sentence in tiny.sentences()[:n]:
+        spans = [edge for span in find_word(sentence, name) for edge in span]
+        found.append(Text(sentence, spans))
+    return found
+
+
+def by_loop(folder: Path, given: list[Text]) -> dict[tuple[str, int], Values]:
+    """Pooled activations one sentence at a time, without padding, from the whole model in float64."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    found: dict[tuple[str, int], list[Any]] = {}
+    seen: dict[int, torch.Tensor] = {}
+    for number, layer in enumerate(model.model.layers):
+
+        def hook(_: Any, inputs: Any, number: int = number) -> None:
+            seen[number] = inputs[0][0]
+
+        layer.mlp.down_proj.register_forward_pre_hook(hook)
+    for text in given:
+        encoded = tokenizer(text.text, return_offsets_mapping=True, return_special_tokens_mask=True)
+        with torch.no_grad():
+            model(torch.tensor([encoded["input_ids"]]))
+        real = [not special for special in encoded["special_tokens_mask"]]
+        start, end = text.spans
+        word = [
+            is_real and bool(text.text[max(a, start) : min(b, end)].strip())
+            for is_real, (a, b) in zip(real, encoded["offset_mapping"], strict=True)
+        ]
+        rows = {
+            "max": real,
+            "concept": word,
+            "context": [r and not w for r, w in zip(real, word, strict=True)],
+        }
+        for number, hidden in seen.items():
+            for pooling, chosen in rows.items():
+                pooled = hidden[torch.tensor(chosen)].amax(dim=0)
+                found.setdefault((pooling, number), []).append(pooled.numpy())
+    return {key: np.array(values).T for key, values in found.items()}
+
+
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
+def test_pooled_activations_are_those_of_a_loop_over_single_sentences(
+    tiny_model: Path, budget: int
+) -> None:
+    given = texts(24)
+    expected = by_loop(tiny_model, given)
+    reading = Shard(tiny_model, "float32", POOLINGS, budget).read(given)
+    for (pooling, site), values in reading.values.items():
+        if pooling != MEAN:
+            # half a step of float16 is lost in storing
+            np.testing.assert_allclose(values, expected[pooling, site.layer], rtol=6e-4, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("pad_id", [0, 7, 299])
+def test_a_sentence_does_not_depend_on_its_batch_or_the_pad_token(
+    tiny_model: Path, pad_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = texts(12)
+    alone = Shard(tiny_model, "float32", POOLINGS, 1).read(given)
+    monkeypatch.setattr(shard_module, "PAD_ID", pad_id)
+    together = Shard(tiny_model, "float32", POOLINGS, 10_000).read(given)
+    reversed_ = Shard(tiny_model, "float32", POOLINGS, 10_000).read(given[::-1])
+    for key, values in alone.values.items():
+        # one step of float16 may be between two float32 values that differ in their last bit
+        rtol = 1e-3 if values.dtype == np.float16 else TOLERANCE
+        np.testing.assert_allclose(together.values[key], values, rtol, TOLERANCE)
+        np.testing.assert_allclose(reversed_.values[key][:, ::-1], values, rtol, TOLERANCE)
+
+
+def test_the_real_model_does_not_mix_sentences_either() -> None:
+    folder = materialise(resolve("smollm2-135m-instruct", "main", Path()))
+    given = texts(6)
+    alone = Shard(folder, "float32", ["max"], 1).read(given)
+    together = Shard(folder, "float32", ["max"], 10_000).read(given)
+    for key, values in alone.values.items():
+        np.testing.assert_allclose(together.values[key], values, atol=TOLERANCE, rtol=1e-3)
+
+
+def test_a_special_token_is_never_pooled(tiny_model: Path, tmp_path: Path) -> None:
+    """With an embedding of the BOS that is huge, anything that pooled it would show."""
+    from safetensors.torch import load_file, save_file
+
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    given = texts(6)
+    before = Shard(tiny_model, "float32", ["max"], 100)
+    # the value projection is cut, so that tokens cannot tell each other anything
+    for name in list(weights):
+        if "v_proj" in name:
+            weights[name].zero_()
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    plain = Shard(tmp_path, "float32", ["max"], 100).read(given)
+    weights["model.embed_tokens.weight"][0] = torch.linspace(-50, 90, 32)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    loud = Shard(tmp_path, "float32", ["max"], 100).read(given)
+    assert before.tokenizer(given[:1])[0].ids[0] == 0
+    for key, values in plain.values.items():
+        assert np.array_equal(loud.values[key], values)
+
+
+def test_the_sites_are_the_inputs_of_the_down_projections(tiny_model: Path) -> None:
+    sites = Shard(tiny_model, "float32", ["max"], 100).sites
+    assert sites == [Site(layer, "mlp.hidden", "mlp.down_proj", 48) for layer in range(3)]
+    assert [str(site) for site in sites] == ["L00.mlp.hidden", "L01.mlp.hidden", "L02.mlp.hidden"]
+
+
+def test_a_value_past_float16_is_an_error_and_not_infinity(tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] *= 1e6
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NeuralignError, match=r"L01\.mlp\.hidden, pooling max: .* past float16's range"):
+        Shard(tmp_path, "float32", ["max"], 100).read(texts(6))
+
+
+def test_a_sentence_that_a_pooling_cannot_read_is_an_error(tiny_model: Path) -> None:
+    shard = Shard(tiny_model, "float32", POOLINGS, 100)
+    with pytest.raises(UserError, match="nothing but its concept's word"):
+        shard.read([Text("cat", [0, 3])])
+    with pytest.raises(UserError, match="cut before its concept's word"):
+        shard.read([Text("noise " * 100 + "cat", [600, 603])])
+    reading = shard.read([Text("No concept here.", [])])
+    by_pooling = {pooling: values for (pooling, _), values in reading.values.items()}
+    assert np.array_equal(by_pooling["concept"], by_pooling["max"])
+
+
+def test_a_folder_that_is_no_model_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError) as caught:
+        Shard(tmp_path, "float32", ["max"], 100)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weight_that_the_files_lack_is_an_error_and_not_drawn(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights are missing .*layers\.1\.mlp\.up_proj"):
+        Shard(tmp_path, "float32", ["max"], 100)
+
+
+def test_batches_hold_every_sentence_once_and_keep_the_budget() -> None:
+    lengths = [5, 9, 1, 30, 7, 7, 2]
+    cut = batches(lengths, 16)
+    assert sorted(position for batch in cut for position in batch) == list(range(7))
+    for batch in cut:
+        assert len(batch) * max(lengths[position] for position in batch) <= 16 or len(batch) == 1
+    assert cut == batches(lengths, 16)

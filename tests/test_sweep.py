@@ -1,0 +1,308 @@
+"""A sweep, from the outside: what it prints, what it leaves in the store, how it takes bad input and
+being killed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from storage.database import open_store
+from tests import tiny
+
+_SECONDS = 240
+
+
+def neuralign(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from jobs.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def python_m(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+
+
+def rows(store: Path) -> dict[str, list[Any]]:
+    """Everything that a store's views hold, whatever made it and whenever."""
+    views = "concepts sentences memberships sites activations experts similarity alignment human_pairs"
+    with open_store(store) as connection:
+        return {
+            view: sorted(connection.sql(f"SELECT * FROM {view}").fetchall(), key=repr)  # noqa: S608
+            for view in views.split()
+        }
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder with a finished sweep over a tiny model."""
+    folder = tmp_path_factory.mktemp("study")
+    shutil.copytree(tiny_model, folder / "model")
+    file = tiny.write_sweep(folder, extra="baselines: [input-embedding, contextual, random-init]\n")
+    done = neuralign("run", file)
+    assert done.returncode == 0, done.stderr
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+def test_a_sweep_prints_alignment_neighbours_and_where_to_look(study: Path) -> None:
+    printed = (study / "printed.txt").read_text()
+    assert "Alignment with mine: 12 pairs of 6 concepts" in printed
+    for label in ("neurons, max", "neurons, context", "random weights, max", "input embedding"):
+        assert label in printed
+    assert "Nearest concepts by shared experts" in printed
+    assert max(map(len, printed.split("Where to look next")[0].splitlines())) <= 80
+
+
+def test_a_finished_sweep_computes_nothing_and_says_so(study: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
+    again = neuralign("run", study / "sweep.yaml")
+    assert again.returncode == 0
+    assert "Nothing to compute: all 10 stages are done" in again.stderr
+    assert again.stdout == (study / "printed.txt").read_text()
+    assert before == {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
+
+
+def test_the_views_hold_what_the_model_does(study: Path) -> None:
+    """Experts, recomputed from the activations view alone, with scikit-learn."""
+    from sklearn.metrics import average_precision_score
+
+    with open_store(study / "results/sweep") as connection:
+        values = connection.sql(
+            "SELECT layer, unit, value FROM activations WHERE revision = 'main' AND site = 'mlp.hidden' "
+            "AND pooling = 'context' AND layer = 1 ORDER BY unit, sentence_id"
+        ).fetchnumpy()["value"]
+        experts = connection.sql(
+            "SELECT concept, unit, ap_raw FROM experts "
+            "WHERE revision = 'main' AND pooling = 'context' AND layer = 1"
+        ).fetchall()
+        concepts = connection.sql("SELECT concept FROM memberships ORDER BY sentence_id").fetchnumpy()[
+            "concept"
+        ]
+    matrix = values.reshape(48, 36)
+    assert len(experts) > 20
+    for concept, unit, ap_raw in experts:
+        expected = average_precision_score(concepts == concept, matrix[unit])
+        assert ap_raw == pytest.approx(expected, abs=1e-12)
+
+
+def test_sql_answers_in_three_formats(study: Path) -> None:
+    store = study / "results/sweep"
+    query = "SELECT concept, domain, 1.5 AS x FROM concepts ORDER BY concept LIMIT 2"
+    expected = [("boat", "vehicle"), ("bus", "vehicle")]
+    as_json = json.loads(neuralign("sql", store, query, "--format", "json").stdout)
+    assert [(row["concept"], row["domain"]) for row in as_json] == expected
+    as_csv = csv.DictReader(io.StringIO(neuralign("sql", store, query, "--format", "csv").stdout))
+    assert [(row["concept"], row["domain"]) for row in as_csv] == expected
+    assert "boat     vehicle  1.5" in neuralign("sql", store, query).stdout
+    assert "similarity" in neuralign("sql", store).stdout
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("SELECT nonsense FROM concepts", "nonsense"),
+        ("SELEC", "syntax error"),
+        ("COPY concepts TO 'STORE/out.csv'", "COPY is not allowed"),
+        ("SELECT 1; DROP VIEW concepts", "DROP is not allowed"),
+        ("SELECT * FROM read_csv('/etc/passwd')", "Permission Error"),
+        ("SET enable_external_access = true", "SET is not allowed"),
+        ("INSTALL httpfs", "LOAD is not allowed"),
+    ],
+)
+def test_sql_reads_the_store_and_nothing_else(study: Path, query: str, message: str) -> None:
+    store = study / "results/sweep"
+    answer = neuralign("sql", store, query.replace("STORE", str(store)))
+    assert answer.returncode == 2
+    assert message in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not (store / "out.csv").exists()
+
+
+def test_status_and_plan_tell_what_is_done(study: Path) -> None:
+    status = neuralign("status", study / "results/sweep").stdout
+    assert status.count(" done ") == 10
+    plan = neuralign("plan", study / "sweep.yaml").stdout
+    assert "6 concepts, 36 sentences, 2 models" in plan
+    assert plan.count(" done ") == 10
+    shutil.copytree(study / "model", study / "other/model")
+    file = tiny.write_sweep(study / "other")
+    plan = neuralign("plan", file).stdout
+    assert plan.count("to do") == 7
+    assert "1 of 1" in plan
+    assert not (study / "other/results").exists()
+
+
+def test_each_stage_can_be_run_alone_and_numbers_come_again(study: Path, tmp_path: Path) -> None:
+    """Nothing in a result may depend on when, in which order or by which process it was computed."""
+    shutil.copytree(study / "model", tmp_path / "model")
+    for name in ("sweep.yaml", "concepts.csv", "human.csv"):
+        shutil.copy(study / name, tmp_path)
+    file, store = tmp_path / "sweep.yaml", tmp_path / "results/sweep"
+    assert python_m("jobs.experts", file).returncode == 0
+    stages = {path.name for path in store.iterdir() if path.is_dir()}
+    assert stages == {"sentences", "activations", "experts"}
+    assert python_m("jobs.sweep", file).returncode == 0
+    assert rows(store) == rows(study / "results/sweep")
+    assert "usage: python -m jobs.experts FILE" in python_m("jobs.experts").stderr
+
+
+def _many_sentences(folder: Path, model: Path) -> Path:
+    """A sweep with ten work units, so that a kill falls between them."""
+    shutil.copytree(model, folder / "model")
+    file = tiny.write_sweep(folder)
+    lines = (folder / "concepts.csv").read_text().splitlines()
+    more = [line[:-2] + f' {number}."' for number in range(17) for line in lines[1:]]
+    (folder / "concepts.csv").write_text("\n".join([lines[0], *more]) + "\n")
+    return file
+
+
+def _start(file: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.sweep", str(file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.rglob(pattern)):
+        assert process.poll() is None, "ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _stop(process: subprocess.Popen[bytes], with_signal: int) -> int:
+    """Stop a sweep; nothing that it started may outlive it."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, with_signal)
+    code = process.wait(timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=90)
+    assert not alive
+    return code
+
+
+def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(tmp_path: Path, tiny_model: Path) -> None:
+    """By Ctrl-C or by SIGKILL, in the middle of activations or of experts."""
+    undisturbed = _many_sentences(tmp_path / "undisturbed", tiny_model)
+    assert python_m("jobs.sweep", undisturbed).returncode == 0
+    file = _many_sentences(tmp_path / "stopped", tiny_model)
+    store = tmp_path / "stopped/results/sweep"
+    for pattern, with_signal, code in (
+        ("activations/*/_units/00000.json", signal.SIGINT, 130),
+        ("activations/*/_units/00002.json", signal.SIGKILL, -9),
+        ("experts/*/_units/max.L01*.json", signal.SIGKILL, -9),
+    ):
+        process = _start(file)
+        _wait_for(tmp_path / "stopped", pattern, process)
+        assert _stop(process, with_signal) == code
+        assert not list(store.glob("report/*/_SUCCESS.json"))
+    status = neuralign("status", store).stdout
+    assert "units done" in status
+    finished = python_m("jobs.sweep", file)
+    assert finished.returncode == 0, finished.stderr
+    assert rows(store) == rows(tmp_path / "undisturbed/results/sweep")
+
+
+def _bad(folder: Path, tiny_model: Path, kind: str) -> Path:
+    shutil.copytree(tiny_model, folder / "model")
+    file = tiny.write_sweep(folder)
+    config = folder / "model/config.json"
+    if kind == "no such file":
+        (folder / "concepts.csv").unlink()
+    elif kind == "unknown model":
+        file.write_text(file.read_text().replace("id: model", "id: ./nowhere"))
+    elif kind == "no causal language model":
+        content = json.loads(config.read_text())
+        content |= {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+        config.write_text(json.dumps(content))
+    elif kind == "pickled":
+        (folder / "model/model.safetensors").rename(folder / "model/pytorch_model.bin")
+    elif kind == "another version":
+        (folder / "results/sweep").mkdir(parents=True)
+        (folder / "results/sweep/_STORE.json").write_text('{"format": 99}')
+    elif kind == "no revision":
+        file.write_text(file.read_text().replace("dtype: float32", "revisions: [step1]"))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no such file", "concepts.csv: no such file"),
+        ("unknown model", "model './nowhere': there is no file or folder"),
+        ("no causal language model", "its architecture is BertForMaskedLM"),
+        ("pickled", "pickled weights are not loaded"),
+        ("another version", "was made by another version of neuralign (store format 99"),
+        ("no revision", "has no revision 'step1'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, tiny_model: Path, kind: str, message: str
+) -> None:
+    file = _bad(tmp_path, tiny_model, kind)
+    before = sorted(tmp_path.rglob("*"))
+    done = neuralign("run", file)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    traced = neuralign("--debug", "run", file)
+    assert "Traceback" in traced.stderr
+
+
+def test_a_wrong_command_line_is_one_line_and_exit_code_2() -> None:
+    for arguments in (["nonsense"], ["run"], ["sql", "nowhere", "--format", "xml"]):
+        done = neuralign(*arguments)
+        assert done.returncode == 2, arguments
+        assert "Traceback" not in done.stderr
+
+
+def test_a_store_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for command in ("status", "sql"):
+        done = neuralign(command, tmp_path / "nowhere")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "no such store" in done.stderr
+
+
+def test_weights_with_a_number_that_is_none_fail_the_sweep_and_write_no_result(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    weights["model.layers.2.mlp.up_proj.weight"][3] = np.nan
+    save_file(weights, tmp_path / "model/model.safetensors", {"format": "pt"})
+    done = neuralign("run", tiny.write_sweep(tmp_path))
+    assert done.returncode == 1
+    assert "L02.mlp.hidden" in done.stderr
+    assert "model@main" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "results").rglob("activations/*/_SUCCESS.json"))
+    assert "failed" in neuralign("status", tmp_path / "results/sweep").stdout
