@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
+from storage.activation_files import POOLINGS
 from storage.errors import UserError
-
-POOLINGS = ("max", "concept", "context")
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,9 @@ def check_causal_lm(model: str, config: dict[str, Any]) -> None:
     if kind and classes and classes[0].endswith(_CAUSAL_ENDINGS):
         return
     # the list of all of them is slow to load
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if kind not in known:
         raise UserError(f"model {model!r}: is no causal language model (model_type is {kind!r})")
     causal = {name for names in known.values() for name in _names(names)}

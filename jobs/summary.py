@@ -10,8 +10,18 @@ from rich.table import Table
 
 from alignment.correlation import FEWEST_PAIRS
 from cluster.weights import RANDOM_INIT
-from jobs.baselines import HIDDEN_STATE
+from jobs.baselines import HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
 from jobs.similarity import EXPERTS
+from storage.activation_files import POOLINGS
+
+_QUESTION = (
+    "SELECT revision, layer, count(*) AS experts FROM experts WHERE pooling = 'max' AND ap > 0.5 "
+    "GROUP BY ALL ORDER BY ALL"
+)
+_FOOTNOTE = (
+    "Intervals resample the concepts. The best hidden state is chosen on these very pairs,\n"
+    "so it is flattered. A dash: all similarities are equal, or the pairs too few."
+)
 
 
 def print_summary(console: Console, summary: dict[str, Any], store: Path, picture: Path) -> None:
@@ -27,6 +37,7 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
         console.print(
             f"Too few rated pairs for a correlation (fewer than {FEWEST_PAIRS}): {', '.join(few)}."
         )
+    console.print(_FOOTNOTE)
     nearest = summary["nearest"]
     console.print(f"\nNearest concepts by shared experts ({nearest['of']}):")
     for name, found in nearest["concepts"].items():
@@ -35,11 +46,7 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
     console.print("\nWhere to look next:")
     console.print(f"  picture   {picture}", soft_wrap=True)
     console.print(f"  status    neuralign status {store}", soft_wrap=True)
-    question = (
-        "SELECT layer, count(*) AS experts FROM experts WHERE concept = 'bird' AND ap > 0.5 "
-        "GROUP BY layer ORDER BY layer"
-    )
-    console.print(f'  SQL       neuralign sql {store} "{question}"', soft_wrap=True, markup=False)
+    console.print(f'  SQL       neuralign sql {store} "{_QUESTION}"', soft_wrap=True, markup=False)
 
 
 def _alignment_table(human_set: str, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Table:
@@ -69,42 +76,48 @@ def _alignment_table(human_set: str, rows: list[dict[str, Any]], summary: dict[s
 
 
 def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, dict[str, Any]]]:
-    """The rows that answer whether neurons align better than embeddings: the experts of each model and
-    pooling at one threshold, each baseline, of hidden states the layer that aligns best, and last the
-    random-weights control."""
-    models = {row["model"] for row in rows if row["representation"] == EXPERTS}
-    shown = []
-    for control in (False, True):
-        for row in rows:
-            if row["representation"] != EXPERTS or row["threshold"] != threshold:
-                continue
-            if (row["revision"] == RANDOM_INIT) is control:
-                name = "random weights" if control else "neurons"
-                label = f"{name}, {row['pooling']} pooling, AP > {threshold}"
-                shown.append((_with_model(label, row, models), row))
-        if not control:
-            shown += _baselines(rows, models)
-    return shown
+    """The rows that answer whether neurons align better than embeddings, with their labels: the
+    experts of each model and pooling at one threshold, each baseline, of the hidden states the best
+    and the median, and last the random-weights control."""
+    experts = [
+        row
+        for row in sorted(rows, key=lambda row: POOLINGS.index(row["pooling"] or POOLINGS[0]))
+        if row["representation"] == EXPERTS and row["threshold"] == threshold
+    ]
+    neurons = [
+        (f"{row['pooling']} pooling, AP > {threshold}", row)
+        for row in sorted(experts, key=lambda row: row["revision"] == RANDOM_INIT)
+    ]
+    shown = [(f"neurons, {text}", row) for text, row in neurons if row["revision"] != RANDOM_INIT]
+    shown += _baselines(rows)
+    shown += [
+        (f"random weights, {text}", row) for text, row in neurons if row["revision"] == RANDOM_INIT
+    ]
+    models = {(row["model"], row["revision"]) for row in experts if row["revision"] != RANDOM_INIT}
+    if len(models) == 1:
+        return shown
+    return [(_named(label, row), row) for label, row in shown]
 
 
-def _baselines(rows: list[dict[str, Any]], models: set[str]) -> list[tuple[str, dict[str, Any]]]:
+def _baselines(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     shown = []
     hidden: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["representation"] == HIDDEN_STATE and row["rho"] is not None:
             hidden.setdefault((row["model"], row["revision"]), []).append(row)
-        elif row["representation"] not in (EXPERTS, HIDDEN_STATE):
-            label = f"{row['representation']} ({row['measure']})"
-            shown.append((_with_model(label, row, models), row))
+        elif row["representation"] == WORD_VECTORS:
+            shown.append((f"{row['model']} {WORD_VECTORS} ({row['measure']})", row))
+        elif row["representation"] == INPUT_EMBEDDING:
+            shown.append((f"{INPUT_EMBEDDING} ({row['measure']})", row))
     for candidates in hidden.values():
-        best = max(candidates, key=lambda row: row["rho"])
-        label = f"best of {len(candidates)} hidden states (L{best['layer']}, {best['measure']})"
-        shown.append((_with_model(label, best, models), best))
+        ordered = sorted(candidates, key=lambda row: row["rho"])
+        for name, row in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2])):
+            of = f"{name} of {len(ordered)} hidden states"
+            shown.append((f"{of} (L{row['layer']}, {row['measure']})", row))
     return shown
 
 
-def _with_model(label: str, row: dict[str, Any], models: set[str]) -> str:
-    """Name the model only where there are several."""
-    if len(models) == 1 or row["model"] not in models:
+def _named(label: str, row: dict[str, Any]) -> str:
+    if row["representation"] == WORD_VECTORS:
         return label
     return f"{row['model']}@{row['revision']}: {label}"

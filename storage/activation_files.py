@@ -16,6 +16,10 @@ import pyarrow.parquet as pq
 
 from storage.errors import StoreError
 
+POOLINGS = ("max", "concept", "context")
+"""Poolings of neurons: the maximum over all real tokens, over those of the concept's word, and over
+all but those."""
+
 INPUT_EMBEDDINGS_FILE = "input-embeddings.parquet"
 
 MLP_HIDDEN = "mlp.hidden"

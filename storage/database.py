@@ -17,7 +17,7 @@ from storage import layout, manifest, schemas
 from storage.errors import UserError
 from storage.manifest import Manifest
 
-_TABLES: dict[str, tuple[str, str, pa.Schema]] = {
+TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "concepts": ("sentences", "concepts.parquet", schemas.CONCEPTS),
     "sentences": ("sentences", "sentences.parquet", schemas.SENTENCES),
     "memberships": ("sentences", "memberships.parquet", schemas.MEMBERSHIPS),
@@ -54,7 +54,7 @@ def open_store(root: Path) -> duckdb.DuckDBPyConnection:
     layout.check(root)
     connection = duckdb.connect()
     done = {kind: list(manifest.done(root, kind)) for kind in layout.KINDS}
-    for view, (kind, name, schema) in _TABLES.items():
+    for view, (kind, name, schema) in TABLES.items():
         paths = [path for each in done[kind] for path in each.paths(name)]
         connection.execute(f"CREATE VIEW {view} AS {_select(paths, schema)}")
     _create_activations(connection, done["activations"])

@@ -91,8 +91,9 @@ def test_shared_concepts_widen_the_interval() -> None:
 )
 def test_what_has_no_correlation_is_an_error(x: Floats, message: str) -> None:
     pairs = np.arange(len(x))
+    y = pairs.astype(np.float64)
     with pytest.raises(ValueError, match=message):
-        spearman(x, np.arange(float(len(x))), pairs, pairs + 1)
+        spearman(x, y, pairs, pairs + 1)
 
 
 def test_cosines_are_those_of_numpy_and_a_zero_has_none() -> None:

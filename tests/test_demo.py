@@ -1,4 +1,4 @@
-"""The demo on its real model: what the README shows must be what comes out, in the memory of a laptop."""
+"""The demo on its real model: what the README says must come out, in the memory of a laptop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("demo")
     content = yaml.safe_load((ROOT / "examples/demo.yaml").read_text())
     content |= {"store": str(folder / "store"), "concepts": str(ROOT / "examples/demo-concepts.csv")}
@@ -51,7 +50,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     run.printed = (folder / "printed").read_text()
     (summary,) = run.store.glob("report/*/summary.json")
     run.summary = json.loads(summary.read_text())
-    yield run
+    return run
 
 
 def _watch(process: subprocess.Popen[bytes], run: Run) -> None:
@@ -125,7 +124,7 @@ def test_the_summary_fits_eighty_columns_and_the_readme_shows_it(demo: Run) -> N
     printed = demo.printed.split("Where to look next")[0]
     assert max(map(len, printed.splitlines())) <= 80
     readme = (ROOT / "README.md").read_text()
-    shown = re.findall(r"^(neurons, max pooling.*|word vectors.*)$", readme, re.MULTILINE)
+    shown = re.findall(r"^(neurons, max pooling.*|glove-50 word vectors.*)$", readme, re.MULTILINE)
     assert shown
     for line in shown:
         label = re.split(r"\s{2,}", line)[0]

@@ -17,9 +17,9 @@ from cluster import shard as shard_module
 from cluster.batching import batches
 from cluster.shard import Shard
 from cluster.sites import Site
-from cluster.tokens import POOLINGS, Text
+from cluster.tokens import Text
 from cluster.weights import materialise, resolve
-from storage.activation_files import MEAN
+from storage.activation_files import MEAN, POOLINGS
 from storage.errors import NeuralignError, UserError
 from tests import tiny
 

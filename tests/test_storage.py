@@ -15,6 +15,7 @@ from storage.commit import write_json, write_table, write_values
 from storage.errors import StoreError
 from storage.fingerprint import fingerprint
 from storage.manifest import Manifest
+from storage.tables_page import page
 
 
 def test_a_committed_table_reads_back_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -106,3 +107,8 @@ def test_a_unit_whose_file_was_cut_is_done_again(tmp_path: Path) -> None:
     with (tmp_path / "a.parquet").open("rb+") as file:
         file.truncate(10)
     assert manifest.read_units(tmp_path) == {}
+
+
+def test_the_page_of_tables_is_that_of_the_schemas() -> None:
+    shown = (Path(__file__).parent.parent / "docs/tables.md").read_text()
+    assert shown == page(), "run `python -m storage.tables_page > docs/tables.md`"

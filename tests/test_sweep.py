@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,17 +198,19 @@ def _wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> N
         time.sleep(0.02)
 
 
-def _stop(process: subprocess.Popen[bytes], with_signal: int) -> int:
-    """Stop a sweep; nothing that it started may outlive it."""
-    started = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, with_signal)
-    code = process.wait(timeout=60)
-    _, alive = psutil.wait_procs(started, timeout=90)
+@pytest.fixture(scope="module")
+def started() -> Iterator[list[psutil.Process]]:
+    """What stopped sweeps had started: it must be gone when the other tests here are done. After a
+    SIGKILL, Ray's agents take a minute to give their cluster up."""
+    processes: list[psutil.Process] = []
+    yield processes
+    _, alive = psutil.wait_procs(processes, timeout=120)
     assert not alive
-    return code
 
 
-def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(
+    tmp_path: Path, tiny_model: Path, started: list[psutil.Process]
+) -> None:
     """By Ctrl-C or by SIGKILL, in the middle of activations or of experts."""
     undisturbed = _many_sentences(tmp_path / "undisturbed", tiny_model)
     assert python_m("jobs.sweep", undisturbed).returncode == 0
@@ -220,7 +223,9 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(tmp_path: Path, tiny_
     ):
         process = _start(file)
         _wait_for(tmp_path / "stopped", pattern, process)
-        assert _stop(process, with_signal) == code
+        started += psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, with_signal)
+        assert process.wait(timeout=60) == code
         assert not list(store.glob("report/*/_SUCCESS.json"))
     status = neuralign("status", store).stdout
     assert "units done" in status

@@ -1,0 +1,46 @@
+"""Timing two things in turn and keeping the figures."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from storage.manifest import software_versions
+
+FOLDER = Path("results/bench")
+_ROUNDS = 5
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Seconds that one call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def side_by_side(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float, float]:
+    """Median seconds of both over rounds in which they take turns, after one round that is dropped."""
+    ours(), theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(_ROUNDS)]
+    return statistics.median(one for one, _ in pairs), statistics.median(two for _, two in pairs)
+
+
+def record(name: str, ours: float, theirs: float, unit: str, target: str) -> None:
+    """Print a benchmark's figures and keep them in results/bench/NAME.json."""
+    figures = {
+        "name": name,
+        "ours": ours,
+        "theirs": theirs,
+        "ratio": ours / theirs,
+        "unit": unit,
+        "target": target,
+        "versions": software_versions(),
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"{name:16} ours {ours:.4g} {unit}, theirs {theirs:.4g} {unit}, ratio {ours / theirs:.4g}")
+    print(f"{'':16} target: {target}")

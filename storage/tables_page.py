@@ -1,0 +1,49 @@
+"""The page docs/tables.md, made from the schemas: `python -m storage.tables_page > docs/tables.md`."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from storage import schemas
+from storage.database import TABLES
+
+_HEAD = """# Tables
+
+Made by `python -m storage.tables_page` from the schemas. Each table is a view of a store:
+`neuralign sql STORE "SELECT * FROM experts LIMIT 5"`. Every view also has the column `run`, the
+fingerprint of the stage that wrote the row; `runs` says how each was made, so
+`JOIN runs USING (run)` tells apart what was computed in several ways.
+"""
+
+_ACTIVATIONS = """
+## activations
+
+| column | type | meaning |
+| --- | --- | --- |
+| model, revision, concept_set, pooling, layer, site | | as in `sites` |
+| unit | int32 | coordinate in the site, from 0 |
+| sentence_id | int64 | number of the sentence in its set, from 0 |
+| value | float | the pooled activation |
+
+One row a (sentence, unit, site, pooling). The files hold one flat column, neuron by neuron: row r of a
+file with n sentences from `first` is unit r // n and sentence first + r % n. Filter on layer, site and
+pooling: files of others are then not read.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    tables = {name: schema for name, (_, _, schema) in TABLES.items()} | {"runs": schemas.RUNS}
+    parts = [_HEAD, *(_section(name, schema) for name, schema in tables.items()), _ACTIVATIONS]
+    return "".join(parts)
+
+
+def _section(name: str, schema: pa.Schema) -> str:
+    rows = "".join(
+        f"| {field.name} | {field.type} | {field.metadata[b'meaning'].decode()} |\n" for field in schema
+    )
+    return f"\n## {name}\n\n| column | type | meaning |\n| --- | --- | --- |\n{rows}"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
