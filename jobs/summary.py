@@ -19,8 +19,8 @@ _QUESTION = (
     "GROUP BY ALL ORDER BY ALL"
 )
 _FOOTNOTE = (
-    "Intervals resample the concepts. The best hidden state is chosen on these very pairs,\n"
-    "so it is flattered. A dash: all similarities are equal, or the pairs too few."
+    "Intervals resample the concepts. The best hidden state is chosen on these very pairs, so it is "
+    "flattered. A dash: all similarities are equal, or the pairs are too few."
 )
 
 
