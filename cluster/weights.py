@@ -158,27 +158,27 @@ def _hash_folder(folder: Path) -> str:
 
 
 def _on_hub(model: str, revision: str) -> Weights:
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
 
     asked = MAIN if revision == RANDOM_INIT else revision
     try:
-        commit = HfApi().model_info(model, revision=asked, timeout=10).sha
-    except RevisionNotFoundError as error:
-        raise UserError(f"model {model!r}: has no revision {asked!r} on the hub") from error
+        # with no network this finds what was downloaded before; the folder's name is the commit
+        folder = Path(snapshot_download(model, revision=asked, allow_patterns=["config.json"]))
     except HFValidationError as error:
         raise UserError(f"model {model!r}: is no folder, no .gguf file and no hub id") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"model {model!r}: has no revision {asked!r} on the hub") from error
     except (HfHubHTTPError, OSError) as error:
-        try:
-            commit = Path(snapshot_download(model, revision=asked, local_files_only=True)).name
-        except OSError:
-            raise UserError(
-                f"model {model!r}: is not on this machine, and the Hugging Face hub says "
-                f"{_first_line(error)}"
-            ) from error
-    config = json.loads(Path(hf_hub_download(model, "config.json", revision=commit)).read_text())
-    check_causal_lm(model, config)
-    return Weights(model, revision, _identity(f"commit:{commit}", revision), "hub", model, commit)
+        raise UserError(
+            f"model {model!r}: is no folder or .gguf file here, and the Hugging Face hub does not "
+            f"give it: {_first_line(error)}"
+        ) from error
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {model!r}: the hub has no config.json of it")
+    check_causal_lm(model, json.loads((folder / "config.json").read_text()))
+    identity = _identity(f"commit:{folder.name}", revision)
+    return Weights(model, revision, identity, "hub", model, folder.name)
 
 
 def _first_line(error: Exception) -> str:

@@ -242,6 +242,8 @@ def _bad(folder: Path, tiny_model: Path, kind: str) -> Path:
         (folder / "concepts.csv").unlink()
     elif kind == "unknown model":
         file.write_text(file.read_text().replace("id: model", "id: ./nowhere"))
+    elif kind == "unknown on the hub":
+        file.write_text(file.read_text().replace("id: model", "id: nobody-at-all/no-model"))
     elif kind == "no causal language model":
         content = json.loads(config.read_text())
         content |= {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
@@ -261,6 +263,7 @@ def _bad(folder: Path, tiny_model: Path, kind: str) -> Path:
     [
         ("no such file", "concepts.csv: no such file"),
         ("unknown model", "model './nowhere': there is no file or folder"),
+        ("unknown on the hub", "'nobody-at-all/no-model': is no folder or .gguf file here, and the"),
         ("no causal language model", "its architecture is BertForMaskedLM"),
         ("pickled", "pickled weights are not loaded"),
         ("another version", "was made by another version of neuralign (store format 99"),
