@@ -41,11 +41,11 @@ class _Worker:
 
 
 class WorkQueue(Generic[Unit, Result]):
-    """Runs units on actors.
+    """Runs units on workers, which may be whole pipelines of actors.
 
-    `start_worker` makes an actor with a method `ready` that answers as soon as the actor is placed;
-    `submit(actor, unit)` gives the reference of the unit's result; `name(unit)` stands for the unit
-    in errors.
+    `start_worker` makes a worker, which has `ready()`, a reference that is there as soon as it is
+    placed, and `stop()`; `submit(worker, unit)` gives the reference of the unit's result; `name(unit)`
+    stands for the unit in errors; `smaller(unit)` is the unit to try where memory ran out.
     """
 
     def __init__(
@@ -53,10 +53,12 @@ class WorkQueue(Generic[Unit, Result]):
         start_worker: Callable[[], Any],
         submit: Callable[[Any, Unit], Any],
         name: Callable[[Unit], str],
+        smaller: Callable[[Unit], Unit],
     ) -> None:
         self._start_worker = start_worker
         self._submit = submit
         self._name = name
+        self._smaller = smaller
         self._todo: deque[_Task[Unit]] = deque()
         self._workers: list[_Worker] = []
         self._flying: dict[Any, tuple[_Task[Unit], _Worker]] = {}
@@ -88,15 +90,13 @@ class WorkQueue(Generic[Unit, Result]):
                         yield unit, ray.get(reference)
         finally:
             for worker in self._workers:
-                ray.kill(worker.handle)
+                worker.handle.stop()
         if self._failures:
             raise WorkFailed(f"{len(self._failures)} of {len(units)} units failed", self._failures)
 
     def _await_placement(self, wait_seconds: float) -> None:
         """Wait until one worker is placed; the others may come later."""
-        placed, _ = ray.wait(
-            [worker.handle.ready.remote() for worker in self._workers], timeout=wait_seconds
-        )
+        placed, _ = ray.wait([worker.handle.ready() for worker in self._workers], timeout=wait_seconds)
         if not placed:
             has, free = ray.cluster_resources(), ray.available_resources()
             raise UserError(
@@ -125,19 +125,32 @@ class WorkQueue(Generic[Unit, Result]):
         try:
             ray.get(reference)
         except RayError as error:
-            cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else error
+            cause = _cause(error)
             if isinstance(cause, UserError):
                 raise cause from None
-            if isinstance(error, RayActorError) and worker in self._workers:
+            if isinstance(cause, RayActorError) and worker in self._workers:
+                worker.handle.stop()
                 self._workers[self._workers.index(worker)] = _Worker(self._start_worker())
-            self._try_again_or_set_aside(task, cause or error)
+            self._try_again_or_set_aside(task, cause)
             return False
         return True
 
     def _try_again_or_set_aside(self, task: _Task[Unit], cause: BaseException) -> None:
         if task.attempt < ATTEMPTS:
             pause = _PAUSE_SECONDS * 2 ** (task.attempt - 1)
-            self._todo.append(_Task(task.unit, task.attempt + 1, time.monotonic() + pause))
+            unit = self._smaller(task.unit) if _out_of_memory(cause) else task.unit
+            self._todo.append(_Task(unit, task.attempt + 1, time.monotonic() + pause))
         else:
             reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
             self._failures.append(f"{self._name(task.unit)}: {reason} (tried {ATTEMPTS} times)")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was raised first, in whichever of a unit's tasks."""
+    while isinstance(error, RayTaskError) and error.cause is not None:
+        error = error.cause
+    return error
+
+
+def _out_of_memory(cause: BaseException) -> bool:
+    return "out of memory" in str(cause).lower() or "can't allocate memory" in str(cause).lower()

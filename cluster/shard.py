@@ -1,23 +1,22 @@
-"""A model (or a range of its layers) on one device, read neuron by neuron. Knows nothing of Ray."""
+"""A contiguous range of a model's layers on one device, read neuron by neuron. Knows nothing of Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel
 
 from cluster.batching import batches
-from cluster.sites import Site, find_layers, mlp_sites
-from cluster.tokens import Batch, Text, Tokenizer, pad, pooled_tokens
+from cluster.partial import layer_count, load_layers
+from cluster.pooling import Pooler
+from cluster.sites import Site, find_sites
+from cluster.tokens import Text, Tokenizer, Tokens, pad
 from storage.activation_files import MEAN, RESIDUAL
 from storage.errors import NeuralignError, UserError
 
@@ -25,6 +24,18 @@ FLOAT16_LIMIT = float(torch.finfo(torch.float16).max)
 LONGEST_SENTENCE = 512
 PAD_ID = 0
 """Any id of the vocabulary will do: the attention never sees padding."""
+
+Place = tuple[str, Site]
+Hidden = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is read; the same for all its shards."""
+
+    dtype: str
+    sites: str | list[str]
+    poolings: list[str]
 
 
 @dataclass(frozen=True)
@@ -34,46 +45,89 @@ class Reading:
     Neurons are float16, the mean residual stream float32.
     """
 
-    values: dict[tuple[str, Site], npt.NDArray[np.floating[Any]]]
+    values: dict[Place, npt.NDArray[np.floating[Any]]]
     tokens: int
     truncated: int
 
 
+@dataclass
+class Work:
+    """A work unit on its way through a shard: its tokens, its batches (positions of sentences) and
+    what was read so far, of shape (sentences, units)."""
+
+    tokens: list[Tokens]
+    batches: list[list[int]]
+    out: dict[Place, torch.Tensor]
+
+
+@dataclass
+class _Now:
+    """The batch that the hooks are to read."""
+
+    pooler: Pooler
+    rows: list[int]
+    out: dict[Place, torch.Tensor]
+    incoming: torch.Tensor | None
+    outgoing: torch.Tensor | None = field(default=None)
+
+
 class Shard:
-    """A model's body (no language-model head) that gives pooled activations of its sites."""
+    """Layers [a, b) of a model's body (no language-model head), with the sites in them."""
 
     def __init__(
-        self, folder: Path, dtype: str, poolings: Sequence[str], budget: int, device: str = "cpu"
+        self, folder: Path, settings: Settings, layers: range | None = None, device: str = "cpu"
     ) -> None:
         self.device = torch.device(device)
-        self.model = _load(folder, getattr(torch, dtype)).eval().to(self.device)
-        self.poolings = list(poolings)
-        self.budget = budget
-        self.config = self.model.config.get_text_config()
-        longest = min(LONGEST_SENTENCE, getattr(self.config, "max_position_embeddings", 1 << 30))
-        self.tokenizer = Tokenizer(folder, longest)
-        self.sites = mlp_sites(self.model)
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.poolings = settings.poolings
+        self.layers = layers if layers is not None else range(layer_count(folder))
+        self.model, numbered = load_layers(folder, self.layers, self.dtype)
+        self.model.eval().to(self.device)
+        config = self.model.config.get_text_config()
+        self.hidden_size: int = config.hidden_size
+        self.sites = find_sites(numbered, self.hidden_size, settings.sites)
         self.residuals = [
-            Site(number, RESIDUAL, "", self.config.hidden_size) for number in range(len(self.sites))
+            Site(number, RESIDUAL, "", "output", self.hidden_size) for number in self.layers
         ]
+        longest = min(LONGEST_SENTENCE, getattr(config, "max_position_embeddings", 1 << 30))
+        self.tokenizer = Tokenizer(folder, longest)
+        self._now: _Now | None = None
+        self._watch(numbered)
 
-    def read(self, texts: Sequence[Text]) -> Reading:
-        """Run a work unit. Raises NeuralignError for a value that float16 cannot hold."""
-        sentences = self.tokenizer(texts)
-        for text, sentence in zip(texts, sentences, strict=True):
-            self._check(text, sentence.real, sentence.concept)
+    def read(self, texts: Sequence[Text], budget: int) -> Reading:
+        """Run a work unit through a shard that holds the whole model."""
+        work = self.begin(texts, budget)
+        self.step(work, range(len(work.batches)), None)
+        return self.finish(work)
+
+    def begin(self, texts: Sequence[Text], budget: int) -> Work:
+        """Tokenise a work unit and cut its batches, of at most `budget` tokens: the same in all shards.
+
+        Raises UserError for a sentence that one of the poolings cannot read.
+        """
+        tokens = self.tokenizer(texts)
+        for text, sentence in zip(texts, tokens, strict=True):
+            self._check(text, sentence)
         out = {
             (pooling, site): torch.empty(len(texts), site.width, dtype=torch.float16)
             for site in self.sites
             for pooling in self.poolings
         }
         out |= {(MEAN, site): torch.empty(len(texts), site.width) for site in self.residuals}
-        for rows in batches([len(sentence.ids) for sentence in sentences], self.budget):
-            batch = pad([sentences[row] for row in rows], PAD_ID, self.device)
-            with torch.inference_mode(), self._capture(batch, rows, out):
-                self.model(batch.ids, attention_mask=batch.attention, use_cache=False)
+        return Work(tokens, batches([len(sentence.ids) for sentence in tokens], budget), out)
+
+    def step(self, work: Work, numbers: range, incoming: Hidden | None) -> Hidden:
+        """Run the batches of these numbers. `incoming` is the hidden state before the first layer of the
+        shard, for each batch, and None where that is layer 0; returned is that after the last."""
+        return [
+            self._forward(work, work.batches[number], incoming[at] if incoming is not None else None)
+            for at, number in enumerate(numbers)
+        ]
+
+    def finish(self, work: Work) -> Reading:
+        """What was read. Raises NeuralignError for a value that float16 cannot hold."""
         values = {}
-        for (pooling, site), tensor in out.items():
+        for (pooling, site), tensor in work.out.items():
             if not tensor.isfinite().all():
                 raise NeuralignError(
                     f"{site}, pooling {pooling}: an activation is not a number or is past float16's "
@@ -82,84 +136,81 @@ class Shard:
             values[pooling, site] = np.ascontiguousarray(tensor.numpy().T)
         return Reading(
             values,
-            tokens=sum(len(sentence.ids) for sentence in sentences),
-            truncated=sum(sentence.truncated for sentence in sentences),
+            tokens=sum(len(sentence.ids) for sentence in work.tokens),
+            truncated=sum(sentence.truncated for sentence in work.tokens),
         )
 
     def embed(self, words: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Mean input embedding of each word's tokens, of shape (words, width)."""
+        """Mean input embedding of each word's tokens, of shape (words, width); in the first shard."""
         table = self.model.get_input_embeddings().weight.detach()
         rows = [table[self.tokenizer.word_ids(word)].float().mean(dim=0) for word in words]
         vectors: npt.NDArray[np.float32] = torch.stack(rows).cpu().numpy()
         return vectors
 
-    @contextmanager
-    def _capture(
-        self, batch: Batch, rows: list[int], out: dict[tuple[str, Site], torch.Tensor]
-    ) -> Iterator[None]:
+    def _forward(self, work: Work, rows: list[int], incoming: torch.Tensor | None) -> torch.Tensor:
+        batch = pad([work.tokens[row] for row in rows], PAD_ID, self.device)
+        if incoming is None:
+            given = {"input_ids": batch.ids}
+        else:
+            # the model makes its masks and positions from these; the first layer gets the real ones
+            shape = (*batch.ids.shape, self.hidden_size)
+            given = {"inputs_embeds": torch.zeros(shape, dtype=self.dtype, device=self.device)}
+            incoming = incoming.to(self.device)
+        self._now = _Now(Pooler(batch, self.poolings, self.dtype), rows, work.out, incoming)
+        with torch.inference_mode():
+            self.model(**given, attention_mask=batch.attention, use_cache=False)
+        outgoing = self._now.outgoing
+        if outgoing is None:
+            raise NeuralignError(f"{type(self.model).__name__}: its last layer did not run")
+        return outgoing
+
+    def _watch(self, numbered: dict[int, nn.Module]) -> None:
         """Hooks that pool on the device as the layers run; only pooled values leave it."""
-        fillers = {
-            pooling: torch.zeros(batch.real.shape, dtype=self.model.dtype, device=self.device)
-            .masked_fill(~pooled_tokens(batch, pooling), -torch.inf)
-            .unsqueeze(-1)
-            for pooling in self.poolings
-        }
-        weights = (batch.real / batch.real.sum(dim=1, keepdim=True)).unsqueeze(1)
+        numbered[self.layers.start].register_forward_pre_hook(self._inject, with_kwargs=True)
+        for site in self.sites:
+            module = numbered[site.layer].get_submodule(site.module)
+            if site.side == "input":
+                module.register_forward_pre_hook(
+                    lambda _, inputs, site=site: self._take(site, inputs[0])
+                )
+            else:
+                module.register_forward_hook(lambda _, __, output, site=site: self._take(site, output))
+        for site in self.residuals:
+            numbered[site.layer].register_forward_hook(
+                lambda _, __, output, site=site: self._take_residual(site, output)
+            )
 
-        def read_site(site: Site) -> Any:
-            def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-                for pooling, filler in fillers.items():
-                    pooled = (inputs[0] + filler).amax(dim=1)
-                    out[pooling, site][rows] = pooled.to("cpu", torch.float16)
+    def _inject(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if self._now is None or self._now.incoming is None:
+            return None
+        if inputs:
+            return (self._now.incoming, *inputs[1:]), named
+        return inputs, {**named, "hidden_states": self._now.incoming}
 
-            return hook
+    def _take(self, site: Site, hidden: torch.Tensor) -> None:
+        if self._now is not None:
+            for pooling, values in self._now.pooler(hidden).items():
+                self._now.out[pooling, site][self._now.rows] = values.to("cpu", torch.float16)
 
-        def read_residual(site: Site) -> Any:
-            def hook(_: nn.Module, __: Any, output: Any) -> None:
-                hidden = output[0] if isinstance(output, tuple) else output
-                out[MEAN, site][rows] = (weights @ hidden.float()).squeeze(1).cpu()
+    def _take_residual(self, site: Site, output: Any) -> None:
+        if self._now is not None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            self._now.out[MEAN, site][self._now.rows] = self._now.pooler.mean(hidden).cpu()
+            if site.layer == self.layers.stop - 1:
+                self._now.outgoing = hidden
 
-            return hook
-
-        layers = find_layers(self.model)
-        handles = [
-            layers[site.layer].get_submodule(site.module).register_forward_pre_hook(read_site(site))
-            for site in self.sites
-        ]
-        handles += [
-            layers[site.layer].register_forward_hook(read_residual(site)) for site in self.residuals
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _check(self, text: Text, real: list[bool], concept: list[bool]) -> None:
-        if not any(real):
+    def _check(self, text: Text, sentence: Tokens) -> None:
+        if not any(sentence.real):
             raise UserError(f"the sentence {text.text!r} has no token for this model")
-        if text.spans and not any(concept):
+        if text.spans and not any(sentence.concept):
             raise UserError(f"the sentence {text.text!r} was cut before its concept's word; shorten it")
-        if "context" in self.poolings and all(
-            of_concept for of_concept, is_real in zip(concept, real, strict=True) if is_real
-        ):
+        bare = all(
+            of_concept
+            for of_concept, is_real in zip(sentence.concept, sentence.real, strict=True)
+            if is_real
+        )
+        if "context" in self.poolings and bare:
             raise UserError(
                 f"the sentence {text.text!r} has nothing but its concept's word; pooling 'context' "
                 "needs more"
             )
-
-
-def _load(folder: Path, dtype: torch.dtype) -> Any:
-    """The model's body. A weight that the files lack would be drawn at random, so it is an error."""
-    try:
-        model, found = AutoModel.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded: {error}".splitlines()[0]) from error
-    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
-    if lacking:
-        raise UserError(
-            f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}"
-        )
-    return model

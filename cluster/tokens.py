@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from storage.activation_files import POOLINGS
 from storage.errors import UserError
 
 
@@ -100,22 +99,6 @@ def pad(sentences: Sequence[Tokens], pad_id: int, device: torch.device) -> Batch
         real=padded([sentence.real for sentence in sentences], 0).bool().to(device),
         concept=padded([sentence.concept for sentence in sentences], 0).bool().to(device),
     )
-
-
-def pooled_tokens(batch: Batch, pooling: str) -> torch.Tensor:
-    """Mask of the tokens over which a pooling takes the maximum, of shape (sentences, tokens).
-
-    A sentence that is about no concept has no word of its own: `concept` and `context` then look at
-    all its real tokens.
-    """
-    if pooling == "max":
-        return batch.real
-    of_none = ~batch.concept.any(dim=1, keepdim=True)
-    if pooling == "concept":
-        return batch.real & (batch.concept | of_none)
-    if pooling == "context":
-        return batch.real & ~batch.concept
-    raise UserError(f"pooling {pooling!r} is unknown; expected one of {', '.join(POOLINGS)}")
 
 
 def _overlap(text: str, offset: tuple[int, int], span: tuple[int, int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from cluster.weights import Weights
 from jobs import sentences
+from jobs.config import Model, Neurons
 from jobs.progress import progress
 from jobs.stage import Outcome, Stage, run_missing_units
 from storage import schemas
@@ -28,9 +30,15 @@ _UNITS_AT_LEAST = 8
 
 
 def plan(
-    weights: Weights, dtype: str, sites: str, poolings: list[str], texts: Stage, n_sentences: int
+    weights: Weights,
+    model: Model,
+    dtype: str,
+    neurons: Neurons,
+    texts: Stage,
+    n_sentences: int,
 ) -> Stage:
-    """The stage for one model at one revision over one concept set."""
+    """The stage for one model at one revision over one concept set. How many shards and replicas run it
+    is no part of what it is: the values are the same."""
     size = unit_size(n_sentences)
     params = {
         "model": weights.model,
@@ -38,15 +46,15 @@ def plan(
         "identity": weights.identity,
         "concept_set": texts.params["concept_set"],
         "dtype": dtype,
-        "sites": sites,
-        "poolings": poolings,
+        "sites": neurons.sites,
+        "poolings": list(neurons.pooling),
         "token_budget": TOKEN_BUDGET,
         "sentences_in_unit": size,
         "units": -(-n_sentences // size),
     }
 
     def run(stage: Stage, store: Path) -> Outcome:
-        return _run(stage, store, weights)
+        return _run(stage, store, weights, model)
 
     return Stage(KIND, weights.label, params, run, {"sentences": texts})
 
@@ -82,42 +90,46 @@ def read_input_embeddings(stage: Stage, store: Path) -> dict[str, list[float]]:
     return {row["concept"]: row["vector"] for row in pq.read_table(path).to_pylist()}
 
 
-def _run(stage: Stage, store: Path, weights: Weights) -> Outcome:
-    import ray
-
+def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
+    from cluster.pipeline import Pipeline
+    from cluster.placement import place
     from cluster.queue import WorkQueue
-    from cluster.replica import Receipt, Replica, WorkUnit, replica_options
-    from cluster.session import connect, cpus, gpus
+    from cluster.session import connect
+    from cluster.shard import Settings
+    from cluster.shard_actor import Receipt, WorkUnit
     from cluster.tokens import Text
 
     folder = stage.folder(store)
     size = stage.params["sentences_in_unit"]
-    texts = [Text(text, spans) for text, spans in sentences.read_texts(stage.inputs["sentences"], store)]
+    read = sentences.read_texts(stage.inputs["sentences"], store)
+    texts = [Text(text, spans) for text, spans in read]
     units = [
-        WorkUnit(number, first, texts[first : first + size])
+        WorkUnit(number, first, texts[first : first + size], TOKEN_BUDGET)
         for number, first in enumerate(range(0, len(texts), size))
     ]
     words = sentences.read_concept_names(stage.inputs["sentences"], store)
+    settings = Settings(stage.params["dtype"], stage.params["sites"], list(stage.params["poolings"]))
 
     connect()
-    replica = ray.remote(Replica).options(**replica_options(gpus()))
+    placed = place(weights, stage.params["dtype"], model.shards, model.replicas, model.gpus_per_shard)
 
-    def start() -> Any:
-        settings = stage.params["dtype"], stage.params["poolings"], TOKEN_BUDGET
-        return replica.remote(weights, *settings)
+    def start() -> Pipeline:
+        return Pipeline(weights, settings, placed.shards, placed.resources)
 
-    def submit(actor: Any, unit: WorkUnit) -> Any:
-        return actor.run.remote(unit, folder, words if unit.number == 0 else [])
+    def submit(pipeline: Pipeline, unit: WorkUnit) -> Any:
+        return pipeline.submit(unit, folder, words if unit.number == 0 else [])
+
+    def smaller(unit: WorkUnit) -> WorkUnit:
+        return replace(unit, budget=max(1, unit.budget // 2))
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
         todo = list(missing)
         left = sum(len(unit.texts) for unit in todo)
         queue: WorkQueue[WorkUnit, Receipt] = WorkQueue(
-            start, submit, lambda unit: f"{stage.name}, unit {unit.name}"
+            start, submit, lambda unit: f"{stage.name}, unit {unit.name}", smaller
         )
-        n_workers = min(gpus() or cpus(), len(todo))
         with progress(stage.name, len(texts), "sentences", len(texts) - left) as advance:
-            for unit, receipt in queue.run(todo, n_workers):
+            for unit, receipt in queue.run(todo, min(placed.replicas, len(todo))):
                 places = [
                     [pooling, site.layer, site.name, site.width] for pooling, site in receipt.places
                 ]

@@ -17,7 +17,8 @@ from alignment.expertise import REFERENCE_PREVALENCE
 from storage.errors import UserError
 from storage.human import HumanSet, known_set, known_sets
 
-Pooling = Literal["max", "concept", "context"]
+Pooling = Literal["max", "concept", "context", "mean", "last"]
+Count = Annotated[int, Field(ge=1)]
 Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
 
@@ -38,12 +39,15 @@ class Model(_Part):
     id: str = Field(min_length=1)
     revisions: list[str] = Field(default=["main"], min_length=1)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    shards: Count | Literal["auto"] = "auto"
+    replicas: Count | Literal["auto"] = "auto"
+    gpus_per_shard: float = Field(default=1.0, ge=0)
 
 
 class Neurons(_Part):
     """Which neurons are read, and over which tokens their maximum goes."""
 
-    sites: Literal["mlp"] = "mlp"
+    sites: Literal["mlp", "linears"] | list[str] = "mlp"
     pooling: list[Pooling] = Field(default=["max"], min_length=1)
 
 
@@ -196,6 +200,9 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
         ) from error
 
 
+_UNION_MEMBER = re.compile(r"^(constrained-)?int$|^literal\[|^list\[")
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """Safe YAML in which a key that stands twice is an error, not the last one's victory."""
 
@@ -213,7 +220,8 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _explain(problem: dict[str, Any]) -> str:
     """One line for one problem that pydantic found."""
-    location = problem["loc"]
+    # the parts that name a member of a union are no keys of the user's
+    location = tuple(part for part in problem["loc"] if not _UNION_MEMBER.search(str(part)))
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     where = f"{where.lstrip('.')}: " if where else ""
     if problem["type"] == "extra_forbidden":

@@ -62,7 +62,7 @@ def activation_bytes(stage: Stage, weights: Weights, planned: Plan) -> int:
     coordinate of the mean residual stream."""
     from cluster.sites import describe
 
-    sites, hidden_size = describe(load_config(weights))
+    sites, hidden_size = describe(load_config(weights), stage.params["sites"])
     poolings = len(stage.params["poolings"])
     neurons = sum(site.width for site in sites)
     sentence = neurons * poolings * _FLOAT16 + len(sites) * hidden_size * _FLOAT32

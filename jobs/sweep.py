@@ -76,9 +76,7 @@ def _model_stages(
     sweep: Sweep, model: Model, weights: Weights, texts: Stage, n_sentences: int
 ) -> Iterator[Stage]:
     dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    read = activations.plan(
-        weights, dtype, sweep.neurons.sites, list(sweep.neurons.pooling), texts, n_sentences
-    )
+    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences)
     yield read
     wanted = sweep.experts
     scored = experts.plan(

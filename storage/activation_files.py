@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from storage.errors import StoreError
 
-POOLINGS = ("max", "concept", "context")
+POOLINGS = ("max", "concept", "context", "mean", "last")
 """Poolings of neurons: the maximum over all real tokens, over those of the concept's word, and over
-all but those."""
+all but those; the mean over all real tokens, and the value at the last."""
 
 INPUT_EMBEDDINGS_FILE = "input-embeddings.parquet"
 

@@ -21,7 +21,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-class Worker:
+class Actor:
     """Squares numbers; dies or raises where it is told to, once or always."""
 
     def __init__(self, folder: Path) -> None:
@@ -38,16 +38,32 @@ class Worker:
             os._exit(1)
         if fault == "raise always" or (fault == "raise once" and first_time):
             raise RuntimeError(f"unit {number} is poisoned")
+        if fault == "memory":
+            raise RuntimeError("CUDA out of memory.")
         if fault == "user":
             raise UserError("mend your input")
         return number * number
 
 
+class Worker:
+    """What the queue sees of an actor."""
+
+    def __init__(self, folder: Path, cpus: float) -> None:
+        self.actor: Any = ray.remote(Actor).options(num_cpus=cpus).remote(folder)
+
+    def ready(self) -> Any:
+        return self.actor.ready.remote()
+
+    def stop(self) -> None:
+        ray.kill(self.actor)
+
+
 def results(folder: Path, faults: dict[int, str], n_units: int = 6, cpus: float = 1) -> Any:
     queue: WorkQueue[int, int] = WorkQueue(
-        lambda: ray.remote(Worker).options(num_cpus=cpus).remote(folder),
-        lambda actor, unit: actor.work.remote(unit, faults.get(unit, "")),
+        lambda: Worker(folder, cpus),
+        lambda worker, unit: worker.actor.work.remote(abs(unit), faults.get(unit, "")),
         lambda unit: f"unit {unit}",
+        lambda unit: -unit,
     )
     return queue.run(range(n_units), 2, wait_seconds=3)
 
@@ -71,6 +87,11 @@ def _kept(given: Any, done: dict[int, int]) -> dict[int, int]:
     for unit, result in given:
         done[unit] = result
     return done
+
+
+def test_a_unit_for_which_memory_ran_out_is_tried_smaller(tmp_path: Path) -> None:
+    """Here a smaller unit is the one of the opposite sign."""
+    assert sorted(results(tmp_path, {4: "memory"}))[0] == (-4, 16)
 
 
 def test_what_the_user_must_mend_stops_at_once(tmp_path: Path) -> None:

@@ -15,15 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignment.words import find_word
 from cluster import shard as shard_module
 from cluster.batching import batches
-from cluster.shard import Shard
+from cluster.shard import Reading, Settings, Shard
 from cluster.sites import Site
 from cluster.tokens import Text
 from cluster.weights import materialise, resolve
-from storage.activation_files import MEAN, POOLINGS
+from storage.activation_files import MEAN
 from storage.errors import NeuralignError, UserError
 from tests import tiny
 
 TOLERANCE = 1e-5
+POOLINGS = ["max", "concept", "context"]
 Values = npt.NDArray[np.floating[Any]]
 
 
@@ -33,6 +34,14 @@ def texts(n: int) -> list[Text]:
         spans = [edge for span in find_word(sentence, name) for edge in span]
         found.append(Text(sentence, spans))
     return found
+
+
+def shard(folder: Path, poolings: list[str]) -> Shard:
+    return Shard(folder, Settings("float32", "mlp", poolings))
+
+
+def read(folder: Path, given: list[Text], poolings: list[str], budget: int = 100) -> Reading:
+    return shard(folder, poolings).read(given, budget)
 
 
 def by_loop(folder: Path, given: list[Text]) -> dict[tuple[str, int], Values]:
@@ -75,7 +84,7 @@ def test_pooled_activations_are_those_of_a_loop_over_single_sentences(
 ) -> None:
     given = texts(24)
     expected = by_loop(tiny_model, given)
-    reading = Shard(tiny_model, "float32", POOLINGS, budget).read(given)
+    reading = read(tiny_model, given, POOLINGS, budget)
     for (pooling, site), values in reading.values.items():
         if pooling != MEAN:
             # half a step of float16 is lost in storing
@@ -87,10 +96,10 @@ def test_a_sentence_does_not_depend_on_its_batch_or_the_pad_token(
     tiny_model: Path, pad_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = texts(12)
-    alone = Shard(tiny_model, "float32", POOLINGS, 1).read(given)
+    alone = read(tiny_model, given, POOLINGS, 1)
     monkeypatch.setattr(shard_module, "PAD_ID", pad_id)
-    together = Shard(tiny_model, "float32", POOLINGS, 10_000).read(given)
-    reversed_ = Shard(tiny_model, "float32", POOLINGS, 10_000).read(given[::-1])
+    together = read(tiny_model, given, POOLINGS, 10_000)
+    reversed_ = read(tiny_model, given[::-1], POOLINGS, 10_000)
     for key, values in alone.values.items():
         # one step of float16 may be between two float32 values that differ in their last bit
         rtol = 1e-3 if values.dtype == np.float16 else TOLERANCE
@@ -101,8 +110,8 @@ def test_a_sentence_does_not_depend_on_its_batch_or_the_pad_token(
 def test_the_real_model_does_not_mix_sentences_either() -> None:
     folder = materialise(resolve("smollm2-135m-instruct", "main", Path()))
     given = texts(6)
-    alone = Shard(folder, "float32", ["max"], 1).read(given)
-    together = Shard(folder, "float32", ["max"], 10_000).read(given)
+    alone = read(folder, given, ["max"], 1)
+    together = read(folder, given, ["max"], 10_000)
     for key, values in alone.values.items():
         np.testing.assert_allclose(together.values[key], values, atol=TOLERANCE, rtol=1e-3)
 
@@ -115,24 +124,24 @@ def test_a_special_token_is_never_pooled(tiny_model: Path, tmp_path: Path) -> No
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
     given = texts(6)
-    before = Shard(tiny_model, "float32", ["max"], 100)
+    before = shard(tiny_model, ["max"])
     # the value projection is cut, so that tokens cannot tell each other anything
     for name in list(weights):
         if "v_proj" in name:
             weights[name].zero_()
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    plain = Shard(tmp_path, "float32", ["max"], 100).read(given)
+    plain = read(tmp_path, given, ["max"], 100)
     weights["model.embed_tokens.weight"][0] = torch.linspace(-50, 90, 32)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    loud = Shard(tmp_path, "float32", ["max"], 100).read(given)
+    loud = read(tmp_path, given, ["max"], 100)
     assert before.tokenizer(given[:1])[0].ids[0] == 0
     for key, values in plain.values.items():
         assert np.array_equal(loud.values[key], values)
 
 
 def test_the_sites_are_the_inputs_of_the_down_projections(tiny_model: Path) -> None:
-    sites = Shard(tiny_model, "float32", ["max"], 100).sites
-    assert sites == [Site(layer, "mlp.hidden", "mlp.down_proj", 48) for layer in range(3)]
+    sites = shard(tiny_model, ["max"]).sites
+    assert sites == [Site(layer, "mlp.hidden", "mlp.down_proj", "input", 48) for layer in range(3)]
     assert [str(site) for site in sites] == ["L00.mlp.hidden", "L01.mlp.hidden", "L02.mlp.hidden"]
 
 
@@ -145,16 +154,15 @@ def test_a_value_past_float16_is_an_error_and_not_infinity(tiny_model: Path, tmp
     weights["model.layers.1.mlp.up_proj.weight"] *= 1e6
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(NeuralignError, match=r"L01\.mlp\.hidden, pooling max: .* past float16's range"):
-        Shard(tmp_path, "float32", ["max"], 100).read(texts(6))
+        read(tmp_path, texts(6), ["max"], 100)
 
 
 def test_a_sentence_that_a_pooling_cannot_read_is_an_error(tiny_model: Path) -> None:
-    shard = Shard(tiny_model, "float32", POOLINGS, 100)
     with pytest.raises(UserError, match="nothing but its concept's word"):
-        shard.read([Text("cat", [0, 3])])
+        read(tiny_model, [Text("cat", [0, 3])], POOLINGS)
     with pytest.raises(UserError, match="cut before its concept's word"):
-        shard.read([Text("noise " * 100 + "cat", [600, 603])])
-    reading = shard.read([Text("No concept here.", [])])
+        read(tiny_model, [Text("noise " * 100 + "cat", [600, 603])], POOLINGS)
+    reading = read(tiny_model, [Text("No concept here.", [])], POOLINGS)
     by_pooling = {pooling: values for (pooling, _), values in reading.values.items()}
     assert np.array_equal(by_pooling["concept"], by_pooling["max"])
 
@@ -165,7 +173,7 @@ def test_a_folder_that_is_no_model_is_one_line(tiny_model: Path, tmp_path: Path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError) as caught:
-        Shard(tmp_path, "float32", ["max"], 100)
+        shard(tmp_path, ["max"])
     assert "\n" not in str(caught.value)
 
 
@@ -180,7 +188,7 @@ def test_a_weight_that_the_files_lack_is_an_error_and_not_drawn(
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"1 weights are missing .*layers\.1\.mlp\.up_proj"):
-        Shard(tmp_path, "float32", ["max"], 100)
+        shard(tmp_path, ["max"])
 
 
 def test_batches_hold_every_sentence_once_and_keep_the_budget() -> None:

@@ -1,0 +1,128 @@
+"""A shard as a Ray actor: it reads its layers of every work unit and commits what it read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+import torch
+from transformers.utils import logging as transformers_logging
+
+from cluster.partial import shard_layers
+from cluster.shard import Hidden, Place, Settings, Shard, Work
+from cluster.tokens import Text
+from cluster.weights import Weights, materialise
+from storage import schemas
+from storage.activation_files import INPUT_EMBEDDINGS_FILE, activation_folder
+from storage.commit import FileRecord, write_table, write_values
+from storage.errors import NeuralignError
+
+STEPS = 4
+"""A unit passes from shard to shard in this many pieces, so that a shard begins while the one before it
+still works; each piece holds whole batches."""
+
+_ROW_GROUP_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """A contiguous run of sentences, from sentence_id `first`."""
+
+    number: int
+    first: int
+    texts: list[Text]
+    budget: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:05d}"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was committed for a unit, and the (pooling, site) of each file."""
+
+    files: list[FileRecord]
+    places: list[Place]
+    tokens: int
+    truncated: int
+
+    def with_earlier(self, earlier: Receipt | None) -> Receipt:
+        """This shard's receipt with those of the shards before it."""
+        if earlier is None:
+            return self
+        return Receipt(
+            earlier.files + self.files, earlier.places + self.places, self.tokens, self.truncated
+        )
+
+
+class ShardActor:
+    """Holds layers on one device. Steps run one after another; commits run beside them."""
+
+    def __init__(self, weights: Weights, settings: Settings, shard: int, shards: int) -> None:
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        transformers_logging.disable_progress_bar()
+        self._weights = weights
+        self._settings = settings
+        self._place = (shard, shards)
+        self._open: dict[int, Work] = {}
+
+    def ready(self) -> bool:
+        """Answers as soon as the actor is placed."""
+        return True
+
+    def step(self, unit: WorkUnit, piece: int, incoming: Hidden | None) -> Hidden | None:
+        """Run one piece of a unit; what the next shard needs is returned."""
+        if piece == 0:
+            self._open[unit.number] = self._shard.begin(unit.texts, unit.budget)
+        work = self._open[unit.number]
+        count = len(work.batches)
+        numbers = range(count * piece // STEPS, count * (piece + 1) // STEPS)
+        outgoing = self._shard.step(work, numbers, incoming)
+        shard, shards = self._place
+        return [hidden.cpu() for hidden in outgoing] if shard + 1 < shards else None
+
+    def commit(
+        self,
+        unit: WorkUnit,
+        folder: Path,
+        words: Sequence[str],
+        earlier: Receipt | None,
+        _last_step: object,
+    ) -> Receipt:
+        """Commit a unit, one file per (pooling, site), neuron by neuron; and, in the first shard, the
+        input embeddings of the words. `_last_step` is there to be waited for."""
+        try:
+            reading = self._shard.finish(self._open.pop(unit.number))
+        except NeuralignError as error:
+            raise type(error)(f"model {self._weights.label}: {error}") from error
+        files = []
+        for (pooling, site), values in reading.values.items():
+            row_group = max(1, _ROW_GROUP_BYTES // values[0].nbytes) * values.shape[1]
+            name = f"{activation_folder(pooling, site.layer, site.name)}/{unit.name}.parquet"
+            files.append(write_values(folder, name, values, row_group))
+        if words:
+            files.append(self._write_embeddings(folder, words))
+        receipt = Receipt(files, list(reading.values), reading.tokens, reading.truncated)
+        return receipt.with_earlier(earlier)
+
+    @cached_property
+    def _shard(self) -> Shard:
+        # loaded by the first step, so that being placed and being loaded are told apart
+        gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
+        folder = materialise(self._weights)
+        layers = shard_layers(folder, *self._place)
+        return Shard(folder, self._settings, layers, "cuda" if gpu else "cpu")
+
+    def _write_embeddings(self, folder: Path, words: Sequence[str]) -> FileRecord:
+        rows = [
+            {"concept": word, "vector": vector}
+            for word, vector in zip(words, self._shard.embed(words), strict=True)
+        ]
+        table = pa.Table.from_pylist(rows, schemas.INPUT_EMBEDDINGS)
+        return write_table(folder, INPUT_EMBEDDINGS_FILE, table)
