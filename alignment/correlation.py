@@ -18,25 +18,46 @@ _RESAMPLES_AT_ONCE = 500
 _CONSTANT = 1e-3
 
 
+_MOST_UNDEFINED = 0.05
+"""Above this share of resamples without a correlation, those that have one are no fair sample."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95% interval, which is None where too many resamples have no value."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
 @dataclass(frozen=True)
 class Correlation:
-    """A Spearman correlation and its 95% interval."""
+    """A Spearman correlation: over all pairs, and in each resample (NaN where it is undefined)."""
 
     rho: float
-    ci_low: float
-    ci_high: float
+    resampled: Floats
+
+    @property
+    def interval(self) -> Interval:
+        """The correlation with its percentile interval."""
+        return _interval(self.rho, self.resampled)
+
+    def minus(self, other: Correlation) -> Interval:
+        """The difference to a correlation with the same `y`, pairs, resamples and seed: its interval is
+        that of the differences within each resample."""
+        return _interval(self.rho - other.rho, self.resampled - other.resampled)
 
 
 def spearman(
     x: Floats, y: Floats, first: Integers, second: Integers, resamples: int = 2000, seed: int = 0
 ) -> Correlation:
-    """Spearman correlation of `x` and `y` over pairs of concepts, with a 95% percentile interval.
+    """Spearman correlation of `x` and `y` over pairs of concepts, with a bootstrap over the concepts.
 
     Pair `i` is of the concepts numbered `first[i]` and `second[i]`. Each resample draws the concepts
     with replacement; a pair counts as often as the product of how often its two concepts were drawn
     (the pigeonhole bootstrap, Owen 2007, arXiv 0712.1111), because pairs that share a concept are not
-    independent. Resamples with the same seed and pairs are the same, so two correlations with the same
-    `y` can be compared. A resample in which `x` or `y` is constant is left out.
+    independent.
 
     Raises ValueError below 10 pairs, for values that are not finite, and where `x` or `y` is constant.
     """
@@ -56,8 +77,7 @@ def spearman(
         size = min(_RESAMPLES_AT_ONCE, resamples - start)
         counts = random.multinomial(len(concepts), np.full(len(concepts), 1 / len(concepts)), size=size)
         drawn.append(weighted_spearman(x, y, (counts[:, left] * counts[:, right]).astype(float)))
-    low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
-    return Correlation(rho, float(low), float(high))
+    return Correlation(rho, np.concatenate(drawn))
 
 
 def weighted_spearman(x: Floats, y: Floats, weights: Floats) -> Floats:
@@ -90,3 +110,10 @@ def _weighted_ranks(values: Floats, weights: Floats) -> Floats:
     middle = np.cumsum(sizes, axis=1) - sizes / 2
     ranks: npt.NDArray[Any] = middle[:, group]
     return ranks
+
+
+def _interval(value: float, resampled: Floats) -> Interval:
+    if np.isnan(resampled).mean() > _MOST_UNDEFINED:
+        return Interval(value, None, None)
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    return Interval(value, float(low), float(high))

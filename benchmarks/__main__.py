@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from benchmarks.capture import capture
 from benchmarks.select import select_sklearn, select_sort
 
-BENCHMARKS = {"select_sort": select_sort, "select_sklearn": select_sklearn}
+BENCHMARKS = {"capture": capture, "select_sort": select_sort, "select_sklearn": select_sklearn}
 
 
 def main() -> int:

@@ -14,7 +14,6 @@ from cluster.shard import Settings
 from cluster.shard_actor import STEPS, ShardActor, WorkUnit
 from cluster.weights import Weights
 
-
 COMMIT = "commit"
 """Commits of a shard run beside its steps, one after another."""
 

@@ -22,13 +22,16 @@ class Pooler:
             if pooling not in (MEAN, "last")
         }
         self._poolings = list(poolings)
+        self._shape = batch.real.shape
         self._weights = (batch.real / batch.real.sum(dim=1, keepdim=True)).unsqueeze(1)
         positions = torch.arange(batch.real.shape[1], device=batch.real.device)
         self._last = (batch.real * positions).argmax(dim=1)
 
     def __call__(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pooled values, of shape (sentences, units) each, from (sentences, tokens, units)."""
-        return {pooling: self._pool(hidden, pooling) for pooling in self._poolings}
+        # some layers run their MLP on all tokens in one row
+        shaped = hidden.reshape(*self._shape, hidden.shape[-1])
+        return {pooling: self._pool(shaped, pooling) for pooling in self._poolings}
 
     def mean(self, hidden: torch.Tensor) -> torch.Tensor:
         """Mean over the real tokens, in float32."""

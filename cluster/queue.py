@@ -1,8 +1,8 @@
 """The work queue: every unit is done once for good, whatever dies on the way.
 
 A unit is tried again, after a growing pause, when its worker dies or it raises; after some attempts
-it is set aside with its error and the rest goes on. What a user has to mend (UserError) is not tried
-again.
+it is set aside with its error and the rest goes on. What neuralign itself finds wrong is not tried
+again, and what a user has to mend (UserError) stops the work.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
-from storage.errors import UserError, WorkFailed
+from cluster.session import raised
+from storage.errors import NeuralignError, UserError, WorkFailed
 
 ATTEMPTS = 3
 _PAUSE_SECONDS = 1.0
@@ -27,7 +28,7 @@ Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Task(Generic[Unit]):
     unit: Unit
     attempt: int = 1
@@ -37,7 +38,8 @@ class _Task(Generic[Unit]):
 @dataclass(eq=False)
 class _Worker:
     handle: Any
-    held: int = 0
+    held: list[_Task[Any]] = field(default_factory=list)
+    suspect: _Task[Any] | None = None
 
 
 class WorkQueue(Generic[Unit, Result]):
@@ -108,48 +110,55 @@ class WorkQueue(Generic[Unit, Result]):
 
     def _hand_out(self) -> None:
         for _ in range(len(self._todo)):
-            worker = min(self._workers, key=lambda candidate: candidate.held)
-            if worker.held >= _HELD_PER_WORKER:
+            worker = min(self._workers, key=lambda candidate: len(candidate.held))
+            if len(worker.held) >= _HELD_PER_WORKER:
                 return
             task = self._todo.popleft()
             if task.not_before > time.monotonic():
                 self._todo.append(task)
                 continue
-            worker.held += 1
+            worker.held.append(task)
             self._flying[self._submit(worker.handle, task.unit)] = (task, worker)
 
     def _succeeded(self, reference: Any) -> bool:
         """Take a finished reference in; a failed unit is queued again or set aside."""
         task, worker = self._flying.pop(reference)
-        worker.held -= 1
         try:
             ray.get(reference)
         except RayError as error:
-            cause = _cause(error)
+            cause = raised(error)
             if isinstance(cause, UserError):
                 raise cause from None
-            if isinstance(cause, RayActorError) and worker in self._workers:
-                worker.handle.stop()
-                self._workers[self._workers.index(worker)] = _Worker(self._start_worker())
+            if isinstance(cause, RayActorError):
+                self._bury(worker)
+                if task is not worker.suspect:
+                    # it waited behind the unit that the worker died of
+                    self._todo.append(task)
+                    return False
             self._try_again_or_set_aside(task, cause)
             return False
+        finally:
+            if worker.suspect is None:
+                worker.held.remove(task)
         return True
 
+    def _bury(self, worker: _Worker) -> None:
+        """Put a new worker in a dead one's place. The oldest unit that it held is what it died of."""
+        if worker.suspect is None:
+            worker.suspect = worker.held[0]
+            worker.handle.stop()
+            self._workers[self._workers.index(worker)] = _Worker(self._start_worker())
+
     def _try_again_or_set_aside(self, task: _Task[Unit], cause: BaseException) -> None:
-        if task.attempt < ATTEMPTS:
+        # what neuralign itself found wrong with a unit is wrong the next time too
+        if task.attempt < ATTEMPTS and not isinstance(cause, NeuralignError):
             pause = _PAUSE_SECONDS * 2 ** (task.attempt - 1)
             unit = self._smaller(task.unit) if _out_of_memory(cause) else task.unit
             self._todo.append(_Task(unit, task.attempt + 1, time.monotonic() + pause))
         else:
             reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
-            self._failures.append(f"{self._name(task.unit)}: {reason} (tried {ATTEMPTS} times)")
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What was raised first, in whichever of a unit's tasks."""
-    while isinstance(error, RayTaskError) and error.cause is not None:
-        error = error.cause
-    return error
+            tried = f" (tried {task.attempt} times)" if task.attempt > 1 else ""
+            self._failures.append(f"{self._name(task.unit)}: {reason}{tried}")
 
 
 def _out_of_memory(cause: BaseException) -> bool:

@@ -62,6 +62,14 @@ def result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, NeuralignError):
-            raise error.cause from None
+        cause = raised(error)
+        if isinstance(cause, NeuralignError):
+            raise cause from None
         raise
+
+
+def raised(error: BaseException) -> BaseException:
+    """What was raised first, in whichever of the tasks that a result depends on."""
+    while isinstance(error, RayTaskError) and error.cause is not None:
+        error = error.cause
+    return error

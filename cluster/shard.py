@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from storage.errors import NeuralignError, UserError
 
 FLOAT16_LIMIT = float(torch.finfo(torch.float16).max)
 LONGEST_SENTENCE = 512
+_SHOWN = 80
 PAD_ID = 0
 """Any id of the vocabulary will do: the attention never sees padding."""
 
@@ -159,7 +161,8 @@ class Shard:
         self._now = _Now(Pooler(batch, self.poolings, self.dtype), rows, work.out, incoming)
         with torch.inference_mode():
             self.model(**given, attention_mask=batch.attention, use_cache=False)
-        outgoing = self._now.outgoing
+        # without a batch to read, the hooks do nothing
+        outgoing, self._now = self._now.outgoing, None
         if outgoing is None:
             raise NeuralignError(f"{type(self.model).__name__}: its last layer did not run")
         return outgoing
@@ -190,7 +193,8 @@ class Shard:
     def _take(self, site: Site, hidden: torch.Tensor) -> None:
         if self._now is not None:
             for pooling, values in self._now.pooler(hidden).items():
-                self._now.out[pooling, site][self._now.rows] = values.to("cpu", torch.float16)
+                kept = self._now.out[pooling, site]
+                kept[self._now.rows] = values.to("cpu", kept.dtype)
 
     def _take_residual(self, site: Site, output: Any) -> None:
         if self._now is not None:
@@ -200,10 +204,16 @@ class Shard:
                 self._now.outgoing = hidden
 
     def _check(self, text: Text, sentence: Tokens) -> None:
+        shown = repr(textwrap.shorten(text.text, _SHOWN, placeholder=" ..."))
         if not any(sentence.real):
-            raise UserError(f"the sentence {text.text!r} has no token for this model")
+            raise UserError(f"the sentence {shown} has no token for this model")
+        if not {"concept", "context"}.intersection(self.poolings):
+            return
         if text.spans and not any(sentence.concept):
-            raise UserError(f"the sentence {text.text!r} was cut before its concept's word; shorten it")
+            raise UserError(
+                f"the sentence {shown} is cut after {len(sentence.ids)} tokens, before its concept's "
+                "word; shorten it"
+            )
         bare = all(
             of_concept
             for of_concept, is_real in zip(sentence.concept, sentence.real, strict=True)
@@ -211,6 +221,5 @@ class Shard:
         )
         if "context" in self.poolings and bare:
             raise UserError(
-                f"the sentence {text.text!r} has nothing but its concept's word; pooling 'context' "
-                "needs more"
+                f"the sentence {shown} has nothing but its concept's word; pooling 'context' needs more"
             )

@@ -71,8 +71,14 @@ class Tokenizer:
 
     def word_ids(self, word: str) -> list[int]:
         """Token ids of a word as it stands inside a sentence, without special tokens."""
-        ids: list[int] = self._tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-        return ids
+        text = f" {word}"
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        # some tokenizers make tokens of the space before it
+        return [
+            token
+            for token, offset in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            if _overlap(text, offset, (1, len(text)))
+        ]
 
     def _one(
         self, text: Text, ids: list[int], offsets: list[tuple[int, int]], special: list[int]

@@ -26,7 +26,7 @@ MAIN = "main"
 _RANDOM_SEED = 0
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,14 @@ def _check_folder(model: str, folder: Path) -> None:
             f"model {model!r}: the folder {folder} has no .safetensors file; pickled weights are not "
             "loaded"
         )
-    if not (folder / "tokenizer.json").is_file() and not list(folder.glob("tokenizer*")):
-        raise UserError(f"model {model!r}: the folder {folder} has no tokenizer")
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise UserError(
+            f"model {model!r}: the folder {folder} has no tokenizer (one of {', '.join(_VOCABULARIES)})"
+        )
 
 
 def _hash_folder(folder: Path) -> str:
-    files = [*folder.glob("*.safetensors"), folder / "config.json"]
-    files += [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    files = {path for pattern in _HUB_FILES for path in folder.glob(pattern)}
     return fingerprint({path.name: hash_file(path) for path in files})
 
 

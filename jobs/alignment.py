@@ -12,8 +12,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from alignment.correlation import FEWEST_PAIRS, spearman
+from alignment.correlation import FEWEST_PAIRS, Correlation, spearman
 from jobs import sentences
+from jobs.baselines import WORD_VECTORS
 from jobs.similarity import FILE
 from jobs.stage import Outcome, Stage
 from storage import schemas, sql
@@ -35,7 +36,7 @@ def plan(
 ) -> Stage:
     """The stage that compares all representations of a sweep with all its human data."""
     params = {
-        "human": {pairs.name: pairs.sha256 for pairs in human},
+        "human": {pairs.name: pairs.identity for pairs in human},
         "resamples": resamples,
         "seed": seed,
     }
@@ -78,7 +79,7 @@ def _run(stage: Stage, store: Path, human: list[Pairs]) -> Outcome:
             values = [list(column) for column in zip(*found, strict=True)]
             sql.provide(connection, "human", dict(zip(columns, values, strict=True)))
             groups = connection.sql(sql.query("comparable")).to_arrow_table().to_pylist()
-            rows += [_row(group, pairs.name, stage) for group in groups]
+            rows += _rows(groups, pairs.name, stage)
     folder = stage.folder(store)
     files = [
         write_table(folder, ALIGNMENT_FILE, pa.Table.from_pylist(rows, schemas.ALIGNMENT)),
@@ -87,32 +88,67 @@ def _run(stage: Stage, store: Path, human: list[Pairs]) -> Outcome:
     return Outcome(files, notes)
 
 
-def _row(group: dict[str, Any], human_set: str, stage: Stage) -> dict[str, Any]:
+def _rows(groups: list[dict[str, Any]], human_set: str, stage: Stage) -> list[dict[str, Any]]:
+    correlations = [_correlate(group, stage) for group in groups]
+    reference = _reference(groups, correlations)
+    return [
+        _row(group, human_set, correlation, reference)
+        for group, correlation in zip(groups, correlations, strict=True)
+    ]
+
+
+def _correlate(group: dict[str, Any], stage: Stage) -> Correlation | None:
+    """The correlation of one representation; None where all its similarities are equal."""
     concepts = sorted({*group["concepts_a"], *group["concepts_b"]})
     number = {name: index for index, name in enumerate(concepts)}
-    described = {name: group[name] for name in schemas.ALIGNMENT.names if name in group}
-    result = {
-        **described,
-        "human_set": human_set,
-        "n_pairs": len(group["scores"]),
-        "n_concepts": len(concepts),
-        "rho": None,
-        "ci_low": None,
-        "ci_high": None,
-    }
     try:
-        found = spearman(
-            np.array(group["similarities"]),
-            np.array(group["scores"]),
+        return spearman(
+            np.array(group["similarities"], np.float64),
+            np.array(group["scores"], np.float64),
             np.array([number[name] for name in group["concepts_a"]]),
             np.array([number[name] for name in group["concepts_b"]]),
             stage.params["resamples"],
             stage.params["seed"],
         )
     except ValueError:
-        # too few pairs, or all of them the same: there is no correlation to report
-        return result
-    return {**result, "rho": found.rho, "ci_low": found.ci_low, "ci_high": found.ci_high}
+        return None
+
+
+def _reference(
+    groups: list[dict[str, Any]], correlations: list[Correlation | None]
+) -> tuple[str, Correlation] | None:
+    """The baseline that others are compared with: word vectors, where the sweep has them."""
+    for group, correlation in zip(groups, correlations, strict=True):
+        if group["representation"] == WORD_VECTORS and correlation is not None:
+            return f"{group['model']} {WORD_VECTORS}", correlation
+    return None
+
+
+def _row(
+    group: dict[str, Any],
+    human_set: str,
+    correlation: Correlation | None,
+    reference: tuple[str, Correlation] | None,
+) -> dict[str, Any]:
+    row = dict.fromkeys(schemas.ALIGNMENT.names)
+    row |= {name: group[name] for name in row if name in group}
+    row |= {
+        "human_set": human_set,
+        "n_pairs": len(group["scores"]),
+        "n_concepts": len({*group["concepts_a"], *group["concepts_b"]}),
+    }
+    if correlation is not None:
+        interval = correlation.interval
+        row |= {"rho": interval.value, "ci_low": interval.low, "ci_high": interval.high}
+    if correlation is not None and reference is not None and correlation is not reference[1]:
+        difference = correlation.minus(reference[1])
+        row |= {
+            "reference": reference[0],
+            "difference": difference.value,
+            "difference_low": difference.low,
+            "difference_high": difference.high,
+        }
+    return row
 
 
 if __name__ == "__main__":

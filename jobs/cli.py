@@ -98,7 +98,9 @@ def version() -> None:
 
 def main() -> None:
     """Entry point of the console script: errors become lines and exit codes."""
-    _guarded(lambda: app(standalone_mode=False))
+    # the option may stand anywhere
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    _guarded(lambda: app(arguments or ["--help"], standalone_mode=False))
 
 
 def run_file(until: str | None = None) -> None:
@@ -123,7 +125,7 @@ def _run(file: Path, until: str | None) -> None:
     store = planned.sweep.store_path
     ran = sweep.run(planned, until)
     if not ran:
-        say(f"Nothing to compute: all {len(planned.stages)} stages are done in {_short(store)}.")
+        say(f"Nothing to compute: all {len(planned.until(until))} stages are done in {_short(store)}.")
     if until is None:
         (last,) = planned.of_kind(report.KIND)
         summary = report.read_summary(last, store)

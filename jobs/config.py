@@ -134,19 +134,24 @@ class Sweep(_Part):
         seen = set()
         for model in self.models:
             for revision in model.revisions:
-                if (model.id, revision, model.dtype) in seen:
+                if (model.id, revision) in seen:
                     raise ValueError(f"models: {model.id!r} at {revision!r} is listed twice")
-                seen.add((model.id, revision, model.dtype))
-        names = [human.name for human in self.human]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"human: {name!r} is listed twice")
+                seen.add((model.id, revision))
+        lists: dict[str, list[Any]] = {
+            "human": [human.name for human in self.human],
+            "experts.threshold": self.experts.threshold,
+            "neurons.pooling": list(self.neurons.pooling),
+        }
+        for key, values in lists.items():
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"{key}: {value!r} is listed twice")
         return self
 
     @property
     def folder(self) -> Path:
         """The folder that the file's paths are relative to."""
-        return self.file.parent
+        return self.file.resolve().parent
 
     @property
     def store_path(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from jobs.stage import Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.activation_files import SiteFiles
 from storage.commit import FileRecord, write_table
+from storage.concepts import ConceptSet
 from storage.errors import UserError
 
 KIND = "experts"
@@ -53,6 +55,19 @@ def plan(
     return Stage(KIND, read.label, params, run, {"activations": read})
 
 
+def check(concepts: ConceptSet, sampled: int | None) -> None:
+    """Raise UserError for a concept that has no negatives, or too few to sample so many."""
+    of = Counter(name for sentence in concepts.sentences for name in set(sentence.concepts))
+    wanted = sampled or 1
+    for name, count in of.items():
+        possible = len(concepts.sentences) - count
+        if possible < wanted:
+            raise UserError(
+                f"experts.negatives: concept {name!r} has {possible} possible negatives, the sentences "
+                f"of the others; {wanted} are needed"
+            )
+
+
 def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
     import ray
 
@@ -63,17 +78,14 @@ def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
     texts = read.inputs["sentences"]
     concepts = sentences.read_concept_names(texts, store)
     ids, members, n_sentences = sentences.read_memberships(texts, store)
-    try:
-        labels = labels_against_others(
-            np.asarray(ids),
-            np.asarray(members),
-            n_sentences,
-            len(concepts),
-            sampled,
-            stage.params["seed"],
-        )
-    except ValueError as error:
-        raise UserError(f"{stage.params['concept_set']}: {error}") from error
+    labels = labels_against_others(
+        np.asarray(ids),
+        np.asarray(members),
+        n_sentences,
+        len(concepts),
+        sampled,
+        stage.params["seed"],
+    )
     units = {
         site.name: site
         for site in (

@@ -33,8 +33,8 @@ def draw_matrix(
     axes.set_facecolor("0.85")
     top = float(np.nanmax(matrix)) if np.isfinite(matrix).any() else 1.0
     image = axes.imshow(matrix, cmap="viridis", norm=PowerNorm(0.5, vmin=0, vmax=top or 1.0))
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7, parse_math=False)
+    axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
     axes.tick_params(length=0)
     start = 0
     for domain, members in itertools.groupby(names, key=lambda name: domains[name]):
@@ -48,10 +48,13 @@ def draw_matrix(
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=8,
+            parse_math=False,
         )
         start += size
     figure.colorbar(image, ax=axes, shrink=0.6, pad=0.07, label="Jaccard similarity of experts")
-    axes.set_title(f"Concepts that share expert neurons, by domain\n{described}", fontsize=11)
+    axes.set_title(
+        f"Concepts that share expert neurons, by domain\n{described}", fontsize=11, parse_math=False
+    )
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     return content.getvalue()

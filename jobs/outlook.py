@@ -24,7 +24,7 @@ def print_outlook(console: Console, planned: Plan) -> None:
     store = planned.sweep.store_path
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "for", "state"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("units", "bytes to write"):
         table.add_column(name, justify="right")
     models = {weights.label: weights for weights in planned.weights}
@@ -35,7 +35,8 @@ def print_outlook(console: Console, planned: Plan) -> None:
         if stage.kind == activations.KIND:
             ready = 0 if done else len(read_units(stage.folder(store)))
             units = f"{stage.params['units'] - ready if not done else 0} of {stage.params['units']}"
-            size = 0 if done else activation_bytes(stage, models[stage.label], planned)
+            whole = 0 if done else activation_bytes(stage, models[stage.label], planned)
+            size = whole * (stage.params["units"] - ready) // stage.params["units"]
         total += size
         table.add_row(
             stage.kind,

@@ -55,7 +55,8 @@ class Stage:
         return layout.stage_folder(store, self.kind, self.label, self.fingerprint)
 
     def is_done(self, store: Path) -> bool:
-        return manifest.read(self.folder(store)) is not None
+        found = manifest.read(self.folder(store))
+        return found is not None and not found.lacks()
 
     def result(self, store: Path) -> Manifest:
         """The manifest of the stage, which must be done."""
@@ -79,6 +80,8 @@ def ensure(stage: Stage, store: Path) -> bool:
         return False
     folder = stage.folder(store)
     folder.mkdir(parents=True, exist_ok=True)
+    # a manifest whose files are gone no longer tells the truth
+    (folder / layout.SUCCESS).unlink(missing_ok=True)
     _sweep_leftovers(folder)
     started = time.monotonic()
     with _marked_running(stage, folder):

@@ -70,3 +70,6 @@ def _state(kind: str, folder: Path) -> Iterator[State]:
             shown = "stopped"
         yield State(kind, mark["label"], shown, detail)
         return
+    if units:
+        label = folder.name.rpartition("-")[0]
+        yield State(kind, label, "stopped", f"{units} units done")

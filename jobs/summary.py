@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from alignment.correlation import FEWEST_PAIRS
@@ -19,60 +20,70 @@ _QUESTION = (
     "GROUP BY ALL ORDER BY ALL"
 )
 _FOOTNOTE = (
-    "Intervals resample the concepts. The best hidden state is chosen on these very pairs, so it is "
-    "flattered. A dash: all similarities are equal, or the pairs are too few."
+    "All rows of a table are on the same pairs. Intervals (95%) resample the concepts. The best hidden "
+    "state is chosen on these very pairs, so it is flattered. A dash: all similarities are equal, or "
+    "too few differ for an interval."
 )
 
 
 def print_summary(console: Console, summary: dict[str, Any], store: Path, picture: Path) -> None:
     """Print what a sweep found, to fit 80 columns."""
+
+    def say(line: str, soft_wrap: bool = False) -> None:
+        # names come from the user: brackets in them are no markup
+        console.print(line, markup=False, soft_wrap=soft_wrap)
+
     few = []
     for human_set in summary["human_sets"]:
         rows = [row for row in summary["alignment"] if row["human_set"] == human_set]
         if rows:
-            console.print(_alignment_table(human_set, rows, summary))
+            say(_title(human_set, rows[0], summary["headline_threshold"]))
+            console.print(_alignment_table(rows, summary["headline_threshold"]))
+            say("")
         else:
             few.append(f"{human_set} {summary['human_pairs'].get(human_set, 0)}")
     if few:
-        console.print(
-            f"Too few rated pairs for a correlation (fewer than {FEWEST_PAIRS}): {', '.join(few)}."
-        )
-    console.print(_FOOTNOTE)
+        say(f"Too few rated pairs for a correlation (fewer than {FEWEST_PAIRS}): {', '.join(few)}.")
+    say(_FOOTNOTE)
     nearest = summary["nearest"]
-    console.print(f"\nNearest concepts by shared experts ({nearest['of']}):")
+    say(f"\nNearest concepts by shared experts ({nearest['of']}):")
     for name, found in nearest["concepts"].items():
-        shown = ", ".join(f"{other} {value:.2f}" for other, value in found)
-        console.print(f"  {name:12} {shown}", markup=False)
-    console.print("\nWhere to look next:")
-    console.print(f"  picture   {picture}", soft_wrap=True)
-    console.print(f"  status    neuralign status {store}", soft_wrap=True)
-    console.print(f'  SQL       neuralign sql {store} "{_QUESTION}"', soft_wrap=True, markup=False)
+        shown = ", ".join(f"{other} {value:.2f}" for other, value in found if value)
+        say(f"  {name:12} {shown or '(shares no experts)'}")
+    say("\nWhere to look next:")
+    say(f"  picture   {picture}", soft_wrap=True)
+    say(f"  status    neuralign status {store}", soft_wrap=True)
+    say(f'  SQL       neuralign sql {store} "{_QUESTION}"', soft_wrap=True)
 
 
-def _alignment_table(human_set: str, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Table:
-    first = rows[0]
-    table = Table(
-        title=(
-            f"Alignment with {human_set}: {max(row['n_pairs'] for row in rows)} pairs of "
-            f"{first['n_concepts']} concepts, Spearman's rho"
-        ),
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
+def _title(human_set: str, row: dict[str, Any], threshold: float) -> str:
+    return (
+        f"Alignment with {human_set}: Spearman's rho over {row['n_pairs']} pairs of "
+        f"{row['n_concepts']} concepts; experts have AP > {threshold}"
     )
+
+
+def _alignment_table(rows: list[dict[str, Any]], threshold: float) -> Table:
+    table = Table(box=None, pad_edge=False)
     table.add_column("representation")
     table.add_column("rho", justify="right")
-    table.add_column("95% interval", justify="right")
-    table.add_column("pairs", justify="right")
-    for label, row in headline(rows, summary["headline_threshold"]):
-        if row["rho"] is None:
-            rho, interval = "-", "-"
-        else:
-            rho = f"{row['rho']:.3f}"
-            interval = f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-        table.add_row(label, rho, interval, str(row["n_pairs"]))
+    reference = next((row["reference"] for row in rows if row["reference"]), None)
+    if reference:
+        table.add_column(f"less that of {reference.split()[0]}", justify="right")
+    for label, row in headline(rows, threshold):
+        cells = [_with_interval(row["rho"], row["ci_low"], row["ci_high"])]
+        if reference:
+            difference = (row["difference"], row["difference_low"], row["difference_high"])
+            cells.append(_with_interval(*difference, sign="+") if row["reference"] else "")
+        table.add_row(escape(label), *map(escape, cells))
     return table
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    interval = "-" if low is None or high is None else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
+    return f"{value:{sign}.2f} {interval}"
 
 
 def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, dict[str, Any]]]:
@@ -85,7 +96,7 @@ def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, di
         if row["representation"] == EXPERTS and row["threshold"] == threshold
     ]
     neurons = [
-        (f"{row['pooling']} pooling, AP > {threshold}", row)
+        (f"{row['pooling']} pooling", row)
         for row in sorted(experts, key=lambda row: row["revision"] == RANDOM_INIT)
     ]
     shown = [(f"neurons, {text}", row) for text, row in neurons if row["revision"] != RANDOM_INIT]
@@ -106,14 +117,15 @@ def _baselines(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
         if row["representation"] == HIDDEN_STATE and row["rho"] is not None:
             hidden.setdefault((row["model"], row["revision"]), []).append(row)
         elif row["representation"] == WORD_VECTORS:
-            shown.append((f"{row['model']} {WORD_VECTORS} ({row['measure']})", row))
+            shown.append((f"{row['model']} {WORD_VECTORS}", row))
         elif row["representation"] == INPUT_EMBEDDING:
-            shown.append((f"{INPUT_EMBEDDING} ({row['measure']})", row))
+            shown.append((INPUT_EMBEDDING, row))
     for candidates in hidden.values():
         ordered = sorted(candidates, key=lambda row: row["rho"])
         for name, row in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2])):
-            of = f"{name} of {len(ordered)} hidden states"
-            shown.append((f"{of} (L{row['layer']}, {row['measure']})", row))
+            how = row["measure"].removesuffix(" cosine").removesuffix("cosine")
+            place = f"L{row['layer']}{', ' * bool(how)}{how}"
+            shown.append((f"hidden state, {name} of {len(ordered)} ({place})", row))
     return shown
 
 

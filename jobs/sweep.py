@@ -29,10 +29,16 @@ class Plan:
     def of_kind(self, kind: str) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind]
 
+    def until(self, kind: str | None) -> list[Stage]:
+        """The stages up to the last of a kind; all without one."""
+        last = self.of_kind(kind)[-1] if kind else self.stages[-1]
+        return self.stages[: self.stages.index(last) + 1]
+
 
 def plan(sweep: Sweep) -> Plan:
     """Check everything that a sweep names and lay out its stages. Writes nothing."""
     concepts = read_concepts(sweep.concepts_path, sweep.name)
+    experts.check(concepts, sweep.experts.sampled)
     human = [read_pairs(each) for each in sweep.human_sets()]
     models = [
         (model, resolve(model.id, revision, sweep.folder))
@@ -54,10 +60,9 @@ def plan(sweep: Sweep) -> Plan:
 def run(planned: Plan, until: str | None = None) -> int:
     """Run the stages that are not done, up to those of the kind `until`; return how many were run."""
     store = layout.create(planned.sweep.store_path)
-    last = planned.stages[-1] if until is None else planned.of_kind(until)[-1]
     ran = 0
     with disconnected_after():
-        for stage in planned.stages[: planned.stages.index(last) + 1]:
+        for stage in planned.until(until):
             if ensure(stage, store):
                 ran += 1
                 result = stage.result(store)

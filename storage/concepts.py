@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -72,12 +73,19 @@ def read_concepts(path: Path, name: str) -> ConceptSet:
     concepts: dict[str, Concept] = {}
     sentences: dict[str, Sentence] = {}
     lines: dict[tuple[str, str], int] = {}
+    spelled: dict[str, str] = {}
     for line, row in rows:
         where = f"{path}: line {line}"
         concept = Concept(row["concept"], row["domain"] or None, row["sense"] or None)
         text = row["text"]
-        if not concept.name:
-            raise UserError(f"{where}: the concept is empty; give it a name")
+        if not re.search(r"\w", concept.name.replace("_", "")):
+            raise UserError(f"{where}: the concept {concept.name!r} has no letter; give it a name")
+        other = spelled.setdefault(concept.name.lower(), concept.name)
+        if other != concept.name:
+            raise UserError(
+                f"{where}: concepts {concept.name!r} and {other!r} differ only in case; human data sets "
+                "do not tell them apart"
+            )
         if not text:
             raise UserError(f"{where}: the sentence of {concept.name!r} is empty")
         if row["role"] not in ("", "positive"):

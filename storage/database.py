@@ -29,7 +29,7 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
 }
 
-_RUN = "-([0-9a-f]{16})/"
+_RUN = "^/[a-z]+/[^/]*-([0-9a-f]{16})/"
 
 _ACTIVATIONS = """
 CREATE VIEW activations AS
@@ -42,7 +42,7 @@ SELECT
 FROM {values} AS v
 JOIN activation_files AS f
     ON f.path = regexp_extract(v.filename, 'pooling=.*$')
-    AND f.run = regexp_extract(v.filename, '{run}', 1)
+    AND f.run = {run}
 """
 
 
@@ -54,10 +54,12 @@ def open_store(root: Path) -> duckdb.DuckDBPyConnection:
     layout.check(root)
     connection = duckdb.connect()
     done = {kind: list(manifest.done(root, kind)) for kind in layout.KINDS}
+    for each in [each for kind in layout.KINDS for each in done[kind]]:
+        each.check_files()
     for view, (kind, name, schema) in TABLES.items():
         paths = [path for each in done[kind] for path in each.paths(name)]
-        connection.execute(f"CREATE VIEW {view} AS {_select(paths, schema)}")
-    _create_activations(connection, done["activations"])
+        connection.execute(f"CREATE VIEW {view} AS {_select(paths, schema, root)}")
+    _create_activations(connection, done["activations"], root)
     _create_runs(connection, [each for kind in layout.KINDS for each in done[kind]])
     connection.execute(f"SET allowed_directories = [{_quoted(str(root.resolve()))}]")
     connection.execute("SET enable_external_access = false")
@@ -73,22 +75,30 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
                 raise UserError(
                     f"SQL: {statement.type.name} is not allowed; a store is only read (SELECT)"
                 )
-        return connection.sql(query).to_arrow_table()
+        rows = connection.sql(query)
+        if rows is None:
+            raise UserError("SQL: the query is empty")
+        return rows.to_arrow_table()
     except duckdb.Error as error:
-        raise UserError(f"SQL: {error}") from error
+        raise UserError(f"SQL: {' '.join(str(error).split())}") from error
 
 
-def _select(paths: list[Path], schema: pa.Schema) -> str:
+def _run_of(filename: str, root: Path) -> str:
+    """SQL for the fingerprint of the stage that a file of the store belongs to."""
+    return f"regexp_extract(substr({filename}, {len(str(root.resolve())) + 1}), '{_RUN}', 1)"
+
+
+def _select(paths: list[Path], schema: pa.Schema, root: Path) -> str:
     """A query over the files, with the run that each row comes from; empty without files."""
     names = ", ".join(f'"{name}"' for name in schema.names)
     if paths:
-        run = f"regexp_extract(filename, '{_RUN}', 1)"
+        run = _run_of("filename", root)
         return f"SELECT {names}, {run} AS run FROM read_parquet({_list(paths)}, filename = true)"
     columns = ", ".join(f'NULL::{_sql_type(field.type)} AS "{field.name}"' for field in schema)
     return f"SELECT {columns}, NULL::VARCHAR AS run WHERE false"
 
 
-def _create_activations(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) -> None:
+def _create_activations(connection: duckdb.DuckDBPyConnection, done: list[Manifest], root: Path) -> None:
     paths = [
         each.folder / record.path
         for each in done
@@ -106,7 +116,7 @@ def _create_activations(connection: duckdb.DuckDBPyConnection, done: list[Manife
             "(SELECT NULL::VARCHAR AS pooling, NULL::INTEGER AS layer, NULL::VARCHAR AS site, "
             "NULL::VARCHAR AS filename, 0 AS file_row_number, NULL::FLOAT AS value WHERE false)"
         )
-    connection.execute(_ACTIVATIONS.format(values=values, run=_RUN))
+    connection.execute(_ACTIVATIONS.format(values=values, run=_run_of("v.filename", root)))
 
 
 def _create_runs(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) -> None:

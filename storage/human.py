@@ -10,7 +10,7 @@ from pathlib import Path
 
 from storage.assets import ASSETS
 from storage.errors import UserError
-from storage.fingerprint import hash_file
+from storage.fingerprint import fingerprint, hash_file
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,16 @@ class HumanSet:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Word pairs, each unordered pair once with its mean score, and the file's checksum."""
+    """Word pairs, each unordered pair once with its mean score; and the file's checksum."""
 
     name: str
     sha256: str
     scores: dict[tuple[str, str], float]
+
+    @property
+    def identity(self) -> str:
+        """Stands for the file and for what was read from it: other columns are other judgments."""
+        return fingerprint([self.sha256, [[*pair, score] for pair, score in self.scores.items()]])
 
     def among(self, words: list[str]) -> dict[tuple[str, str], float]:
         """The pairs of two different words of the list."""

@@ -32,7 +32,10 @@ def create(root: Path) -> Path:
     if not (root / MARK).is_file():
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise StoreError(f"{root}: is there but is no neuralign store; name an empty or new folder")
-        write_json(root, MARK, {"format": FORMAT})
+        try:
+            write_json(root, MARK, {"format": FORMAT})
+        except OSError as error:
+            raise StoreError(f"{root}: no store can be made there: {error.strerror}") from error
     return check(root)
 
 

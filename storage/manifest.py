@@ -55,6 +55,17 @@ class Manifest:
             },
         )
 
+    def lacks(self) -> list[Path]:
+        """Listed files that are not there with their size."""
+        return [self.folder / each.path for each in self.files if not _is_there(self.folder, each)]
+
+    def check_files(self) -> None:
+        """Raise StoreError when a listed file is not there with its size."""
+        if lacking := self.lacks():
+            raise StoreError(
+                f"{lacking[0]}: is missing or was cut, though {SUCCESS} lists it; run the sweep again"
+            )
+
     def paths(self, name: str) -> list[Path]:
         """Paths of the listed files whose own name is `name`, or that lie in the folder `name`."""
         return [

@@ -135,11 +135,16 @@ ALIGNMENT = pa.schema(
     [
         *_REPRESENTATION,
         _field("human_set", _TEXT, "name of the human data set"),
-        _field("n_pairs", pa.int64(), "pairs compared: rated by humans, and with a similarity"),
+        _field("n_pairs", pa.int64(), "pairs compared: the same for all of a human set"),
+        _field("n_undefined", pa.int64(), "pairs without any expert: their similarity counts as 0"),
         _field("n_concepts", pa.int64(), "concepts in these pairs"),
-        _field("rho", pa.float64(), "Spearman correlation; null below 10 pairs", nullable=True),
+        _field("rho", pa.float64(), "Spearman correlation; null where all are equal", nullable=True),
         _field("ci_low", pa.float64(), "lower end of the 95% interval over concepts", True),
-        _field("ci_high", pa.float64(), "upper end of the 95% interval over concepts", True),
+        _field("ci_high", pa.float64(), "upper end; null where it cannot be had", True),
+        _field("reference", _TEXT, "the baseline that the difference is to", nullable=True),
+        _field("difference", pa.float64(), "rho less that of the reference", nullable=True),
+        _field("difference_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+        _field("difference_high", pa.float64(), "upper end of its 95% interval", nullable=True),
     ]
 )
 

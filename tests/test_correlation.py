@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from alignment.correlation import Floats, spearman, weighted_spearman
+from alignment.correlation import Floats, Interval, spearman, weighted_spearman
 from alignment.vectors import centred, cosine_matrix
+
+
+def ends(interval: Interval) -> tuple[float, float]:
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.low, interval.high
 
 
 @settings(max_examples=100, deadline=None)
@@ -23,7 +29,7 @@ def test_spearman_is_scipys_with_ties(seed: int, n_pairs: int, levels: int) -> N
     first, second = random.integers(0, 9, n_pairs), random.integers(9, 18, n_pairs)
     found = spearman(x, y, first, second, resamples=20)
     assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
-    assert found.ci_low <= found.ci_high
+    assert len(found.resampled) == 20
 
 
 @settings(max_examples=50, deadline=None)
@@ -56,15 +62,40 @@ def test_the_interval_is_that_of_a_loop_over_drawn_concepts() -> None:
         slow.append(stats.spearmanr(np.repeat(x, times), np.repeat(y, times)).statistic)
     found = spearman(x, y, first, second, resamples=4000)
     expected = np.percentile(slow, [2.5, 97.5])
-    np.testing.assert_allclose([found.ci_low, found.ci_high], expected, atol=0.03)
+    np.testing.assert_allclose(ends(found.interval), expected, atol=0.03)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_another() -> None:
     random = np.random.default_rng(0)
     first, second = np.triu_indices(8, 1)
     x, y = random.standard_normal((2, len(first)))
-    again = [spearman(x, y, first, second, 200, seed) for seed in (1, 1, 2)]
+    again = [spearman(x, y, first, second, 200, seed).interval for seed in (1, 1, 2)]
     assert again[0] == again[1] != again[2]
+
+
+def test_a_difference_is_taken_within_each_resample() -> None:
+    """Two correlations with one `y` go up and down together, so their difference varies less."""
+    random = np.random.default_rng(4)
+    first, second = np.triu_indices(14, 1)
+    y = random.standard_normal(len(first))
+    one = spearman(y + random.standard_normal(len(y)), y, first, second)
+    other = spearman(y + random.standard_normal(len(y)), y, first, second)
+    difference = one.minus(other)
+    assert difference.value == one.rho - other.rho
+    expected = np.percentile(one.resampled - other.resampled, [2.5, 97.5])
+    assert ends(difference) == pytest.approx(expected)
+    assert ends(one.minus(one)) == (0.0, 0.0)
+
+
+def test_an_interval_is_not_made_of_the_resamples_that_happen_to_have_a_value() -> None:
+    """One pair that differs is in few resamples; the others have no correlation at all."""
+    first, second = np.triu_indices(12, 1)
+    x: Floats = np.zeros(len(first))
+    x[0] = 1
+    y: Floats = np.arange(len(x), dtype=np.float64)
+    found = spearman(x, y, first, second)
+    assert np.isnan(found.resampled).mean() > 0.3
+    assert (found.interval.low, found.interval.high) == (None, None)
 
 
 def test_shared_concepts_widen_the_interval() -> None:
@@ -78,7 +109,7 @@ def test_shared_concepts_widen_the_interval() -> None:
     by_concept = spearman(x, y, first, second)
     alone = np.arange(len(first))
     by_pair = spearman(x, y, alone, alone + len(first))
-    assert by_concept.ci_high - by_concept.ci_low > by_pair.ci_high - by_pair.ci_low
+    assert np.ptp(ends(by_concept.interval)) > np.ptp(ends(by_pair.interval))
 
 
 @pytest.mark.parametrize(

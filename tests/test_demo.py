@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,7 @@ def _watch(process: subprocess.Popen[bytes], run: Run) -> None:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         run.peak_bytes = max(run.peak_bytes, total)
-        process_ended.wait(0.5)
-
-
-process_ended = threading.Event()
+        time.sleep(0.5)
 
 
 def men(run: Run, **wanted: Any) -> list[dict[str, Any]]:

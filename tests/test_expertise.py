@@ -126,6 +126,23 @@ def test_sampled_negatives_come_evenly_from_the_other_concepts() -> None:
     assert sorted(np.bincount(concepts[drawn], minlength=5)) == [0, 3, 5, 6, 6]
 
 
+@settings(max_examples=100, deadline=None)
+@given(problems())
+def test_no_sentence_is_a_negative_of_its_own_concept(problem: tuple[Values, Labels]) -> None:
+    _, labels = problem
+    for positives, negatives in zip(labels.positives(), labels.negatives(), strict=True):
+        assert not set(positives) & set(negatives)
+        assert len(set(negatives)) == len(negatives)
+
+
+def test_sampled_negatives_are_drawn_from_the_others_also_where_sentences_are_shared() -> None:
+    sentences = np.array([0, 1, 2, 2, 3, 4, 5, 5])
+    concepts = np.array([0, 0, 0, 1, 1, 1, 2, 0])
+    labels = labels_against_others(sentences, concepts, 6, 3, sampled=2)
+    assert set(labels.negatives()[0]) == {3, 4}
+    assert set(labels.negatives()[1]) < {0, 1, 5}
+
+
 def test_on_and_off_values_are_those_of_numpy() -> None:
     random = np.random.default_rng(1)
     values = random.standard_normal((4, 30)).astype(np.float16)

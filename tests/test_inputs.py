@@ -30,7 +30,7 @@ def refused(call: object, *arguments: object) -> str:
     [
         ("concept,sentence\ncat,A cat.\n", "has no column 'text'"),
         ("", "has no column 'concept'"),
-        ("concept,text\n ,A cat.\n", "line 2: the concept is empty"),
+        ("concept,text\n ,A cat.\n", "line 2: the concept '' has no letter"),
         ("concept,text\ncat, \n", "line 2: the sentence of 'cat' is empty"),
         (GOOD + "cat,A cat sat.\n", "line 6: this sentence stands under 'cat' already, in line 2"),
         (GOOD + "cow,A cow.\n", "concept 'cow' has 1 sentence; at least 2"),
@@ -38,6 +38,8 @@ def refused(call: object, *arguments: object) -> str:
         ("concept,text\ncat,A cat, sat.\n", "line 2: not 2 columns"),
         ("concept,text\ncat\n", "line 2: not 2 columns"),
         ('concept,text\ncat,"A cat\n', "is no CSV file"),
+        ("concept,text\n-,A dash -.\n", "the concept '-' has no letter"),
+        (GOOD + "Cat,My Cat.\n", "concepts 'Cat' and 'cat' differ only in case"),
         ("concept,text,role\ncat,A cat.,maybe\n", "role is 'maybe'; allowed: positive"),
         ("concept,domain,text\ncat,a,x\ncat,b,y\n", "domain 'b' and sense None here, but 'a'"),
     ],
@@ -99,6 +101,10 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, f
         ("concepts: a.csv\nmodels: [{id: a, dtype: int8}]\n", "models[0].dtype: 'int8': expected"),
         ("concepts: a.csv\nmodels: [a]\nhuman: [mean]\n", "allowed: men, simlex999"),
         ("concepts: a.csv\nmodels: [a, a]\n", "models: 'a' at 'main' is listed twice"),
+        (
+            "concepts: a.csv\nmodels: [a]\nexperts: {threshold: [0.5, 0.5]}\n",
+            "experts.threshold: 0.5 is listed twice",
+        ),
         ("concepts: a.csv\nconcepts: b.csv\nmodels: [a]\n", "the key 'concepts' stands twice"),
         ("concepts: [a.csv\n", "is no YAML"),
         ("- a\n", "holds no keys"),

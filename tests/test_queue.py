@@ -34,7 +34,7 @@ class Actor:
         mark = self.folder / f"{fault}-{number}"
         first_time = not mark.exists()
         mark.touch()
-        if fault == "die once" and first_time:
+        if fault == "die always" or (fault == "die once" and first_time):
             os._exit(1)
         if fault == "raise always" or (fault == "raise once" and first_time):
             raise RuntimeError(f"unit {number} is poisoned")
@@ -87,6 +87,14 @@ def _kept(given: Any, done: dict[int, int]) -> dict[int, int]:
     for unit, result in given:
         done[unit] = result
     return done
+
+
+def test_a_unit_that_kills_its_worker_takes_no_other_with_it(tmp_path: Path) -> None:
+    done: dict[int, int] = {}
+    with pytest.raises(WorkFailed) as caught:
+        _kept(results(tmp_path, {0: "die always"}, n_units=3), done)
+    assert [failure.partition(":")[0] for failure in caught.value.failures] == ["unit 0"]
+    assert sorted(done) == [1, 2]
 
 
 def test_a_unit_for_which_memory_ran_out_is_tried_smaller(tmp_path: Path) -> None:

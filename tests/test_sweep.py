@@ -19,7 +19,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from scipy.stats import spearmanr
 
+from jobs.config import read_sweep
+from jobs.sweep import plan as plan_sweep
 from storage.database import open_store
 from tests import tiny
 
@@ -71,7 +74,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 def test_a_sweep_prints_alignment_neighbours_and_where_to_look(study: Path) -> None:
     printed = (study / "printed.txt").read_text()
-    assert "Alignment with mine: 12 pairs of 6 concepts" in printed
+    assert "Alignment with mine: Spearman's rho over 12 pairs of 6 concepts" in printed
     for label in ("neurons, max", "neurons, context", "random weights, max", "input embedding"):
         assert label in printed
     assert "Nearest concepts by shared experts" in printed
@@ -120,11 +123,106 @@ def test_sql_answers_in_three_formats(study: Path) -> None:
     assert [(row["concept"], row["domain"]) for row in as_csv] == expected
     assert "boat     vehicle  1.5" in neuralign("sql", store, query).stdout
     assert "similarity" in neuralign("sql", store).stdout
+    twice = neuralign("sql", store, "SELECT 1 AS a, 2 AS a", "--format", "json").stdout
+    assert json.loads(twice) == [{"a": 1, "a_2": 2}]
+    nested = neuralign("sql", store, "SELECT spans FROM memberships LIMIT 1", "--format", "csv")
+    assert nested.stdout == '"spans"\n"[4, 7]"\n'
+
+
+def test_alignment_is_that_of_a_reader_of_the_views(study: Path) -> None:
+    """Jaccard, cosines and correlations, recomputed from what the views hold of the stages before."""
+    with open_store(study / "results/sweep") as connection:
+        query = connection.sql
+        human = {
+            (first, second): score
+            for first, second, score in query(
+                "SELECT concept_a, concept_b, score FROM human_pairs"
+            ).fetchall()
+        }
+        found_rows = query("SELECT * FROM alignment WHERE revision = 'main'").to_arrow_table()
+        experts = query(
+            "SELECT pooling, concept, layer, unit, ap FROM experts WHERE revision = 'main'"
+        ).fetchall()
+        states = query(
+            "SELECT value FROM activations WHERE site = 'residual' AND revision = 'main' "
+            "ORDER BY layer, sentence_id, unit"
+        ).fetchnumpy()["value"]
+        of = query("SELECT concept FROM memberships ORDER BY sentence_id").fetchnumpy()["concept"]
+    pairs = sorted(human)
+    seen = set()
+    for row in found_rows.to_pylist():
+        if row["representation"] == "experts":
+            similarities = _jaccards(experts, row["pooling"], row["threshold"], pairs)
+        elif row["representation"] == "hidden state":
+            state = states.reshape(3, 36, 32)[row["layer"]].astype(float)
+            similarities = _cosines(state, of, row["measure"] == "centred cosine", pairs)
+        else:
+            continue
+        seen.add(row["representation"])
+        assert row["n_pairs"] == len(pairs) == 12
+        if len(set(similarities)) > 1:
+            expected = spearmanr(similarities, [human[pair] for pair in pairs]).statistic
+            assert row["rho"] == pytest.approx(expected, abs=1e-9)
+        else:
+            assert row["rho"] is None
+    assert seen == {"experts", "hidden state"}
+
+
+def _jaccards(experts: Any, pooling: str, threshold: float, pairs: Any) -> list[float]:
+    held = {
+        name: {row[2:4] for row in experts if row[:2] == (pooling, name) and row[4] > threshold}
+        for name in tiny.CONCEPTS
+    }
+    return [len(held[a] & held[b]) / max(1, len(held[a] | held[b])) for a, b in pairs]
+
+
+def _cosines(state: Any, of: Any, centre: bool, pairs: Any) -> list[float]:
+    means = {name: state[of == name].mean(axis=0) for name in tiny.CONCEPTS}
+    middle = np.mean(list(means.values()), axis=0) * centre
+    units = {name: (mean - middle) / np.linalg.norm(mean - middle) for name, mean in means.items()}
+    return [float(units[a] @ units[b]) for a, b in pairs]
+
+
+def test_other_columns_of_a_human_file_are_other_judgments(study: Path, tmp_path: Path) -> None:
+    for name in ("concepts.csv", "human.csv"):
+        shutil.copy(study / name, tmp_path)
+    lines = (tmp_path / "human.csv").read_text().splitlines()
+    both = [f"{line},{number}" for number, line in enumerate(lines[1:])]
+    (tmp_path / "human.csv").write_text("\n".join([lines[0] + ",other", *both]) + "\n")
+    last = set()
+    for column in ("score", "other"):
+        file = tmp_path / "sweep.yaml"
+        file.write_text(
+            f"concepts: concepts.csv\nmodels: [{study / 'model'}]\n"
+            f"human: [{{name: mine, path: human.csv, columns: [a, b, {column}]}}]\n"
+        )
+        last.add(plan_sweep(read_sweep(file)).stages[-1].fingerprint)
+    assert len(last) == 2
+
+
+def test_a_stage_whose_file_is_gone_is_done_again_and_never_read(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "study")
+    store = tmp_path / "study/results/sweep"
+    (lost,) = store.glob("experts/model-main-*/experts/max.L01.mlp.hidden.parquet")
+    whole = lost.read_bytes()
+    lost.unlink()
+    answer = neuralign("sql", store, "SELECT 1")
+    assert answer.returncode == 2
+    assert f"{lost}: is missing" in answer.stderr
+    assert neuralign("run", tmp_path / "study/sweep.yaml").returncode == 0
+    assert lost.read_bytes() == whole
+
+
+@pytest.mark.parametrize("place", ["hash-0123456789abcdef", "a b'c"])
+def test_the_name_of_a_stores_folder_means_nothing(study: Path, tmp_path: Path, place: str) -> None:
+    shutil.copytree(study / "results/sweep", tmp_path / place / "store")
+    assert rows(tmp_path / place / "store") == rows(study / "results/sweep")
 
 
 @pytest.mark.parametrize(
     ("query", "message"),
     [
+        (" ", "the query is empty"),
         ("SELECT nonsense FROM concepts", "nonsense"),
         ("SELEC", "syntax error"),
         ("COPY concepts TO 'STORE/out.csv'", "COPY is not allowed"),
@@ -139,7 +237,7 @@ def test_sql_reads_the_store_and_nothing_else(study: Path, query: str, message: 
     answer = neuralign("sql", store, query.replace("STORE", str(store)))
     assert answer.returncode == 2
     assert message in answer.stderr
-    assert "Traceback" not in answer.stderr
+    assert answer.stderr.count("\n") == 1
     assert not (store / "out.csv").exists()
 
 
@@ -227,6 +325,8 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(
         os.kill(process.pid, with_signal)
         assert process.wait(timeout=60) == code
         assert not list(store.glob("report/*/_SUCCESS.json"))
+        if with_signal == signal.SIGINT:
+            assert "stopped" in neuralign("status", store).stdout
     status = neuralign("status", store).stdout
     assert "units done" in status
     finished = python_m("jobs.sweep", file)
@@ -253,6 +353,12 @@ def _bad(folder: Path, tiny_model: Path, kind: str) -> Path:
     elif kind == "another version":
         (folder / "results/sweep").mkdir(parents=True)
         (folder / "results/sweep/_STORE.json").write_text('{"format": 99}')
+    elif kind == "no place":
+        (folder / "results").write_text("a file")
+    elif kind == "too few negatives":
+        file.write_text(file.read_text() + "experts: {negatives: others:1000}\n")
+    elif kind == "no vocabulary":
+        (folder / "model/tokenizer.json").unlink()
     elif kind == "no revision":
         file.write_text(file.read_text().replace("dtype: float32", "revisions: [step1]"))
     return file
@@ -268,6 +374,9 @@ def _bad(folder: Path, tiny_model: Path, kind: str) -> Path:
         ("pickled", "pickled weights are not loaded"),
         ("another version", "was made by another version of neuralign (store format 99"),
         ("no revision", "has no revision 'step1'"),
+        ("no place", "no store can be made there"),
+        ("too few negatives", "concept 'cat' has 30 possible negatives"),
+        ("no vocabulary", "has no tokenizer"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -280,8 +389,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert sorted(tmp_path.rglob("*")) == before
-    traced = neuralign("--debug", "run", file)
-    assert "Traceback" in traced.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    for arguments in (["--debug", "run", tmp_path / "none"], ["run", tmp_path / "none", "--debug"]):
+        assert "Traceback" in neuralign(*arguments).stderr
 
 
 def test_a_wrong_command_line_is_one_line_and_exit_code_2() -> None:

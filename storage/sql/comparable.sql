@@ -1,5 +1,6 @@
 -- Similarities of the concept pairs that humans rated and that every representation has,
--- one row a representation.
+-- one row a representation. Two concepts without any expert share none: their similarity, which is
+-- undefined, counts as 0 here, so that all representations are compared on the very same pairs.
 -- Reads: similarity (the table of that name), human(concept_a, concept_b, score).
 WITH rated AS (
     SELECT *, (representation, model, revision, pooling, layer, measure, threshold) AS which
@@ -15,9 +16,9 @@ SELECT
     representation, model, revision, concept_set, pooling, layer, measure, threshold,
     list(concept_a ORDER BY concept_a, concept_b) AS concepts_a,
     list(concept_b ORDER BY concept_a, concept_b) AS concepts_b,
-    list(similarity ORDER BY concept_a, concept_b) AS similarities,
+    list(coalesce(similarity, 0) ORDER BY concept_a, concept_b) AS similarities,
+    count(*) FILTER (similarity IS NULL) AS n_undefined,
     list(score ORDER BY concept_a, concept_b) AS scores
 FROM rated SEMI JOIN common USING (concept_a, concept_b)
-WHERE similarity IS NOT NULL
 GROUP BY representation, model, revision, concept_set, pooling, layer, measure, threshold
 ORDER BY representation, model, revision, concept_set, pooling, layer, measure, threshold
