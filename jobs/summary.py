@@ -58,8 +58,8 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
 
 def _title(human_set: str, row: dict[str, Any], threshold: float) -> str:
     return (
-        f"Alignment with {human_set}: Spearman's rho over {row['n_pairs']} pairs of "
-        f"{row['n_concepts']} concepts; experts have AP > {threshold}"
+        f"Alignment with {human_set}: Spearman's rho, {row['n_pairs']} pairs of {row['n_concepts']} "
+        f"concepts, AP > {threshold}"
     )
 
 
@@ -124,8 +124,8 @@ def _baselines(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
         ordered = sorted(candidates, key=lambda row: row["rho"])
         for name, row in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2])):
             how = row["measure"].removesuffix(" cosine").removesuffix("cosine")
-            place = f"L{row['layer']}{', ' * bool(how)}{how}"
-            shown.append((f"hidden state, {name} of {len(ordered)} ({place})", row))
+            place = f"L{row['layer']} {how}".rstrip()
+            shown.append((f"{name} hidden state of {len(ordered)} ({place})", row))
     return shown
 
 
