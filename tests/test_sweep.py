@@ -74,7 +74,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 def test_a_sweep_prints_alignment_neighbours_and_where_to_look(study: Path) -> None:
     printed = (study / "printed.txt").read_text()
-    assert "Alignment with mine: Spearman's rho over 12 pairs of 6 concepts" in printed
+    assert "Alignment with mine: Spearman's rho, 12 pairs of 6 concepts" in printed
     for label in ("neurons, max", "neurons, context", "random weights, max", "input embedding"):
         assert label in printed
     assert "Nearest concepts by shared experts" in printed
@@ -315,9 +315,8 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(
     file = _many_sentences(tmp_path / "stopped", tiny_model)
     store = tmp_path / "stopped/results/sweep"
     for pattern, with_signal, code in (
-        ("activations/*/_units/00000.json", signal.SIGINT, 130),
-        ("activations/*/_units/00002.json", signal.SIGKILL, -9),
-        ("experts/*/_units/max.L01*.json", signal.SIGKILL, -9),
+        ("activations/*/_units/00001.json", signal.SIGKILL, -9),
+        ("experts/*/_units/max.L01*.json", signal.SIGINT, 130),
     ):
         process = _start(file)
         _wait_for(tmp_path / "stopped", pattern, process)
