@@ -79,7 +79,7 @@ def assert_equal_scores(found: Scores, expected: Scores) -> None:
         )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(problems(), st.sampled_from([REFERENCE_PREVALENCE, 0.01, 0.9]))
 def test_scores_are_scikit_learns(problem: tuple[Values, Labels], prevalence: float) -> None:
     values, labels = problem
