@@ -16,7 +16,7 @@ from jobs import activations, sentences
 from jobs.progress import progress
 from jobs.stage import Outcome, Stage, run_missing_units
 from storage import schemas
-from storage.activation_files import SiteFiles
+from storage.activation_files import RESIDUAL, SiteFiles
 from storage.commit import FileRecord, write_table
 from storage.concepts import ConceptSet
 from storage.errors import UserError
@@ -91,7 +91,8 @@ def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
         for site in (
             _Site(row["pooling"], row["layer"], row["site"])
             for row in activations.read_sites(read, store)
-            if row["pooling"] in read.params["poolings"]
+            # the residual stream is the embedding baseline's, not a site of neurons
+            if row["site"] != RESIDUAL
         )
     }
     task = ray.remote(_score_site).options(num_cpus=1, max_retries=3)
