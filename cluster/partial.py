@@ -7,15 +7,18 @@ business. A layer keeps its number as its name, so it finds its own weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+from cluster.checkpoint import is_pickled, of_layers, open_tensors
+from cluster.weights import read_config
 from storage.errors import UserError
 
 
@@ -37,41 +40,41 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
-def layer_count(folder: Path) -> int:
+def layer_count(folder: Path, remote_code: bool = False) -> int:
     """How many layers the model in a folder has."""
-    count: int = AutoConfig.from_pretrained(folder).get_text_config().num_hidden_layers
+    count: int = read_config(folder, remote_code).get_text_config().num_hidden_layers
     return count
 
 
-def shard_layers(folder: Path, shard: int, shards: int) -> range:
+def shard_layers(folder: Path, shard: int, shards: int, remote_code: bool = False) -> range:
     """Layers of one of so many shards: contiguous, and as even as can be."""
-    count = layer_count(folder)
+    count = layer_count(folder, remote_code)
     if shards > count:
         raise UserError(f"{folder}: has {count} layers, too few for {shards} shards")
     return range(count * shard // shards, count * (shard + 1) // shards)
 
 
-def load_layers(folder: Path, layers: range, dtype: torch.dtype) -> tuple[Any, dict[int, nn.Module]]:
+def load_layers(
+    folder: Path, layers: range, dtype: torch.dtype, remote_code: bool = False
+) -> tuple[Any, dict[int, nn.Module]]:
     """The model's body with only the layers of the range; and these layers by their numbers.
 
     Of the weights outside the layers, the input embedding is left out unless the range begins with
-    layer 0. Raises UserError for a range that is not within the model, files that cannot be read, and
-    weights that the files lack (transformers would draw them at random).
+    layer 0. The model's own code runs only with `remote_code`. Raises UserError for a range that is not
+    within the model, files that cannot be read, and weights that the files lack (transformers would
+    draw them at random).
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder, remote_code)
     count = config.get_text_config().num_hidden_layers
     if not 0 <= layers.start < layers.stop <= count:
         raise UserError(
             f"{folder}: has layers 0 to {count - 1}; asked for {layers.start} to {layers.stop - 1}"
         )
-    whole = MODEL_MAPPING[type(config)]
-    try:
-        model, found = _with_layers(whole, layers).from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded: {error}".splitlines()[0]) from error
-    lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    partial = _with_layers(_architecture(config, folder, remote_code), layers)
+    model, lacking = _load(partial, folder, config, dtype, of_layers(layers))
+    if lacking:
+        # the numbers in the names may count something else than layers
+        model, lacking = _load(partial, folder, config, dtype, lambda _: True)
     if lacking:
         raise UserError(
             f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}"
@@ -80,6 +83,34 @@ def load_layers(folder: Path, layers: range, dtype: torch.dtype) -> tuple[Any, d
     if without:
         raise UserError(f"{folder}: {without[0]} was not loaded")
     return model, model.numbered_layers
+
+
+def _load(
+    partial: Any, folder: Path, config: Any, dtype: torch.dtype, keep: Callable[[str], bool]
+) -> tuple[Any, list[str]]:
+    """The model with the tensors that `keep` accepts, and the names of those that it lacks."""
+    given: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
+    try:
+        if is_pickled(folder):
+            model, found = partial.from_pretrained(folder, use_safetensors=False, **given)
+        else:
+            # tensors that stay as they are need no copy; others are read one by one, to be converted
+            tensors = open_tensors(folder, keep, "mmap" if config.dtype == dtype else "pread")
+            model, found = partial.from_pretrained(None, state_dict=tensors, **given)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        advice = "; cut the model into more shards" if "allocate memory" in str(error) else ""
+        raise UserError(f"{folder}: cannot be loaded: {error}".splitlines()[0] + advice) from error
+    return model, sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+
+
+def _architecture(config: Any, folder: Path, remote_code: bool) -> Any:
+    """The class of the model's body: transformers' own, or that of the folder's code."""
+    if type(config) in MODEL_MAPPING:
+        return MODEL_MAPPING[type(config)]
+    own = getattr(config, "auto_map", None) or {}
+    if not remote_code or "AutoModel" not in own:
+        raise UserError(f"{folder}: {type(config).__name__} has no model body (AutoModel) to load")
+    return get_class_from_dynamic_module(own["AutoModel"], folder)
 
 
 def _with_layers(whole: Any, layers: range) -> Any:

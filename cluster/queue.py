@@ -14,15 +14,24 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 
 from cluster.session import raised
 from storage.errors import NeuralignError, UserError, WorkFailed
 
 ATTEMPTS = 3
+PLACEMENT_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _POLL_SECONDS = 0.2
 _HELD_PER_WORKER = 2
+_DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+"""What a worker's death looks like: that of a process, of its node, or of what it left on the node."""
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -38,6 +47,8 @@ class _Task(Generic[Unit]):
 @dataclass(eq=False)
 class _Worker:
     handle: Any
+    ready: Any
+    placed: bool = False
     held: list[_Task[Any]] = field(default_factory=list)
     suspect: _Task[Any] | None = None
 
@@ -45,9 +56,10 @@ class _Worker:
 class WorkQueue(Generic[Unit, Result]):
     """Runs units on workers, which may be whole pipelines of actors.
 
-    `start_worker` makes a worker, which has `ready()`, a reference that is there as soon as it is
-    placed, and `stop()`; `submit(worker, unit)` gives the reference of the unit's result; `name(unit)`
-    stands for the unit in errors; `smaller(unit)` is the unit to try where memory ran out.
+    `start_worker` makes a worker, which has `asks`, what it asks of the cluster in words, `ready()`, a
+    reference that is there as soon as it is placed, and `stop()`; `submit(worker, unit)` gives the
+    reference of the unit's result; `name(unit)` stands for the unit in errors; `smaller(unit)` is the
+    unit to try where memory ran out.
     """
 
     def __init__(
@@ -67,20 +79,26 @@ class WorkQueue(Generic[Unit, Result]):
         self._failures: list[str] = []
 
     def run(
-        self, units: Sequence[Unit], n_workers: int, wait_seconds: float = 60.0
+        self, units: Sequence[Unit], n_workers: int, wait_seconds: float = PLACEMENT_SECONDS
     ) -> Iterator[tuple[Unit, Result]]:
         """Give (unit, result) as each unit is done, in any order.
 
         A worker holds at most two units, so memory stays flat however many there are.
 
-        Raises UserError at once when a unit does, or when no worker is placed within `wait_seconds`;
+        A worker that waits for its place, at the start or after a death, gets no unit; the others go on.
+
+        Raises UserError at once when a unit does, or when for `wait_seconds` no worker has a place;
         WorkFailed at the end when units were set aside.
         """
         self._todo.extend(_Task(unit) for unit in units)
-        self._workers = [_Worker(self._start_worker()) for _ in range(n_workers)]
+        self._workers = [self._new_worker() for _ in range(n_workers)]
+        had_a_place = time.monotonic()
         try:
-            self._await_placement(wait_seconds)
             while self._todo or self._flying:
+                if self._any_placed():
+                    had_a_place = time.monotonic()
+                elif time.monotonic() > had_a_place + wait_seconds:
+                    raise _no_place(self._workers[0].handle.asks, wait_seconds)
                 self._hand_out()
                 if not self._flying:
                     time.sleep(_POLL_SECONDS)
@@ -96,22 +114,21 @@ class WorkQueue(Generic[Unit, Result]):
         if self._failures:
             raise WorkFailed(f"{len(self._failures)} of {len(units)} units failed", self._failures)
 
-    def _await_placement(self, wait_seconds: float) -> None:
-        """Wait until one worker is placed; the others may come later."""
-        placed, _ = ray.wait([worker.handle.ready() for worker in self._workers], timeout=wait_seconds)
-        if not placed:
-            has, free = ray.cluster_resources(), ray.available_resources()
-            raise UserError(
-                f"no worker could be placed within {wait_seconds:.0f} s: the cluster has "
-                f"{has.get('CPU', 0):.0f} CPUs and {has.get('GPU', 0):.0f} GPUs, of which "
-                f"{free.get('CPU', 0):.0f} and {free.get('GPU', 0):.0f} are free"
-            )
-        ray.get(placed[0])
+    def _new_worker(self) -> _Worker:
+        handle = self._start_worker()
+        return _Worker(handle, handle.ready())
+
+    def _any_placed(self) -> bool:
+        for worker in self._workers:
+            if not worker.placed:
+                worker.placed = bool(ray.wait([worker.ready], timeout=0)[0])
+        return any(worker.placed for worker in self._workers)
 
     def _hand_out(self) -> None:
+        placed = [worker for worker in self._workers if worker.placed]
         for _ in range(len(self._todo)):
-            worker = min(self._workers, key=lambda candidate: len(candidate.held))
-            if len(worker.held) >= _HELD_PER_WORKER:
+            worker = min(placed, key=lambda candidate: len(candidate.held), default=None)
+            if worker is None or len(worker.held) >= _HELD_PER_WORKER:
                 return
             task = self._todo.popleft()
             if task.not_before > time.monotonic():
@@ -129,7 +146,7 @@ class WorkQueue(Generic[Unit, Result]):
             cause = raised(error)
             if isinstance(cause, UserError):
                 raise cause from None
-            if isinstance(cause, RayActorError):
+            if isinstance(cause, _DEATHS):
                 self._bury(worker)
                 if task is not worker.suspect:
                     # it waited behind the unit that the worker died of
@@ -147,7 +164,7 @@ class WorkQueue(Generic[Unit, Result]):
         if worker.suspect is None:
             worker.suspect = worker.held[0]
             worker.handle.stop()
-            self._workers[self._workers.index(worker)] = _Worker(self._start_worker())
+            self._workers[self._workers.index(worker)] = self._new_worker()
 
     def _try_again_or_set_aside(self, task: _Task[Unit], cause: BaseException) -> None:
         # what neuralign itself found wrong with a unit is wrong the next time too
@@ -163,3 +180,12 @@ class WorkQueue(Generic[Unit, Result]):
 
 def _out_of_memory(cause: BaseException) -> bool:
     return "out of memory" in str(cause).lower() or "can't allocate memory" in str(cause).lower()
+
+
+def _no_place(asks: str, seconds: float) -> UserError:
+    has, free = ray.cluster_resources(), ray.available_resources()
+    return UserError(
+        f"no place was found within {seconds:.0f} s for {asks}: the cluster has "
+        f"{has.get('CPU', 0):.0f} CPUs and {has.get('GPU', 0):.0f} GPUs, of which "
+        f"{free.get('CPU', 0):.0f} and {free.get('GPU', 0):.0f} are free"
+    )

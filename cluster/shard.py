@@ -16,8 +16,8 @@ from torch import nn
 from cluster.batching import batches
 from cluster.partial import layer_count, load_layers
 from cluster.pooling import Pooler
-from cluster.sites import Site, find_sites
-from cluster.tokens import Text, Tokenizer, Tokens, pad
+from cluster.sites import Site, find_sites, hidden_values
+from cluster.tokens import Batch, Text, Tokenizer, Tokens, pad
 from storage.activation_files import MEAN, RESIDUAL
 from storage.errors import NeuralignError, UserError
 
@@ -38,6 +38,7 @@ class Settings:
     dtype: str
     sites: str | list[str]
     poolings: list[str]
+    remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,32 @@ class Work:
     tokens: list[Tokens]
     batches: list[list[int]]
     out: dict[Place, torch.Tensor]
+    copies: list[_Copy] = field(default_factory=list)
 
 
 @dataclass
 class _Now:
-    """The batch that the hooks are to read."""
+    """The batch that the hooks are reading, and what they have pooled of it."""
 
     pooler: Pooler
-    rows: list[int]
-    out: dict[Place, torch.Tensor]
     incoming: torch.Tensor | None
-    outgoing: torch.Tensor | None = field(default=None)
+    pooled: dict[Place, torch.Tensor] = field(default_factory=dict)
+    outgoing: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A batch's pooled values on their way to the host; they are there when `arrived` is."""
+
+    rows: list[int]
+    values: dict[Place, torch.Tensor]
+    arrived: torch.cuda.Event | None
+
+    def take_in(self, out: dict[Place, torch.Tensor]) -> None:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        for place, values in self.values.items():
+            out[place][self.rows] = values
 
 
 class Shard:
@@ -82,17 +98,17 @@ class Shard:
         self.device = torch.device(device)
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self.poolings = settings.poolings
-        self.layers = layers if layers is not None else range(layer_count(folder))
-        self.model, numbered = load_layers(folder, self.layers, self.dtype)
+        self.layers = layers if layers is not None else range(layer_count(folder, settings.remote_code))
+        self.model, numbered = load_layers(folder, self.layers, self.dtype, settings.remote_code)
         self.model.eval().to(self.device)
         config = self.model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
-        self.sites = find_sites(numbered, self.hidden_size, settings.sites)
+        self.sites = find_sites(self.model, numbered, settings.sites)
         self.residuals = [
             Site(number, RESIDUAL, "", "output", self.hidden_size) for number in self.layers
         ]
         longest = min(LONGEST_SENTENCE, getattr(config, "max_position_embeddings", 1 << 30))
-        self.tokenizer = Tokenizer(folder, longest)
+        self.tokenizer = Tokenizer(folder, longest, settings.remote_code)
         self._now: _Now | None = None
         self._watch(numbered)
 
@@ -121,13 +137,21 @@ class Shard:
     def step(self, work: Work, numbers: range, incoming: Hidden | None) -> Hidden:
         """Run the batches of these numbers. `incoming` is the hidden state before the first layer of the
         shard, for each batch, and None where that is layer 0; returned is that after the last."""
-        return [
-            self._forward(work, work.batches[number], incoming[at] if incoming is not None else None)
-            for at, number in enumerate(numbers)
-        ]
+        outgoing = []
+        for at, number in enumerate(numbers):
+            rows = work.batches[number]
+            before = incoming[at] if incoming is not None else None
+            batch = pad([work.tokens[row] for row in rows], PAD_ID, self.device)
+            hidden, pooled = self._forward(batch, before)
+            outgoing.append(hidden)
+            work.copies.append(self._copy(work, rows, pooled))
+            # the copy of the batch before has ended while this one ran
+            _take_in(work, but=1)
+        return outgoing
 
     def finish(self, work: Work) -> Reading:
         """What was read. Raises NeuralignError for a value that float16 cannot hold."""
+        _take_in(work)
         values = {}
         for (pooling, site), tensor in work.out.items():
             if not tensor.isfinite().all():
@@ -149,8 +173,10 @@ class Shard:
         vectors: npt.NDArray[np.float32] = torch.stack(rows).cpu().numpy()
         return vectors
 
-    def _forward(self, work: Work, rows: list[int], incoming: torch.Tensor | None) -> torch.Tensor:
-        batch = pad([work.tokens[row] for row in rows], PAD_ID, self.device)
+    def _forward(
+        self, batch: Batch, incoming: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[Place, torch.Tensor]]:
+        """The hidden state after the last layer of the shard, and what the hooks have pooled."""
         if incoming is None:
             given = {"input_ids": batch.ids}
         else:
@@ -158,14 +184,28 @@ class Shard:
             shape = (*batch.ids.shape, self.hidden_size)
             given = {"inputs_embeds": torch.zeros(shape, dtype=self.dtype, device=self.device)}
             incoming = incoming.to(self.device)
-        self._now = _Now(Pooler(batch, self.poolings, self.dtype), rows, work.out, incoming)
-        with torch.inference_mode():
-            self.model(**given, attention_mask=batch.attention, use_cache=False)
-        # without a batch to read, the hooks do nothing
-        outgoing, self._now = self._now.outgoing, None
-        if outgoing is None:
+        now = self._now = _Now(Pooler(batch, self.poolings, self.dtype), incoming)
+        try:
+            with torch.inference_mode():
+                self.model(**given, attention_mask=batch.attention, use_cache=False)
+        finally:
+            # without a batch to read, the hooks do nothing
+            self._now = None
+        if now.outgoing is None:
             raise NeuralignError(f"{type(self.model).__name__}: its last layer did not run")
-        return outgoing
+        return now.outgoing, now.pooled
+
+    def _copy(self, work: Work, rows: list[int], pooled: dict[Place, torch.Tensor]) -> _Copy:
+        """Start the copy of pooled values to the host; the device goes on meanwhile."""
+        values = {
+            place: tensor.to(work.out[place].dtype).to("cpu", non_blocking=True)
+            for place, tensor in pooled.items()
+        }
+        if self.device.type != "cuda":
+            return _Copy(rows, values, None)
+        arrived: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return _Copy(rows, values, arrived)
 
     def _watch(self, numbered: dict[int, nn.Module]) -> None:
         """Hooks that pool on the device as the layers run; only pooled values leave it."""
@@ -173,14 +213,12 @@ class Shard:
         for site in self.sites:
             module = numbered[site.layer].get_submodule(site.module)
             if site.side == "input":
-                module.register_forward_pre_hook(
-                    lambda _, inputs, site=site: self._take(site, inputs[0])
-                )
+                module.register_forward_pre_hook(lambda _, given, site=site: self._take(site, given))
             else:
-                module.register_forward_hook(lambda _, __, output, site=site: self._take(site, output))
+                module.register_forward_hook(lambda _, __, given, site=site: self._take(site, given))
         for site in self.residuals:
             numbered[site.layer].register_forward_hook(
-                lambda _, __, output, site=site: self._take_residual(site, output)
+                lambda _, __, given, site=site: self._take_residual(site, given)
             )
 
     def _inject(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -190,16 +228,16 @@ class Shard:
             return (self._now.incoming, *inputs[1:]), named
         return inputs, {**named, "hidden_states": self._now.incoming}
 
-    def _take(self, site: Site, hidden: torch.Tensor) -> None:
-        if self._now is not None:
+    def _take(self, site: Site, given: Any) -> None:
+        hidden = hidden_values(given)
+        if self._now is not None and hidden is not None:
             for pooling, values in self._now.pooler(hidden).items():
-                kept = self._now.out[pooling, site]
-                kept[self._now.rows] = values.to("cpu", kept.dtype)
+                self._now.pooled[pooling, site] = values
 
-    def _take_residual(self, site: Site, output: Any) -> None:
-        if self._now is not None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            self._now.out[MEAN, site][self._now.rows] = self._now.pooler.mean(hidden).cpu()
+    def _take_residual(self, site: Site, given: Any) -> None:
+        hidden = hidden_values(given)
+        if self._now is not None and hidden is not None:
+            self._now.pooled[MEAN, site] = self._now.pooler.mean(hidden)
             if site.layer == self.layers.stop - 1:
                 self._now.outgoing = hidden
 
@@ -223,3 +261,9 @@ class Shard:
             raise UserError(
                 f"the sentence {shown} has nothing but its concept's word; pooling 'context' needs more"
             )
+
+
+def _take_in(work: Work, but: int = 0) -> None:
+    """Take a work unit's copies in, all but the last so many."""
+    while len(work.copies) > but:
+        work.copies.pop(0).take_in(work.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 import torch
+from ray.util.collective import nccl_available
 from transformers.utils import logging as transformers_logging
 
 from cluster.partial import shard_layers
@@ -65,6 +67,9 @@ class ShardActor:
     """Holds layers on one device. Steps run one after another; commits run beside them."""
 
     def __init__(self, weights: Weights, settings: Settings, shard: int, shards: int) -> None:
+        if not ray.get_gpu_ids():
+            # Ray leaves the devices of the machine visible to an actor that was given none
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         logging.getLogger("transformers").setLevel(logging.ERROR)
         transformers_logging.disable_progress_bar()
         self._weights = weights
@@ -72,11 +77,13 @@ class ShardActor:
         self._place = (shard, shards)
         self._open: dict[int, Work] = {}
 
-    def ready(self) -> bool:
-        """Answers as soon as the actor is placed."""
-        return True
+    def offers_nccl(self) -> bool:
+        """Whether Ray can send tensors from this actor's GPU to another."""
+        return bool(nccl_available()) and torch.cuda.is_available()
 
-    def step(self, unit: WorkUnit, piece: int, incoming: Hidden | None) -> Hidden | None:
+    def step(
+        self, unit: WorkUnit, piece: int, incoming: Hidden | None, stay_on_device: bool
+    ) -> Hidden | None:
         """Run one piece of a unit; what the next shard needs is returned."""
         if piece == 0:
             self._open[unit.number] = self._shard.begin(unit.texts, unit.budget)
@@ -85,7 +92,9 @@ class ShardActor:
         numbers = range(count * piece // STEPS, count * (piece + 1) // STEPS)
         outgoing = self._shard.step(work, numbers, incoming)
         shard, shards = self._place
-        return [hidden.cpu() for hidden in outgoing] if shard + 1 < shards else None
+        if shard + 1 == shards:
+            return None
+        return outgoing if stay_on_device else [hidden.cpu() for hidden in outgoing]
 
     def commit(
         self,
@@ -116,7 +125,7 @@ class ShardActor:
         # loaded by the first step, so that being placed and being loaded are told apart
         gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
         folder = materialise(self._weights)
-        layers = shard_layers(folder, *self._place)
+        layers = shard_layers(folder, *self._place, self._weights.remote_code)
         return Shard(folder, self._settings, layers, "cuda" if gpu else "cpu")
 
     def _write_embeddings(self, folder: Path, words: Sequence[str]) -> FileRecord:

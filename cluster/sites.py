@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +18,10 @@ from storage.activation_files import MLP_HIDDEN
 from storage.errors import UserError
 
 Side = Literal["input", "output"]
+Place = tuple[int, str, Side]
+
+_PROBE = (3, 2)
+"""Sentences and tokens that a model is tried on."""
 
 
 @dataclass(frozen=True)
@@ -34,34 +39,35 @@ class Site:
 
 
 def find_sites(
-    layers: Mapping[int, nn.Module], hidden_size: int, wanted: str | Sequence[str]
+    model: nn.Module, layers: Mapping[int, nn.Module], wanted: str | Sequence[str]
 ) -> list[Site]:
-    """The sites of layers, given by their numbers.
+    """The sites of a model's layers, given by their numbers.
 
     `wanted` is `mlp`, the hidden neurons of the MLP: the input of its down projection, which is the
     last linear module outside the attention that is as wide as the residual stream; `linears`, the
     outputs of all linear modules (the units of the papers); or regular expressions that are to match
-    the whole name of a linear module in a layer, each followed by `:input` or `:output` (the default).
+    the whole name of a module in a layer, each followed by `:input` or `:output` (the default).
 
-    Raises UserError when a layer has no such site.
+    Raises UserError when a layer has no such site, and when a module that an expression names has no
+    values for each token there.
     """
-    sites = []
-    for number, layer in layers.items():
-        linears = _linears(layer)
-        if wanted == "mlp":
-            sites.append(_mlp_hidden(number, linears, hidden_size))
-        elif wanted == "linears":
-            sites += [
-                Site(number, name, name, "output", _widths(module)[1])
-                for name, module in linears.items()
-            ]
-        else:
-            sites += [site for pattern in wanted for site in _matching(number, linears, pattern)]
-    for pattern in [] if isinstance(wanted, str) else wanted:
-        if not any(_matching(number, _linears(layer), pattern) for number, layer in layers.items()):
-            known = ", ".join(_linears(next(iter(layers.values()))))
-            raise UserError(f"sites: {pattern!r} matches no linear module; a layer has {known}")
-    return sites
+    if wanted == "mlp":
+        hidden_size = _hidden_size(model)
+        return [
+            _mlp_hidden(number, _linears(layer), hidden_size, type(model).__name__)
+            for number, layer in layers.items()
+        ]
+    if wanted == "linears":
+        return [
+            Site(number, name, name, "output", _widths(module)[1])
+            for number, layer in layers.items()
+            for name, module in _linears(layer).items()
+        ]
+    places = [place for pattern in wanted for place in _matching(layers, pattern)]
+    return [
+        Site(number, f"{name}.{side}", name, side, width)
+        for (number, name, side), width in _measure(model, layers, places).items()
+    ]
 
 
 def describe(config: PretrainedConfig, wanted: str | Sequence[str]) -> tuple[list[Site], int]:
@@ -69,8 +75,19 @@ def describe(config: PretrainedConfig, wanted: str | Sequence[str]) -> tuple[lis
     configuration without memory."""
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    hidden_size = config.get_text_config().hidden_size
-    return find_sites(dict(enumerate(find_layers(model))), hidden_size, wanted), hidden_size
+    return find_sites(model, dict(enumerate(find_layers(model))), wanted), _hidden_size(model)
+
+
+def hidden_values(given: Any) -> torch.Tensor | None:
+    """The hidden state in what goes into a module by position, or comes out of it."""
+    if isinstance(given, tuple):
+        given = given[0] if given else None
+    return given if isinstance(given, torch.Tensor) else None
+
+
+def _hidden_size(model: nn.Module) -> int:
+    size: int = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+    return size
 
 
 def _linears(layer: nn.Module) -> dict[str, nn.Module]:
@@ -79,7 +96,9 @@ def _linears(layer: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _mlp_hidden(number: int, linears: Mapping[str, nn.Module], hidden_size: int) -> Site:
+def _mlp_hidden(
+    number: int, linears: Mapping[str, nn.Module], hidden_size: int, architecture: str
+) -> Site:
     found = [
         (name, module)
         for name, module in linears.items()
@@ -87,25 +106,66 @@ def _mlp_hidden(number: int, linears: Mapping[str, nn.Module], hidden_size: int)
     ]
     if not found:
         raise UserError(
-            f"layer {number} has no linear module that ends its MLP (a mixture of experts with fused "
-            "weights has none); name its sites by regular expressions instead"
+            f"layer {number} of {architecture} has no linear module that ends its MLP (a mixture of "
+            "experts with fused weights has none); name its sites by regular expressions instead, such "
+            "as 'mlp:output'"
         )
     name, module = found[-1]
     return Site(number, MLP_HIDDEN, name, "input", _widths(module)[0])
 
 
-def _matching(number: int, linears: Mapping[str, nn.Module], pattern: str) -> list[Site]:
+def _matching(layers: Mapping[int, nn.Module], pattern: str) -> list[Place]:
     expression, _, given = pattern.rpartition(":")
     side: Side = "input" if given == "input" else "output"
     try:
         matches = re.compile(expression if given in ("input", "output") else pattern).fullmatch
     except re.error as error:
         raise UserError(f"sites: {pattern!r} is no regular expression: {error}") from error
-    return [
-        Site(number, f"{name}.{side}", name, side, _widths(module)[side == "output"])
-        for name, module in linears.items()
-        if matches(name)
+    places: list[Place] = [
+        (number, name, side)
+        for number, layer in layers.items()
+        for name, _ in layer.named_modules()
+        if name and matches(name)
     ]
+    if not places:
+        known = ", ".join(name for name, _ in next(iter(layers.values())).named_modules() if name)
+        raise UserError(f"sites: {pattern!r} matches no module; a layer has {known}")
+    return places
+
+
+def _measure(
+    model: nn.Module, layers: Mapping[int, nn.Module], places: Sequence[Place]
+) -> dict[Place, int]:
+    """Width of each place, seen on a few tokens that are run through the model."""
+    shapes: dict[Place, torch.Size] = {}
+
+    def see(place: Place, given: Any) -> None:
+        values = hidden_values(given)
+        if values is not None:
+            shapes[place] = values.shape
+
+    hooks = []
+    for place in places:
+        number, name, side = place
+        module = layers[number].get_submodule(name)
+        if side == "input":
+            hooks.append(module.register_forward_pre_hook(lambda _, given, at=place: see(at, given)))
+        else:
+            hooks.append(module.register_forward_hook(lambda _, __, given, at=place: see(at, given)))
+    weights = next(model.parameters())
+    tokens = torch.zeros(*_PROBE, _hidden_size(model), dtype=weights.dtype, device=weights.device)
+    with torch.inference_mode():
+        model(inputs_embeds=tokens, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    for number, name, side in places:
+        shape = shapes.get((number, name, side), torch.Size())
+        if shape[:-1] not in (_PROBE, (math.prod(_PROBE),)):
+            raise UserError(
+                f"sites: the {side} of {name} in layer {number} of {type(model).__name__} is not one "
+                "row of values for each token; name another module, or its other side"
+            )
+    return {place: shapes[place][-1] for place in places}
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:

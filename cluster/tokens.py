@@ -43,8 +43,8 @@ class Batch:
 class Tokenizer:
     """A model's tokenizer, with the offsets that tell which tokens are the concept's word."""
 
-    def __init__(self, folder: Path, longest: int) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+    def __init__(self, folder: Path, longest: int, remote_code: bool = False) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
         if not self._tokenizer.is_fast:
             raise UserError(f"{folder}: the tokenizer gives no character offsets (it is not fast)")
         self._longest = longest

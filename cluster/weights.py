@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from storage.fingerprint import fingerprint, hash_file
 
 RANDOM_INIT = "random-init"
 MAIN = "main"
+PICKLED_WEIGHTS = "pickled-weights"
+REMOTE_CODE = "remote-code"
 
 _RANDOM_SEED = 0
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -39,6 +41,12 @@ class Weights:
     source: str  # "folder", "gguf" or "hub"
     location: str  # the folder, the file, or the hub's id
     commit: str | None = None
+    allowed: frozenset[str] = frozenset()
+
+    @property
+    def remote_code(self) -> bool:
+        """Whether Python code that comes with the model may run."""
+        return REMOTE_CODE in self.allowed
 
     @property
     def random(self) -> bool:
@@ -49,12 +57,18 @@ class Weights:
         return f"{self.model}@{self.revision}"
 
 
-def resolve(model: str, revision: str, beside: Path) -> Weights:
+def resolve(model: str, revision: str, beside: Path, allowed: frozenset[str] = frozenset()) -> Weights:
     """Find a model: a known asset, a folder, a GGUF file, or an id on the Hugging Face hub.
 
-    Paths are relative to the folder `beside`. Downloads nothing but the commit's hash.
-    Raises UserError when the model cannot be found or is no causal language model.
+    Paths are relative to the folder `beside`. `allowed` may hold PICKLED_WEIGHTS and REMOTE_CODE: both
+    run what the model's author wrote. Downloads nothing but the configuration.
+    Raises UserError when the model cannot be found, is no causal language model or needs what is not
+    allowed.
     """
+    return replace(_find(model, revision, beside, allowed), allowed=allowed)
+
+
+def _find(model: str, revision: str, beside: Path, allowed: frozenset[str]) -> Weights:
     if model in ASSETS and ASSETS[model].file.endswith(".gguf"):
         path = ASSETS[model].path()
         return _local(model, revision, "gguf", path, ASSETS[model].sha256)
@@ -62,11 +76,11 @@ def resolve(model: str, revision: str, beside: Path) -> Weights:
     if path.is_file() and path.suffix == ".gguf":
         return _local(model, revision, "gguf", path, hash_file(path))
     if path.is_dir():
-        _check_folder(model, path)
-        return _local(model, revision, "folder", path, _hash_folder(path))
+        _check_folder(model, path, allowed)
+        return _local(model, revision, "folder", path, _hash_folder(path, allowed))
     if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1:
         raise UserError(f"model {model!r}: there is no file or folder {path}")
-    return _on_hub(model, revision)
+    return _on_hub(model, revision, allowed)
 
 
 def materialise(weights: Weights) -> Path:
@@ -82,7 +96,7 @@ def materialise(weights: Weights) -> Path:
     if weights.random:
         name = fingerprint({"random": weights.identity})
         trained = folder
-        folder = _cached(name, lambda target: _draw_random(trained, target))
+        folder = _cached(name, lambda target: _draw_random(trained, target, weights.remote_code))
     return folder
 
 
@@ -93,19 +107,37 @@ def load_config(weights: Weights) -> Any:
     if weights.source == "gguf":
         file = Path(weights.location)
         return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    return AutoConfig.from_pretrained(weights.location, revision=weights.commit)
+    return AutoConfig.from_pretrained(
+        weights.location, revision=weights.commit, trust_remote_code=weights.remote_code
+    )
 
 
-def check_causal_lm(model: str, config: dict[str, Any]) -> None:
-    """Raise UserError unless the configuration is that of a causal language model."""
+def read_config(folder: Path, remote_code: bool) -> Any:
+    """The configuration of a model in a folder. Raises UserError where it cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: config.json cannot be read: {error}".splitlines()[0]) from error
+
+
+def check_causal_lm(model: str, config: dict[str, Any], allowed: frozenset[str] = frozenset()) -> None:
+    """Raise UserError unless the configuration is that of a causal language model, whose code is
+    transformers' own or allowed to run."""
     kind = config.get("model_type")
     classes = config.get("architectures") or []
+    if "AutoModelForCausalLM" in (config.get("auto_map") or {}):
+        if REMOTE_CODE in allowed:
+            return
+        if kind not in _known_types():
+            raise UserError(
+                f"model {model!r}: comes with Python code of its own, which is not run; if you trust "
+                f"its author, give the model `allow: [{REMOTE_CODE}]`"
+            )
     if kind and classes and classes[0].endswith(_CAUSAL_ENDINGS):
         return
-    # the list of all of them is slow to load
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    known = _known_types()
     if kind not in known:
         raise UserError(f"model {model!r}: is no causal language model (model_type is {kind!r})")
     causal = {name for names in known.values() for name in _names(names)}
@@ -113,6 +145,14 @@ def check_causal_lm(model: str, config: dict[str, Any]) -> None:
         raise UserError(
             f"model {model!r}: is no causal language model (its architecture is {classes[0]})"
         )
+
+
+def _known_types() -> dict[str, Any]:
+    # slow to load
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known: dict[str, Any] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return known
 
 
 def _names(names: Any) -> list[str]:
@@ -133,7 +173,7 @@ def _identity(bytes_identity: str, revision: str) -> str:
     return bytes_identity
 
 
-def _check_folder(model: str, folder: Path) -> None:
+def _check_folder(model: str, folder: Path, allowed: frozenset[str]) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"model {model!r}: the folder {folder} has no config.json")
@@ -141,24 +181,38 @@ def _check_folder(model: str, folder: Path) -> None:
         content = json.loads(config.read_text())
     except ValueError as error:
         raise UserError(f"model {model!r}: {config} is no JSON: {error}") from error
-    check_causal_lm(model, content)
-    if not list(folder.glob("*.safetensors")):
-        raise UserError(
-            f"model {model!r}: the folder {folder} has no .safetensors file; pickled weights are not "
-            "loaded"
-        )
+    check_causal_lm(model, content, allowed)
+    _check_pickles(model, folder, allowed)
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise UserError(
             f"model {model!r}: the folder {folder} has no tokenizer (one of {', '.join(_VOCABULARIES)})"
         )
 
 
-def _hash_folder(folder: Path) -> str:
-    files = {path for pattern in _HUB_FILES for path in folder.glob(pattern)}
+def _check_pickles(model: str, folder: Path, allowed: frozenset[str]) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    if not any(folder.glob("*.bin")):
+        raise UserError(f"model {model!r}: the folder {folder} has no .safetensors file")
+    if PICKLED_WEIGHTS not in allowed:
+        raise UserError(
+            f"model {model!r}: the folder {folder} has pickled weights only, which can hide "
+            f"code; if you trust their author, give the model `allow: [{PICKLED_WEIGHTS}]`"
+        )
+
+
+def _files(allowed: frozenset[str]) -> list[str]:
+    """Patterns of the files that make a model."""
+    pickles = ["*.bin"] if PICKLED_WEIGHTS in allowed else []
+    return _FILES + pickles + (["*.py"] if REMOTE_CODE in allowed else [])
+
+
+def _hash_folder(folder: Path, allowed: frozenset[str]) -> str:
+    files = {path for pattern in _files(allowed) for path in folder.glob(pattern)}
     return fingerprint({path.name: hash_file(path) for path in files})
 
 
-def _on_hub(model: str, revision: str) -> Weights:
+def _on_hub(model: str, revision: str, allowed: frozenset[str]) -> Weights:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
 
@@ -177,7 +231,7 @@ def _on_hub(model: str, revision: str) -> Weights:
         ) from error
     if not (folder / "config.json").is_file():
         raise UserError(f"model {model!r}: the hub has no config.json of it")
-    check_causal_lm(model, json.loads((folder / "config.json").read_text()))
+    check_causal_lm(model, json.loads((folder / "config.json").read_text()), allowed)
     identity = _identity(f"commit:{folder.name}", revision)
     return Weights(model, revision, identity, "hub", model, folder.name)
 
@@ -189,7 +243,14 @@ def _first_line(error: Exception) -> str:
 def _download(weights: Weights) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(weights.location, revision=weights.commit, allow_patterns=_HUB_FILES))
+    patterns = _files(weights.allowed)
+    folder = Path(snapshot_download(weights.location, revision=weights.commit, allow_patterns=patterns))
+    if not any(folder.glob("*.safetensors")) and PICKLED_WEIGHTS not in weights.allowed:
+        raise UserError(
+            f"model {weights.model!r}: the hub has no .safetensors file of it; pickled weights can hide "
+            f"code: if you trust their author, give the model `allow: [{PICKLED_WEIGHTS}]`"
+        )
+    return folder
 
 
 def _cached(name: str, make: Any) -> Path:
@@ -230,14 +291,14 @@ def _convert_gguf(file: Path, target: Path) -> None:
     AutoTokenizer.from_pretrained(**where).save_pretrained(target)
 
 
-def _draw_random(trained: Path, target: Path) -> None:
+def _draw_random(trained: Path, target: Path, remote_code: bool) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(trained)
+    config = read_config(trained, remote_code)
     torch.manual_seed(_RANDOM_SEED)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=remote_code)
     model.to(config.dtype or torch.float32).save_pretrained(target)
     for path in trained.iterdir():
-        if path.suffix != ".safetensors" and not (target / path.name).exists():
+        if path.suffix not in (".safetensors", ".bin") and not (target / path.name).exists():
             shutil.copy(path, target / path.name)

@@ -108,7 +108,12 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
         for number, first in enumerate(range(0, len(texts), size))
     ]
     words = sentences.read_concept_names(stage.inputs["sentences"], store)
-    settings = Settings(stage.params["dtype"], stage.params["sites"], list(stage.params["poolings"]))
+    settings = Settings(
+        stage.params["dtype"],
+        stage.params["sites"],
+        list(stage.params["poolings"]),
+        weights.remote_code,
+    )
 
     connect()
     placed = place(weights, stage.params["dtype"], model.shards, model.replicas, model.gpus_per_shard)

@@ -42,6 +42,7 @@ class Model(_Part):
     shards: Count | Literal["auto"] = "auto"
     replicas: Count | Literal["auto"] = "auto"
     gpus_per_shard: float = Field(default=1.0, ge=0)
+    allow: list[Literal["pickled-weights", "remote-code"]] = []
 
 
 class Neurons(_Part):

@@ -41,7 +41,7 @@ def plan(sweep: Sweep) -> Plan:
     experts.check(concepts, sweep.experts.sampled)
     human = [read_pairs(each) for each in sweep.human_sets()]
     models = [
-        (model, resolve(model.id, revision, sweep.folder))
+        (model, resolve(model.id, revision, sweep.folder, frozenset(model.allow)))
         for model in sweep.models
         for revision in _revisions(model, sweep)
     ]

@@ -49,6 +49,7 @@ class Worker:
     """What the queue sees of an actor."""
 
     def __init__(self, folder: Path, cpus: float) -> None:
+        self.asks = f"an actor of {cpus} CPUs"
         self.actor: Any = ray.remote(Actor).options(num_cpus=cpus).remote(folder)
 
     def ready(self) -> Any:
@@ -108,5 +109,5 @@ def test_what_the_user_must_mend_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_resources_that_cannot_be_had_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="within 3 s: the cluster has 2 CPUs and 0 GPUs"):
+    with pytest.raises(UserError, match="within 3 s for an actor of 64 CPUs: the cluster has 2 CPUs"):
         list(results(tmp_path, {}, cpus=64))

@@ -49,7 +49,7 @@ def read_in_float32(reader: Shard, given: list[Text], budget: int) -> dict[Any, 
     work = reader.begin(given, budget)
     work.out = {key: values.float() for key, values in work.out.items()}
     reader.step(work, range(len(work.batches)), None)
-    return {key: values.numpy() for key, values in work.out.items()}
+    return {key: values.T for key, values in reader.finish(work).values.items()}
 
 
 def by_loop(folder: Path, given: list[Text]) -> dict[tuple[str, int], Values]:
