@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from cluster.weights import Weights, resolve
+from tests import planted, tiny
 
-_LAST = ["test_shard", "test_queue", "test_sweep", "test_demo"]
+_LAST = ["test_shard", "test_queue", "test_pipeline", "test_faults", "test_sweep", "test_demo"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,3 +24,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny model with a BOS and without a pad token."""
     return tiny.make_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """The planted model."""
+    folder = planted.make_model(tmp_path_factory.mktemp("planted"))
+    return resolve(str(folder), "main", folder)

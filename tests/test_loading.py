@@ -124,7 +124,7 @@ def test_a_model_larger_than_an_actors_memory_runs_in_shards(big_model: Path, pr
     """The address space may grow by three quarters of the model: room for each half, not for all."""
     in_float32 = 2 * sum(path.stat().st_size for path in big_model.glob("*.safetensors"))
     limit = in_float32 * 3 // 4
-    with pytest.raises(UserError, match="allocate memory.*; cut the model into more shards"):
+    with pytest.raises(UserError, match=r"allocate memory.*; cut the model into more shards"):
         apart(processes, read_shard, big_model, range(LAYERS), None, limit)
     whole, _ = apart(processes, read_shard, big_model, range(LAYERS), None, None)
     found, hidden = apart(processes, read_shard, big_model, range(HALF), None, limit)

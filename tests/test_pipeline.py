@@ -1,0 +1,73 @@
+"""Nothing may be misrouted between sentences, layers, units and files, and memory may not grow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from cluster.pipeline import Pipeline
+from cluster.weights import Weights
+from tests.planted import CPU, SETTINGS, check_every_activation, queue_of, sentences, work_units
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine() -> Iterator[None]:
+    """GPUs that are only counted are enough to see who is given which."""
+    ray.init(address="local", num_cpus=6, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_each_shard_sees_its_own_device_and_no_other(weights: Weights) -> None:
+    """A shard that saw the GPU of another would run there, and both might run out of memory."""
+    whole = Pipeline(weights, SETTINGS, 2, CPU | {"GPU": 1.0})
+    halves = Pipeline(weights, SETTINGS, 2, CPU | {"GPU": 0.5})
+    none = Pipeline(weights, SETTINGS, 1, CPU)
+    seen = [
+        ray.get([shard.__ray_call__.remote(_visible) for shard in pipeline._shards])
+        for pipeline in (whole, halves, none)
+    ]
+    for pipeline in (whole, halves, none):
+        pipeline.stop()
+    assert len(set(seen[0])) == 2
+    assert set(seen[0]).isdisjoint(seen[1])
+    assert {len(device) for device in seen[0] + seen[1]} == {1}
+    assert seen[2] == [""]
+
+
+def test_memory_is_flat_and_tensors_go_straight_from_shard_to_shard(
+    weights: Weights, tmp_path: Path
+) -> None:
+    """10,000 sentences; Ray's transport between CPUs stands for that between GPUs."""
+    given = sentences(10_000)
+    units = work_units(given, 250)
+    queue = queue_of(lambda: Pipeline(weights, SETTINGS, 2, CPU, transport="gloo"), tmp_path)
+    memory: list[list[int]] = []
+    for _ in queue.run(units, 1):
+        actors = processes_named("ray::ShardActor")
+        memory.append(sorted(process.memory_info().rss for process in actors))
+    check_every_activation(tmp_path, given, len(units))
+    assert {len(sizes) for sizes in memory} == {2}
+    early, late = np.median(memory[8:16], axis=0), np.median(memory[-8:], axis=0)
+    assert (late < early * 1.03).all(), (early, late)
+
+
+def _visible(_: object) -> str:
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def processes_named(name: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline() and process.cmdline()[0].startswith(name):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
