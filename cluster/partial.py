@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -97,6 +98,8 @@ def _load(
             # tensors that stay as they are need no copy; others are read one by one, to be converted
             tensors = open_tensors(folder, keep, "mmap" if config.dtype == dtype else "pread")
             model, found = partial.from_pretrained(None, state_dict=tensors, **given)
+    except UnpicklingError as error:
+        raise UserError(f"{folder}: its pickles hold more than weights; they are not loaded") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         advice = "; cut the model into more shards" if "allocate memory" in str(error) else ""
         raise UserError(f"{folder}: cannot be loaded: {error}".splitlines()[0] + advice) from error
@@ -138,8 +141,9 @@ def _with_layers(whole: Any, layers: range) -> Any:
             if layers.start:
                 self.set_input_embeddings(nn.Identity())
 
-    # transformers looks names up by that of the class
+    # transformers looks old names of weights up by that of the class, if the class is its own
     Partial.__name__ = Partial.__qualname__ = whole.__name__
+    Partial.__module__ = whole.__module__
     return Partial
 
 

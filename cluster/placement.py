@@ -42,6 +42,9 @@ def place(
     resources = {"CPU": 1.0, **({"GPU": gpus_per_shard} if on_gpus else {})}
     if shards == "auto":
         shards = _needed(weights, dtype, gpus_per_shard) if on_gpus else 1
+    layers = load_config(weights).get_text_config().num_hidden_layers
+    if shards > layers:
+        raise UserError(f"model {weights.label}: has {layers} layers, too few for {shards} shards")
     has = gpus() / gpus_per_shard if on_gpus else float(cpus())
     fit = int(has // shards)
     if fit < (1 if replicas == "auto" else replicas):

@@ -26,7 +26,6 @@ from cluster.session import raised
 from storage.errors import NeuralignError, UserError, WorkFailed
 
 ATTEMPTS = 3
-PLACEMENT_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _POLL_SECONDS = 0.2
 _HELD_PER_WORKER = 2
@@ -79,7 +78,7 @@ class WorkQueue(Generic[Unit, Result]):
         self._failures: list[str] = []
 
     def run(
-        self, units: Sequence[Unit], n_workers: int, wait_seconds: float = PLACEMENT_SECONDS
+        self, units: Sequence[Unit], n_workers: int, wait_seconds: float
     ) -> Iterator[tuple[Unit, Result]]:
         """Give (unit, result) as each unit is done, in any order.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,12 +86,13 @@ class ShardActor:
         self, unit: WorkUnit, piece: int, incoming: Hidden | None, stay_on_device: bool
     ) -> Hidden | None:
         """Run one piece of a unit; what the next shard needs is returned."""
-        if piece == 0:
-            self._open[unit.number] = self._shard.begin(unit.texts, unit.budget)
-        work = self._open[unit.number]
-        count = len(work.batches)
-        numbers = range(count * piece // STEPS, count * (piece + 1) // STEPS)
-        outgoing = self._shard.step(work, numbers, incoming)
+        with self._named_errors():
+            if piece == 0:
+                self._open[unit.number] = self._shard.begin(unit.texts, unit.budget)
+            work = self._open[unit.number]
+            count = len(work.batches)
+            numbers = range(count * piece // STEPS, count * (piece + 1) // STEPS)
+            outgoing = self._shard.step(work, numbers, incoming)
         shard, shards = self._place
         if shard + 1 == shards:
             return None
@@ -106,10 +108,8 @@ class ShardActor:
     ) -> Receipt:
         """Commit a unit, one file per (pooling, site), neuron by neuron; and, in the first shard, the
         input embeddings of the words. `_last_step` is there to be waited for."""
-        try:
+        with self._named_errors():
             reading = self._shard.finish(self._open.pop(unit.number))
-        except NeuralignError as error:
-            raise type(error)(f"model {self._weights.label}: {error}") from error
         files = []
         for (pooling, site), values in reading.values.items():
             row_group = max(1, _ROW_GROUP_BYTES // values[0].nbytes) * values.shape[1]
@@ -119,6 +119,13 @@ class ShardActor:
             files.append(self._write_embeddings(folder, words))
         receipt = Receipt(files, list(reading.values), reading.tokens, reading.truncated)
         return receipt.with_earlier(earlier)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except NeuralignError as error:
+            raise type(error)(f"model {self._weights.label}: {error}") from error
 
     @cached_property
     def _shard(self) -> Shard:

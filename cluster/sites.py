@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -152,10 +153,7 @@ def _measure(
             hooks.append(module.register_forward_pre_hook(lambda _, given, at=place: see(at, given)))
         else:
             hooks.append(module.register_forward_hook(lambda _, __, given, at=place: see(at, given)))
-    weights = next(model.parameters())
-    tokens = torch.zeros(*_PROBE, _hidden_size(model), dtype=weights.dtype, device=weights.device)
-    with torch.inference_mode():
-        model(inputs_embeds=tokens, use_cache=False)
+    _try_out(model)
     for hook in hooks:
         hook.remove()
     for number, name, side in places:
@@ -166,6 +164,22 @@ def _measure(
                 "row of values for each token; name another module, or its other side"
             )
     return {place: shapes[place][-1] for place in places}
+
+
+def _try_out(model: nn.Module) -> None:
+    """Run a few tokens through a model, which may be without memory."""
+    weights = next(model.parameters())
+    tokens = torch.zeros(*_PROBE, _hidden_size(model), dtype=weights.dtype, device=weights.device)
+    given = {"inputs_embeds": tokens, "use_cache": False}
+    sentences, length = _PROBE
+    mask = torch.zeros(sentences, 1, length, length, dtype=torch.bool, device=weights.device)
+    with torch.inference_mode():
+        if weights.is_meta:
+            # making a mask looks at values, which there are none of; few models refuse a made one
+            with suppress(ValueError, RuntimeError):
+                model(**given, attention_mask=mask)
+                return
+        model(**given)
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:

@@ -134,7 +134,8 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
             start, submit, lambda unit: f"{stage.name}, unit {unit.name}", smaller
         )
         with progress(stage.name, len(texts), "sentences", len(texts) - left) as advance:
-            for unit, receipt in queue.run(todo, min(placed.replicas, len(todo))):
+            replicas = min(placed.replicas, len(todo))
+            for unit, receipt in queue.run(todo, replicas, model.wait_seconds):
                 places = [
                     [pooling, site.layer, site.name, site.width] for pooling, site in receipt.places
                 ]

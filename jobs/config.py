@@ -34,7 +34,7 @@ class Concepts(_Part):
 
 
 class Model(_Part):
-    """A model and the revisions of it to run."""
+    """A model, the revisions of it to run, and where: how long to wait for a place on the cluster."""
 
     id: str = Field(min_length=1)
     revisions: list[str] = Field(default=["main"], min_length=1)
@@ -42,6 +42,7 @@ class Model(_Part):
     shards: Count | Literal["auto"] = "auto"
     replicas: Count | Literal["auto"] = "auto"
     gpus_per_shard: float = Field(default=1.0, ge=0)
+    wait_seconds: float = Field(default=60.0, gt=0)
     allow: list[Literal["pickled-weights", "remote-code"]] = []
 
 

@@ -55,7 +55,7 @@ def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
     }
     done = []
     try:
-        for unit, receipt in queue_of(start, tmp_path, slow=0.1).run(units, 2):
+        for unit, receipt in queue_of(start, tmp_path, slow=0.1).run(units, 2, wait_seconds=60):
             done.append(unit.number)
             assert len(receipt.files) == LAYERS * len(POOLINGS) + LAYERS
             if len(done) in faults:

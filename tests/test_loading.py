@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,11 @@ def big_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[Any]:
+def processes() -> Any:
     """Fresh processes in which all libraries are imported already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    yield context
+    return context
 
 
 def apart(processes: Any, work: Callable[..., Any], *arguments: Any) -> Any:

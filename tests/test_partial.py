@@ -20,6 +20,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     OPTConfig,
     Phi3Config,
@@ -32,6 +33,7 @@ from transformers import (
 
 from cluster.partial import load_layers, shard_layers
 from cluster.shard import Hidden, Settings, Shard
+from cluster.sites import describe
 from cluster.tokens import Text
 from storage.errors import UserError
 from tests import tiny
@@ -145,14 +147,55 @@ def test_shards_are_contiguous_and_even(tiny_model: Path) -> None:
         load_layers(tiny_model, range(2, 4), torch.float32)
 
 
+def sites_of(folder: Path, *patterns: str) -> list[str]:
+    found = Shard(folder, Settings("float32", list(patterns), ["max"])).sites
+    return [f"{site} {site.width}" for site in found if site.layer == 0]
+
+
 def test_sites_are_named_by_regular_expressions(tiny_model: Path) -> None:
-    settings = Settings("float32", [r"mlp\.(up|gate)_proj", r"self_attn\.o_proj:input"], ["max"])
-    sites = Shard(tiny_model, settings).sites
-    assert [str(site) for site in sites][:3] == [
-        "L00.mlp.gate_proj.output",
-        "L00.mlp.up_proj.output",
-        "L00.self_attn.o_proj.input",
+    assert sites_of(tiny_model, r"mlp\.(up|gate)_proj", r"self_attn\.o_proj:input") == [
+        "L00.mlp.gate_proj.output 48",
+        "L00.mlp.up_proj.output 48",
+        "L00.self_attn.o_proj.input 32",
     ]
-    for wrong, message in (("mlp.nothing", "matches no linear module"), ("(", "is no regular")):
+    assert sites_of(tiny_model, "mlp.act_fn", "self_attn", "post_attention_layernorm:input") == [
+        "L00.mlp.act_fn.output 48",
+        "L00.self_attn.output 32",
+        "L00.post_attention_layernorm.input 32",
+    ]
+    for wrong, message in (
+        ("mlp.nothing", "matches no module; a layer has self_attn, self_attn.q_proj"),
+        ("(", "is no regular"),
+        ("self_attn:input", "input of self_attn in layer 0 of LlamaModel is not one row of values"),
+    ):
         with pytest.raises(UserError, match=message):
-            Shard(tiny_model, Settings("float32", [wrong], ["max"]))
+            sites_of(tiny_model, wrong)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_a_plan_says_of_the_sites_is_what_the_model_has(
+    tmp_path: Path, tiny_model: Path, name: str
+) -> None:
+    """The plan has no weights; a wrong width there would be a wrong number of bytes."""
+    folder = make(tmp_path, tiny_model, ARCHITECTURES[name], torch.float32)
+    for wanted in ("mlp", "linears", ["mlp|self_attn|attn|self_attention|attention|activation_fn"]):
+        planned, width = describe(ARCHITECTURES[name], wanted)
+        assert planned == Shard(folder, Settings("float32", wanted, ["max"])).sites
+        assert width == 32
+
+
+def test_a_mixture_of_experts_with_fused_weights_says_so(tmp_path: Path, tiny_model: Path) -> None:
+    config = MixtralConfig(**_GROUPED, num_local_experts=2, num_experts_per_tok=1)
+    folder = make(tmp_path, tiny_model, config, torch.float32)
+    with pytest.raises(UserError, match=r"layer 0 of MixtralModel has no linear .* mixture of experts"):
+        Shard(folder, Settings("float32", "mlp", ["max"]))
+    assert sites_of(folder, "mlp:output") == ["L00.mlp.output 32"]
+
+
+def test_the_residual_stream_is_no_site_of_neurons(tiny_model: Path) -> None:
+    """With `mean` pooling both have the same pooling; the residual stream would pass for neurons."""
+    reading = Shard(tiny_model, Settings("float32", "mlp", ["mean"])).read([Text("A cat.", [])], 100)
+    assert {(pooling, site.name) for pooling, site in reading.values} == {
+        ("mean", "mlp.hidden"),
+        ("mean", "residual"),
+    }

@@ -49,7 +49,7 @@ def test_memory_is_flat_and_tensors_go_straight_from_shard_to_shard(
     units = work_units(given, 250)
     queue = queue_of(lambda: Pipeline(weights, SETTINGS, 2, CPU, transport="gloo"), tmp_path)
     memory: list[list[int]] = []
-    for _ in queue.run(units, 1):
+    for _ in queue.run(units, 1, wait_seconds=60):
         actors = processes_named("ray::ShardActor")
         memory.append(sorted(process.memory_info().rss for process in actors))
     check_every_activation(tmp_path, given, len(units))
