@@ -1,62 +1,68 @@
-"""Reading a work unit's neurons against the bare model body: same batches, nothing read, no disk."""
+"""The activations stage against the bare model body, and pipelines against replicas."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import torch
 
-from alignment.words import find_word
-from benchmarks.measure import record, side_by_side
-from cluster.devices import native_dtype
-from cluster.shard import PAD_ID, Settings, Shard
-from cluster.tokens import Text, pad
-from cluster.weights import materialise, resolve
+from benchmarks import zoo
+from benchmarks.measure import record, seconds, side_by_side
+from cluster.shard import PAD_ID, Shard
+from cluster.tokens import pad
+from cluster.weights import materialise
 from jobs.activations import TOKEN_BUDGET
-from storage.activation_files import activation_folder
-from storage.commit import write_values
-from storage.concepts import read_concepts
 
-_SENTENCES = 128
-_CONCEPTS = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
+_SENTENCES = 512
+_UNIT = "sentences/s"
 
 
 def capture() -> None:
-    """One shard, one thread, three poolings, and the commit of its files: sentences a second."""
+    """One shard on one core, three poolings and every commit, against its model on one core with the
+    same batches, nothing read and nothing written."""
     torch.set_num_threads(1)
-    folder = materialise(resolve("smollm2-135m-instruct", "main", Path()))
-    shard = Shard(folder, Settings(native_dtype(), "mlp", ["max", "concept", "context"]))
-    texts = _texts()
-    batches = shard.begin(texts, TOKEN_BUDGET)
+    texts = zoo.demo_texts(_SENTENCES)
+    shard = Shard(materialise(zoo.demo_model()), zoo.SETTINGS)
+    units = [texts[first : first + zoo.IN_UNIT] for first in range(0, len(texts), zoo.IN_UNIT)]
+    work = [shard.begin(unit, TOKEN_BUDGET) for unit in units]
 
     def bare() -> None:
         with torch.inference_mode():
-            for rows in batches.batches:
-                batch = pad([batches.tokens[row] for row in rows], PAD_ID, shard.device)
-                shard.model(batch.ids, attention_mask=batch.attention, use_cache=False)
+            for each in work:
+                for rows in each.batches:
+                    batch = pad([each.tokens[row] for row in rows], PAD_ID, shard.device)
+                    shard.model(batch.ids, attention_mask=batch.attention, use_cache=False)
 
-    with tempfile.TemporaryDirectory() as store:
-
-        def ours() -> None:
-            for (pooling, site), values in shard.read(texts, TOKEN_BUDGET).values.items():
-                place = activation_folder(pooling, site.layer, site.name)
-                write_values(Path(store), f"{place}/00000.parquet", values, values.size)
-
-        ours_seconds, theirs_seconds = side_by_side(ours, bare)
-    record(
-        "capture",
-        _SENTENCES / ours_seconds,
-        _SENTENCES / theirs_seconds,
-        "sentences/s",
-        "ratio at least 0.95",
-    )
+    with zoo.pipelines(1) as replicas:
+        ours, theirs = side_by_side(lambda: zoo.run(replicas, texts), bare)
+    record("capture", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 0.95")
+    _print_rate(shard, sum(len(tokens.ids) for each in work for tokens in each.tokens) / ours)
 
 
-def _texts() -> list[Text]:
-    sentences = read_concepts(_CONCEPTS, "demo").sentences
-    step = len(sentences) // _SENTENCES
-    return [
-        Text(each.text, [edge for span in find_word(each.text, each.concepts[0]) for edge in span])
-        for each in sentences[: step * _SENTENCES : step]
+def pipeline() -> None:
+    """Two shards on a core each against two replicas of the whole model on a core each."""
+    texts = zoo.demo_texts(_SENTENCES)
+    with zoo.pipelines(2, 1, 1) as (cut, *whole):
+        ours, theirs = side_by_side(lambda: zoo.run([cut], texts), lambda: zoo.run(whole, texts))
+    record("pipeline", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 0.80")
+
+
+def replicas() -> None:
+    """Two replicas on a core each against one."""
+    texts = zoo.demo_texts(_SENTENCES)
+    with zoo.pipelines(1, 1) as both:
+        ours, theirs = side_by_side(lambda: zoo.run(both, texts), lambda: zoo.run(both[:1], texts))
+    record("replicas", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 1.8")
+
+
+def _print_rate(shard: Shard, tokens_per_second: float) -> None:
+    """What the stage's sentences need of matrix products, beside what a large product reaches here."""
+    weights = [
+        parameter.numel()
+        for name, parameter in shard.model.named_parameters()
+        if parameter.dim() == 2 and "embed" not in name
     ]
+    size = 2048
+    square = torch.randn(size, size, dtype=shard.dtype, device=shard.device)
+    square @ square
+    peak = 2 * size**3 / min(seconds(lambda: square @ square) for _ in range(3))
+    used = 2 * sum(weights) * tokens_per_second
+    print(f"{'':16} {used / 1e9:.0f} GFLOP/s of {peak / 1e9:.0f} in a large matrix product")

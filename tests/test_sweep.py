@@ -370,7 +370,7 @@ def _bad(folder: Path, tiny_model: Path, kind: str) -> Path:
         ("unknown model", "model './nowhere': there is no file or folder"),
         ("unknown on the hub", "'nobody-at-all/no-model': is no folder or .gguf file here, and the"),
         ("no causal language model", "its architecture is BertForMaskedLM"),
-        ("pickled", "pickled weights are not loaded"),
+        ("pickled", "pickled weights only, which can hide"),
         ("another version", "was made by another version of neuralign (store format 99"),
         ("no revision", "has no revision 'step1'"),
         ("no place", "no store can be made there"),

@@ -1,0 +1,78 @@
+"""The model, sentences and pipelines that the benchmarks of the activations stage share."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from alignment.words import find_word
+from cluster.devices import native_dtype
+from cluster.pipeline import Pipeline
+from cluster.session import connect
+from cluster.shard import Settings
+from cluster.shard_actor import WorkUnit
+from cluster.tokens import Text
+from cluster.weights import Weights, resolve
+from jobs.activations import TOKEN_BUDGET
+from storage.concepts import read_concepts
+
+SETTINGS = Settings(native_dtype(), "mlp", ["max", "concept", "context"])
+
+IN_UNIT = 64
+_CONCEPTS = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
+
+
+def demo_model() -> Weights:
+    """The demo's model."""
+    return resolve("smollm2-135m-instruct", "main", Path())
+
+
+def demo_texts(count: int) -> list[Text]:
+    """So many of the demo's sentences, taken evenly."""
+    sentences = read_concepts(_CONCEPTS, "demo").sentences
+    step = len(sentences) // count
+    return [
+        Text(each.text, [edge for span in find_word(each.text, each.concepts[0]) for edge in span])
+        for each in sentences[: step * count : step]
+    ]
+
+
+@contextmanager
+def pipelines(*shards: int) -> Iterator[list[Pipeline]]:
+    """Pipelines of so many shards each, on a CPU core a shard, warmed up by one unit."""
+    connect()
+    # all of them wait for work at once, but only those that are measured have any
+    resources = {"CPU": ray.cluster_resources()["CPU"] / sum(shards) // 0.01 * 0.01}
+    made = [Pipeline(demo_model(), SETTINGS, count, resources) for count in shards]
+    try:
+        for pipeline in made:
+            run([pipeline], demo_texts(IN_UNIT))
+        yield made
+    finally:
+        for pipeline in made:
+            pipeline.stop()
+        ray.shutdown()
+
+
+def run(replicas: list[Pipeline], texts: list[Text]) -> None:
+    """Read and commit all sentences, units dealt to the replicas in turn; two units wait at each."""
+    store = Path(tempfile.mkdtemp())
+    units = [
+        WorkUnit(number, first, texts[first : first + IN_UNIT], TOKEN_BUDGET)
+        for number, first in enumerate(range(0, len(texts), IN_UNIT))
+    ]
+    try:
+        flying: list[Any] = []
+        for number, unit in enumerate(units):
+            if len(flying) == 2 * len(replicas):
+                ray.get(flying.pop(0))
+            flying.append(replicas[number % len(replicas)].submit(unit, store, []))
+        ray.get(flying)
+    finally:
+        shutil.rmtree(store)
