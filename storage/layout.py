@@ -17,7 +17,7 @@ from pathlib import Path
 
 from storage.commit import TEMPORARY_SUFFIX, as_json, put_if_absent, sweep_temporary
 from storage.errors import StoreError
-from storage.place import read_bytes
+from storage.place import entries, is_remote, read_bytes, size
 
 FORMAT = 2
 KINDS = ("sentences", "activations", "experts", "similarity", "alignment", "report")
@@ -34,8 +34,8 @@ _LONGEST_NAME = 150
 
 def create(root: Path) -> Path:
     """Make a store at `root`, or open the one that is there."""
-    if not (root / MARK).is_file():
-        if root.exists() and (not root.is_dir() or any(map(_is_of_the_user, root.iterdir()))):
+    if size(root / MARK) is None:
+        if any(map(_is_of_the_user, entries(root))) or (not is_remote(root) and root.is_file()):
             raise StoreError(f"{root}: is there but is no neuralign store; name an empty or new folder")
         try:
             put_if_absent(root, MARK, as_json({"format": FORMAT}))
@@ -52,10 +52,10 @@ def _is_of_the_user(path: Path) -> bool:
 
 def check(root: Path) -> Path:
     """Return `root` when it is a store of this version, else raise StoreError."""
-    if not root.is_dir():
-        raise StoreError(f"{root}: no such store; `neuralign run FILE` makes one")
     mark = root / MARK
-    if not mark.is_file():
+    if size(mark) is None:
+        if not entries(root):
+            raise StoreError(f"{root}: no such store; `neuralign run FILE` makes one")
         raise StoreError(f"{root}: is no neuralign store (it has no {MARK})")
     try:
         found = json.loads(read_bytes(mark))["format"]

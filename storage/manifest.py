@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from storage import __version__
-from storage.commit import FileRecord, read_sealed, write_sealed
+from storage.commit import TEMPORARY_SUFFIX, FileRecord, read_sealed, write_sealed
 from storage.errors import StoreError
 from storage.layout import DROPPED, FORMAT, SUCCESS, UNITS
-from storage.place import is_remote, remove, size
+from storage.place import entries, is_remote, remove, size
 
 _LIBRARIES = ("torch", "transformers", "ray", "pyarrow", "duckdb", "numpy", "scipy")
 _REQUESTS_AT_ONCE = 16
@@ -136,8 +136,7 @@ def done(root: Path, kind: str) -> Iterator[Manifest]:
 
 def stages(root: Path, kind: str) -> list[Path]:
     """The folders of all stages of one kind, done or not, in the order of their names."""
-    folder = root / kind
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return [path for path in entries(root / kind) if path.suffix != TEMPORARY_SUFFIX]
 
 
 def drop(manifest: Manifest, is_dropped: Callable[[FileRecord], bool], why: str) -> int:
@@ -166,7 +165,9 @@ def read_units(folder: Path) -> dict[str, tuple[list[FileRecord], dict[str, Any]
     """The recorded units of a stage whose files are all there with their sizes. A record that cannot
     be read is none: its unit is done again."""
     units = {}
-    for path in sorted((folder / UNITS).glob("*.json")):
+    for path in entries(folder / UNITS):
+        if path.suffix == TEMPORARY_SUFFIX:
+            continue
         try:
             content = read_sealed(path)
             files = [FileRecord(**record) for record in content["files"]]

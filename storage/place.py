@@ -46,7 +46,7 @@ def place(text: str | Path, base: Path = Path()) -> Path:
     if _MARK not in name:
         return base / name
     protocol, _, rest = name.partition(_MARK)
-    bucket, _, prefix = rest.strip("/").partition("/")
+    bucket, _, prefix = rest.rstrip("/").partition("/")
     parts = prefix.split("/") if prefix else []
     if protocol not in PROTOCOLS:
         raise StoreError(f"{name}: unknown kind of store {protocol!r}; allowed: {', '.join(PROTOCOLS)}")
@@ -103,6 +103,19 @@ def files_below(folder: Path) -> list[Path]:
         raise unreachable(folder, error) from error
     skipped = len(prefix) + 1 if prefix else 0
     return sorted(folder / key[skipped:] for key in found)
+
+
+def entries(folder: Path) -> list[Path]:
+    """Files and folders in a folder, in the order of their names; none where there is no folder."""
+    if not is_remote(folder):
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    store, prefix = locate(folder)
+    try:
+        found = obstore.list_with_delimiter(store, prefix)
+    except BaseError as error:
+        raise unreachable(folder, error) from error
+    names = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
+    return sorted(folder / name.rstrip("/").rpartition("/")[2] for name in names)
 
 
 def size(path: Path) -> int | None:
