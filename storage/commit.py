@@ -177,7 +177,7 @@ def sweep_temporary(folder: Path, pattern: str = "*") -> None:
 def temporary_sibling(path: Path) -> Iterator[Path]:
     """A name beside `path` for work that is renamed to `path` when it is whole; removed if left."""
     _make_folder(path.parent)
-    temporary = path.parent / f".{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
     try:
         yield temporary
     finally:
