@@ -260,6 +260,8 @@ def _explained(path: Path) -> Iterator[None]:
             what = "make space and run the same again: it goes on from what is committed"
         elif error.errno in _NO_RIGHT:
             what = "give this user the right to write there and run the same again"
+        elif error.errno == errno.EIO:
+            what = "the disk fails; mend it and run the same again"
         else:
             raise
         raise StoreError(f"{path}: {error.strerror}; {what}") from error

@@ -19,7 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import ray
-import ray.util.scheduling_strategies  # noqa: F401
+import ray.util.scheduling_strategies
 
 from cluster.shard_actor import STEPS, ShardActor
 
@@ -36,6 +36,11 @@ def in_child(work: Callable[[], Any], reached: Reached | None = None) -> bool:
 
     What the work raises fails the test.
     """
+    return was_killed(start_child(work, reached))
+
+
+def start_child(work: Callable[[], Any], reached: Reached | None = None) -> int:
+    """Start some work in a forked child, and give its process id for `was_killed`."""
     child = os.fork()
     if child == 0:
         signal.alarm(_SECONDS)
@@ -49,6 +54,11 @@ def in_child(work: Callable[[], Any], reached: Reached | None = None) -> bool:
             traceback.print_exc()
         finally:
             os._exit(code)
+    return child
+
+
+def was_killed(child: int) -> bool:
+    """Wait for a child; whether it was killed."""
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL, f"ended by signal {os.WTERMSIG(status)}"
@@ -64,6 +74,16 @@ def kill_at(number: int) -> Reached:
     def reached(_: str) -> None:
         if next(places) == number:
             kill()
+
+    return reached
+
+
+def fail_in(kind: str, call: str, code: int) -> Reached:
+    """Let a system call fail, with an error's code, for all that a stage writes but its lease."""
+
+    def reached(place: str) -> None:
+        if place.startswith(f"before {call} ") and f"/{kind}/" in place and "_RUNNING" not in place:
+            raise OSError(code, os.strerror(code))
 
     return reached
 

@@ -64,7 +64,7 @@ def test_of_many_who_put_a_file_that_must_be_absent_one_wins(
     "name", ["ftp://a/b", "s3://", "s3:///a", "s3://a/../b", "s3://a//b", "s3://a/./b"]
 )
 def test_what_is_no_place_in_a_bucket_is_refused(name: str) -> None:
-    with pytest.raises(StoreError, match="allowed: s3|expected s3"):
+    with pytest.raises(StoreError, match=r"allowed: s3|expected s3"):
         place(name)
 
 
@@ -111,7 +111,7 @@ def test_a_sweep_into_a_bucket_gives_the_rows_of_one_onto_a_disk(
     for store in stores:
         assert list(verify(place(store))) == []
         with storage.open(store) as connection:
-            views = "sentences activations experts similarity alignment".split()
+            views = ["sentences", "activations", "experts", "similarity", "alignment"]
             rows.append(
                 [
                     sorted(connection.sql(f"SELECT * FROM {view}").fetchall(), key=repr)  # noqa: S608
