@@ -6,8 +6,16 @@ import sys
 
 from benchmarks.capture import capture
 from benchmarks.select import select_sklearn, select_sort
+from benchmarks.store import similarity, store_read, store_write
 
-BENCHMARKS = {"capture": capture, "select_sort": select_sort, "select_sklearn": select_sklearn}
+BENCHMARKS = {
+    "capture": capture,
+    "select_sort": select_sort,
+    "select_sklearn": select_sklearn,
+    "store_write": store_write,
+    "store_read": store_read,
+    "similarity": similarity,
+}
 
 
 def main() -> int:

@@ -62,7 +62,9 @@ def _run(stage: Stage, store: Path, human: list[Pairs]) -> Outcome:
     rated: list[dict[str, Any]] = []
     notes = []
     with duckdb.connect() as connection:
-        connection.from_parquet(let_read(connection, paths)).create("similarity")
+        connection.from_parquet(let_read(connection, paths), hive_partitioning=False).create(
+            "similarity"
+        )
         for pairs in human:
             found = [
                 (*sorted((by_word[first], by_word[second])), score)

@@ -46,7 +46,9 @@ def _run(stage: Stage, store: Path) -> Outcome:
     paths = experts.result(store).paths(SITES_FOLDER)
     concepts = sentences.read_concept_names(read.inputs["sentences"], store)
     with connect() as connection:
-        connection.from_parquet(let_read(connection, paths)).create_view("experts")
+        connection.from_parquet(let_read(connection, paths), hive_partitioning=False).create_view(
+            "experts"
+        )
         tables = similarities(
             connection,
             concepts,

@@ -7,6 +7,7 @@ the same table made in several ways, and the view `runs` says how each was made.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,24 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
 }
 
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_READING = re.compile(r"\s*(EXPLAIN\s+(ANALYZE\s+)?)?(SELECT|WITH|FROM|PIVOT|UNPIVOT|VALUES)\b", re.I)
+
 _CONSTANT = ("model", "revision", "concept_set")
 """Columns that are parameters of a stage: the same in all rows of a run."""
 
 _ACTIVATIONS_OF_RUN = """
 SELECT
-    {model} AS model, {revision} AS revision, {concept_set} AS concept_set, v.pooling, v.layer, v.site,
+    {model} AS model, {revision} AS revision, {concept_set} AS concept_set,
+    url_decode(regexp_extract(v.filename, 'pooling=([^/]*)/[^/]*/[^/]*/[^/]*$', 1)) AS pooling,
+    regexp_extract(v.filename, 'layer=([^/]*)/[^/]*/[^/]*$', 1)::INTEGER AS layer,
+    url_decode(regexp_extract(v.filename, 'site=([^/]*)/[^/]*$', 1)) AS site,
     (v.file_row_number // f.sentences)::INTEGER AS unit,
     f.first + v.file_row_number % f.sentences AS sentence_id,
     v.value::FLOAT AS value,
     {run} AS run
 FROM read_parquet(
-    {files}, filename = true, file_row_number = true, hive_partitioning = true,
-    hive_types = {{'pooling': VARCHAR, 'layer': INTEGER, 'site': VARCHAR}}
+    {files}, filename = true, file_row_number = true, hive_partitioning = false
 ) AS v
 JOIN activation_files AS f ON f.run = {run} AND f.path = substr(v.filename, {prefix})
 """
@@ -87,12 +93,7 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     """Rows that a query gives. Raises UserError for SQL that is wrong or does more than read."""
     try:
         for statement in connection.extract_statements(query):
-            # a PIVOT without a list of its columns is several statements
-            if statement.type not in (
-                duckdb.StatementType.SELECT,
-                duckdb.StatementType.EXPLAIN,
-                duckdb.StatementType.MULTI,
-            ):
+            if not _only_reads(statement):
                 raise UserError(
                     f"SQL: {statement.type.name} is not allowed; a store is only read (SELECT)"
                 )
@@ -102,6 +103,13 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
         return rows.to_arrow_table()
     except duckdb.Error as error:
         raise UserError(f"SQL: {' '.join(str(error).split())}") from error
+
+
+def _only_reads(statement: duckdb.Statement) -> bool:
+    if statement.type in (duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI):
+        # EXPLAIN ANALYZE does what it explains; a PIVOT is several statements, also within another
+        return _READING.match(_COMMENT.sub(" ", statement.query)) is not None
+    return bool(statement.type == duckdb.StatementType.SELECT)
 
 
 def is_activations(record: FileRecord) -> bool:
@@ -129,7 +137,7 @@ def _select(done: list[Manifest], name: str, schema: pa.Schema) -> str:
     """
     parts = [
         f"SELECT {_columns(schema, each)}, {_quoted(each.fingerprint)} AS run "
-        f"FROM read_parquet({_list(paths)})"
+        f"FROM read_parquet({_list(paths)}, hive_partitioning = false)"
         for each in done
         if (paths := each.paths(name))
     ]

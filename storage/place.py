@@ -87,7 +87,9 @@ def read_bytes(path: Path) -> bytes:
 def read_table(path: Path) -> pa.Table:
     """The table of a Parquet file. Raises StoreError when it cannot be read."""
     try:
-        return pq.read_table(pa.BufferReader(read_bytes(path)) if is_remote(path) else path)
+        return pq.read_table(
+            pa.BufferReader(read_bytes(path)) if is_remote(path) else path, partitioning=None
+        )
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
 
@@ -146,7 +148,8 @@ def remove(path: Path) -> None:
 
 
 def let_read(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> list[str]:
-    """Make a DuckDB connection able to read the paths, and give their names for its queries."""
+    """Make a DuckDB connection able to read the paths, and give their names for its queries, which must
+    read them with `hive_partitioning = false`: names of folders are no columns."""
     remote = next((path for path in paths if is_remote(path)), None)
     if remote is not None:
         filesystem: Any = cast(UPath, remote).fs

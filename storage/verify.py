@@ -118,7 +118,7 @@ def _widths(stage: Manifest) -> Iterator[str]:
         with duckdb.connect() as connection:
             for name in ("sites", "activation_files"):
                 paths = let_read(connection, stage.paths(TABLES[name][1]))
-                connection.from_parquet(paths).create_view(name)
+                connection.from_parquet(paths, hive_partitioning=False).create_view(name)
             told = connection.sql(
                 "SELECT path, sentences * width FROM activation_files JOIN sites "
                 "USING (model, revision, concept_set, pooling, layer, site)"
