@@ -98,7 +98,8 @@ def _similarities(
     (path,) = experts.result(store).paths(FILE)
     with duckdb.connect() as connection:
         rows = connection.execute(
-            "SELECT concept_a, concept_b, similarity FROM read_parquet($paths, hive_partitioning = false) "
+            "SELECT concept_a, concept_b, similarity "
+            "FROM read_parquet($paths, hive_partitioning = false) "
             "WHERE pooling = $pooling AND threshold = $threshold AND measure = $measure "
             "AND layer IS NULL AND site IS NULL",
             {

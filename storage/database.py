@@ -35,6 +35,8 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _READING = re.compile(r"\s*(EXPLAIN\s+(ANALYZE\s+)?)?(SELECT|WITH|FROM|PIVOT|UNPIVOT|VALUES)\b", re.I)
 
+_VARIABLE = re.compile(r"\s*SET\s+VARIABLE\b", re.I)
+
 _CONSTANT = ("model", "revision", "concept_set")
 """Columns that are parameters of a stage: the same in all rows of a run."""
 
@@ -106,9 +108,12 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
 
 
 def _only_reads(statement: duckdb.Statement) -> bool:
+    text = _COMMENT.sub(" ", statement.query)
+    if statement.type == duckdb.StatementType.SET:
+        return _VARIABLE.match(text) is not None
     if statement.type in (duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI):
         # EXPLAIN ANALYZE does what it explains; a PIVOT is several statements, also within another
-        return _READING.match(_COMMENT.sub(" ", statement.query)) is not None
+        return _READING.match(text) is not None
     return bool(statement.type == duckdb.StatementType.SELECT)
 
 

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -39,8 +38,9 @@ _TINY = {
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Path]:
-    """A store with the model's two revisions, made twice: with two sets of poolings."""
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A store that holds one model's results made twice, with two sets of poolings, in a folder whose
+    name looks like a part of a path in a store."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("queries")
