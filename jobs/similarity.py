@@ -78,7 +78,8 @@ def similarities(
     thresholds, and those of the `top` highest APs of each concept and scope (as far as the view
     `experts` has so many).
     """
-    sql.provide(connection, "concepts", {"concept": concepts})
+    numbers = pa.array(range(len(concepts)), pa.uint16())
+    sql.provide(connection, "concepts", {"concept": sorted(concepts), "number": numbers})
     sql.provide(connection, "measures", {"measure": measures})
     sql.provide(connection, "poolings", {"pooling": poolings})
     connection.sql(sql.query("neurons")).create("neurons")

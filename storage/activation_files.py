@@ -47,10 +47,12 @@ class SiteFiles:
 
     def read(self) -> npt.NDArray[np.floating[Any]]:
         """All activations of the site, of shape (units, sentences)."""
-        return np.concatenate([self._read_one(path) for path in self.paths], axis=1)
+        parts = [self._read_one(path) for path in self.paths]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def _read_one(self, path: Path) -> npt.NDArray[np.floating[Any]]:
-        values: npt.NDArray[np.floating[Any]] = read_table(path).column(0).to_numpy()
+        chunks = read_table(path).column(0).chunks
+        values: npt.NDArray[np.floating[Any]] = np.concatenate([chunk.to_numpy() for chunk in chunks])
         if len(values) % self.width:
             raise StoreError(f"{path}: {len(values)} rows are no multiple of {self.width} units")
         return values.reshape(self.width, -1)

@@ -36,6 +36,7 @@ KEY = b"key"
 """Metadata of a schema: the names of the columns that tell its rows apart, with commas between."""
 
 _CHUNK = 16 << 20
+_PAGE_BYTES = 8 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -79,15 +80,15 @@ def write_values(
     Raises StoreError when a value is not finite: an activation that overflowed must never become a
     number that looks right.
     """
-    if not np.isfinite(values).all():
+    if not _all_finite(values):
         raise StoreError(f"{folder / name}: {int((~np.isfinite(values)).sum())} values not finite")
     flat = values.ravel()
     column = pa.array(flat)
     schema = pa.schema([pa.field("value", column.type, nullable=False)])
 
     def check(found: pa.Buffer) -> str | None:
-        read = pq.read_table(pa.BufferReader(found)).column(0).to_numpy()
-        return None if np.array_equal(read, flat) else "the values read back are not those written"
+        read = pq.read_table(pa.BufferReader(found)).column(0)
+        return None if read.equals(pa.chunked_array([column])) else "other values read back than written"
 
     content = _parquet(
         pa.Table.from_arrays([column], schema=schema),
@@ -95,6 +96,8 @@ def write_values(
         use_dictionary=False,
         write_statistics=False,
         row_group_size=row_group,
+        data_page_size=_PAGE_BYTES,
+        write_batch_size=row_group,
     )
     return _commit(folder, name, content, len(flat), check)
 
@@ -201,21 +204,21 @@ def _commit(
     record = FileRecord(name, rows, len(memoryview(content)), hashlib.sha256(content).hexdigest())
     if is_remote(final):
         _put(final, content)
-        _check(final, pa.py_buffer(read_bytes(final)), record, check)
+        _check(final, pa.py_buffer(read_bytes(final)), content, check)
         return record
     with _explained(final), temporary_sibling(final) as temporary:
         _write(temporary, content)
         with pa.memory_map(str(temporary)) as file:
-            _check(final, file.read_buffer(), record, check)
+            _check(final, file.read_buffer(), content, check)
         temporary.replace(final)
         sync(final.parent)
     return record
 
 
 def _check(
-    final: Path, found: pa.Buffer, record: FileRecord, check: Callable[[pa.Buffer], str | None]
+    final: Path, found: pa.Buffer, content: Any, check: Callable[[pa.Buffer], str | None]
 ) -> None:
-    if hashlib.sha256(found).hexdigest() != record.sha256:
+    if not found.equals(pa.py_buffer(content)):
         raise StoreError(f"{final}: the bytes read back are not the bytes written; check the disk")
     if problem := check(found):
         raise StoreError(f"{final}: {problem}")
@@ -265,6 +268,14 @@ def _explained(path: Path) -> Iterator[None]:
         else:
             raise
         raise StoreError(f"{path}: {error.strerror}; {what}") from error
+
+
+def _all_finite(values: npt.NDArray[np.floating[Any]]) -> bool:
+    if values.dtype == np.float16:
+        # NumPy computes with float16 in software: look at the bits of the exponent instead
+        exponent = np.uint16(0x7C00)
+        return not bool(((values.view(np.uint16) & exponent) == exponent).any())
+    return bool(np.isfinite(values).all())
 
 
 def _parquet(table: pa.Table, **settings: Any) -> pa.Buffer:

@@ -4,7 +4,7 @@ SELECT
     pooling,
     CASE WHEN $scope = 'layer' THEN layer END AS layer,
     CASE WHEN $scope = 'site' THEN site END AS site,
-    concept,
+    number,
     neuron,
     ap AS strength
 FROM neurons

@@ -10,8 +10,8 @@ WITH scoped AS (
     FROM neurons
 )
 SELECT
-    pooling, layer, site, concept, neuron,
+    pooling, layer, site, number, neuron,
     -row_number() OVER (
-        PARTITION BY pooling, layer, site, concept ORDER BY ap DESC, neuron
+        PARTITION BY pooling, layer, site, number ORDER BY ap DESC, neuron
     )::DOUBLE AS strength
 FROM scoped
