@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -107,15 +108,17 @@ def similarities(
     return tables
 
 
-def connect() -> duckdb.DuckDBPyConnection:
-    """A connection that works within MEMORY, spilling to a folder of its own."""
-    return duckdb.connect(
-        config={
+@contextmanager
+def connect() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that works within MEMORY and spills to a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="neuralign-") as folder:
+        config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": MEMORY,
-            "temp_directory": str(Path(tempfile.gettempdir()) / "neuralign-duckdb"),
+            "temp_directory": folder,
             "preserve_insertion_order": False,
         }
-    )
+        with duckdb.connect(config=config) as connection:
+            yield connection
 
 
 def complete(rows: pa.Table, constant: dict[str, str | None]) -> pa.Table:

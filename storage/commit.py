@@ -60,13 +60,16 @@ def write_table(folder: Path, name: str, table: pa.Table) -> FileRecord:
     Raises StoreError for rows that `table_problem` finds wrong.
     """
 
+    if problem := table_problem(table):
+        raise StoreError(f"{folder / name}: {problem}")
+
     def check(found: pa.Buffer) -> str | None:
         read = pq.read_table(pa.BufferReader(found))
         if read.num_rows != table.num_rows:
             return f"{read.num_rows} rows read back, {table.num_rows} written"
         if not read.schema.equals(table.schema) or key_columns(read.schema) != key_columns(table.schema):
             return "the schema read back is not the schema written"
-        return table_problem(read)
+        return None if read.equals(table) else "the rows read back are not the rows written"
 
     content = _parquet(table, compression="zstd")
     return _commit(folder, name, content, table.num_rows, check)

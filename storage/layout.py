@@ -79,7 +79,7 @@ def escaped(name: str) -> str:
     """A name as one part of a path, different for different names, on every file system.
 
     What is not a lower-case letter, a digit or one of `._-` becomes %XX, as in a URL, so that two names
-    never differ in case alone; a name that is too long ends in its hash instead.
+    never differ in case alone; a name that is too long becomes its hash.
     """
     safe = "".join(
         chr(byte) if re.match(rb"[a-z0-9._-]", bytes([byte])) else f"%{byte:02X}"
@@ -88,7 +88,7 @@ def escaped(name: str) -> str:
     if safe.startswith("."):
         safe = f"%2E{safe[1:]}"
     if len(safe) > _LONGEST_NAME:
-        safe = f"{safe[: _LONGEST_NAME - 17]}%{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        safe = f"~{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:32]}"
     return safe
 
 
