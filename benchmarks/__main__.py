@@ -6,6 +6,7 @@ import sys
 
 from benchmarks.capture import capture, pipeline, replicas
 from benchmarks.select import select_sklearn, select_sort
+from benchmarks.store import similarity, store_read, store_write
 
 BENCHMARKS = {
     "capture": capture,
@@ -13,6 +14,9 @@ BENCHMARKS = {
     "replicas": replicas,
     "select_sort": select_sort,
     "select_sklearn": select_sklearn,
+    "store_write": store_write,
+    "store_read": store_read,
+    "similarity": similarity,
 }
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.weights import Weights
 from jobs import sentences
@@ -18,6 +17,7 @@ from jobs.stage import Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.activation_files import INPUT_EMBEDDINGS_FILE, SiteFiles, activation_folder
 from storage.commit import FileRecord, write_table
+from storage.place import read_table
 
 KIND = "activations"
 SITES_FILE = "sites.parquet"
@@ -80,14 +80,14 @@ def site_files(stage: Stage, store: Path, pooling: str, layer: int, site: str) -
 def read_sites(stage: Stage, store: Path) -> list[dict[str, Any]]:
     """The rows of the stage's `sites` table."""
     (path,) = stage.result(store).paths(SITES_FILE)
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    rows: list[dict[str, Any]] = read_table(path).to_pylist()
     return rows
 
 
 def read_input_embeddings(stage: Stage, store: Path) -> dict[str, list[float]]:
     """Input embedding of each concept."""
     (path,) = stage.result(store).paths(INPUT_EMBEDDINGS_FILE)
-    return {row["concept"]: row["vector"] for row in pq.read_table(path).to_pylist()}
+    return {row["concept"]: row["vector"] for row in read_table(path).to_pylist()}
 
 
 def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:

@@ -20,6 +20,7 @@ from jobs.stage import Outcome, Stage
 from storage import schemas, sql
 from storage.commit import write_table
 from storage.human import Pairs
+from storage.place import let_read
 
 KIND = "alignment"
 ALIGNMENT_FILE = "alignment.parquet"
@@ -52,7 +53,7 @@ def _run(stage: Stage, store: Path, human: list[Pairs]) -> Outcome:
     concepts = sentences.read_concept_names(stage.inputs["sentences"], store)
     by_word = {name.lower(): name for name in concepts}
     paths = [
-        str(path)
+        path
         for name, each in stage.inputs.items()
         if name != "sentences"
         for path in each.result(store).paths(FILE)
@@ -61,7 +62,9 @@ def _run(stage: Stage, store: Path, human: list[Pairs]) -> Outcome:
     rated: list[dict[str, Any]] = []
     notes = []
     with duckdb.connect() as connection:
-        connection.from_parquet(paths).create("similarity")
+        connection.from_parquet(let_read(connection, paths), hive_partitioning=False).create(
+            "similarity"
+        )
         for pairs in human:
             found = [
                 (*sorted((by_word[first], by_word[second])), score)

@@ -24,7 +24,9 @@ app = typer.Typer(
 _INTERRUPTED = 130
 
 SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file (YAML).")]
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of results.")]
+StorePath = Annotated[
+    str, typer.Argument(metavar="STORE", help="Where the results are: a folder, or s3://bucket/prefix.")
+]
 
 
 class Format(StrEnum):
@@ -74,8 +76,9 @@ def plan(file: SweepFile) -> None:
 def status(store: StorePath) -> None:
     """Show which stages of a store are done, running or failed."""
     from jobs.status import print_status
+    from storage.place import place
 
-    print_status(_out(), store)
+    print_status(_out(), place(store))
 
 
 @app.command()
@@ -83,11 +86,55 @@ def sql(
     store: StorePath,
     query: Annotated[str | None, typer.Argument(help="SQL; without it, the views.")] = None,
     form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = Format.table,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FILE", help="Write a DuckDB database instead.")
+    ] = None,
 ) -> None:
     """Ask the results a question in DuckDB SQL."""
     from jobs.query import print_rows
+    from storage.database import export as export_views
+    from storage.errors import UserError
+    from storage.place import place
 
-    print_rows(_out(), store, query, form.value)
+    if export is not None:
+        if query is not None:
+            raise UserError("--export: writes all views; leave the query out")
+        export_views(place(store), export)
+        return
+    print_rows(_out(), place(store), query, form.value)
+
+
+@app.command()
+def verify(store: StorePath) -> int:
+    """Read every file of a store and list what is wrong with it."""
+    from storage.place import place
+    from storage.verify import verify as find_problems
+
+    problems = 0
+    for problem in find_problems(place(store)):
+        problems += 1
+        print(problem)
+    print(f"{problems} problems" if problems else "all is well")
+    return 1 if problems else 0
+
+
+@app.command()
+def gc(
+    store: StorePath,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it.")] = False,
+) -> None:
+    """List what can be deleted: activations that were scored, and superseded results."""
+    from storage.gc import find_garbage
+    from storage.place import place
+
+    garbage = list(find_garbage(place(store)))
+    for each in garbage:
+        print(f"{each.bytes / 1e6:10,.1f} MB  {each.stage.folder}: {each.why}")
+        if delete:
+            each.delete()
+    total = sum(each.bytes for each in garbage) / 1e6
+    did = "deleted" if delete else "can be deleted; --delete deletes them"
+    print(f"{total:10,.1f} MB  {did}")
 
 
 @app.command()
@@ -134,6 +181,10 @@ def _run(file: Path, until: str | None) -> None:
 
 def _short(path: Path) -> Path:
     """A path relative to the working folder where it lies below it."""
+    from storage.place import is_remote
+
+    if is_remote(path):
+        return path
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 

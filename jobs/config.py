@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from alignment.expertise import REFERENCE_PREVALENCE
 from storage.errors import UserError
 from storage.human import HumanSet, known_set, known_sets
+from storage.place import absolute, place
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Count = Annotated[int, Field(ge=1)]
 Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
+Measure = Literal["jaccard", "overlap", "dice", "containment"]
 
 
 class _Part(BaseModel):
@@ -60,6 +62,8 @@ class Experts(_Part):
     threshold: list[Threshold] = Field(default=[0.5, 0.6, 0.7, 0.8, 0.9], min_length=1)
     prevalence: float = Field(default=REFERENCE_PREVALENCE, gt=0, lt=1)
     floor: Threshold = 0.4
+    top: list[Count] = []
+    keep_activations: bool = True
 
     @field_validator("negatives")
     @classmethod
@@ -79,6 +83,22 @@ class Experts(_Part):
         """How many negatives are sampled for each concept; None for all of them."""
         _, _, number = self.negatives.partition(":")
         return int(number) if number else None
+
+
+class Similarity(_Part):
+    """How the experts of two concepts are compared: by which measures, and among the neurons of the
+    whole model, of each layer or of each site. The first measure is the one that is reported."""
+
+    measures: list[Measure] = Field(default=["jaccard"], min_length=1)
+    scopes: list[Literal["model", "layer", "site"]] = Field(default=["model"], min_length=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Similarity:
+        if "model" not in self.scopes:
+            raise ValueError("scopes: model is missing; the report shows the whole model")
+        if self.measures[0] == "containment":
+            raise ValueError("measures: containment is not symmetric; name another one first")
+        return self
 
 
 class Human(_Part):
@@ -105,7 +125,7 @@ class Sweep(_Part):
     models: list[Model] = Field(min_length=1)
     neurons: Neurons = Neurons()
     experts: Experts = Experts()
-    similarity: list[Literal["jaccard"]] = ["jaccard"]
+    similarity: Similarity = Similarity()
     human: list[Human] = Field(default=[Human(name="men")], min_length=1)
     baselines: list[Baseline] = ["input-embedding", "contextual"]
     resamples: int = Field(default=2000, ge=100)
@@ -123,6 +143,11 @@ class Sweep(_Part):
         if not isinstance(value, list):
             return value
         return [{"id": item} if isinstance(item, str) else item for item in value]
+
+    @field_validator("similarity", mode="before")
+    @classmethod
+    def _similarity(cls, value: Any) -> Any:
+        return {"measures": value} if isinstance(value, list) else value
 
     @field_validator("human", mode="before")
     @classmethod
@@ -142,7 +167,10 @@ class Sweep(_Part):
         lists: dict[str, list[Any]] = {
             "human": [human.name for human in self.human],
             "experts.threshold": self.experts.threshold,
+            "experts.top": list(self.experts.top),
             "neurons.pooling": list(self.neurons.pooling),
+            "similarity.measures": list(self.similarity.measures),
+            "similarity.scopes": list(self.similarity.scopes),
         }
         for key, values in lists.items():
             for value in values:
@@ -157,8 +185,8 @@ class Sweep(_Part):
 
     @property
     def store_path(self) -> Path:
-        """Where the results go."""
-        return self.folder / (self.store or f"results/{self.name}")
+        """Where the results go. Raises StoreError for a URL that is none of an object store."""
+        return place(self.store or f"results/{self.name}", self.folder)
 
     @property
     def concepts_path(self) -> Path:
@@ -198,7 +226,7 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
         raise UserError(f"{file}: file: unknown key; {_allowed_keys(('file',))}")
     content.setdefault("name", file.stem)
     if store is not None:
-        content["store"] = str(store.resolve())
+        content["store"] = absolute(store)
     try:
         return Sweep.model_validate({**content, "file": file})
     except ValidationError as error:
@@ -248,6 +276,7 @@ def _allowed_keys(location: tuple[Any, ...]) -> str:
         "neurons": Neurons,
         "experts": Experts,
         "human": Human,
+        "similarity": Similarity,
     }
     owner = parts.get(str(location[0]), Sweep) if len(location) > 1 else Sweep
     allowed = [name for name in owner.model_fields if name != "file"]

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cluster.devices import visible_gpus
-from cluster.weights import Weights, load_config
-from jobs import activations
-from jobs.stage import Stage
+from jobs import activations, space
 from jobs.sweep import Plan
-from storage.manifest import read_units
-
-_FLOAT16, _FLOAT32 = 2, 4
 
 
 def print_outlook(console: Console, planned: Plan) -> None:
@@ -33,10 +27,9 @@ def print_outlook(console: Console, planned: Plan) -> None:
         done = stage.is_done(store)
         units, size = "", 0
         if stage.kind == activations.KIND:
-            ready = 0 if done else len(read_units(stage.folder(store)))
-            units = f"{stage.params['units'] - ready if not done else 0} of {stage.params['units']}"
-            whole = 0 if done else activation_bytes(stage, models[stage.label], planned)
-            size = whole * (stage.params["units"] - ready) // stage.params["units"]
+            left = space.units_left(stage, store)
+            units = f"{left} of {stage.params['units']}"
+            size = space.bytes_left(stage, models[stage.label], planned, store)
         total += size
         table.add_row(
             stage.kind,
@@ -53,26 +46,6 @@ def print_outlook(console: Console, planned: Plan) -> None:
         soft_wrap=True,
     )
     console.print(table)
-    console.print(
-        f"Activations to write: {total / 1e9:,.2f} GB; free there: {_free(store) / 1e9:,.0f} GB."
-    )
-
-
-def activation_bytes(stage: Stage, weights: Weights, planned: Plan) -> int:
-    """Bytes of a model's activations: a float16 a neuron, sentence and pooling, and a float32 a
-    coordinate of the mean residual stream."""
-    from cluster.sites import describe
-
-    sites, hidden_size = describe(load_config(weights), stage.params["sites"])
-    poolings = len(stage.params["poolings"])
-    neurons = sum(site.width for site in sites)
-    sentence = neurons * poolings * _FLOAT16 + len(sites) * hidden_size * _FLOAT32
-    return sentence * len(planned.concepts.sentences)
-
-
-def _free(store: Path) -> int:
-    place = store.absolute()
-    while not place.exists():
-        place = place.parent
-    usage = os.statvfs(place)
-    return usage.f_bavail * usage.f_frsize
+    free = space.free(store)
+    there = "" if free is None else f"; free there: {free / 1e9:,.0f} GB"
+    console.print(f"Activations to write: {total / 1e9:,.2f} GB{there}.")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as pq
 
 from jobs import sentences
 from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE
@@ -15,6 +14,7 @@ from jobs.matrix_figure import draw_matrix
 from jobs.similarity import EXPERTS, FILE
 from jobs.stage import Outcome, Stage
 from storage.commit import write_bytes, write_json
+from storage.place import let_read, read_bytes, read_table
 
 KIND = "report"
 SUMMARY_FILE = "summary.json"
@@ -35,7 +35,7 @@ def plan(name: str, aligned: Stage, compared: list[Stage], texts: Stage) -> Stag
 def read_summary(stage: Stage, store: Path) -> dict[str, Any]:
     """The summary of a finished sweep."""
     (path,) = stage.result(store).paths(SUMMARY_FILE)
-    summary: dict[str, Any] = json.loads(path.read_text())
+    summary: dict[str, Any] = json.loads(read_bytes(path))
     return summary
 
 
@@ -56,7 +56,7 @@ def _run(stage: Stage, store: Path) -> Outcome:
     described = f"{read.label}, {pooling} pooling, AP > {threshold}"
     (table,) = aligned.result(store).paths(ALIGNMENT_FILE)
     (pairs,) = aligned.result(store).paths(PAIRS_FILE)
-    n_pairs = pq.read_table(pairs).group_by("human_set").aggregate([([], "count_all")])
+    n_pairs = read_table(pairs).group_by("human_set").aggregate([([], "count_all")])
     summary = {
         "sweep": stage.label,
         "concept_set": texts.params["concept_set"],
@@ -65,7 +65,9 @@ def _run(stage: Stage, store: Path) -> Outcome:
         "headline_threshold": threshold,
         "human_pairs": {row["human_set"]: row["count_all"] for row in n_pairs.to_pylist()},
         "human_sets": list(aligned.params["human"]),
-        "alignment": pq.read_table(table).to_pylist(),
+        "alignment": [
+            row for row in read_table(table).to_pylist() if _is_shown(row, experts.params["measures"][0])
+        ],
         "nearest": {
             "of": described,
             "concepts": {name: _nearest(matrix, name, list(domains)) for name in _examples(domains)},
@@ -79,6 +81,12 @@ def _run(stage: Stage, store: Path) -> Outcome:
     return Outcome(files)
 
 
+def _is_shown(row: dict[str, Any], measure: str) -> bool:
+    """Whether a row of `alignment` is a baseline's, or that of the experts of a whole model."""
+    whole = row["layer"] is None and row["site"] is None
+    return row["representation"] != EXPERTS or (whole and row["measure"] == measure)
+
+
 def _nearest_threshold(thresholds: list[float]) -> float:
     """The papers' threshold, or the one nearest to it."""
     return min(thresholds, key=lambda threshold: abs(threshold - HEADLINE_THRESHOLD))
@@ -90,9 +98,16 @@ def _similarities(
     (path,) = experts.result(store).paths(FILE)
     with duckdb.connect() as connection:
         rows = connection.execute(
-            "SELECT concept_a, concept_b, similarity FROM read_parquet($path) "
-            "WHERE pooling = $pooling AND threshold = $threshold",
-            {"path": str(path), "pooling": pooling, "threshold": threshold},
+            "SELECT concept_a, concept_b, similarity "
+            "FROM read_parquet($paths, hive_partitioning = false) "
+            "WHERE pooling = $pooling AND threshold = $threshold AND measure = $measure "
+            "AND layer IS NULL AND site IS NULL",
+            {
+                "paths": let_read(connection, [path]),
+                "pooling": pooling,
+                "threshold": threshold,
+                "measure": experts.params["measures"][0],
+            },
         ).fetchall()
     return {(first, second): value for first, second, value in rows}
 

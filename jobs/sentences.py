@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from alignment.words import find_word
 from jobs.stage import Outcome, Stage
 from storage import schemas
 from storage.commit import write_table
 from storage.concepts import ConceptSet
+from storage.place import read_table
 
 KIND = "sentences"
 CONCEPTS_FILE = "concepts.parquet"
@@ -71,7 +71,7 @@ def read_memberships(stage: Stage, store: Path) -> tuple[Any, Any, int]:
 
 def _read(stage: Stage, store: Path, name: str) -> pa.Table:
     (path,) = stage.result(store).paths(name)
-    return pq.read_table(path)
+    return read_table(path)
 
 
 def _concepts(concepts: ConceptSet) -> pa.Table:

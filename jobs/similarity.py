@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from jobs import sentences
+from jobs.experts import SITES_FOLDER
 from jobs.stage import Outcome, Stage
 from storage import schemas, sql
 from storage.commit import write_table
+from storage.place import let_read
 
 KIND = "similarity"
 FILE = "similarity.parquet"
 EXPERTS = "experts"
 
+MEMORY = "4GB"
+"""What DuckDB may use; beyond it, it works on the disk."""
 
-def plan(experts: Stage, thresholds: list[float]) -> Stage:
+
+def plan(
+    experts: Stage, measures: list[str], scopes: list[str], thresholds: list[float], top: list[int]
+) -> Stage:
     """The stage that compares the experts of one model, for each of its poolings."""
     params = {
         **{name: experts.params[name] for name in ("model", "revision", "concept_set")},
         "representation": EXPERTS,
-        "measure": "jaccard",
+        "measures": measures,
+        "scopes": sorted(scopes),
         "thresholds": sorted(thresholds),
+        "top": sorted(top),
     }
     return Stage(KIND, experts.label, params, _run, {"experts": experts})
 
@@ -31,21 +44,81 @@ def plan(experts: Stage, thresholds: list[float]) -> Stage:
 def _run(stage: Stage, store: Path) -> Outcome:
     experts = stage.inputs["experts"]
     read = experts.inputs["activations"]
-    paths = [str(experts.result(store).folder / each.path) for each in experts.result(store).files]
+    paths = experts.result(store).paths(SITES_FOLDER)
     concepts = sentences.read_concept_names(read.inputs["sentences"], store)
-    with duckdb.connect() as connection:
-        connection.from_parquet(paths).create_view("scored")
-        sql.provide(connection, "concepts", {"concept": concepts})
-        sql.provide(connection, "thresholds", {"threshold": stage.params["thresholds"]})
-        sql.provide(connection, "poolings", {"pooling": read.params["poolings"]})
-        rows = connection.sql(sql.query("jaccard")).to_arrow_table()
+    with connect() as connection:
+        connection.from_parquet(let_read(connection, paths), hive_partitioning=False).create_view(
+            "experts"
+        )
+        tables = similarities(
+            connection,
+            concepts,
+            read.params["poolings"],
+            **{name: stage.params[name] for name in ("measures", "scopes", "thresholds", "top")},
+        )
     constant = {
         **{name: stage.params[name] for name in ("model", "revision", "concept_set")},
         "representation": EXPERTS,
-        "measure": "jaccard",
-        "layer": None,
     }
-    return Outcome([write_table(stage.folder(store), FILE, complete(rows, constant))])
+    rows = pa.concat_tables([complete(table, constant) for table in tables])
+    return Outcome([write_table(stage.folder(store), FILE, rows)])
+
+
+def similarities(
+    connection: duckdb.DuckDBPyConnection,
+    concepts: Sequence[str],
+    poolings: Sequence[str],
+    measures: Sequence[str],
+    scopes: Sequence[str],
+    thresholds: Sequence[float],
+    top: Sequence[int],
+) -> list[pa.Table]:
+    """The measures between each two concepts, from the view `experts` of a connection.
+
+    `scopes` are of model, layer and site. Experts are the neurons whose AP is above each of the
+    thresholds, and those of the `top` highest APs of each concept and scope (as far as the view
+    `experts` has so many).
+    """
+    numbers = pa.array(range(len(concepts)), pa.uint16())
+    sql.provide(connection, "concepts", {"concept": sorted(concepts), "number": numbers})
+    sql.provide(connection, "measures", {"measure": measures})
+    sql.provide(connection, "poolings", {"pooling": poolings})
+    connection.sql(sql.query("neurons")).create("neurons")
+    cuts = {
+        "scored_by_ap": [{"threshold": each, "least": each} for each in sorted(thresholds)],
+        # a neuron is among the top k when its rank is below k + 1/2
+        "scored_by_rank": [{"top": each, "least": -each - 0.5} for each in sorted(top, reverse=True)],
+    }
+    tables = []
+    for scope, (query, rows) in product(scopes, cuts.items()):
+        if rows:
+            for name in ("scored", "scopes", "cuts", "shared"):
+                connection.execute(f"DROP TABLE IF EXISTS {name}")
+            connection.sql(sql.query(query), params={"scope": scope}).create("scored")
+            connection.sql(sql.query("scopes"), params={"scope": scope}).create("scopes")
+            columns = {
+                "cut": pa.array(range(1, len(rows) + 1)),
+                "least": pa.array([row["least"] for row in rows], pa.float64()),
+                "threshold": pa.array([row.get("threshold") for row in rows], pa.float64()),
+                "top": pa.array([row.get("top") for row in rows], pa.int64()),
+            }
+            connection.from_arrow(pa.table(columns)).create("cuts")
+            connection.sql(sql.query("shared_experts")).create("shared")
+            tables.append(connection.sql(sql.query("set_similarity")).to_arrow_table())
+    return tables
+
+
+@contextmanager
+def connect() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that works within MEMORY and spills to a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="neuralign-") as folder:
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": MEMORY,
+            "temp_directory": folder,
+            "preserve_insertion_order": False,
+        }
+        with duckdb.connect(config=config) as connection:
+            yield connection
 
 
 def complete(rows: pa.Table, constant: dict[str, str | None]) -> pa.Table:

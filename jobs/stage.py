@@ -6,26 +6,22 @@ names its folder, so a finished stage is never computed twice and two configurat
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jobs.progress import say
 from storage import layout, manifest
-from storage.commit import FileRecord, write_json
+from storage.commit import FileRecord, sweep_temporary, write_json
 from storage.errors import NeuralignError
 from storage.fingerprint import fingerprint
+from storage.lease import held, note
 from storage.manifest import Manifest
-
-HEARTBEAT_SECONDS = 5.0
-_LEFTOVER_SECONDS = 3600.0
+from storage.place import remove
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,12 @@ class Stage:
     def folder(self, store: Path) -> Path:
         return layout.stage_folder(store, self.kind, self.label, self.fingerprint)
 
+    def with_inputs(self) -> Iterator[Stage]:
+        """The stage and all that it is made of."""
+        yield self
+        for each in self.inputs.values():
+            yield from each.with_inputs()
+
     def is_done(self, store: Path) -> bool:
         found = manifest.read(self.folder(store))
         return found is not None and not found.lacks()
@@ -75,28 +77,51 @@ class Outcome:
 
 
 def ensure(stage: Stage, store: Path) -> bool:
-    """Run a stage unless it is done; return whether it was run."""
+    """Run a stage unless it is done; return whether it was run.
+
+    One run at a time works on a stage: another waits, and finds it done. What the stage reads and was
+    dropped (see `storage.manifest.drop`) is made again first.
+    """
     if stage.is_done(store):
         return False
+    for each in stage.inputs.values():
+        if each.result(store).dropped:
+            _make(each, store, again=True)
+    return _make(stage, store)
+
+
+def _make(stage: Stage, store: Path, again: bool = False) -> bool:
     folder = stage.folder(store)
-    folder.mkdir(parents=True, exist_ok=True)
-    # a manifest whose files are gone no longer tells the truth
-    (folder / layout.SUCCESS).unlink(missing_ok=True)
-    _sweep_leftovers(folder)
-    started = time.monotonic()
-    with _marked_running(stage, folder):
-        outcome = stage.run(stage, store)
-    Manifest(
-        folder=folder,
-        kind=stage.kind,
-        label=stage.label,
-        fingerprint=stage.fingerprint,
-        params=dict(stage.params),
-        inputs={name: each.folder(store).name for name, each in stage.inputs.items()},
-        files=outcome.files,
-        seconds=time.monotonic() - started,
-        notes=outcome.notes,
-    ).commit()
+    facts = {"kind": stage.kind, "label": stage.label}
+
+    def waiting(holder: Mapping[str, Any]) -> None:
+        say(f"{stage.name}: waiting for another run, process {holder['pid']} on {holder['host']}")
+
+    with held(folder / layout.RUNNING, facts, waiting) as lease:
+        if stage.is_done(store) and not (again and stage.result(store).dropped):
+            return False
+        _clean(folder)
+        started = time.monotonic()
+        try:
+            outcome = stage.run(stage, store)
+        except Exception as error:
+            # a disk that is full takes no word of it either
+            with suppress(NeuralignError):
+                told = {**facts, "error": f"{type(error).__name__}: {error}"}
+                write_json(folder, layout.FAILED, told)
+            raise
+        lease.check()
+        Manifest(
+            folder=folder,
+            kind=stage.kind,
+            label=stage.label,
+            fingerprint=stage.fingerprint,
+            params=dict(stage.params),
+            inputs={name: each.folder(store).name for name, each in stage.inputs.items()},
+            files=outcome.files,
+            seconds=time.monotonic() - started,
+            notes=outcome.notes,
+        ).commit()
     return True
 
 
@@ -110,8 +135,7 @@ def run_missing_units(
     `run` takes the missing units and gives (name, files, facts) for each. Returns the files and facts
     of all units, in the order of `units`.
     """
-    mark = read_mark(folder / layout.RUNNING)
-    write_json(folder, layout.RUNNING, {**mark, "units": len(units)})
+    note(folder / layout.RUNNING, units=len(units))
     done = manifest.read_units(folder)
     missing = [unit for name, unit in units.items() if name not in done]
     for name, files, facts in run(missing) if missing else ():
@@ -120,46 +144,9 @@ def run_missing_units(
     return [record for name in units for record in done[name][0]], [done[name][1] for name in units]
 
 
-@contextmanager
-def _marked_running(stage: Stage, folder: Path) -> Iterator[None]:
-    """Leave a mark with a heartbeat while the stage runs, and the error when it fails."""
-    mark = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "kind": stage.kind,
-        "label": stage.label,
-    }
-    running, failed = folder / layout.RUNNING, folder / layout.FAILED
-    write_json(folder, layout.RUNNING, mark)
-    failed.unlink(missing_ok=True)
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
-            with suppress(FileNotFoundError):
-                os.utime(running)
-
-    heart = threading.Thread(target=beat, daemon=True)
-    heart.start()
-    try:
-        yield
-    except Exception as error:
-        write_json(folder, layout.FAILED, {**mark, "error": f"{type(error).__name__}: {error}"})
-        raise
-    finally:
-        stop.set()
-        heart.join()
-        running.unlink(missing_ok=True)
-
-
-def _sweep_leftovers(folder: Path) -> None:
-    """Remove temporary files of a writer that was killed, once they are too old to be in use."""
-    for path in folder.rglob("*.tmp"):
-        if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
-            path.unlink(missing_ok=True)
-
-
-def read_mark(path: Path) -> dict[str, Any]:
-    """What a running or failed stage left in its folder."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+def _clean(folder: Path) -> None:
+    """Make a stage's folder ready for a run: without a manifest or an error that no longer tell the
+    truth, and without the temporary files of writers that were killed: this run alone works here now."""
+    for name in (layout.SUCCESS, layout.FAILED):
+        remove(folder / name)
+    sweep_temporary(folder, "**/*")

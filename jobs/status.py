@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.stage import HEARTBEAT_SECONDS, read_mark
 from storage import layout, manifest
-
-_HEARTBEATS_MISSED = 6
+from storage.lease import SILENT_SECONDS, silent_for
+from storage.place import read_bytes
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ def read_states(store: Path) -> list[State]:
     return [
         state
         for kind in layout.KINDS
-        for folder in sorted((store / kind).glob("*/"))
+        for folder in manifest.stages(store, kind)
         for state in _state(kind, folder)
     ]
 
@@ -51,8 +50,10 @@ def print_status(console: Console, store: Path) -> None:
 def _state(kind: str, folder: Path) -> Iterator[State]:
     done = manifest.read(folder)
     if done is not None:
-        size = sum(record.bytes for record in done.files)
-        detail = f"{len(done.files):,} files, {size / 1e6:,.1f} MB, {done.seconds:,.1f} s"
+        size = sum(record.bytes for record in done.kept)
+        detail = f"{len(done.kept):,} files, {size / 1e6:,.1f} MB, {done.seconds:,.1f} s"
+        if done.dropped:
+            detail += f"; {len(done.dropped):,} files of activations dropped"
         yield State(kind, done.label, "done", detail)
         return
     units = len(manifest.read_units(folder))
@@ -60,13 +61,13 @@ def _state(kind: str, folder: Path) -> Iterator[State]:
         path = folder / name
         if not path.is_file():
             continue
-        mark = read_mark(path)
+        mark = json.loads(read_bytes(path))
         shown = state
         of = f" of {mark['units']}" if mark.get("units") else ""
         detail = f"{units}{of} units done"
         if state == "failed":
             detail = f"{mark['error']}; {detail}"
-        elif time.time() - path.stat().st_mtime > _HEARTBEATS_MISSED * HEARTBEAT_SECONDS:
+        elif silent_for(path) > SILENT_SECONDS:
             shown = "stopped"
         yield State(kind, mark["label"], shown, detail)
         return

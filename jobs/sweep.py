@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.devices import native_dtype
 from cluster.session import disconnected_after
 from cluster.weights import RANDOM_INIT, Weights, resolve
-from jobs import activations, alignment, baselines, experts, report, sentences, similarity
+from jobs import activations, alignment, baselines, experts, report, sentences, similarity, space
 from jobs.config import Model, Sweep
 from jobs.progress import say
 from jobs.stage import Stage, ensure
 from storage import layout
 from storage.concepts import ConceptSet, read_concepts
+from storage.database import is_activations
 from storage.human import read_pairs
+from storage.manifest import drop
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,11 @@ class Plan:
         return [stage for stage in self.stages if stage.kind == kind]
 
     def until(self, kind: str | None) -> list[Stage]:
-        """The stages up to the last of a kind; all without one."""
-        last = self.of_kind(kind)[-1] if kind else self.stages[-1]
-        return self.stages[: self.stages.index(last) + 1]
+        """The stages of a kind and those that they are made of; all without one."""
+        if kind is None:
+            return self.stages
+        needed = {id(each) for stage in self.of_kind(kind) for each in stage.with_inputs()}
+        return [stage for stage in self.stages if id(stage) in needed]
 
 
 def plan(sweep: Sweep) -> Plan:
@@ -46,14 +51,15 @@ def plan(sweep: Sweep) -> Plan:
         for revision in _revisions(model, sweep)
     ]
     texts = sentences.plan(concepts)
-    stages, compared = [texts], []
-    if "glove" in sweep.baselines:
-        compared.append(baselines.plan_word_vectors(texts))
+    compared = [baselines.plan_word_vectors(texts)] if "glove" in sweep.baselines else []
+    stages = [texts, *compared]
     for model, weights in models:
         for stage in _model_stages(sweep, model, weights, texts, len(concepts.sentences)):
-            (compared if stage.kind == similarity.KIND else stages).append(stage)
+            stages.append(stage)
+            if stage.kind == similarity.KIND:
+                compared.append(stage)
     aligned = alignment.plan(sweep.name, texts, compared, human, sweep.resamples, sweep.seed)
-    stages += [*compared, aligned, report.plan(sweep.name, aligned, compared, texts)]
+    stages += [aligned, report.plan(sweep.name, aligned, compared, texts)]
     return Plan(sweep, concepts, [weights for _, weights in models], stages)
 
 
@@ -61,6 +67,7 @@ def run(planned: Plan, until: str | None = None) -> int:
     """Run the stages that are not done, up to those of the kind `until`; return how many were run."""
     store = layout.create(planned.sweep.store_path)
     ran = 0
+    space.check(planned, store)
     with disconnected_after():
         for stage in planned.until(until):
             if ensure(stage, store):
@@ -69,7 +76,19 @@ def run(planned: Plan, until: str | None = None) -> int:
                 say(f"{stage.name}: done in {result.seconds:.1f} s")
                 for note in result.notes:
                     say(f"  note: {note}")
+            if not planned.sweep.experts.keep_activations:
+                _drop_activations(planned, store)
     return ran
+
+
+def _drop_activations(planned: Plan, store: Path) -> None:
+    """Delete the raw activations of the models that all stages have read that would."""
+    for read in planned.of_kind(activations.KIND):
+        readers = [stage for stage in planned.stages if read in stage.inputs.values()]
+        if all(stage.is_done(store) for stage in [read, *readers]):
+            freed = drop(read.result(store), is_activations, "experts.keep_activations is false")
+            if freed:
+                say(f"{read.name}: {freed / 1e6:,.0f} MB of raw activations dropped")
 
 
 def _revisions(model: Model, sweep: Sweep) -> list[str]:
@@ -88,7 +107,10 @@ def _model_stages(
         read, wanted.negatives, wanted.sampled, wanted.prevalence, wanted.floor, sweep.seed
     )
     yield scored
-    yield similarity.plan(scored, wanted.threshold)
+    compared = sweep.similarity
+    yield similarity.plan(
+        scored, list(compared.measures), list(compared.scopes), wanted.threshold, wanted.top
+    )
     input_embedding = "input-embedding" in sweep.baselines
     contextual = "contextual" in sweep.baselines
     if (input_embedding or contextual) and not weights.random:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from storage.errors import StoreError
+from storage.layout import escaped
+from storage.place import read_table
 
 POOLINGS = ("max", "concept", "context", "mean", "last")
 """Poolings of neurons: the maximum over all real tokens, over those of the concept's word, and over
@@ -34,7 +35,7 @@ MEAN = "mean"
 
 def activation_folder(pooling: str, layer: int, site: str) -> str:
     """Folder of one site's activations, relative to the stage's."""
-    return f"pooling={pooling}/layer={layer}/site={site}"
+    return f"pooling={escaped(pooling)}/layer={layer}/site={escaped(site)}"
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,12 @@ class SiteFiles:
 
     def read(self) -> npt.NDArray[np.floating[Any]]:
         """All activations of the site, of shape (units, sentences)."""
-        return np.concatenate([self._read_one(path) for path in self.paths], axis=1)
+        parts = [self._read_one(path) for path in self.paths]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def _read_one(self, path: Path) -> npt.NDArray[np.floating[Any]]:
-        try:
-            values: npt.NDArray[np.floating[Any]] = pq.read_table(path).column(0).to_numpy()
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: cannot be read: {error}") from error
+        chunks = read_table(path).column(0).chunks
+        values: npt.NDArray[np.floating[Any]] = np.concatenate([chunk.to_numpy() for chunk in chunks])
         if len(values) % self.width:
             raise StoreError(f"{path}: {len(values)} rows are no multiple of {self.width} units")
         return values.reshape(self.width, -1)

@@ -7,6 +7,7 @@ the same table made in several ways, and the view `runs` says how each was made.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import duckdb
 import pyarrow as pa
 
 from storage import layout, manifest, schemas
+from storage.commit import FileRecord, temporary_sibling
 from storage.errors import UserError
 from storage.manifest import Manifest
+from storage.place import absolute, let_read
 
 TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "concepts": ("sentences", "concepts.parquet", schemas.CONCEPTS),
@@ -29,20 +32,36 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
 }
 
-_RUN = "^/[a-z]+/[^/]*-([0-9a-f]{16})/"
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_READING = re.compile(r"\s*(EXPLAIN\s+(ANALYZE\s+)?)?(SELECT|WITH|FROM|PIVOT|UNPIVOT|VALUES)\b", re.I)
 
-_ACTIVATIONS = """
-CREATE VIEW activations AS
+_VARIABLE = re.compile(r"\s*SET\s+VARIABLE\b", re.I)
+
+_CONSTANT = ("model", "revision", "concept_set")
+"""Columns that are parameters of a stage: the same in all rows of a run."""
+
+_ACTIVATIONS_OF_RUN = """
 SELECT
-    f.model, f.revision, f.concept_set, v.pooling, v.layer, v.site,
+    {model} AS model, {revision} AS revision, {concept_set} AS concept_set,
+    url_decode(regexp_extract(v.filename, 'pooling=([^/]*)/[^/]*/[^/]*/[^/]*$', 1)) AS pooling,
+    regexp_extract(v.filename, 'layer=([^/]*)/[^/]*/[^/]*$', 1)::INTEGER AS layer,
+    url_decode(regexp_extract(v.filename, 'site=([^/]*)/[^/]*$', 1)) AS site,
     (v.file_row_number // f.sentences)::INTEGER AS unit,
     f.first + v.file_row_number % f.sentences AS sentence_id,
     v.value::FLOAT AS value,
-    f.run
-FROM {values} AS v
-JOIN activation_files AS f
-    ON f.path = regexp_extract(v.filename, 'pooling=.*$')
-    AND f.run = {run}
+    {run} AS run
+FROM read_parquet(
+    {files}, filename = true, file_row_number = true, hive_partitioning = false
+) AS v
+JOIN activation_files AS f ON f.run = {run} AND f.path = substr(v.filename, {prefix})
+"""
+
+_NO_ACTIVATIONS = """
+SELECT
+    NULL::VARCHAR AS model, NULL::VARCHAR AS revision, NULL::VARCHAR AS concept_set,
+    NULL::VARCHAR AS pooling, NULL::INTEGER AS layer, NULL::VARCHAR AS site, NULL::INTEGER AS unit,
+    NULL::BIGINT AS sentence_id, NULL::FLOAT AS value, NULL::VARCHAR AS run
+WHERE false
 """
 
 
@@ -51,27 +70,32 @@ def open_store(root: Path) -> duckdb.DuckDBPyConnection:
 
     Raises StoreError when `root` is no store of this version.
     """
-    layout.check(root)
     connection = duckdb.connect()
-    done = {kind: list(manifest.done(root, kind)) for kind in layout.KINDS}
-    for each in [each for kind in layout.KINDS for each in done[kind]]:
-        each.check_files()
-    for view, (kind, name, schema) in TABLES.items():
-        paths = [path for each in done[kind] for path in each.paths(name)]
-        connection.execute(f"CREATE VIEW {view} AS {_select(paths, schema, root)}")
-    _create_activations(connection, done["activations"], root)
-    _create_runs(connection, [each for kind in layout.KINDS for each in done[kind]])
-    connection.execute(f"SET allowed_directories = [{_quoted(str(root.resolve()))}]")
+    _create_views(connection, root)
+    connection.execute(f"SET allowed_directories = [{_quoted(absolute(root))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def export(root: Path, file: Path) -> None:
+    """Write a DuckDB database whose views work without neuralign, where the store is where it is now.
+
+    Raises UserError when the file is there already.
+    """
+    if file.exists():
+        raise UserError(f"{file}: is there already; name another file")
+    with temporary_sibling(file) as temporary:
+        with duckdb.connect(str(temporary)) as connection:
+            _create_views(connection, root)
+        temporary.replace(file)
 
 
 def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     """Rows that a query gives. Raises UserError for SQL that is wrong or does more than read."""
     try:
         for statement in connection.extract_statements(query):
-            if statement.type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+            if not _only_reads(statement):
                 raise UserError(
                     f"SQL: {statement.type.name} is not allowed; a store is only read (SELECT)"
                 )
@@ -83,40 +107,73 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
         raise UserError(f"SQL: {' '.join(str(error).split())}") from error
 
 
-def _run_of(filename: str, root: Path) -> str:
-    """SQL for the fingerprint of the stage that a file of the store belongs to."""
-    return f"regexp_extract(substr({filename}, {len(str(root.resolve())) + 1}), '{_RUN}', 1)"
+def _only_reads(statement: duckdb.Statement) -> bool:
+    text = _COMMENT.sub(" ", statement.query)
+    if statement.type == duckdb.StatementType.SET:
+        return _VARIABLE.match(text) is not None
+    if statement.type in (duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI):
+        # EXPLAIN ANALYZE does what it explains; a PIVOT is several statements, also within another
+        return _READING.match(text) is not None
+    return bool(statement.type == duckdb.StatementType.SELECT)
 
 
-def _select(paths: list[Path], schema: pa.Schema, root: Path) -> str:
-    """A query over the files, with the run that each row comes from; empty without files."""
-    names = ", ".join(f'"{name}"' for name in schema.names)
-    if paths:
-        run = _run_of("filename", root)
-        return f"SELECT {names}, {run} AS run FROM read_parquet({_list(paths)}, filename = true)"
+def is_activations(record: FileRecord) -> bool:
+    """Whether a listed file of a stage `activations` holds raw activations."""
+    return record.path.startswith("pooling=")
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    layout.check(root)
+    let_read(connection, [root])
+    done = {kind: list(manifest.done(root, kind)) for kind in layout.KINDS}
+    for each in [each for kind in layout.KINDS for each in done[kind]]:
+        each.check_files()
+    for view, (kind, name, schema) in TABLES.items():
+        connection.execute(f"CREATE VIEW {view} AS {_select(done[kind], name, schema)}")
+    _create_activations(connection, done["activations"])
+    _create_runs(connection, [each for kind in layout.KINDS for each in done[kind]])
+
+
+def _select(done: list[Manifest], name: str, schema: pa.Schema) -> str:
+    """A query over a table's files in all runs; empty without files.
+
+    What is the same in all rows of a run is a constant there, so a filter on it leaves the files of
+    other runs unread.
+    """
+    parts = [
+        f"SELECT {_columns(schema, each)}, {_quoted(each.fingerprint)} AS run "
+        f"FROM read_parquet({_list(paths)}, hive_partitioning = false)"
+        for each in done
+        if (paths := each.paths(name))
+    ]
+    if parts:
+        return " UNION ALL ".join(parts)
     columns = ", ".join(f'NULL::{_sql_type(field.type)} AS "{field.name}"' for field in schema)
     return f"SELECT {columns}, NULL::VARCHAR AS run WHERE false"
 
 
-def _create_activations(connection: duckdb.DuckDBPyConnection, done: list[Manifest], root: Path) -> None:
-    paths = [
-        each.folder / record.path
+def _columns(schema: pa.Schema, of: Manifest) -> str:
+    return ", ".join(
+        f'{_quoted(of.params[name])} AS "{name}"'
+        if name in _CONSTANT and isinstance(of.params.get(name), str)
+        else f'"{name}"'
+        for name in schema.names
+    )
+
+
+def _create_activations(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) -> None:
+    parts = [
+        _ACTIVATIONS_OF_RUN.format(
+            **{name: _quoted(each.params[name]) for name in _CONSTANT},
+            run=_quoted(each.fingerprint),
+            files=_list(paths),
+            # SQL counts from 1, and a slash stands between
+            prefix=len(absolute(each.folder)) + 2,
+        )
         for each in done
-        for record in each.files
-        if record.path.startswith("pooling=")
+        if (paths := [each.folder / record.path for record in each.kept if is_activations(record)])
     ]
-    if paths:
-        types = "{'pooling': VARCHAR, 'layer': INTEGER, 'site': VARCHAR}"
-        values = (
-            f"read_parquet({_list(paths)}, filename = true, file_row_number = true, "
-            f"hive_partitioning = true, hive_types = {types})"
-        )
-    else:
-        values = (
-            "(SELECT NULL::VARCHAR AS pooling, NULL::INTEGER AS layer, NULL::VARCHAR AS site, "
-            "NULL::VARCHAR AS filename, 0 AS file_row_number, NULL::FLOAT AS value WHERE false)"
-        )
-    connection.execute(_ACTIVATIONS.format(values=values, run=_run_of("v.filename", root)))
+    connection.execute(f"CREATE VIEW activations AS {' UNION ALL '.join(parts) or _NO_ACTIVATIONS}")
 
 
 def _create_runs(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) -> None:
@@ -128,8 +185,9 @@ def _create_runs(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) ->
             "params": json.dumps(each.params, sort_keys=True),
             "seconds": each.seconds,
             "finished": each.finished,
-            "files": len(each.files),
-            "bytes": sum(record.bytes for record in each.files),
+            "files": len(each.kept),
+            "bytes": sum(record.bytes for record in each.kept),
+            "dropped": len(each.dropped),
         }
         for each in done
     ]
@@ -137,7 +195,7 @@ def _create_runs(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) ->
 
 
 def _list(paths: list[Path]) -> str:
-    return "[" + ", ".join(_quoted(str(path.resolve())) for path in paths) + "]"
+    return "[" + ", ".join(_quoted(absolute(path)) for path in paths) + "]"
 
 
 def _quoted(text: str) -> str:

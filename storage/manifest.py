@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from storage import __version__
-from storage.commit import FileRecord, write_json
+from storage.commit import TEMPORARY_SUFFIX, FileRecord, read_sealed, write_sealed
 from storage.errors import StoreError
-from storage.layout import SUCCESS, UNITS
+from storage.layout import DROPPED, FORMAT, SUCCESS, UNITS
+from storage.place import entries, is_remote, remove, size
 
 _LIBRARIES = ("torch", "transformers", "ray", "pyarrow", "duckdb", "numpy", "scipy")
+_REQUESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made a stage and what it holds."""
+    """What made a stage and what it holds.
+
+    `inputs` are the folders of the stages that it read; `dropped` the paths of listed files that were
+    deleted on purpose (see `drop`).
+    """
 
     folder: Path
     kind: str
@@ -34,19 +40,23 @@ class Manifest:
     seconds: float
     notes: list[str] = field(default_factory=list)
     finished: str = ""
+    dropped: frozenset[str] = frozenset()
 
     def commit(self) -> None:
         """Write the manifest: from here on the stage is done."""
-        write_json(
+        remove(self.folder / DROPPED)
+        write_sealed(
             self.folder,
             SUCCESS,
             {
+                "format": FORMAT,
                 "kind": self.kind,
                 "label": self.label,
                 "fingerprint": self.fingerprint,
                 "params": self.params,
                 "inputs": self.inputs,
                 "files": [record.to_json() for record in self.files],
+                "rows": sum(record.rows for record in self.files),
                 "seconds": round(self.seconds, 3),
                 "notes": self.notes,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -55,12 +65,25 @@ class Manifest:
             },
         )
 
+    @property
+    def kept(self) -> list[FileRecord]:
+        """The files that must be there: those listed and not dropped."""
+        return [record for record in self.files if record.path not in self.dropped]
+
     def lacks(self) -> list[Path]:
-        """Listed files that are not there with their size."""
-        return [self.folder / each.path for each in self.files if not _is_there(self.folder, each)]
+        """Files that must be there and are not, with their size."""
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
+            there = (threads.map if is_remote(self.folder) else map)(
+                lambda record: _is_there(self.folder, record), self.kept
+            )
+            return [
+                self.folder / record.path
+                for record, is_there in zip(self.kept, there, strict=True)
+                if not is_there
+            ]
 
     def check_files(self) -> None:
-        """Raise StoreError when a listed file is not there with its size."""
+        """Raise StoreError when a file that must be there is not, with its size."""
         if lacking := self.lacks():
             raise StoreError(
                 f"{lacking[0]}: is missing or was cut, though {SUCCESS} lists it; run the sweep again"
@@ -68,20 +91,24 @@ class Manifest:
 
     def paths(self, name: str) -> list[Path]:
         """Paths of the listed files whose own name is `name`, or that lie in the folder `name`."""
-        return [
-            self.folder / record.path
+        found = [
+            record.path
             for record in self.files
             if record.path == name or record.path.startswith(f"{name}/")
         ]
+        if gone := self.dropped.intersection(found):
+            raise StoreError(f"{self.folder / min(gone)}: was dropped after it had been scored")
+        return [self.folder / path for path in found]
 
 
 def read(folder: Path) -> Manifest | None:
     """The manifest of a stage's folder, None while the stage is not done."""
     path = folder / SUCCESS
-    if not path.is_file():
+    if size(path) is None:
         return None
     try:
-        found = json.loads(path.read_text())
+        found = read_sealed(path)
+        dropped = folder / DROPPED
         return Manifest(
             folder=folder,
             kind=found["kind"],
@@ -93,6 +120,7 @@ def read(folder: Path) -> Manifest | None:
             seconds=found["seconds"],
             notes=found["notes"],
             finished=found["finished"],
+            dropped=frozenset(read_sealed(dropped)["files"] if size(dropped) is not None else ()),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: cannot be read: {error}; remove the folder to redo it") from error
@@ -100,24 +128,51 @@ def read(folder: Path) -> Manifest | None:
 
 def done(root: Path, kind: str) -> Iterator[Manifest]:
     """The manifests of all done stages of one kind, in the order of their folders' names."""
-    for path in sorted((root / kind).glob(f"*/{SUCCESS}")):
-        manifest = read(path.parent)
+    for folder in stages(root, kind):
+        manifest = read(folder)
         if manifest is not None:
             yield manifest
+
+
+def stages(root: Path, kind: str) -> list[Path]:
+    """The folders of all stages of one kind, done or not, in the order of their names."""
+    return [path for path in entries(root / kind) if path.suffix != TEMPORARY_SUFFIX]
+
+
+def drop(manifest: Manifest, is_dropped: Callable[[FileRecord], bool], why: str) -> int:
+    """Delete some files of a done stage on purpose; returns how many bytes that freed.
+
+    The stage counts as done, and says what it lost: the list is committed before anything is deleted,
+    and deleting again what is gone already does nothing.
+    """
+    gone = [record for record in manifest.files if is_dropped(record)]
+    if not manifest.dropped.issuperset(record.path for record in gone):
+        content = {"why": why, "files": sorted({*manifest.dropped, *(each.path for each in gone)})}
+        write_sealed(manifest.folder, DROPPED, content)
+    there = [record for record in gone if size(manifest.folder / record.path) is not None]
+    for record in there:
+        remove(manifest.folder / record.path)
+    return sum(record.bytes for record in there)
 
 
 def write_unit(folder: Path, unit: str, files: Iterable[FileRecord], facts: dict[str, Any]) -> None:
     """Record that a unit of a stage is committed: from here on it is never computed again."""
     content = {"files": [record.to_json() for record in files], "facts": facts}
-    write_json(folder / UNITS, f"{unit}.json", content)
+    write_sealed(folder / UNITS, f"{unit}.json", content)
 
 
 def read_units(folder: Path) -> dict[str, tuple[list[FileRecord], dict[str, Any]]]:
-    """The recorded units of a stage whose files are all there with their sizes."""
+    """The recorded units of a stage whose files are all there with their sizes. A record that cannot
+    be read is none: its unit is done again."""
     units = {}
-    for path in sorted((folder / UNITS).glob("*.json")):
-        content = json.loads(path.read_text())
-        files = [FileRecord(**record) for record in content["files"]]
+    for path in entries(folder / UNITS):
+        if path.suffix == TEMPORARY_SUFFIX:
+            continue
+        try:
+            content = read_sealed(path)
+            files = [FileRecord(**record) for record in content["files"]]
+        except (ValueError, KeyError, TypeError):
+            continue
         if all(_is_there(folder, record) for record in files):
             units[path.stem] = (files, content["facts"])
     return units
@@ -130,5 +185,4 @@ def software_versions() -> dict[str, str]:
 
 
 def _is_there(folder: Path, record: FileRecord) -> bool:
-    path = folder / record.path
-    return path.is_file() and path.stat().st_size == record.bytes
+    return size(folder / record.path) == record.bytes

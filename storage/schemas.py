@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from storage.commit import KEY
+
 
 def _field(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
+
+
+def _schema(key: str, fields: list[pa.Field]) -> pa.Schema:
+    """A schema, and the columns that tell its rows apart: no two of a run agree in all of them."""
+    return pa.schema(fields, metadata={KEY: key.encode()})
 
 
 _TEXT = pa.string()
@@ -22,27 +29,30 @@ _SITE = _field("site", _TEXT, "place in the layer, for example mlp.hidden")
 _UNIT = _field("unit", pa.int32(), "coordinate in the site, from 0")
 _AP = "average precision as a detector of the concept"
 
-CONCEPTS = pa.schema(
+CONCEPTS = _schema(
+    "concept_set,concept",
     [
         _CONCEPT_SET,
         _CONCEPT,
         _field("domain", _TEXT, "domain that the concept belongs to", nullable=True),
         _field("sense", _TEXT, "the sense meant: a WordNet id or a definition", nullable=True),
         _field("n_sentences", pa.int64(), "positive sentences of the concept"),
-    ]
+    ],
 )
 
-SENTENCES = pa.schema(
+SENTENCES = _schema(
+    "concept_set,sentence_id",
     [
         _CONCEPT_SET,
         _SENTENCE_ID,
         _field("text", _TEXT, "the sentence"),
         _field("source", _TEXT, "where the sentence comes from", nullable=True),
         _field("prompt", _TEXT, "what was asked for: fact or story", nullable=True),
-    ]
+    ],
 )
 
-MEMBERSHIPS = pa.schema(
+MEMBERSHIPS = _schema(
+    "concept_set,sentence_id,concept",
     [
         _CONCEPT_SET,
         _SENTENCE_ID,
@@ -53,10 +63,11 @@ MEMBERSHIPS = pa.schema(
             pa.list_(pa.int32()),
             "where the concept's word stands: start and end of each occurrence, in characters",
         ),
-    ]
+    ],
 )
 
-SITES = pa.schema(
+SITES = _schema(
+    "model,revision,concept_set,layer,site,pooling",
     [
         _MODEL,
         _REVISION,
@@ -65,10 +76,11 @@ SITES = pa.schema(
         _SITE,
         _POOLING,
         _field("width", pa.int32(), "units of the site"),
-    ]
+    ],
 )
 
-ACTIVATION_FILES = pa.schema(
+ACTIVATION_FILES = _schema(
+    "model,revision,concept_set,layer,site,pooling,first",
     [
         _MODEL,
         _REVISION,
@@ -79,10 +91,11 @@ ACTIVATION_FILES = pa.schema(
         _field("first", pa.int64(), "sentence_id of the first sentence in the file"),
         _field("sentences", pa.int64(), "sentences in the file"),
         _field("path", _TEXT, "file of the values, relative to the stage's folder"),
-    ]
+    ],
 )
 
-EXPERTS = pa.schema(
+EXPERTS = _schema(
+    "model,revision,concept_set,pooling,concept,layer,site,unit",
     [
         _MODEL,
         _REVISION,
@@ -98,14 +111,15 @@ EXPERTS = pa.schema(
         _field("on_p50", pa.float32(), "median activation on the concept's positives"),
         _field("on_p90", pa.float32(), "90th percentile of the activation on the positives"),
         _field("off_mean", pa.float32(), "mean activation on the concept's negatives"),
-    ]
+    ],
 )
 
-INPUT_EMBEDDINGS = pa.schema(
+INPUT_EMBEDDINGS = _schema(
+    "concept",
     [
         _CONCEPT,
         _field("vector", pa.list_(pa.float32()), "mean input embedding of the tokens of its name"),
-    ]
+    ],
 )
 
 _REPRESENTATION = [
@@ -115,23 +129,27 @@ _REPRESENTATION = [
     _field("concept_set", _TEXT, "concept set that it comes from"),
     _field("pooling", _TEXT, "pooling of the experts' activations", nullable=True),
     _field("layer", pa.int32(), "layer, null for the whole model", nullable=True),
-    _field("measure", _TEXT, "jaccard or cosine"),
+    _field("site", _TEXT, "site, null for all sites", nullable=True),
+    _field("measure", _TEXT, "jaccard, overlap, dice, containment, cosine or centred cosine"),
     _field("threshold", pa.float64(), "experts have an AP strictly above it", nullable=True),
+    _field("top", pa.int64(), "or: experts are so many neurons with the highest AP", nullable=True),
 ]
 
-SIMILARITY = pa.schema(
+SIMILARITY = _schema(
+    "representation,model,revision,concept_set,pooling,layer,site,measure,threshold,top,concept_a,concept_b",
     [
         *_REPRESENTATION,
-        _field("concept_a", _TEXT, "one concept; its name sorts before the other's"),
-        _field("concept_b", _TEXT, "the other concept"),
-        _field("similarity", pa.float64(), "null where neither concept has an expert", True),
+        _field("concept_a", _TEXT, "one concept; it sorts before the other, except for containment"),
+        _field("concept_b", _TEXT, "the other concept; containment is the share of a's that b has"),
+        _field("similarity", pa.float64(), "null where too few experts leave it undefined", True),
         _field("n_a", pa.int64(), "experts of concept_a", nullable=True),
         _field("n_b", pa.int64(), "experts of concept_b", nullable=True),
         _field("n_shared", pa.int64(), "experts of both", nullable=True),
-    ]
+    ],
 )
 
-ALIGNMENT = pa.schema(
+ALIGNMENT = _schema(
+    "representation,model,revision,concept_set,pooling,layer,site,measure,threshold,top,human_set",
     [
         *_REPRESENTATION,
         _field("human_set", _TEXT, "name of the human data set"),
@@ -145,19 +163,21 @@ ALIGNMENT = pa.schema(
         _field("difference", pa.float64(), "rho less that of the reference", nullable=True),
         _field("difference_low", pa.float64(), "lower end of its 95% interval", nullable=True),
         _field("difference_high", pa.float64(), "upper end of its 95% interval", nullable=True),
-    ]
+    ],
 )
 
-HUMAN_PAIRS = pa.schema(
+HUMAN_PAIRS = _schema(
+    "human_set,concept_a,concept_b",
     [
         _field("human_set", _TEXT, "name of the human data set"),
         _field("concept_a", _TEXT, "one concept; its name sorts before the other's"),
         _field("concept_b", _TEXT, "the other concept"),
         _field("score", pa.float64(), "mean human score, on the data set's own scale"),
-    ]
+    ],
 )
 
-RUNS = pa.schema(
+RUNS = _schema(
+    "run",
     [
         _field("run", _TEXT, "fingerprint of the stage: the column `run` of the other tables"),
         _field("stage", _TEXT, "kind of the stage"),
@@ -167,5 +187,6 @@ RUNS = pa.schema(
         _field("finished", _TEXT, "when it was done, in UTC"),
         _field("files", pa.int64(), "its files"),
         _field("bytes", pa.int64(), "size of its files, in bytes"),
-    ]
+        _field("dropped", pa.int64(), "files of it that were deleted on purpose"),
+    ],
 )

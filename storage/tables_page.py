@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from storage import schemas
+from storage.commit import key_columns
 from storage.database import TABLES
 
 _HEAD = """# Tables
@@ -26,8 +27,10 @@ _ACTIVATIONS = """
 | value | float | the pooled activation |
 
 One row a (sentence, unit, site, pooling). The files hold one flat column, neuron by neuron: row r of a
-file with n sentences from `first` is unit r // n and sentence first + r % n. Filter on layer, site and
-pooling: files of others are then not read.
+file with n sentences from `first` is unit r // n and sentence first + r % n. Filter on model, revision,
+pooling, layer and site by what is written in the query (or by a variable, as in
+[queries.md](queries.md)): files of others are then not opened. Runs whose activations were dropped have
+no rows here; `runs.dropped` counts their files.
 """
 
 
@@ -42,7 +45,9 @@ def _section(name: str, schema: pa.Schema) -> str:
     rows = "".join(
         f"| {field.name} | {field.type} | {field.metadata[b'meaning'].decode()} |\n" for field in schema
     )
-    return f"\n## {name}\n\n| column | type | meaning |\n| --- | --- | --- |\n{rows}"
+    key = ", ".join(key_columns(schema))
+    head = f"\n## {name}\n\nOne row for each {key}, in one run.\n"
+    return f"{head}\n| column | type | meaning |\n| --- | --- | --- |\n{rows}"
 
 
 if __name__ == "__main__":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from storage import layout, manifest
-from storage.commit import write_json, write_table, write_values
+from storage.commit import KEY, write_json, write_table, write_values
 from storage.errors import StoreError
 from storage.fingerprint import fingerprint
 from storage.manifest import Manifest
@@ -41,8 +45,8 @@ def test_a_write_that_fails_leaves_the_file_that_was_there(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StoreError, match="No space left on device; make space"):
         write_json(tmp_path, "facts.json", {"a": 2})
     assert json.loads((tmp_path / "facts.json").read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["facts.json"]
@@ -88,6 +92,42 @@ def test_no_name_leaves_its_folder(tmp_path: Path, name: str) -> None:
     folder = layout.stage_folder(tmp_path, "experts", name, "0" * 16)
     assert folder.parent == tmp_path / "experts"
     folder.mkdir(parents=True)
+
+
+@given(st.lists(st.text(max_size=300), min_size=2, max_size=2, unique=True))
+@example(["MLP.up", "mlp.up"])
+@example(["../..", ".."])
+@example(["a" * 400, "a" * 401])
+@example(["a/b\0", "a%2fb%00"])
+def test_a_name_becomes_one_part_of_a_path_that_no_other_name_becomes(names: list[str]) -> None:
+    """Also on a file system that takes capitals for small letters."""
+    one, other = map(layout.escaped, names)
+    assert one.lower() != other.lower()
+    for safe, name in zip((one, other), names, strict=True):
+        assert not set(safe) & set("/\\\0=:")
+        assert safe not in (".", "..")
+        assert len(safe) <= 150
+        if len(name.encode()) < 50:
+            assert duckdb.execute("SELECT url_decode(?)", [safe]).fetchall() == [(name,)]
+
+
+def test_rows_that_lie_are_never_committed(tmp_path: Path) -> None:
+    schema = pa.schema(
+        [pa.field("a", pa.int64(), nullable=False), pa.field("x", pa.float64())],
+        metadata={KEY: b"a"},
+    )
+    for rows, told in (
+        ({"a": [1, 1], "x": [0.0, 1.0]}, "two rows with the same a"),
+        ({"a": [1, 2], "x": [0.0, np.nan]}, "not finite in the column x"),
+        ({"a": [1, 2], "x": [0.0, np.inf]}, "not finite in the column x"),
+        ({"a": [1, None], "x": [0.0, None]}, "1 nulls in the column a"),
+    ):
+        with pytest.raises(StoreError, match=told):
+            write_table(tmp_path, "t.parquet", pa.table(rows, schema))
+        assert not list(tmp_path.iterdir())
+    assert (
+        write_table(tmp_path, "t.parquet", pa.table({"a": [1, 2], "x": [0.0, None]}, schema)).rows == 2
+    )
 
 
 def test_a_stage_is_done_only_with_its_manifest(tmp_path: Path) -> None:

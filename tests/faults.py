@@ -1,0 +1,184 @@
+"""Killing a process at the n-th place where it touches the disk, and a sweep that runs in one process.
+
+The places are the system calls by which neuralign changes a store: before and after each of them, and in
+the middle of a write, half of which then reached the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import ray
+import ray.util.scheduling_strategies
+
+from cluster.shard_actor import STEPS, ShardActor
+
+_CALLS = ("mkdir", "open", "write", "fsync", "replace", "link", "unlink", "utime")
+_RANDOM = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_SECONDS = 120
+
+Reached = Callable[[str], None]
+
+
+def in_child(work: Callable[[], Any], reached: Reached | None = None) -> bool:
+    """Run some work in a forked child; whether it was killed there. `reached` is called in the child
+    with the name of each place where the disk is touched, and may kill it.
+
+    What the work raises fails the test.
+    """
+    return was_killed(start_child(work, reached))
+
+
+def start_child(work: Callable[[], Any], reached: Reached | None = None) -> int:
+    """Start some work in a forked child, and give its process id for `was_killed`."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(_SECONDS)
+        code = 1
+        try:
+            if reached is not None:
+                _watch(reached)
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return child
+
+
+def was_killed(child: int) -> bool:
+    """Wait for a child; whether it was killed."""
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL, f"ended by signal {os.WTERMSIG(status)}"
+        return True
+    assert os.WEXITSTATUS(status) == 0, "the work failed: see its traceback above"
+    return False
+
+
+def kill_at(number: int) -> Reached:
+    """Kill at the place of that number, from 0."""
+    places = count()
+
+    def reached(_: str) -> None:
+        if next(places) == number:
+            kill()
+
+    return reached
+
+
+def fail_in(kind: str, call: str, code: int) -> Reached:
+    """Let a system call fail, with an error's code, for all that a stage writes but its lease."""
+
+    def reached(place: str) -> None:
+        if place.startswith(f"before {call} ") and f"/{kind}/" in place and "_RUNNING" not in place:
+            raise OSError(code, os.strerror(code))
+
+    return reached
+
+
+def kill() -> None:
+    """End this very process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch(reached: Reached) -> None:
+    real = {name: getattr(os, name) for name in _CALLS}
+    names: dict[int, str] = {}
+
+    def opened(path: Any, flags: int, *arguments: Any, **settings: Any) -> int:
+        writes = flags & os.O_CREAT
+        if writes:
+            reached(f"before open {_named(path)}")
+        descriptor: int = real["open"](path, flags, *arguments, **settings)
+        names[descriptor] = _named(path)
+        if writes:
+            reached(f"after open {_named(path)}")
+        return descriptor
+
+    def written(descriptor: int, content: Any) -> int:
+        if descriptor not in names:
+            return int(real["write"](descriptor, content))
+        reached(f"before write {names[descriptor]}")
+        half = real["write"](descriptor, content[: len(content) // 2])
+        reached(f"within write {names[descriptor]}")
+        rest = real["write"](descriptor, content[half:])
+        reached(f"after write {names[descriptor]}")
+        return int(half + rest)
+
+    def around(call: str) -> Callable[..., Any]:
+        def called(*arguments: Any, **settings: Any) -> Any:
+            of = names.get(arguments[0], "") if call == "fsync" else _named(arguments[-1])
+            reached(f"before {call} {of}")
+            result = real[call](*arguments, **settings)
+            reached(f"after {call} {of}")
+            return result
+
+        return called
+
+    special = {"open": opened, "write": written}
+    for name in _CALLS:
+        setattr(os, name, special.get(name) or around(name))
+
+
+def _named(path: Any) -> str:
+    return _RANDOM.sub(".tmp", str(path))
+
+
+@contextmanager
+def in_one_process(model: Any, settings: Any) -> Iterator[None]:
+    """Let sweeps run without Ray's processes, on one model that is loaded once: the same actors' and
+    tasks' code, called instead of sent. Only so can hundreds of sweeps be killed in a minute."""
+    with patch.object(ray, "get_gpu_ids", list):
+        actor = ShardActor(model, settings, 0, 1)
+        assert actor._shard
+
+    class Pipeline:
+        def __init__(self, *_: Any) -> None: ...
+
+        def submit(self, unit: Any, folder: Path, words: Any) -> Any:
+            for piece in range(STEPS):
+                actor.step(unit, piece, None)
+            return actor.commit(unit, folder, words, None, None)
+
+    class Queue:
+        def __init__(self, start: Any, submit: Any, *_: Any) -> None:
+            self._start, self._submit = start, submit
+
+        def run(self, units: Any, _: int) -> Iterator[Any]:
+            pipeline = self._start()
+            for unit in units:
+                yield unit, self._submit(pipeline, unit)
+
+    def remote(task: Callable[..., Any]) -> Any:
+        called = SimpleNamespace(remote=lambda *arguments: _Result(task(*arguments)))
+        return SimpleNamespace(options=lambda **_: called)
+
+    class _Result:
+        def __init__(self, value: Any) -> None:
+            self.value = value
+
+    with (
+        patch("jobs.sweep.disconnected_after", nullcontext),
+        patch("cluster.pipeline.Pipeline", Pipeline),
+        patch("cluster.queue.WorkQueue", Queue),
+        patch("cluster.session.connect", lambda: None),
+        patch("cluster.session.cpus", lambda: 1),
+        patch("cluster.session.result", lambda reference: reference.value),
+        patch("cluster.placement.place", lambda *_: SimpleNamespace(shards=1, replicas=1, resources={})),
+        patch.object(ray, "remote", remote),
+        patch.object(ray, "put", lambda value: value),
+        patch.object(ray, "wait", lambda references: (references[:1], references[1:])),
+    ):
+        yield

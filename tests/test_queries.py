@@ -1,0 +1,146 @@
+"""What the docs promise of SQL over a store must hold: every worked question is answered, the files of
+other sites stay closed, and an exported database needs nothing of neuralign."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+import torch
+
+import storage
+from cluster.shard import Settings
+from jobs import sweep
+from jobs.config import read_sweep
+from storage.database import ask, export
+from storage.errors import UserError
+from storage.layout import slug
+from storage.place import place
+from tests import tiny
+from tests.faults import in_one_process
+
+PAGE = (Path(__file__).parent.parent / "docs/queries.md").read_text()
+QUESTIONS = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+_TINY = {
+    "frog": "cat",
+    "snake": "dog",
+    "chair": "car",
+    "beetle": "cat",
+    "butterfly": "dog",
+    "bird": "animal",
+}
+"""Concepts and domains of the demo, which the questions name, and those of the tiny concept set."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A store that holds one model's results made twice, with two sets of poolings, in a folder whose
+    name looks like a part of a path in a store."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("queries")
+    shutil.copytree(tiny_model, folder / "model")
+    extra = "resamples: 100\nbaselines: []\nsimilarity: [jaccard, containment]\n"
+    file = tiny.write_sweep(folder / "sweeps", "../model", extra)
+    both = "[max, context]"
+    for poolings in (both, "[max]"):
+        file.write_text(re.sub(r"\[max.*?\]", poolings, file.read_text()))
+        read = read_sweep(file, folder / "pooling=a'b")
+        planned = sweep.plan(read)
+        settings = Settings("float32", "mlp", list(read.neurons.pooling))
+        with in_one_process(planned.weights[0], settings):
+            sweep.run(planned)
+    torch.set_num_threads(threads)
+    return folder / "pooling=a'b"
+
+
+def test_there_are_ten_questions() -> None:
+    assert re.findall(r"^## (\d+)\.", PAGE, re.MULTILINE) == [str(number) for number in range(1, 11)]
+    assert len(QUESTIONS) >= 10
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_worked_question_is_answered(store: Path, question: str) -> None:
+    with storage.open(str(store)) as connection:
+        asked = re.sub(r"'(\w+)'", lambda match: f"'{_TINY.get(match[1], match[1])}'", question)
+        assert ask(connection, asked).num_rows > 0
+
+
+def test_one_neurons_activations_are_read_from_its_sites_files_alone(store: Path) -> None:
+    with storage.open(str(store)) as connection:
+        (run, label) = connection.sql(
+            "SELECT run, label FROM runs WHERE stage = 'activations' ORDER BY bytes DESC LIMIT 1"
+        ).fetchall()[0]
+        query = (
+            "SELECT sentence_id, value FROM activations WHERE model = '../model' AND revision = 'main' "  # noqa: S608
+            f"AND run = '{run}' AND pooling = 'context' AND layer = 1 AND site = 'mlp.hidden' "
+            "AND unit = 7"
+        )
+        found = connection.sql(query).fetchall()
+        plan = connection.sql(f"EXPLAIN ANALYZE {query}").fetchall()[0][1]
+        other = connection.sql("EXPLAIN ANALYZE " + query.replace("'main'", "'none'")).fetchall()[0][1]
+    assert len(found) == 36
+    folder = store / f"activations/{slug(label)}-{run}"
+    files = sorted(folder.glob("pooling=context/layer=1/site=mlp.hidden/*.parquet"))
+    assert len(files) == 1
+    # the site's file and the table of files; and of a revision that is not there none at all
+    assert list(map(int, re.findall(r"Total Files Read: (\d+)", plan))) == [1, 1]
+    assert "Scanning Files: 1/9" in plan
+    assert "Total Files Read" not in other
+
+
+def test_an_exported_database_is_read_by_plain_duckdb(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "results.duckdb"
+    export(store, file)
+    code = (
+        "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=True);"
+        "print(c.sql('SELECT count(*) FROM activations').fetchall()[0][0],"
+        " c.sql('SELECT count(*) FROM runs').fetchall()[0][0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    with storage.open(str(store)) as connection:
+        counts = connection.sql(
+            "SELECT (SELECT count(*) FROM activations), (SELECT count(*) FROM runs)"
+        ).fetchall()[0]
+    assert done.stdout.split() == [str(count) for count in counts], done.stderr
+    with pytest.raises(UserError, match="is there already"):
+        export(place(store), file)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "COPY (SELECT 1) TO 'STORE/out.csv'",
+        "PIVOT (SELECT 1 a, 2 b) ON b USING first(a); COPY (SELECT 1) TO 'STORE/out.csv'",
+        "CREATE TABLE x AS PIVOT (SELECT 1 a, 2 b) ON b USING first(a)",
+        "IMPORT DATABASE 'STORE'",
+        "EXPORT DATABASE 'STORE/out'",
+        "ATTACH 'STORE/out.duckdb'",
+        "PRAGMA database_list",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELECT * FROM read_text('STORE/../../sweeps/sweep.yaml')",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO 'STORE/out.csv'",
+        "CALL pragma_version()",
+    ],
+)
+def test_no_query_writes_or_reads_beside_the_store(store: Path, query: str) -> None:
+    before = sorted(store.parent.rglob("*"))
+    with storage.open(str(store)) as connection, pytest.raises(UserError, match="SQL"):
+        ask(connection, query.replace("STORE", str(store).replace("'", "''")))
+    assert sorted(store.parent.rglob("*")) == before
+
+
+def test_the_views_of_a_plain_connection_are_those_of_the_store(store: Path) -> None:
+    with storage.open(str(store)) as connection, pytest.raises(duckdb.Error):
+        connection.execute("SET enable_external_access = true")
