@@ -149,7 +149,6 @@ def _beating(lease: Lease) -> Iterator[None]:
                 if is_remote(lease.path):
                     beats += 1
                     lease.check()
-                    lease.check()
                     note(lease.path, beats=beats)
                 else:
                     os.utime(lease.path)
