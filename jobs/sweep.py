@@ -83,12 +83,9 @@ def _model_stages(
     dtype = native_dtype() if model.dtype == "auto" else model.dtype
     read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences)
     yield read
-    wanted = sweep.experts
-    scored = experts.plan(
-        read, wanted.negatives, wanted.sampled, wanted.prevalence, wanted.floor, sweep.seed
-    )
+    scored = experts.plan(read, sweep.experts, sweep.seed)
     yield scored
-    yield similarity.plan(scored, wanted.threshold)
+    yield similarity.plan(scored, sweep.experts.threshold)
     input_embedding = "input-embedding" in sweep.baselines
     contextual = "contextual" in sweep.baselines
     if (input_embedding or contextual) and not weights.random:

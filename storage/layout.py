@@ -16,7 +16,7 @@ from pathlib import Path
 from storage.commit import write_json
 from storage.errors import StoreError
 
-FORMAT = 1
+FORMAT = 2
 KINDS = ("sentences", "activations", "experts", "similarity", "alignment", "report")
 MARK = "_STORE.json"
 SUCCESS = "_SUCCESS.json"

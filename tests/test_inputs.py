@@ -40,8 +40,8 @@ def refused(call: object, *arguments: object) -> str:
         ('concept,text\ncat,"A cat\n', "is no CSV file"),
         ("concept,text\n-,A dash -.\n", "the concept '-' has no letter"),
         (GOOD + "Cat,My Cat.\n", "concepts 'Cat' and 'cat' differ only in case"),
-        ("concept,text,role\ncat,A cat.,maybe\n", "role is 'maybe'; allowed: positive"),
-        ("concept,domain,text\ncat,a,x\ncat,b,y\n", "domain 'b' and sense None here, but 'a'"),
+        ("concept,text,role\ncat,A cat.,maybe\n", "role is 'maybe'; allowed: positive, negative, pool"),
+        ("concept,domain,text\ncat,a,x\ncat,b,y\n", "has the domain 'b' here, but 'a' before"),
     ],
 )
 def test_a_concept_file_that_is_wrong_is_refused(tmp_path: Path, content: str, message: str) -> None:
