@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -42,7 +42,7 @@ _CLOSERS = "\"'”’»)]"
 _TALK = re.compile(
     r"^(?:i['’]m sorry|i am sorry|sorry,|i apologi[sz]e|i can(?:['’]t|not| not)|i['’]m (?:not able|unable)|"
     r"i am (?:not able|unable)|as an ai\b|sure[,!.]|certainly[,!.]|of course[,!.]|here (?:is|are|['’]s)\b|"
-    r"here['’]s\b|please (?:provide|let me))|\b(?:language model|as an ai|this sentence)\b",
+    r"here['’]s\b|please (?:provide|let me))|\b(?:language model|as an ai|(?:this|my|your) sentence|the word ["“'])",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
@@ -87,7 +87,7 @@ class Gate:
 
     def __init__(self, concepts: Sequence[Word], language: str = "en") -> None:
         self._finder = WordFinder(concepts)
-        self._language = language
+        self.language = language
         self.concepts = list(concepts)
 
     def objection(
@@ -103,7 +103,7 @@ class Gate:
             (NOT_WHOLE, lambda: not _is_whole(text)),
             (NO_WORD, lambda: not all(find_word(text, word) for word in own)),
             (OTHER_CONCEPT, lambda: bool(self._finder.find(text).difference(concepts))),
-            (OTHER_LANGUAGE, lambda: not is_in(text, self._language)),
+            (OTHER_LANGUAGE, lambda: not is_in(text, self.language)),
             (OTHER_POS, lambda: check_pos and not all(has_pos(text, word) for word in own)),
         ):
             if wrong():
@@ -154,24 +154,23 @@ class Collected:
 
 
 def collect(
-    texts: Iterable[str], gate: Gate, concept: int, wanted: int, into: Collected | None = None
+    texts: Iterable[str],
+    gate: Gate,
+    concepts: Collection[int],
+    wanted: int,
+    into: Collected | None = None,
 ) -> Collected:
-    """Keep the sentences of raw texts that pass the gate for a concept, until `wanted` are kept."""
+    """Keep the sentences of raw texts that pass the gate for the concepts, until `wanted` are kept."""
     collected = into or Collected()
-    for sentence in _sentences(texts, gate.concepts[concept].language):
+    for sentence in (each for text in texts for each in split(text, gate.language)):
         if len(collected.kept) >= wanted:
             break
-        reason = gate.objection(sentence, [concept]) or collected.repeats(sentence)
+        reason = gate.objection(sentence, concepts) or collected.repeats(sentence)
         if reason is None:
             collected.keep(sentence)
         else:
             collected.drop(sentence, reason)
     return collected
-
-
-def _sentences(texts: Iterable[str], language: str) -> Iterator[str]:
-    for text in texts:
-        yield from split(text, language)
 
 
 def is_in(text: str, language: str) -> bool:

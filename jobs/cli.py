@@ -116,6 +116,7 @@ def run_file(until: str | None = None) -> None:
 
 
 def _run(file: Path, until: str | None) -> None:
+    from cluster.session import disconnected_after
     from jobs import report, sweep
     from jobs.config import read_sweep
     from jobs.progress import say
@@ -123,7 +124,10 @@ def _run(file: Path, until: str | None) -> None:
 
     planned = sweep.plan(read_sweep(file))
     store = planned.sweep.store_path
-    ran = sweep.run(planned, until)
+    with disconnected_after():
+        to_make = planned.concepts is None
+        planned = sweep.with_sentences(planned)
+        ran = sweep.run(planned, until) + to_make
     if not ran:
         say(f"Nothing to compute: all {len(planned.until(until))} stages are done in {_short(store)}.")
     if until is None:

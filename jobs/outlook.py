@@ -29,13 +29,14 @@ def print_outlook(console: Console, planned: Plan) -> None:
         table.add_column(name, justify="right")
     models = {weights.label: weights for weights in planned.weights}
     total = 0
+    n_sentences = len(planned.concepts.sentences) if planned.concepts else 0
     for stage in planned.stages:
         done = stage.is_done(store)
         units, size = "", 0
         if stage.kind == activations.KIND:
             ready = 0 if done else len(read_units(stage.folder(store)))
             units = f"{stage.params['units'] - ready if not done else 0} of {stage.params['units']}"
-            whole = 0 if done else activation_bytes(stage, models[stage.label], planned)
+            whole = 0 if done else activation_bytes(stage, models[stage.label], n_sentences)
             size = whole * (stage.params["units"] - ready) // stage.params["units"]
         total += size
         table.add_row(
@@ -48,17 +49,29 @@ def print_outlook(console: Console, planned: Plan) -> None:
     gpus = visible_gpus()
     devices = f"{gpus} GPUs" if gpus else f"{os.cpu_count()} CPU cores"
     console.print(
-        f"{len(planned.concepts.concepts)} concepts, {len(planned.concepts.sentences):,} sentences, "
-        f"{len(planned.weights)} models; on {devices} here; into {escape(str(store))}",
+        f"{_size(planned)}, {len(planned.weights)} models; on {devices} here; "
+        f"into {escape(str(store))}",
         soft_wrap=True,
     )
     console.print(table)
+    if planned.concepts is None:
+        console.print("What comes after the sentences is known once they are made.")
+        return
     console.print(
         f"Activations to write: {total / 1e9:,.2f} GB; free there: {_free(store) / 1e9:,.0f} GB."
     )
 
 
-def activation_bytes(stage: Stage, weights: Weights, planned: Plan) -> int:
+def _size(planned: Plan) -> str:
+    if planned.concepts is None:
+        (texts,) = planned.stages
+        n_concepts, each = len(texts.params["concepts"]), texts.params["sentences"]
+        return f"{n_concepts} concepts, {each} sentences of each to be made"
+    concepts = planned.concepts
+    return f"{len(concepts.concepts)} concepts, {len(concepts.sentences):,} sentences"
+
+
+def activation_bytes(stage: Stage, weights: Weights, n_sentences: int) -> int:
     """Bytes of a model's activations: a float16 a neuron, sentence and pooling, and a float32 a
     coordinate of the mean residual stream."""
     from cluster.sites import describe
@@ -67,7 +80,7 @@ def activation_bytes(stage: Stage, weights: Weights, planned: Plan) -> int:
     poolings = len(stage.params["poolings"])
     neurons = sum(site.width for site in sites)
     sentence = neurons * poolings * _FLOAT16 + len(sites) * hidden_size * _FLOAT32
-    return sentence * len(planned.concepts.sentences)
+    return sentence * n_sentences
 
 
 def _free(store: Path) -> int:

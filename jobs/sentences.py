@@ -18,6 +18,8 @@ from jobs.stage import Outcome, Stage
 from storage import schemas
 from storage.commit import FileRecord, write_table
 from storage.concepts import NEGATIVE, POOL, POSITIVE, Concept, ConceptSet, Sentence
+from storage.errors import WorkFailed
+from storage.fingerprint import fingerprint
 
 KIND = "sentences"
 CONCEPTS_FILE = "concepts.parquet"
@@ -36,6 +38,38 @@ def plan(concepts: ConceptSet, language: str = "en") -> Stage:
 
     params = {"concept_set": concepts.label, "content": concepts.content_hash, "language": language}
     return Stage(KIND, concepts.name, params, run)
+
+
+def label_of(name: str, params: Mapping[str, Any]) -> str:
+    """The label of a set that is still to be made: its name with the start of a hash of what it is
+    made from."""
+    return f"{name}@{fingerprint(params)[:8]}"
+
+
+def short_of(collected: Mapping[str, Collected], wanted: int, needed: int) -> list[str]:
+    """A note on the concepts that have fewer sentences than were wanted.
+
+    Raises WorkFailed, with the reasons, for those that have fewer than are needed.
+    """
+    short = {name: each for name, each in collected.items() if len(each.kept) < wanted}
+    failures = [
+        f"{name}: {len(each.kept)} kept; dropped: "
+        + (", ".join(f"{reason} ({n})" for reason, n in each.dropped.most_common(3)) or "none found")
+        for name, each in short.items()
+        if len(each.kept) < needed
+    ]
+    if failures:
+        raise WorkFailed(
+            f"{len(failures)} of {len(collected)} concepts have fewer than {needed} sentences (fewest)",
+            failures,
+        )
+    if not short:
+        return []
+    name = min(short, key=lambda each: len(short[each].kept))
+    return [
+        f"{len(short)} concepts have fewer than {wanted} sentences, the fewest {name!r}: "
+        f"{len(short[name].kept)}"
+    ]
 
 
 def word_of(concept: Concept, language: str) -> Word:

@@ -7,14 +7,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from storage import concept_files
 from storage.errors import UserError
 from storage.fingerprint import fingerprint
 
 FEWEST_SENTENCES = 2
+Item = TypeVar("Item")
 POSITIVE, NEGATIVE, POOL = "positive", "negative", "pool"
 ROLES = (POSITIVE, NEGATIVE, POOL)
+_PARTS_OF_SPEECH = {
+    **{pos: pos for pos in ("noun", "verb", "adjective", "adverb")},
+    **{"n": "noun", "v": "verb", "a": "adjective", "adj": "adjective", "r": "adverb", "adv": "adverb"},
+}
 
 
 @dataclass(frozen=True)
@@ -135,9 +141,7 @@ def read_words(path: Path) -> list[Concept]:
     concepts: dict[str, Concept] = {}
     for place, row in rows:
         _concept(row, f"{path}: {place}", concepts)
-    if len(concepts) < 2:
-        raise UserError(f"{path}: has {len(concepts)} concepts; at least 2 are needed to compare")
-    return list(concepts.values())
+    return _at_least_two(concepts, str(path))
 
 
 def write_concepts(path: Path, concepts: ConceptSet) -> None:
@@ -173,13 +177,22 @@ def named(names: Iterable[str], where: str) -> list[Concept]:
     for name in names:
         _check_name(name, where, known)
         known[name] = Concept(name)
-    return list(known.values())
+    return _at_least_two(known, where)
+
+
+def _at_least_two(concepts: Mapping[str, Item], where: str) -> list[Item]:
+    if len(concepts) < 2:
+        raise UserError(f"{where}: has {len(concepts)} concepts; at least 2 are needed to compare")
+    return list(concepts.values())
 
 
 def _concept(row: Mapping[str, str], where: str, known: dict[str, Concept]) -> Concept:
     """The concept of a row, which must be what it was in the rows before."""
+    pos = row["pos"].lower()
+    if pos and pos not in _PARTS_OF_SPEECH:
+        raise UserError(f"{where}: pos is {row['pos']!r}; allowed: {', '.join(_PARTS_OF_SPEECH)}")
     concept = Concept(
-        row["concept"], row["domain"] or None, row["sense"] or None, row["pos"].lower() or None
+        row["concept"], row["domain"] or None, row["sense"] or None, _PARTS_OF_SPEECH.get(pos)
     )
     _check_name(concept.name, where, known)
     before = known.setdefault(concept.name, concept)
@@ -211,5 +224,4 @@ def _check(path: Path, found: ConceptSet) -> None:
             raise UserError(
                 f"{path}: concept {name!r} has {count} sentence; at least {FEWEST_SENTENCES} are needed"
             )
-    if len(counts) < 2:
-        raise UserError(f"{path}: has {len(counts)} concepts; at least 2 are needed to compare")
+    _at_least_two(counts, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,18 +82,23 @@ def _whole_paragraphs(path: Path) -> Iterator[bytes]:
     position, left = 0, b""
     with path.open("rb") as file:
         while block := file.read(PIECE_BYTES):
-            text = left + block.replace(b"\r", b"")
+            text = (left + block.replace(b"\r", b"")).removeprefix(b"" if position else codecs.BOM_UTF8)
             cut = next((at for mark in (PARAGRAPH, b"\n", b" ") if (at := text.rfind(mark)) > 0), -1)
             if cut < 0 and len(text) < 2 * PIECE_BYTES:
                 left = text
                 continue
-            cut = len(text) if cut < 0 else cut
+            cut = _last_character(text) if cut < 0 else cut
             piece, left = text[:cut], text[cut:]
             _check_utf8(path, piece, position)
             yield piece
             position += cut
     _check_utf8(path, left, position)
     yield left
+
+
+def _last_character(text: bytes) -> int:
+    """Where the last character of UTF-8 text begins."""
+    return max(at for at in range(len(text) - 4, len(text)) if text[at] & 0xC0 != 0x80)
 
 
 def _check_utf8(path: Path, piece: bytes, position: int) -> None:
