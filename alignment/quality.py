@@ -40,9 +40,9 @@ _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "�
 _ENDINGS = tuple(".!?…。！？")
 _CLOSERS = "\"'”’»)]"
 _TALK = re.compile(
-    r"^(?:i['’]m sorry|i am sorry|sorry,|i apologi[sz]e|i can(?:['’]t|not| not)|i['’]m (?:not able|unable)|"
-    r"i am (?:not able|unable)|as an ai\b|sure[,!.]|certainly[,!.]|of course[,!.]|here (?:is|are|['’]s)\b|"
-    r"here['’]s\b|please (?:provide|let me))|\b(?:language model|as an ai|(?:this|my|your) sentence|the word ["“'])",
+    r"^(?:i(?:['’]m| am) (?:sorry|(?:not able|unable) to)|sorry,|i apologi[sz]e|i can(?:['’]t|not| not)\b|"
+    r"as an ai\b|(?:sure|certainly|of course)[,!.]|here(?: is| are|['’]s)\b|please (?:provide|let me))|"
+    r"\b(?:language model|as an ai|(?:this|my|your) sentence)\b|\bthe word [\"“'‘]",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
