@@ -16,17 +16,17 @@ SHORTEST, LONGEST = 20, 400
 """Sentences of fewer or more bytes are not looked at."""
 
 _SPACE = 32
-_ABBREVIATIONS = (
-    "mr mrs ms dr prof st jr sr vs etc fig figs no vol pp ed eds eg ie cf al inc ltd co corp gen col "
-    "lt sgt capt rev hon gov sen rep jan feb mar apr jun jul aug sep sept oct nov dec approx dept est"
-).split()
+_ABBREVIATIONS = """
+    al approx apr aug capt cf co col corp dec dept dr ed eds eg est etc feb fig figs gen gov hon ie inc
+    jan jr jul jun lt ltd mar mr mrs ms no nov oct pp prof rep rev sen sep sept sgt sr st vol vs
+"""
 
 _Ids = npt.NDArray[np.int64]
 _Hashes = npt.NDArray[np.uint64]
 
 
 class Sampler:
-    """Draws `candidates` sentences for each word of a finder, and `pool` in which none of them stands."""
+    """Draws `candidates` sentences for each word of a finder, and `pool` sentences without any."""
 
     def __init__(self, finder: WordFinder, candidates: int, pool: int = 0, seed: int = 0) -> None:
         self._finder = finder
@@ -129,8 +129,8 @@ def sentence_bounds(text: bytes) -> tuple[_Ids, _Ids]:
 def _is_abbreviation(text: bytes, dots: _Ids) -> npt.NDArray[np.bool_]:
     """Whether the word before each full stop is a single letter or a known abbreviation."""
     plain = np.frombuffer(spaced(text), np.uint8)
-    longest = max(map(len, _ABBREVIATIONS)) + 1
-    known = {word: _key(word) for word in _ABBREVIATIONS}
+    known = {word: _key(word) for word in _ABBREVIATIONS.split()}
+    longest = max(map(len, known)) + 1
     found = np.zeros(len(dots), np.bool_)
     key = np.zeros(len(dots), np.uint64)
     for back in range(1, longest + 1):
@@ -163,7 +163,7 @@ def _hashes(text: bytes, starts: _Ids, ends: _Ids, seed: int) -> _Hashes:
 
 
 def _mixed(values: _Hashes) -> _Hashes:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): each bit in changes half of those out."""
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

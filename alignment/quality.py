@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -40,9 +40,10 @@ _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "�
 _ENDINGS = tuple(".!?…。！？")
 _CLOSERS = "\"'”’»)]"
 _TALK = re.compile(
-    r"^(?:i(?:['’]m| am) (?:sorry|(?:not able|unable) to)|sorry,|i apologi[sz]e|i can(?:['’]t|not| not)\b|"
-    r"as an ai\b|(?:sure|certainly|of course)[,!.]|here(?: is| are|['’]s)\b|please (?:provide|let me))|"
-    r"\b(?:language model|as an ai|(?:this|my|your) sentence)\b|\bthe word [\"“'‘]",
+    r"^(?:i(?:['’]m| am) (?:sorry|(?:not able|unable) to)|sorry,|i apologi[sz]e|"
+    r"i can(?:['’]t|not| not)\b|as an ai\b|(?:sure|certainly|of course)[,!.]|"
+    r"here(?: is| are|['’]s)\b|please (?:provide|let me)|the sentence (?:is|will)\b)|"
+    r"\b(?:language model|as an ai|(?:this|my|your|following) sentence)\b|\bthe word [\"“'‘]",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
@@ -90,13 +91,11 @@ class Gate:
         self.language = language
         self.concepts = list(concepts)
 
-    def objection(
-        self, text: str, concepts: Collection[int], check_pos: bool = True
-    ) -> str | None:
+    def objection(self, text: str, concepts: Collection[int], check_pos: bool = True) -> str | None:
         """Why a sentence cannot stand for the concepts of these numbers or, for none of them, be a
         negative of all; None if it can."""
         own = [self.concepts[number] for number in concepts]
-        for reason, wrong in (
+        checks: list[tuple[str, Callable[[], bool]]] = [
             (SHORT, lambda: len(text.split()) < FEWEST_WORDS),
             (LONG, lambda: len(text.split()) > MOST_WORDS),
             (REFUSAL, lambda: bool(_TALK.search(text))),
@@ -105,10 +104,8 @@ class Gate:
             (OTHER_CONCEPT, lambda: bool(self._finder.find(text).difference(concepts))),
             (OTHER_LANGUAGE, lambda: not is_in(text, self.language)),
             (OTHER_POS, lambda: check_pos and not all(has_pos(text, word) for word in own)),
-        ):
-            if wrong():
-                return reason
-        return None
+        ]
+        return next((reason for reason, is_wrong in checks if is_wrong()), None)
 
 
 @dataclass
@@ -176,7 +173,7 @@ def collect(
 def is_in(text: str, language: str) -> bool:
     """Whether most of a text's words are in a language's dictionary: a heuristic, since short
     sentences of kin languages share many."""
-    return bool(simplemma.in_target_language(text, lang=language) >= _KNOWN_SHARE)
+    return bool(simplemma.in_target_language(text, language) >= _KNOWN_SHARE)
 
 
 def has_pos(text: str, word: Word) -> bool:

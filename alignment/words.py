@@ -16,7 +16,9 @@ NOUN = "noun"
 
 # bytes of letters, digits and all beyond ASCII stay, in small letters; the others become spaces
 _SPACED = bytes(
-    byte + 32 if chr(byte).isupper() and byte < 128 else byte
+    byte + 32
+    if chr(byte).isupper() and byte < 128
+    else byte
     if chr(byte).isalnum() or byte >= 128 or byte == ord("_")
     else ord(" ")
     for byte in range(256)
@@ -75,7 +77,7 @@ class WordFinder:
             for pattern in _byte_patterns(word):
                 of.setdefault(pattern, []).append(number)
         # two words with a form in common ("leaf" and "leave") are both found
-        self._numbers = [numbers for numbers in of.values()]
+        self._numbers = list(of.values())
         self._shared = any(len(numbers) > 1 for numbers in self._numbers)
         self._first = np.array([numbers[0] for numbers in self._numbers], np.int64)
         self._automaton = BytesAhoCorasick(list(of), matchkind=MatchKind.Standard)

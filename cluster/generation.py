@@ -21,7 +21,9 @@ from cluster.session import cpus, gpus
 from cluster.weights import Weights, materialise
 from storage.errors import UserError
 
-TRANSFORMERS, VLLM = "transformers", "vllm"
+EngineName = Literal["transformers", "vllm"]
+TRANSFORMERS: EngineName = "transformers"
+VLLM: EngineName = "vllm"
 _TOP_P = 0.95
 _PROMPTS_AT_ONCE = 64
 _VLLM_TOKENS = 2048
@@ -49,12 +51,12 @@ class Engine(Protocol):
 class Settings:
     """Which engine runs which model: the same settings, prompts and seed are the same request."""
 
-    engine: Literal["transformers", "vllm"]
+    engine: EngineName
     dtype: str
     tensor_parallel: int = 1
 
 
-def choose_engine(wanted: Literal["auto", "transformers", "vllm"]) -> Literal["transformers", "vllm"]:
+def choose_engine(wanted: Literal["auto", "transformers", "vllm"]) -> EngineName:
     """The engine to run: vLLM where it is installed, unless another is asked for."""
     has = importlib.util.find_spec(VLLM) is not None
     if wanted == VLLM and not has:
@@ -82,15 +84,14 @@ class Prompter:
             ids: list[int] = self.tokenizer(plain(prompt))["input_ids"]
             return ids
         turns = [{"role": "user", "content": prompt}]
-        chat = self.tokenizer.apply_chat_template(
+        chat: Any = self.tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=True, return_dict=True
         )
-        ids = chat["input_ids"]
-        return ids
+        return list(chat["input_ids"])
 
     def text(self, ids: Sequence[int]) -> str:
         """What the model wrote. Without a chat template its first line: it was asked to begin a list."""
-        written = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        written = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         return written if self.chats else written.strip().split("\n\n")[0]
 
 
@@ -111,7 +112,7 @@ class TransformersEngine:
             torch.set_num_threads(1)
         self._prompter = Prompter(folder)
         self.chats = self._prompter.chats
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, settings.dtype))
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, settings.dtype))
         self._model = model.to(self._device).eval()
 
     def write(self, prompts: Sequence[str], writing: Writing, seed: int) -> list[str]:
@@ -172,9 +173,10 @@ class VllmEngine:
 
     @staticmethod
     def _longest(folder: Path) -> int:
+        """Tokens of a prompt and its answer: enough for any of ours, in little memory."""
         from transformers import AutoConfig
 
-        return min(_VLLM_TOKENS, AutoConfig.from_pretrained(folder).max_position_embeddings)
+        return min(_VLLM_TOKENS, int(AutoConfig.from_pretrained(folder).max_position_embeddings))
 
     def write(self, prompts: Sequence[str], writing: Writing, seed: int) -> list[str]:
         from vllm import SamplingParams
@@ -218,7 +220,7 @@ class Writer:
                 "VLLM_CPU_KVCACHE_SPACE", _VLLM_CPU_CACHE_GB
             )
         self._group = placement_group([resources])
-        actor = ray.remote(EngineActor).options(
+        actor: Any = ray.remote(EngineActor).options(
             num_cpus=resources["CPU"],
             num_gpus=resources.get("GPU", 0),
             runtime_env={"env_vars": environment},
@@ -240,9 +242,7 @@ class Writer:
         remove_placement_group(self._group)
 
 
-def place_writers(
-    settings: Settings, replicas: int | Literal["auto"]
-) -> tuple[dict[str, float], int]:
+def place_writers(settings: Settings, replicas: int | Literal["auto"]) -> tuple[dict[str, float], int]:
     """What each engine asks of Ray, and how many run: one a group of GPUs; without GPUs one a core with
     transformers, and one on all cores with vLLM, which uses them all.
 

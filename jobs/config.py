@@ -104,17 +104,17 @@ class Generate(_Made):
     wordnet: str | None = None
 
 
+def _source_kind(value: Any) -> str:
+    source = value.get("source") if isinstance(value, dict) else None
+    return source if source in ("harvest", "generate") else "brought"
+
+
 Concepts = Annotated[
     Annotated[Brought, Tag("brought")]
     | Annotated[Harvest, Tag("harvest")]
     | Annotated[Generate, Tag("generate")],
-    Discriminator(lambda value: _source_kind(value)),
+    Discriminator(_source_kind),
 ]
-
-
-def _source_kind(value: Any) -> str:
-    source = value.get("source") if isinstance(value, dict) else None
-    return source if source in ("harvest", "generate") else "brought"
 
 
 class Model(_Part):

@@ -7,7 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def _subjects(concepts: Sequence[Concept], wanted: Generate, beside: Path) -> li
             unknown.append(f"{concept.name!r} ({concept.sense or pos})")
     if unknown:
         raise UserError(
-            f"concepts.words: WordNet does not know {', '.join(unknown)}; define them in the column sense"
+            f"concepts.words: WordNet does not know {', '.join(unknown)}; "
+            "define them in the column sense"
         )
     return subjects
 
@@ -214,14 +215,17 @@ def write_unit(engine: Engine, unit: _Unit, task: _Task) -> list[dict[str, Any]]
         asked = [(draft, kind, text) for draft in drafts for kind, text in draft.prompts(number)]
         if not asked:
             break
-        seed = random.Random(f"{task.seed} {unit.first} {number}").getrandbits(31)
+        seed = _random(task.seed, unit.first, number).getrandbits(31)
         longest = _TOKENS_A_SENTENCE * (task.at_once + 1)
-        written = engine.write(
-            [text for _, _, text in asked], Writing(longest, task.temperature), seed
-        )
+        written = engine.write([text for _, _, text in asked], Writing(longest, task.temperature), seed)
         for (draft, kind, _), text in zip(asked, written, strict=True):
             draft.take(kind, text, gate)
     return [{**draft.result(), "chats": engine.chats} for draft in drafts]
+
+
+def _random(*what: str | int) -> random.Random:
+    """Numbers that depend on what is given alone."""
+    return random.Random(" ".join(map(str, what)))  # noqa: S311 - nothing is kept secret with it
 
 
 class _Draft:
@@ -239,7 +243,7 @@ class _Draft:
         """Kind and text of the prompts of a round: more where few of the answers were kept so far."""
         kept = len(self._kinds) / self._asked if self._asked else 1.0
         an_answer = self._task.at_once * max(kept, _LEAST_KEPT)
-        turns = random.Random(f"{self._task.seed} {self._subject.name} {number}")
+        turns = _random(self._task.seed, self._subject.name, number)
         count, language = self._task.at_once, self._task.language
         for kind, quota in self._quota.items():
             missing = quota - self._kinds.count(kind)

@@ -49,8 +49,7 @@ def print_outlook(console: Console, planned: Plan) -> None:
     gpus = visible_gpus()
     devices = f"{gpus} GPUs" if gpus else f"{os.cpu_count()} CPU cores"
     console.print(
-        f"{_size(planned)}, {len(planned.weights)} models; on {devices} here; "
-        f"into {escape(str(store))}",
+        f"{_size(planned)}, {len(planned.weights)} models; on {devices} here; into {escape(str(store))}",
         soft_wrap=True,
     )
     console.print(table)

@@ -63,7 +63,12 @@ _ASKED = {
 _LAST = {False: " Answer with the sentence only.", True: " Answer with the sentences only, one a line."}
 _IN_LANGUAGE = " Write in the language with the code {language}."
 
-TEMPLATES = [TURNS, {kind: list(each) for kind, each in _ASKED.items()}, list(_LAST.values()), _IN_LANGUAGE]
+TEMPLATES = [
+    TURNS,
+    {kind: list(each) for kind, each in _ASKED.items()},
+    list(_LAST.values()),
+    _IN_LANGUAGE,
+]
 """All of the wording: a change of it is a change of what was asked for."""
 
 

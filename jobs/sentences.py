@@ -187,7 +187,9 @@ def _sentences(concepts: ConceptSet, label: str) -> pa.Table:
 def _memberships(concepts: ConceptSet, label: str, language: str) -> pa.Table:
     words = {concept.name: word_of(concept, language) for concept in concepts.concepts}
 
-    def row(number: int, name: str | None, role: str, spans: Iterable[tuple[int, int]]) -> dict[str, Any]:
+    def row(
+        number: int, name: str | None, role: str, spans: Iterable[tuple[int, int]]
+    ) -> dict[str, Any]:
         return {
             "concept_set": label,
             "sentence_id": number,

@@ -96,7 +96,7 @@ def not_utf8(path: Path, byte: int, reason: str) -> UserError:
     )
 
 
-def parse_json_lines(path: Path, text: str) -> Iterator[tuple[int, Any | ValueError]]:
+def parse_json_lines(text: str) -> Iterator[tuple[int, Any | ValueError]]:
     """The number and the value of each line that is not empty; what is wrong where it is no JSON."""
     # not splitlines, which also breaks at characters that JSON may hold
     for number, line in enumerate(text.split("\n"), 1):
@@ -129,17 +129,16 @@ def _read_csv(path: Path) -> _Raw:
 def _read_json_lines(path: Path) -> _Raw:
     columns: dict[str, None] = {}
     rows: list[tuple[str, Mapping[str, str]]] = []
-    broken: list[tuple[int, str]] = []
-    for number, value in parse_json_lines(path, read_text(path)):
+    broken: list[str] = []
+    for number, value in parse_json_lines(read_text(path)):
         if not isinstance(value, dict):
-            broken.append((number, f"no JSON: {value}" if isinstance(value, ValueError) else "no object"))
+            why = f"no JSON: {value}" if isinstance(value, ValueError) else "no object"
+            broken.append(f"line {number}: {why}")
             continue
         columns.update(dict.fromkeys(value))
         rows.append((f"line {number}", {name: _text(each) for name, each in value.items()}))
     if broken:
-        raise UserError(
-            f"{path}: {len(broken)} of its lines cannot be read, first line {broken[0][0]}: {broken[0][1]}"
-        )
+        raise UserError(f"{path}: {len(broken)} of its lines cannot be read, first {broken[0]}")
     return list(columns), rows
 
 

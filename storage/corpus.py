@@ -141,9 +141,8 @@ def _json_documents(path: Path, column: str, unreadable: Unreadable) -> Iterator
                 known.update(document if isinstance(document, dict) else ())
                 unreadable.add(f"{path.name}: line {number}", f"has no text in {column!r}")
     if not found:
-        raise UserError(
-            f"{path}: no line has text in {column!r}; its fields are {', '.join(sorted(known)) or 'none'}"
-        )
+        fields = ", ".join(sorted(known)) or "none"
+        raise UserError(f"{path}: no line has text in {column!r}; its fields are {fields}")
 
 
 def _parquet_documents(path: Path, column: str) -> Iterator[bytes]:
