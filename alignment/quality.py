@@ -31,7 +31,8 @@ TAGGED = {"noun": ("NN",), "verb": ("VV", "VB", "VD", "VH"), "adjective": ("AJ",
 """The parts of speech that are told apart in English, with the C5 tags (their start) of each."""
 
 FEWEST_WORDS, MOST_WORDS = 5, 40
-_KNOWN_SHARE = 0.6
+_KNOWN_SHARE, _SURELY_KNOWN_SHARE = 0.6, 0.9
+_LARGE_LANGUAGES = ("de", "en", "es", "fr", "it", "nl", "pt")
 _SHARED_TRIGRAMS = 0.5
 
 _MARK = re.compile(r"^\s*(?:(?:[-*•–—>#]+|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])\s+)+")
@@ -171,9 +172,14 @@ def collect(
 
 
 def is_in(text: str, language: str) -> bool:
-    """Whether most of a text's words are in a language's dictionary: a heuristic, since short
-    sentences of kin languages share many."""
-    return bool(simplemma.in_target_language(text, language) >= _KNOWN_SHARE)
+    """Whether most of a text's words are in a language's dictionary and, where some are not, no more of
+    them are in that of another large language. A heuristic: kin languages share many words."""
+    known = simplemma.in_target_language(text, language)
+    if known >= _SURELY_KNOWN_SHARE:
+        return True
+    return known >= _KNOWN_SHARE and all(
+        simplemma.in_target_language(text, other) <= known for other in _LARGE_LANGUAGES
+    )
 
 
 def has_pos(text: str, word: Word) -> bool:

@@ -57,8 +57,9 @@ def _run(
             for piece in read_pieces(path, wanted.column, unreadable):
                 sampler.feed(piece)
                 fed += len(piece)
-                advance(fed // _BYTES_PER_TICK)
-                fed %= _BYTES_PER_TICK
+                if fed >= _BYTES_PER_TICK:
+                    advance(fed // _BYTES_PER_TICK)
+                    fed %= _BYTES_PER_TICK
 
     gate = Gate(words, wanted.language)
     collected = {
