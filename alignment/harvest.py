@@ -70,7 +70,8 @@ class Sampler:
     def _take(self, text: bytes, starts: _Ids, ends: _Ids, sentences: _Ids, samples: _Ids) -> None:
         hashes = _hashes(text, starts[sentences], ends[sentences], self._seed)
         wanted = np.flatnonzero(hashes < self._limits[samples])
-        for row in wanted:
+        _, first = np.unique(hashes[wanted], return_index=True)
+        for row in wanted[first]:
             sentence, number = sentences[row], samples[row]
             sample = self._samples[number]
             sample.add(int(hashes[row]), text[starts[sentence] : ends[sentence]])

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 import inflect
 import numpy as np
@@ -76,10 +77,10 @@ class WordFinder:
         for number, word in enumerate(self.words):
             for pattern in _byte_patterns(word):
                 of.setdefault(pattern, []).append(number)
-        # two words with a form in common ("leaf" and "leave") are both found
-        self._numbers = list(of.values())
-        self._shared = any(len(numbers) > 1 for numbers in self._numbers)
-        self._first = np.array([numbers[0] for numbers in self._numbers], np.int64)
+        # two words may have a form in common ("leaf" and "leave"): both are found
+        self._counts = np.array([len(numbers) for numbers in of.values()], np.int64)
+        self._firsts = np.cumsum(self._counts) - self._counts
+        self._numbers = np.array([each for numbers in of.values() for each in numbers], np.int64)
         self._automaton = BytesAhoCorasick(list(of), matchkind=MatchKind.Standard)
 
     def hits(self, text: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -91,7 +92,7 @@ class WordFinder:
         found = self._automaton.find_matches_as_indexes(b" " + spaced(text) + b" ", overlapping=True)
         if not found:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        flat = np.fromiter((part for match in found for part in match), np.int64, 3 * len(found))
+        flat = np.fromiter(chain.from_iterable(found), np.int64, 3 * len(found))
         pattern, start, end = flat.reshape(-1, 3).T
         order = np.lexsort((-end, start))
         pattern, start, end = pattern[order], start[order], end[order]
@@ -100,11 +101,10 @@ class WordFinder:
         inside = np.zeros(len(end), np.bool_)
         inside[1:] = end[1:] <= furthest[:-1]
         pattern, start = pattern[~inside], start[~inside]
-        if not self._shared:
-            return self._first[pattern], start
-        numbers = [self._numbers[each] for each in pattern]
-        times = [len(each) for each in numbers]
-        return np.array([one for each in numbers for one in each], np.int64), np.repeat(start, times)
+        counts = self._counts[pattern]
+        nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        numbers = self._numbers[np.repeat(self._firsts[pattern], counts) + nth]
+        return numbers, np.repeat(start, counts)
 
     def find(self, text: str) -> set[int]:
         """Numbers of the words that stand in a text, but not inside another's longer name."""

@@ -5,9 +5,15 @@ from __future__ import annotations
 import sys
 
 from benchmarks.capture import capture
+from benchmarks.harvest import harvest
 from benchmarks.select import select_sklearn, select_sort
 
-BENCHMARKS = {"capture": capture, "select_sort": select_sort, "select_sklearn": select_sklearn}
+BENCHMARKS = {
+    "capture": capture,
+    "harvest": harvest,
+    "select_sort": select_sort,
+    "select_sklearn": select_sklearn,
+}
 
 
 def main() -> int:

@@ -167,7 +167,7 @@ def _run(
         )
         with progress(stage.name, len(subjects), "concepts", len(subjects) - left) as advance:
             for unit, drafts in queue.run(todo, min(replicas, len(todo))):
-                yield unit.name, [write_json(folder / DRAFTS, f"{unit.name}.json", drafts)], {}
+                yield unit.name, [write_json(folder, f"{DRAFTS}/{unit.name}.json", drafts)], {}
                 advance(len(unit.subjects))
 
     run_missing_units(folder, units, run)

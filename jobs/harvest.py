@@ -17,7 +17,7 @@ from storage.concepts import Concept, ConceptSet, Sentence
 from storage.corpus import Unreadable, find_files, identity, read_pieces
 from storage.errors import UserError
 
-_DRAWN_PER_WANTED = 8
+DRAWN_PER_WANTED = 8
 """Sentences drawn for each that is wanted: the quality gate drops some, the tagger more."""
 
 _BYTES_PER_TICK = 1 << 20
@@ -47,7 +47,7 @@ def _run(
     words = [word_of(concept, wanted.language) for concept in concepts]
     seed = stage.params["seed"]
     sampler = Sampler(
-        WordFinder(words), wanted.sentences * _DRAWN_PER_WANTED, wanted.pool * _DRAWN_PER_WANTED, seed
+        WordFinder(words), wanted.sentences * DRAWN_PER_WANTED, wanted.pool * DRAWN_PER_WANTED, seed
     )
     unreadable = Unreadable()
     size = sum(path.stat().st_size for path in files) // _BYTES_PER_TICK

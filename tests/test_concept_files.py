@@ -1,5 +1,5 @@
-"""Concept sets come and go in four formats: whichever it is, the same sentences must stand under the same
-concepts in the same role."""
+"""Concept sets come and go in four formats: whichever it is, the same sentences must stand under the
+same concepts in the same role."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_folder_of_ml_selfcond_is_read(tmp_path: Path) -> None:
     (shared,) = [each for each in found.sentences if each.negative_of]
     assert len(shared.negative_of) == 3
     (folder / "sense" / "ball-1_06_00__.json").write_text('{"sentences": {"positive": "no list"}}')
-    with pytest.raises(UserError, match="ball-1_06_00__.json: is no concept"):
+    with pytest.raises(UserError, match=r"ball-1_06_00__\.json: is no concept"):
         read_concepts(folder, "mine")
 
 
@@ -206,7 +206,9 @@ def _write_wordnet(folder: Path) -> Path:
         f"ice_cream n 1 0 1 0 {offsets[2]}  \n",
     ]
     (folder / "index.noun").write_text(licence + "".join(index))
-    (folder / "index.sense").write_text(f"cat%1:05:00:: {offsets[0]} 1 18\ncat%1:18:01:: {offsets[1]} 2 0\n")
+    (folder / "index.sense").write_text(
+        f"cat%1:05:00:: {offsets[0]} 1 18\ncat%1:18:01:: {offsets[1]} 2 0\n"
+    )
     return folder
 
 

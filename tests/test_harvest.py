@@ -203,5 +203,7 @@ def test_concepts_with_too_few_sentences_are_listed_with_the_reasons(tmp_path: P
     file = _write_sweep(tmp_path)
     file.write_text(file.read_text().replace("flower]", "flower, zebu]"))
     planned = sweep.plan(read_sweep(file))
-    with pytest.raises(WorkFailed, match=r"1 of 3 concepts have fewer than 6 sentences(.|\n)*zebu: 0 kept"):
+    with pytest.raises(
+        WorkFailed, match=r"1 of 3 concepts have fewer than 6 sentences(.|\n)*zebu: 0 kept"
+    ):
         ensure(planned.stages[0], layout.create(planned.sweep.store_path))

@@ -13,7 +13,7 @@ from storage import sql
 
 @pytest.mark.parametrize("seed", range(5))
 def test_jaccard_is_that_of_sets(seed: int) -> None:
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     concepts = ["a", "b", "c", "none"]
     thresholds = [0.5, 0.75]
     rows = [
