@@ -21,8 +21,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks $(ONLY)
+bench: $(if $(filter generate,$(ONLY)),$(VLLM_INSTALLED),$(INSTALLED))
+	$(if $(filter generate,$(ONLY)),$(VLLM)/bin,$(BIN))/python -m benchmarks $(ONLY)
 
 clean:
 	rm -rf .venv $(VLLM) results build *.egg-info .mypy_cache .ruff_cache .hypothesis
