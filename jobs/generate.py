@@ -14,7 +14,15 @@ from typing import Any
 from alignment.quality import Collected, Gate, collect
 from alignment.words import Word
 from cluster.devices import native_dtype
-from cluster.generation import Engine, Settings, Writer, Writing, choose_engine, place_writers
+from cluster.generation import (
+    Engine,
+    Settings,
+    Writer,
+    Writing,
+    check_engine,
+    choose_engine,
+    place_writers,
+)
 from cluster.weights import Weights, resolve
 from jobs.config import Generate, Sweep
 from jobs.progress import progress
@@ -131,6 +139,8 @@ def _run(
     from cluster.queue import WorkQueue
     from cluster.session import connect
 
+    # not when it is planned: a finished set is read where there is no such engine
+    check_engine(settings.engine)
     folder = stage.folder(store)
     words = tuple(word_of(concept, wanted.language) for concept in concepts)
     task = _Task(

@@ -17,6 +17,7 @@ from scipy.stats import chisquare
 from alignment.harvest import Sampler, sentence_bounds
 from alignment.words import Word, WordFinder
 from jobs import sentences, sweep
+from jobs.cli import main
 from jobs.config import read_sweep
 from jobs.stage import ensure
 from storage import corpus, layout
@@ -207,3 +208,26 @@ def test_concepts_with_too_few_sentences_are_listed_with_the_reasons(tmp_path: P
         WorkFailed, match=r"1 of 3 concepts have fewer than 6 sentences(.|\n)*zebu: 0 kept"
     ):
         ensure(planned.stages[0], layout.create(planned.sweep.store_path))
+
+
+def test_the_sentences_command_lists_shows_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a user looks at before a long run: it must be the set itself, in 80 columns."""
+    file = _write_sweep(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in ([], ["--show", "bird"], ["--out", str(tmp_path / "set.csv")]):
+        monkeypatch.setattr("sys.argv", ["neuralign", "sentences", str(file), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    assert "2 concepts, 24 sentences, 30 neutral ones" in told
+    assert "10 of 12 sentences of bird" in told
+    assert read_concepts(tmp_path / "set.csv", "again").counts() == {"bird": 12, "flower": 12}
+    monkeypatch.setattr("sys.argv", ["neuralign", "sentences", str(file), "--show", "brid"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "did you mean bird?" in capsys.readouterr().err
