@@ -2,7 +2,7 @@
 
 Each sentence has a number that is a hash of its bytes and of the seed, and of each concept's
 sentences those with the smallest numbers are kept. That is a uniform sample of the distinct
-sentences: it depends neither on the order of the text nor on how it was cut, and two samples make one.
+sentences: it depends neither on the order of the text nor on how it was cut.
 """
 
 from __future__ import annotations
@@ -51,13 +51,6 @@ class Sampler:
         none = np.flatnonzero((named == 0) & fit) if self._samples[-1].size else sentences[:0]
         self._take(text, starts, ends, sentences[single], words[single])
         self._take(text, starts, ends, none, np.full(len(none), len(self._samples) - 1))
-
-    def merge(self, other: Sampler) -> None:
-        """Take in what another drew with the same words, sizes and seed from other text."""
-        for number, (sample, more) in enumerate(zip(self._samples, other._samples, strict=True)):
-            for key, sentence in more.items():
-                sample.add(key, sentence)
-            self._limits[number] = sample.limit
 
     def of_word(self, number: int) -> list[str]:
         """The sentences drawn for a word, in the random order of their hashes."""

@@ -86,6 +86,7 @@ def plan(sweep: Sweep, wanted: Generate, concepts: Sequence[Concept]) -> Stage:
         "engine": settings.engine,
         "dtype": settings.dtype,
         "templates": fingerprint(TEMPLATES),
+        "concepts_in_unit": CONCEPTS_IN_UNIT,
         "seed": sweep.seed,
         **wanted.model_dump(
             include={"sentences", "prompts", "at_once", "rounds", "temperature", "language", "source"}
