@@ -34,7 +34,7 @@ FEWEST_WORDS, MOST_WORDS = 5, 40
 _KNOWN_SHARE = 0.7
 _SHARED_TRIGRAMS = 0.5
 
-_MARK = re.compile(r"^\s*(?:(?:[-*•–—>#]+|\(?\d{1,3}[.):]|\(?[a-zA-Z][.)])\s+)+")
+_MARK = re.compile(r"^\s*(?:(?:[-*•–—>#]+|\(?\d{1,3}[.):]|\(?[a-zA-Z]\))\s+)+")
 _EMPHASIS = re.compile(r"\*\*|__|`|^\*(?=\S)|(?<=\S)\*$")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“"}
 _ENDINGS = tuple(".!?…。！？")
@@ -64,7 +64,8 @@ def clean(sentence: str) -> str:
     """A sentence on one line, without the mark of a list, emphasis or quotes around it."""
     plain = _EMPHASIS.sub("", _MARK.sub("", " ".join(sentence.split()))).strip()
     closing = _QUOTES.get(plain[:1])
-    if closing is None:
+    # an apostrophe may be the first letter's ("'Tis")
+    if closing is None or (plain[0] in "'‘" and not plain.endswith(closing)):
         return plain
     rest = plain[1:]
     if closing not in rest.replace("’s", "").rstrip(closing):

@@ -48,7 +48,7 @@ def _measure(engine: str) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         concepts = read_concepts(_DEMO, "demo").concepts[:_CONCEPTS]
-        rows = [f"{concept.name},a {concept.domain or 'thing'}" for concept in concepts]
+        rows = [f"{concept.name},a kind of {concept.domain or 'thing'}" for concept in concepts]
         (folder / "words.csv").write_text("\n".join(["concept,sense", *rows]) + "\n")
         file = folder / "sweep.yaml"
         file.write_text(

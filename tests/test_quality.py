@@ -29,6 +29,8 @@ GATE = Gate(CONCEPTS)
         ('The cat said "no" to it.', ['The cat said "no" to it.']),
         ("Mr. Smith saw a cat. It ran off.", ["Mr. Smith saw a cat.", "It ran off."]),
         ("The cats' names are 'Tom' and 'Kit'.", ["The cats' names are 'Tom' and 'Kit'."]),
+        ("'Tis the cat.", ["'Tis the cat."]),
+        ("J. Smith saw a cat.", ["J. Smith saw a cat."]),
         ("  \n\n ", []),
     ],
 )
