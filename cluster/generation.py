@@ -186,15 +186,18 @@ class VllmEngine:
         return min(_VLLM_TOKENS, int(AutoConfig.from_pretrained(folder).max_position_embeddings))
 
     def write(self, prompts: Sequence[str], writing: Writing, seed: int) -> list[str]:
+        import torch
         from vllm import SamplingParams
 
+        # with seeds of its requests vLLM 0.32 fails on CPUs ("CPU Generator does not use offset")
+        torch.manual_seed(seed)
         requests = [{"prompt_token_ids": self._prompter.tokens(prompt)} for prompt in prompts]
         sampling = [
             SamplingParams(
                 temperature=writing.temperature,
                 top_p=_TOP_P,
                 max_tokens=writing.longest,
-                seed=seed + number,
+                seed=seed + number if torch.cuda.is_available() else None,
                 detokenize=False,
             )
             for number in range(len(requests))

@@ -20,12 +20,13 @@ airplane,a machine with wings that flies people over long distances
 
 @pytest.mark.filterwarnings("default")
 def test_vllm_writes_the_sentences_of_a_sweep(tmp_path: Path) -> None:
-    """vLLM in a Ray actor could fail to start, ignore the prompt or be given a second BOS; then no
-    sentence would pass the gate."""
+    """vLLM in a Ray actor could fail to start, fail at more prompts than it takes in at once, ignore the
+    prompt or be given a second BOS; then no sentence would pass the gate."""
     (tmp_path / "words.csv").write_text(WORDS)
     file = tmp_path / "sweep.yaml"
     file.write_text(
-        "concepts: {source: generate, words: words.csv, model: smollm2-135m-instruct, sentences: 4}\n"
+        "concepts: {source: generate, words: words.csv, model: smollm2-135m-instruct, sentences: 24, "
+        "rounds: 1, fewest: 2}\n"
         "models: [smollm2-135m-instruct]\n"
     )
     planned = sweep.plan(read_sweep(file))
@@ -34,7 +35,7 @@ def test_vllm_writes_the_sentences_of_a_sweep(tmp_path: Path) -> None:
     store = layout.create(planned.sweep.store_path)
     ensure(stage, store)
     made = sentences.read_set(stage, store)
-    assert made.counts() == {"cat": 4, "airplane": 4}
+    assert set(made.counts()) == {"cat", "airplane"}
     assert {each.prompt for each in made.sentences} == {"fact", "story"}
     assert not any(each.flags for each in made.sentences)
     print("\n".join(each.text for each in made.sentences))
