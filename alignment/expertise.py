@@ -108,6 +108,57 @@ def labels_against_others(
     return Labels(n_concepts, starts, members, unmarked, negative_starts, negative_members)
 
 
+def labels_of_own(
+    sentences: Integers,
+    concepts: Integers,
+    negative_sentences: Integers,
+    negative_concepts: Integers,
+    n_sentences: int,
+    n_concepts: int,
+) -> Labels:
+    """Labels in which each concept has negatives of its own: `negative_sentences[i]` is one of
+    `negative_concepts[i]`. No other sentence is a negative.
+
+    Raises ValueError for a concept without positives or without negatives, and for a sentence that is
+    both of one concept.
+    """
+    starts, members = _compress(sentences, concepts, n_sentences)
+    negative_starts, negatives = _compress(negative_sentences, negative_concepts, n_sentences)
+    unmarked = np.zeros(n_sentences, np.bool_)
+    labels = Labels(n_concepts, starts, members, unmarked, negative_starts, negatives)
+    _check_own(labels)
+    return labels
+
+
+def labels_against_pool(
+    sentences: Integers, concepts: Integers, pool: Integers, n_sentences: int, n_concepts: int
+) -> Labels:
+    """Labels in which the sentences of a pool are the negatives of every concept, and no others are.
+
+    Raises ValueError for a concept without positives, an empty pool, and a positive in the pool.
+    """
+    starts, members = _compress(sentences, concepts, n_sentences)
+    shared = np.zeros(n_sentences, np.bool_)
+    shared[pool] = True
+    if (shared & (np.diff(starts) > 0)).any():
+        raise ValueError("a positive sentence is in the pool of negatives")
+    no_starts, nothing = np.zeros(n_sentences + 1, np.int64), np.zeros(0, np.int64)
+    labels = Labels(n_concepts, starts, members, shared, no_starts, nothing)
+    _check_own(labels)
+    return labels
+
+
+def _check_own(labels: Labels) -> None:
+    pairs = zip(labels.positives(), labels.negatives(), strict=True)
+    for concept, (positives, negatives) in enumerate(pairs):
+        if not len(positives):
+            raise ValueError(f"concept {concept} has no positive sentence")
+        if not len(negatives):
+            raise ValueError(f"concept {concept} has no negative sentence")
+        if np.intersect1d(positives, negatives).size:
+            raise ValueError(f"a sentence is a positive and a negative of concept {concept}")
+
+
 def expertise(
     values: npt.NDArray[np.floating[Any]],
     labels: Labels,

@@ -1,34 +1,137 @@
-"""Finding a concept's word in a sentence."""
+"""Finding a concept's word in a sentence, and the words of many concepts in much text."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 import inflect
+import numpy as np
+import numpy.typing as npt
+from ahocorasick_rs import BytesAhoCorasick, MatchKind
+
+NOUN = "noun"
+
+# bytes of letters, digits and all beyond ASCII stay, in small letters; the others become spaces
+_SPACED = bytes(
+    byte + 32
+    if chr(byte).isupper() and byte < 128
+    else byte
+    if chr(byte).isalnum() or byte >= 128 or byte == ord("_")
+    else ord(" ")
+    for byte in range(256)
+)
+# general punctuation (dashes, curly quotes), and the marks of Latin-1
+_WIDE_MARKS = re.compile(rb"\xe2\x80[\x80-\xbf]|\xc2[\xa0-\xbf]")
+
+
+@dataclass(frozen=True)
+class Word:
+    """The word of a concept: its name, its part of speech and the language that it is of."""
+
+    name: str
+    pos: str = NOUN
+    language: str = "en"
 
 
 @cache
-def word_pattern(concept: str) -> re.Pattern[str]:
-    """A pattern that matches a concept's name as a whole word, singular or plural, in any case.
+def word_pattern(concept: str | Word) -> re.Pattern[str]:
+    """A pattern that matches a concept's name as a whole word, in any inflection and case.
 
-    A name of several words matches with any white space or hyphen between them; its last word may
-    be plural.
+    A name of several words matches with any white space or hyphen between them; its last word is
+    the one that is inflected.
     """
-    *before, last = re.split(r"[\s_-]+", concept.strip())
-    forms = {last, _plural(last), f"{last}s"}
-    joined = r"[\s-]+".join(
-        [
-            *map(re.escape, before),
-            f"(?:{'|'.join(re.escape(form) for form in sorted(forms, key=len, reverse=True))})",
-        ]
-    )
+    word = concept if isinstance(concept, Word) else Word(concept)
+    *before, last = _parts(word.name)
+    forms = sorted(inflections(last, word.pos, word.language), key=len, reverse=True)
+    joined = r"[\s-]+".join([*map(re.escape, before), f"(?:{'|'.join(map(re.escape, forms))})"])
     return re.compile(rf"(?<!\w){joined}(?!\w)", re.IGNORECASE)
 
 
-def find_word(text: str, concept: str) -> list[tuple[int, int]]:
+def find_word(text: str, concept: str | Word) -> list[tuple[int, int]]:
     """Start and end, in characters, of each occurrence of the concept's word in the text."""
     return [match.span() for match in word_pattern(concept).finditer(text)]
+
+
+@cache
+def inflections(word: str, pos: str = NOUN, language: str = "en") -> frozenset[str]:
+    """The forms of a word, itself among them.
+
+    An English noun's are its plurals, made by rule. Others' are those that simplemma's dictionary of
+    the language leads back to the word, whatever their part of speech.
+    """
+    if language == "en" and pos == NOUN:
+        return frozenset({word, str(_engine().plural_noun(word)), f"{word}s"})
+    return frozenset({word, *_forms(language).get(word, ())})
+
+
+class WordFinder:
+    """Finds which of many words stand in a text, in one pass over it."""
+
+    def __init__(self, words: Sequence[Word]) -> None:
+        self.words = list(words)
+        of: dict[bytes, list[int]] = {}
+        for number, word in enumerate(self.words):
+            for pattern in _byte_patterns(word):
+                of.setdefault(pattern, []).append(number)
+        # two words may have a form in common ("leaf" and "leave"): both are found
+        self._counts = np.array([len(numbers) for numbers in of.values()], np.int64)
+        self._firsts = np.cumsum(self._counts) - self._counts
+        self._numbers = np.array([each for numbers in of.values() for each in numbers], np.int64)
+        self._automaton = BytesAhoCorasick(list(of), matchkind=MatchKind.Standard)
+
+    def hits(self, text: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Numbers of the words found in UTF-8 text and, side by side, the bytes where they start.
+
+        A word inside another's longer name ("ice" in "ice cream") is not counted. A name with marks
+        in it ("C++") is found by its letters: `find` looks closer.
+        """
+        found = self._automaton.find_matches_as_indexes(b" " + spaced(text) + b" ", overlapping=True)
+        if not found:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        flat = np.fromiter(chain.from_iterable(found), np.int64, 3 * len(found))
+        pattern, start, end = flat.reshape(-1, 3).T
+        order = np.lexsort((-end, start))
+        pattern, start, end = pattern[order], start[order], end[order]
+        furthest = np.maximum.accumulate(end)
+        # the spaces on both sides belong to a match, so two that share only these are apart
+        inside = np.zeros(len(end), np.bool_)
+        inside[1:] = end[1:] <= furthest[:-1]
+        pattern, start = pattern[~inside], start[~inside]
+        counts = self._counts[pattern]
+        nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        numbers = self._numbers[np.repeat(self._firsts[pattern], counts) + nth]
+        return numbers, np.repeat(start, counts)
+
+    def find(self, text: str) -> set[int]:
+        """Numbers of the words that stand in a text, but not inside another's longer name."""
+        numbers, _ = self.hits(text.encode())
+        return {int(each) for each in np.unique(numbers) if find_word(text, self.words[each])}
+
+
+def spaced(text: bytes) -> bytes:
+    """UTF-8 text of the same length in which all that is no word is spaces, and A-Z are a-z."""
+    if b"\xe2\x80" in text or b"\xc2" in text:
+        text = _WIDE_MARKS.sub(lambda mark: b" " * len(mark.group()), text)
+    return text.translate(_SPACED)
+
+
+def _parts(name: str) -> list[str]:
+    return re.split(r"[\s_-]+", name.strip())
+
+
+def _byte_patterns(word: Word) -> set[bytes]:
+    """The word's forms as they stand in spaced text, with a space on either side.
+
+    A-Z are small there but other letters are as they were, so each casing of these is a pattern.
+    """
+    *before, last = _parts(word.name)
+    forms = [" ".join([*before, form]) for form in inflections(last, word.pos, word.language)]
+    cased = {case(form) for form in forms for case in (str, str.lower, str.upper, str.title)}
+    return {b" " + b" ".join(spaced(form.encode()).split()) + b" " for form in cased}
 
 
 @cache
@@ -37,5 +140,11 @@ def _engine() -> inflect.engine:
 
 
 @cache
-def _plural(word: str) -> str:
-    return str(_engine().plural_noun(word))
+def _forms(language: str) -> dict[str, list[str]]:
+    """Each word of a language with the forms that a dictionary leads back to it."""
+    from simplemma.strategies import DefaultDictionaryFactory
+
+    forms: dict[str, list[str]] = {}
+    for form, word in DefaultDictionaryFactory().get_dictionary(language).items():
+        forms.setdefault(word, []).append(form)
+    return forms

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from benchmarks.capture import capture, pipeline, replicas
+from benchmarks.generate import generate
+from benchmarks.harvest import harvest
 from benchmarks.select import select_sklearn, select_sort
 from benchmarks.store import similarity, store_read, store_write
 
@@ -17,12 +19,16 @@ BENCHMARKS = {
     "store_write": store_write,
     "store_read": store_read,
     "similarity": similarity,
+    "harvest": harvest,
+    "generate": generate,
 }
+ON_REQUEST = {"generate"}
+"""Those that need vLLM run only when they are named."""
 
 
 def main() -> int:
     """Run what the command line names; 2 for a name that is none."""
-    names = sys.argv[1:] or list(BENCHMARKS)
+    names = sys.argv[1:] or [name for name in BENCHMARKS if name not in ON_REQUEST]
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         print(f"{unknown[0]}: no such benchmark; there are {', '.join(BENCHMARKS)}", file=sys.stderr)

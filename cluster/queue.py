@@ -78,7 +78,7 @@ class WorkQueue(Generic[Unit, Result]):
         self._failures: list[str] = []
 
     def run(
-        self, units: Sequence[Unit], n_workers: int, wait_seconds: float
+        self, units: Sequence[Unit], n_workers: int, wait_seconds: float = 60.0
     ) -> Iterator[tuple[Unit, Result]]:
         """Give (unit, result) as each unit is done, in any order.
 

@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from storage import __version__
 from storage.errors import NeuralignError
+
+if TYPE_CHECKING:
+    from jobs.sweep import Plan
 
 app = typer.Typer(
     help="Which neurons of a language model stand for a concept, and do humans see it the same way?",
@@ -138,6 +141,30 @@ def gc(
 
 
 @app.command()
+def sentences(
+    file: SweepFile,
+    show: Annotated[str | None, typer.Option(help="Print sentences of this concept.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the set: .csv, .jsonl, .parquet or a folder.")
+    ] = None,
+) -> None:
+    """Make the sentences of a sweep where they are not made yet, and show them."""
+    from jobs import sentences as stage
+    from jobs.show import print_concepts, print_sample
+    from storage.concepts import write_concepts
+
+    planned, _ = _carry_out(file, stage.KIND)
+    (texts,), store = planned.of_kind(stage.KIND), planned.sweep.store_path
+    made = stage.read_set(texts, store)
+    if out is not None:
+        write_concepts(out, made)
+    if show is None:
+        print_concepts(_out(), texts, store)
+    else:
+        print_sample(_out(), made, show, planned.sweep.seed)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(__version__)
@@ -163,20 +190,31 @@ def run_file(until: str | None = None) -> None:
 
 
 def _run(file: Path, until: str | None) -> None:
-    from jobs import report, sweep
-    from jobs.config import read_sweep
+    from jobs import report
     from jobs.progress import say
     from jobs.summary import print_summary
 
-    planned = sweep.plan(read_sweep(file))
+    planned, ran = _carry_out(file, until)
     store = planned.sweep.store_path
-    ran = sweep.run(planned, until)
     if not ran:
         say(f"Nothing to compute: all {len(planned.until(until))} stages are done in {_short(store)}.")
     if until is None:
         (last,) = planned.of_kind(report.KIND)
         summary = report.read_summary(last, store)
         print_summary(_out(), summary, _short(store), _short(report.picture(last, store)))
+
+
+def _carry_out(file: Path, until: str | None) -> tuple[Plan, int]:
+    """Run the stages of a sweep file that are not done; the whole plan, and how many were run."""
+    from cluster.session import disconnected_after
+    from jobs import sweep
+    from jobs.config import read_sweep
+
+    planned = sweep.plan(read_sweep(file))
+    to_make = planned.concepts is None
+    with disconnected_after():
+        planned = sweep.with_sentences(planned)
+        return planned, sweep.run(planned, until) + to_make
 
 
 def _short(path: Path) -> Path:

@@ -8,12 +8,24 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from alignment.expertise import REFERENCE_PREVALENCE
+from alignment.quality import LANGUAGES
+from storage.concepts import FEWEST_SENTENCES, POOL
 from storage.errors import UserError
 from storage.human import HumanSet, known_set, known_sets
 from storage.place import absolute, place
@@ -23,16 +35,88 @@ Count = Annotated[int, Field(ge=1)]
 Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
 Measure = Literal["jaccard", "overlap", "dice", "containment"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+OWN = "own"
+
+
+def _known_language(value: str) -> str:
+    if value not in LANGUAGES:
+        raise ValueError(f"allowed: {', '.join(sorted(LANGUAGES))}")
+    return value
+
+
+Language = Annotated[str, AfterValidator(_known_language)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Concepts(_Part):
-    """Where the sentences of each concept come from."""
+class Brought(_Part):
+    """Sentences that are there: a file or folder, and what its columns are called."""
 
-    source: str
+    source: str = Field(min_length=1)
+    columns: dict[str, str] = {}
+    language: Language = "en"
+
+
+class _Made(_Part):
+    """Concepts whose sentences are to be found or written: their names, or a file of them."""
+
+    words: str | list[str]
+    sentences: Count = 32
+    fewest: Count | None = None
+    language: Language = "en"
+
+    @property
+    def needed(self) -> int:
+        """Fewer sentences than this for a concept are an error: half of those asked for by default."""
+        return max(FEWEST_SENTENCES, self.fewest or self.sentences // 2)
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.needed > self.sentences:
+            raise ValueError(f"sentences: {self.sentences}: at least {self.needed} are needed")
+        return self
+
+
+class Harvest(_Made):
+    """Sentences taken from text, and neutral ones (`pool`) in which no concept is named."""
+
+    source: Literal["harvest"]
+    corpus: str | list[str]
+    column: str = "text"
+    pool: int = Field(default=0, ge=0)
+
+
+class Generate(_Made):
+    """Sentences written by a language model."""
+
+    source: Literal["generate"]
+    model: str = Field(min_length=1)
+    revision: str = "main"
+    dtype: Dtype = "auto"
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    prompts: list[Literal["fact", "story"]] = Field(default=["fact", "story"], min_length=1)
+    at_once: Count = 1
+    rounds: Count = 8
+    temperature: float = Field(default=0.8, gt=0)
+    tensor_parallel: Count = 1
+    replicas: Count | Literal["auto"] = "auto"
+    wordnet: str | None = None
+
+
+def _source_kind(value: Any) -> str:
+    source = value.get("source") if isinstance(value, dict) else None
+    return source if source in ("harvest", "generate") else "brought"
+
+
+Concepts = Annotated[
+    Annotated[Brought, Tag("brought")]
+    | Annotated[Harvest, Tag("harvest")]
+    | Annotated[Generate, Tag("generate")],
+    Discriminator(_source_kind),
+]
 
 
 class Model(_Part):
@@ -40,7 +124,7 @@ class Model(_Part):
 
     id: str = Field(min_length=1)
     revisions: list[str] = Field(default=["main"], min_length=1)
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    dtype: Dtype = "auto"
     shards: Count | Literal["auto"] = "auto"
     replicas: Count | Literal["auto"] = "auto"
     gpus_per_shard: float = Field(default=1.0, ge=0)
@@ -68,8 +152,11 @@ class Experts(_Part):
     @field_validator("negatives")
     @classmethod
     def _negatives(cls, value: str) -> str:
-        if not re.fullmatch(r"others(:[1-9]\d*)?", value):
-            raise ValueError("allowed: others, or others:N for N sampled negatives")
+        if not re.fullmatch(rf"others(:[1-9]\d*)?|{OWN}|{POOL}", value):
+            raise ValueError(
+                "allowed: others, others:N for N sampled negatives, own for the sentences of role "
+                "negative, or pool for those of role pool"
+            )
         return value
 
     @model_validator(mode="after")
@@ -188,10 +275,6 @@ class Sweep(_Part):
         """Where the results go. Raises StoreError for a URL that is none of an object store."""
         return place(self.store or f"results/{self.name}", self.folder)
 
-    @property
-    def concepts_path(self) -> Path:
-        return self.folder / self.concepts.source
-
     def human_sets(self) -> list[HumanSet]:
         """The human data sets, by name or by path."""
         return [
@@ -256,11 +339,14 @@ class _UniqueKeys(yaml.SafeLoader):
 def _explain(problem: dict[str, Any]) -> str:
     """One line for one problem that pydantic found."""
     # the parts that name a member of a union are no keys of the user's
-    location = tuple(part for part in problem["loc"] if not _UNION_MEMBER.search(str(part)))
+    kind = problem["loc"][1] if problem["loc"][:1] == ("concepts",) and len(problem["loc"]) > 1 else None
+    location = tuple(
+        part for part in problem["loc"] if part != kind and not _UNION_MEMBER.search(str(part))
+    )
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     where = f"{where.lstrip('.')}: " if where else ""
     if problem["type"] == "extra_forbidden":
-        return f"{where}unknown key; {_allowed_keys(location)}"
+        return f"{where}unknown key; {_allowed_keys(location, kind)}"
     if problem["type"] == "missing":
         return f"{where}is missing; give it a value"
     message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
@@ -269,16 +355,18 @@ def _explain(problem: dict[str, Any]) -> str:
     return f"{where}{problem['input']!r}: {message}"
 
 
-def _allowed_keys(location: tuple[Any, ...]) -> str:
+def _allowed_keys(location: tuple[Any, ...], kind: str | None = None) -> str:
     parts: dict[str, type[_Part]] = {
-        "concepts": Concepts,
+        "brought": Brought,
+        "harvest": Harvest,
+        "generate": Generate,
         "models": Model,
         "neurons": Neurons,
         "experts": Experts,
         "human": Human,
         "similarity": Similarity,
     }
-    owner = parts.get(str(location[0]), Sweep) if len(location) > 1 else Sweep
+    owner = parts.get(kind or str(location[0]), Sweep) if len(location) > 1 else Sweep
     allowed = [name for name in owner.model_fields if name != "file"]
     close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
     hint = f"did you mean {close[0]}? " if close else ""

@@ -11,14 +11,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from alignment.expertise import Labels, expertise, labels_against_others, on_and_off
+from alignment.expertise import (
+    Labels,
+    expertise,
+    labels_against_others,
+    labels_against_pool,
+    labels_of_own,
+    on_and_off,
+)
 from jobs import activations, sentences
+from jobs.config import OWN, Experts
 from jobs.progress import progress
 from jobs.stage import Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.activation_files import RESIDUAL, SiteFiles
 from storage.commit import FileRecord, write_table
-from storage.concepts import ConceptSet
+from storage.concepts import NEGATIVE, POOL, ConceptSet
 from storage.errors import UserError
 
 KIND = "experts"
@@ -37,38 +45,56 @@ class _Site:
         return f"{self.pooling}.L{self.layer:02d}.{self.site}"
 
 
-def plan(
-    read: Stage, negatives: str, sampled: int | None, prevalence: float, floor: float, seed: int
-) -> Stage:
+def plan(read: Stage, wanted: Experts, seed: int) -> Stage:
     """The stage that scores the activations of one model."""
     params = {
         **{name: read.params[name] for name in ("model", "revision", "concept_set")},
-        "negatives": negatives,
-        "prevalence": prevalence,
-        "floor": floor,
-        "seed": seed if sampled else 0,
+        "negatives": wanted.negatives,
+        "prevalence": wanted.prevalence,
+        "floor": wanted.floor,
+        "seed": seed if wanted.sampled else 0,
     }
 
     def run(stage: Stage, store: Path) -> Outcome:
-        return _run(stage, store, sampled)
+        return _run(stage, store, wanted)
 
     return Stage(KIND, read.label, params, run, {"activations": read})
 
 
-def check(concepts: ConceptSet, sampled: int | None) -> None:
+def check(concepts: ConceptSet, wanted: Experts) -> None:
     """Raise UserError for a concept that has no negatives, or too few to sample so many."""
-    of = Counter(name for sentence in concepts.sentences for name in set(sentence.concepts))
-    wanted = sampled or 1
-    for name, count in of.items():
-        possible = len(concepts.sentences) - count
-        if possible < wanted:
+    counts = concepts.counts()
+    own = Counter(name for sentence in concepts.sentences for name in sentence.negative_of)
+    pool = sum(sentence.pool for sentence in concepts.sentences)
+    labelled = sum(bool(sentence.concepts) for sentence in concepts.sentences)
+    needed = wanted.sampled or 1
+    for name, count in counts.items():
+        possible, what = {
+            OWN: (own[name], "sentences of role negative"),
+            POOL: (pool, "sentences of role pool"),
+        }.get(wanted.negatives, (labelled - count, "the sentences of the others"))
+        if possible < needed:
             raise UserError(
-                f"experts.negatives: concept {name!r} has {possible} possible negatives, the sentences "
-                f"of the others; {wanted} are needed"
+                f"experts.negatives: {wanted.negatives}: concept {name!r} has {possible} possible "
+                f"negatives, {what}; {needed} are needed"
             )
 
 
-def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
+def read_labels(stage: Stage, texts: Stage, store: Path, wanted: Experts) -> Labels:
+    """Which sentences are positives and negatives of which concepts, as `experts.negatives` says."""
+    n_concepts = len(sentences.read_concept_names(texts, store))
+    ids, members, n_sentences = sentences.read_memberships(texts, store)
+    if wanted.negatives == OWN:
+        negatives = sentences.read_memberships(texts, store, NEGATIVE)[:2]
+        return labels_of_own(ids, members, *negatives, n_sentences, n_concepts)
+    if wanted.negatives == POOL:
+        pool, _, _ = sentences.read_memberships(texts, store, POOL)
+        return labels_against_pool(ids, members, pool, n_sentences, n_concepts)
+    seed = stage.params["seed"]
+    return labels_against_others(ids, members, n_sentences, n_concepts, wanted.sampled, seed)
+
+
+def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
     import ray
 
     from cluster.session import connect, cpus, result
@@ -77,15 +103,7 @@ def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
     read = stage.inputs["activations"]
     texts = read.inputs["sentences"]
     concepts = sentences.read_concept_names(texts, store)
-    ids, members, n_sentences = sentences.read_memberships(texts, store)
-    labels = labels_against_others(
-        np.asarray(ids),
-        np.asarray(members),
-        n_sentences,
-        len(concepts),
-        sampled,
-        stage.params["seed"],
-    )
+    labels = read_labels(stage, texts, store, wanted)
     units = {
         site.name: site
         for site in (

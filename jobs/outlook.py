@@ -41,11 +41,22 @@ def print_outlook(console: Console, planned: Plan) -> None:
     gpus = visible_gpus()
     devices = f"{gpus} GPUs" if gpus else f"{os.cpu_count()} CPU cores"
     console.print(
-        f"{len(planned.concepts.concepts)} concepts, {len(planned.concepts.sentences):,} sentences, "
-        f"{len(planned.weights)} models; on {devices} here; into {escape(str(store))}",
+        f"{_size(planned)}, {len(planned.weights)} models; on {devices} here; into {escape(str(store))}",
         soft_wrap=True,
     )
     console.print(table)
+    if planned.concepts is None:
+        console.print("What comes after the sentences is known once they are made.")
+        return
     free = space.free(store)
     there = "" if free is None else f"; free there: {free / 1e9:,.0f} GB"
     console.print(f"Activations to write: {total / 1e9:,.2f} GB{there}.")
+
+
+def _size(planned: Plan) -> str:
+    if planned.concepts is None:
+        (texts,) = planned.stages
+        n_concepts, each = len(texts.params["concepts"]), texts.params["sentences"]
+        return f"{n_concepts} concepts, {each} sentences of each to be made"
+    concepts = planned.concepts
+    return f"{len(concepts.concepts)} concepts, {len(concepts.sentences):,} sentences"

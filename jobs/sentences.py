@@ -2,39 +2,128 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from alignment.words import find_word
+from alignment.quality import Collected, Gate
+from alignment.words import NOUN, Word, find_word
 from jobs.stage import Outcome, Stage
 from storage import schemas
-from storage.commit import write_table
-from storage.concepts import ConceptSet
+from storage.commit import FileRecord, write_table
+from storage.concepts import NEGATIVE, POOL, POSITIVE, Concept, ConceptSet, Sentence
+from storage.errors import WorkFailed
+from storage.fingerprint import fingerprint
 from storage.place import read_table
 
 KIND = "sentences"
 CONCEPTS_FILE = "concepts.parquet"
 SENTENCES_FILE = "sentences.parquet"
 MEMBERSHIPS_FILE = "memberships.parquet"
+DROPPED_FILE = "dropped.parquet"
 
 
-def plan(concepts: ConceptSet) -> Stage:
-    """The stage for a concept set that was read."""
+def plan(concepts: ConceptSet, language: str = "en") -> Stage:
+    """The stage for a concept set that was read: its sentences are flagged, none is dropped."""
 
     def run(stage: Stage, store: Path) -> Outcome:
-        folder = stage.folder(store)
-        tables = {
-            CONCEPTS_FILE: _concepts(concepts),
-            SENTENCES_FILE: _sentences(concepts),
-            MEMBERSHIPS_FILE: _memberships(concepts),
-        }
-        files = [write_table(folder, name, table) for name, table in tables.items()]
-        return Outcome(files, _notes(concepts))
+        flagged = _flagged(concepts, language)
+        files = write(stage, store, flagged, language, {})
+        return Outcome(files, _notes(flagged, language))
 
-    params = {"concept_set": concepts.label, "content": concepts.content_hash}
+    params = {"concept_set": concepts.label, "content": concepts.content_hash, "language": language}
     return Stage(KIND, concepts.name, params, run)
+
+
+def label_of(name: str, params: Mapping[str, Any]) -> str:
+    """The label of a set that is still to be made: its name with the start of a hash of what it is
+    made from."""
+    return f"{name}@{fingerprint(params)[:8]}"
+
+
+def short_of(collected: Mapping[str, Collected], wanted: int, needed: int) -> list[str]:
+    """A note on the concepts that have fewer sentences than were wanted.
+
+    Raises WorkFailed, with the reasons, for those that have fewer than are needed.
+    """
+    short = {name: each for name, each in collected.items() if len(each.kept) < wanted}
+    failures = [
+        f"{name}: {len(each.kept)} kept; dropped: "
+        + (", ".join(f"{reason} ({n})" for reason, n in each.dropped.most_common(3)) or "none found")
+        for name, each in short.items()
+        if len(each.kept) < needed
+    ]
+    if failures:
+        raise WorkFailed(
+            f"{len(failures)} of {len(collected)} concepts have fewer than {needed} sentences (fewest)",
+            failures,
+        )
+    if not short:
+        return []
+    name = min(short, key=lambda each: len(short[each].kept))
+    return [
+        f"{len(short)} concepts have fewer than {wanted} sentences, the fewest {name!r}: "
+        f"{len(short[name].kept)}"
+    ]
+
+
+def word_of(concept: Concept, language: str) -> Word:
+    """The word that a concept is looked for by."""
+    return Word(concept.name, concept.pos or NOUN, language)
+
+
+def write(
+    stage: Stage,
+    store: Path,
+    concepts: ConceptSet,
+    language: str,
+    collected: Mapping[str, Collected],
+) -> list[FileRecord]:
+    """Commit the tables of a concept set; `collected` says what was dropped for each concept."""
+    label = stage.params["concept_set"]
+    tables = {
+        CONCEPTS_FILE: _concepts(concepts, label),
+        SENTENCES_FILE: _sentences(concepts, label),
+        MEMBERSHIPS_FILE: _memberships(concepts, label, language),
+        DROPPED_FILE: _dropped(collected, label),
+    }
+    return [write_table(stage.folder(store), name, table) for name, table in tables.items()]
+
+
+def read_set(stage: Stage, store: Path) -> ConceptSet:
+    """The concept set that the stage holds."""
+    rows = _read(stage, store, SENTENCES_FILE).to_pylist()
+    roles: dict[int, dict[str, list[str]]] = {}
+    for row in _read(stage, store, MEMBERSHIPS_FILE).to_pylist():
+        roles.setdefault(row["sentence_id"], {}).setdefault(row["role"], []).append(row["concept"])
+    sentences = []
+    for row in rows:
+        own = roles[row.pop("sentence_id")]
+        del row["concept_set"]
+        sentences.append(
+            Sentence(
+                **row,
+                concepts=own.get(POSITIVE, []),
+                negative_of=own.get(NEGATIVE, []),
+                pool=POOL in own,
+            )
+        )
+    concepts = [
+        Concept(row["concept"], row["domain"], row["sense"], row["pos"])
+        for row in _read(stage, store, CONCEPTS_FILE).to_pylist()
+    ]
+    return ConceptSet(stage.label, concepts, sentences)
+
+
+def read_dropped(stage: Stage, store: Path) -> list[dict[str, Any]]:
+    """The rows of the stage's `dropped` table."""
+    rows: list[dict[str, Any]] = _read(stage, store, DROPPED_FILE).to_pylist()
+    return rows
 
 
 def read_concept_names(stage: Stage, store: Path) -> list[str]:
@@ -55,18 +144,22 @@ def read_texts(stage: Stage, store: Path) -> list[tuple[str, list[int]]]:
     """Every sentence in the order of its id, with the spans of all its concepts' words."""
     spans: dict[int, list[int]] = {}
     for row in _read(stage, store, MEMBERSHIPS_FILE).to_pylist():
-        spans.setdefault(row["sentence_id"], []).extend(row["spans"])
+        if row["role"] == POSITIVE:
+            spans.setdefault(row["sentence_id"], []).extend(row["spans"])
     rows = _read(stage, store, SENTENCES_FILE).to_pylist()
     return [(row["text"], spans.get(row["sentence_id"], [])) for row in rows]
 
 
-def read_memberships(stage: Stage, store: Path) -> tuple[Any, Any, int]:
-    """Sentence ids and, side by side, numbers of their concepts; and how many sentences there are."""
+def read_memberships(stage: Stage, store: Path, role: str = POSITIVE) -> tuple[Any, Any, int]:
+    """Ids of the sentences of a role and, side by side, numbers of their concepts (none for the pool);
+    and how many sentences there are."""
     table = _read(stage, store, MEMBERSHIPS_FILE)
+    rows = table.filter(pc.equal(table.column("role"), role))
     number = {name: index for index, name in enumerate(read_concept_names(stage, store))}
-    concepts = [number[name] for name in table.column("concept").to_pylist()]
+    names = [] if role == POOL else rows.column("concept").to_pylist()
+    concepts = np.array([number[name] for name in names], np.int64)
     n_sentences = _read(stage, store, SENTENCES_FILE).num_rows
-    return table.column("sentence_id").to_numpy(), concepts, n_sentences
+    return rows.column("sentence_id").to_numpy(), concepts, n_sentences
 
 
 def _read(stage: Stage, store: Path, name: str) -> pa.Table:
@@ -74,71 +167,107 @@ def _read(stage: Stage, store: Path, name: str) -> pa.Table:
     return read_table(path)
 
 
-def _concepts(concepts: ConceptSet) -> pa.Table:
-    counts = dict.fromkeys((concept.name for concept in concepts.concepts), 0)
-    for sentence in concepts.sentences:
-        for name in sentence.concepts:
-            counts[name] += 1
-    return pa.Table.from_pylist(
-        [
-            {
-                "concept_set": concepts.label,
-                "concept": concept.name,
-                "domain": concept.domain,
-                "sense": concept.sense,
-                "n_sentences": counts[concept.name],
-            }
-            for concept in concepts.concepts
-        ],
-        schemas.CONCEPTS,
-    )
+def _concepts(concepts: ConceptSet, label: str) -> pa.Table:
+    counts = concepts.counts()
+    rows = [
+        {"concept_set": label, "concept": each.name, **vars(each), "n_sentences": counts[each.name]}
+        for each in concepts.concepts
+    ]
+    return pa.Table.from_pylist(rows, schemas.CONCEPTS)
 
 
-def _sentences(concepts: ConceptSet) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {
-                "concept_set": concepts.label,
-                "sentence_id": number,
-                "text": sentence.text,
-                "source": sentence.source,
-                "prompt": sentence.prompt,
-            }
-            for number, sentence in enumerate(concepts.sentences)
-        ],
-        schemas.SENTENCES,
-    )
+def _sentences(concepts: ConceptSet, label: str) -> pa.Table:
+    rows = [
+        {"concept_set": label, "sentence_id": number, **vars(sentence)}
+        for number, sentence in enumerate(concepts.sentences)
+    ]
+    return pa.Table.from_pylist(rows, schemas.SENTENCES)
 
 
-def _memberships(concepts: ConceptSet) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {
-                "concept_set": concepts.label,
-                "sentence_id": number,
-                "concept": name,
-                "role": "positive",
-                "spans": [edge for span in find_word(sentence.text, name) for edge in span],
-            }
-            for number, sentence in enumerate(concepts.sentences)
+def _memberships(concepts: ConceptSet, label: str, language: str) -> pa.Table:
+    words = {concept.name: word_of(concept, language) for concept in concepts.concepts}
+
+    def row(
+        number: int, name: str | None, role: str, spans: Iterable[tuple[int, int]]
+    ) -> dict[str, Any]:
+        return {
+            "concept_set": label,
+            "sentence_id": number,
+            "concept": name,
+            "role": role,
+            "spans": [edge for span in spans for edge in span],
+        }
+
+    rows = []
+    for number, sentence in enumerate(concepts.sentences):
+        rows += [
+            row(number, name, POSITIVE, find_word(sentence.text, words[name]))
             for name in sentence.concepts
-        ],
-        schemas.MEMBERSHIPS,
-    )
+        ]
+        rows += [row(number, name, NEGATIVE, []) for name in sentence.negative_of]
+        if sentence.pool:
+            rows.append(row(number, None, POOL, []))
+    return pa.Table.from_pylist(rows, schemas.MEMBERSHIPS)
 
 
-def _notes(concepts: ConceptSet) -> list[str]:
+def _dropped(collected: Mapping[str, Collected], label: str) -> pa.Table:
+    rows = [
+        {
+            "concept_set": label,
+            "concept": name,
+            "reason": reason,
+            "dropped": count,
+            "example": each.examples[reason],
+        }
+        for name, each in collected.items()
+        for reason, count in each.dropped.most_common()
+    ]
+    return pa.Table.from_pylist(rows, schemas.DROPPED)
+
+
+def _flagged(concepts: ConceptSet, language: str) -> ConceptSet:
+    """The set with what the quality gate objects to in each sentence.
+
+    The part of speech is looked at only where the file gives one.
+    """
+    gate = Gate([word_of(concept, language) for concept in concepts.concepts], language)
+    known = {concept.name: (number, concept) for number, concept in enumerate(concepts.concepts)}
+    collected: dict[str, Collected] = {}
+    flagged = []
+    for sentence in concepts.sentences:
+        own = [known[name] for name in sentence.concepts]
+        flags: list[str | None] = []
+        if own or sentence.pool:
+            check_pos = all(concept.pos is not None for _, concept in own)
+            flags.append(gate.objection(sentence.text, [number for number, _ in own], check_pos))
+        for name in sentence.concepts:
+            of_concept = collected.setdefault(name, Collected())
+            flags.append(of_concept.repeats(sentence.text))
+            of_concept.keep(sentence.text)
+        flagged.append(replace(sentence, flags=list(dict.fromkeys(flag for flag in flags if flag))))
+    return replace(concepts, sentences=flagged)
+
+
+def _notes(concepts: ConceptSet, language: str) -> list[str]:
     notes = []
+    words = {concept.name: word_of(concept, language) for concept in concepts.concepts}
     without = [
         (name, sentence.text)
         for sentence in concepts.sentences
         for name in sentence.concepts
-        if not find_word(sentence.text, name)
+        if not find_word(sentence.text, words[name])
     ]
     if without:
         name, text = without[0]
         notes.append(
             f"{len(without)} sentences do not contain their concept's word, first {name!r}: {text!r}"
+        )
+    flagged = [(each.flags, each.text) for each in concepts.sentences if each.flags]
+    if flagged:
+        flags, text = flagged[0]
+        notes.append(
+            f"the quality gate objects to {len(flagged)} sentences, which are kept (see their flags), "
+            f"first {', '.join(flags)}: {text!r}"
         )
     if concepts.ignored_columns:
         notes.append(f"columns not used: {', '.join(concepts.ignored_columns)}")

@@ -45,7 +45,7 @@ def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> in
     from cluster.sites import describe
 
     left = units_left(stage, store)
-    if not left:
+    if not left or planned.concepts is None:
         return 0
     sites, hidden_size = describe(load_config(weights), stage.params["sites"])
     poolings = len(stage.params["poolings"])

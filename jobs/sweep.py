@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from alignment.words import NOUN
 from cluster.devices import native_dtype
 from cluster.session import disconnected_after
 from cluster.weights import RANDOM_INIT, Weights, resolve
-from jobs import activations, alignment, baselines, experts, report, sentences, similarity, space
-from jobs.config import Model, Sweep
+from jobs import (
+    activations,
+    alignment,
+    baselines,
+    experts,
+    generate,
+    harvest,
+    report,
+    sentences,
+    similarity,
+    space,
+)
+from jobs.config import Brought, Harvest, Model, Sweep
 from jobs.progress import say
 from jobs.stage import Stage, ensure
 from storage import layout
-from storage.concepts import ConceptSet, read_concepts
+from storage.concepts import ConceptSet, named, read_concepts, read_words
 from storage.database import is_activations
 from storage.human import read_pairs
 from storage.manifest import drop
@@ -22,10 +34,13 @@ from storage.manifest import drop
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep comes to: its stages, each after those that it reads."""
+    """What a sweep comes to: its stages, each after those that it reads.
+
+    While the sentences are still to be made (harvested or written), that is the only stage known.
+    """
 
     sweep: Sweep
-    concepts: ConceptSet
+    concepts: ConceptSet | None  # None while they are still to be made
     weights: list[Weights]
     stages: list[Stage]
 
@@ -42,15 +57,17 @@ class Plan:
 
 def plan(sweep: Sweep) -> Plan:
     """Check everything that a sweep names and lay out its stages. Writes nothing."""
-    concepts = read_concepts(sweep.concepts_path, sweep.name)
-    experts.check(concepts, sweep.experts.sampled)
+    texts, concepts = _sentences(sweep)
     human = [read_pairs(each) for each in sweep.human_sets()]
     models = [
         (model, resolve(model.id, revision, sweep.folder, frozenset(model.allow)))
         for model in sweep.models
         for revision in _revisions(model, sweep)
     ]
-    texts = sentences.plan(concepts)
+    resolved = [weights for _, weights in models]
+    if concepts is None:
+        return Plan(sweep, None, resolved, [texts])
+    experts.check(concepts, sweep.experts)
     compared = [baselines.plan_word_vectors(texts)] if "glove" in sweep.baselines else []
     stages = [texts, *compared]
     for model, weights in models:
@@ -60,7 +77,15 @@ def plan(sweep: Sweep) -> Plan:
                 compared.append(stage)
     aligned = alignment.plan(sweep.name, texts, compared, human, sweep.resamples, sweep.seed)
     stages += [aligned, report.plan(sweep.name, aligned, compared, texts)]
-    return Plan(sweep, concepts, [weights for _, weights in models], stages)
+    return Plan(sweep, concepts, resolved, stages)
+
+
+def with_sentences(planned: Plan) -> Plan:
+    """The whole plan, after the sentences that were still to be made are made."""
+    if planned.concepts is not None:
+        return planned
+    run(planned)
+    return plan(planned.sweep)
 
 
 def run(planned: Plan, until: str | None = None) -> int:
@@ -91,6 +116,27 @@ def _drop_activations(planned: Plan, store: Path) -> None:
                 say(f"{read.name}: {freed / 1e6:,.0f} MB of raw activations dropped")
 
 
+def _sentences(sweep: Sweep) -> tuple[Stage, ConceptSet | None]:
+    """The stage of the sentences and, unless they are still to be made, what it holds."""
+    wanted = sweep.concepts
+    if isinstance(wanted, Brought):
+        concepts = read_concepts(sweep.folder / wanted.source, sweep.name, wanted.columns)
+        return sentences.plan(concepts, wanted.language), concepts
+    if isinstance(wanted.words, str):
+        words = read_words(sweep.folder / wanted.words)
+    else:
+        words = named(wanted.words, f"{sweep.file}: concepts.words")
+    # a concept that is nothing else is a noun
+    words = [replace(each, pos=each.pos or NOUN) for each in words]
+    stage = (
+        harvest.plan(sweep, wanted, words)
+        if isinstance(wanted, Harvest)
+        else generate.plan(sweep, wanted, words)
+    )
+    store = sweep.store_path
+    return stage, sentences.read_set(stage, store) if stage.is_done(store) else None
+
+
 def _revisions(model: Model, sweep: Sweep) -> list[str]:
     control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
     return [*model.revisions, *([RANDOM_INIT] if control else [])]
@@ -102,14 +148,15 @@ def _model_stages(
     dtype = native_dtype() if model.dtype == "auto" else model.dtype
     read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences)
     yield read
-    wanted = sweep.experts
-    scored = experts.plan(
-        read, wanted.negatives, wanted.sampled, wanted.prevalence, wanted.floor, sweep.seed
-    )
+    scored = experts.plan(read, sweep.experts, sweep.seed)
     yield scored
     compared = sweep.similarity
     yield similarity.plan(
-        scored, list(compared.measures), list(compared.scopes), wanted.threshold, wanted.top
+        scored,
+        list(compared.measures),
+        list(compared.scopes),
+        sweep.experts.threshold,
+        sweep.experts.top,
     )
     input_embedding = "input-embedding" in sweep.baselines
     contextual = "contextual" in sweep.baselines

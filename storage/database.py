@@ -24,6 +24,7 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "concepts": ("sentences", "concepts.parquet", schemas.CONCEPTS),
     "sentences": ("sentences", "sentences.parquet", schemas.SENTENCES),
     "memberships": ("sentences", "memberships.parquet", schemas.MEMBERSHIPS),
+    "dropped": ("sentences", "dropped.parquet", schemas.DROPPED),
     "sites": ("activations", "sites.parquet", schemas.SITES),
     "activation_files": ("activations", "files.parquet", schemas.ACTIVATION_FILES),
     "experts": ("experts", "experts", schemas.EXPERTS),

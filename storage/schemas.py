@@ -36,6 +36,7 @@ CONCEPTS = _schema(
         _CONCEPT,
         _field("domain", _TEXT, "domain that the concept belongs to", nullable=True),
         _field("sense", _TEXT, "the sense meant: a WordNet id or a definition", nullable=True),
+        _field("pos", _TEXT, "part of speech of the concept's word", nullable=True),
         _field("n_sentences", pa.int64(), "positive sentences of the concept"),
     ],
 )
@@ -48,6 +49,21 @@ SENTENCES = _schema(
         _field("text", _TEXT, "the sentence"),
         _field("source", _TEXT, "where the sentence comes from", nullable=True),
         _field("prompt", _TEXT, "what was asked for: fact or story", nullable=True),
+        _field("generator", _TEXT, "the model that wrote it", nullable=True),
+        _field("revision", _TEXT, "the model's revision", nullable=True),
+        _field("seed", pa.int64(), "seed that it was written or drawn with", nullable=True),
+        _field("flags", pa.list_(_TEXT), "what the quality gate objects to; none where it dropped"),
+    ],
+)
+
+DROPPED = _schema(
+    "concept_set,concept,reason",
+    [
+        _CONCEPT_SET,
+        _CONCEPT,
+        _field("reason", _TEXT, "what the quality gate objects to"),
+        _field("dropped", pa.int64(), "sentences dropped for it"),
+        _field("example", _TEXT, "the first of them"),
     ],
 )
 
@@ -56,8 +72,8 @@ MEMBERSHIPS = _schema(
     [
         _CONCEPT_SET,
         _SENTENCE_ID,
-        _CONCEPT,
-        _field("role", _TEXT, "positive: the sentence is about the concept"),
+        _field("concept", _TEXT, "name of the concept; null for the pool, negative of all", True),
+        _field("role", _TEXT, "positive: the sentence is about the concept; negative; or pool"),
         _field(
             "spans",
             pa.list_(pa.int32()),

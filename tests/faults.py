@@ -149,14 +149,14 @@ def in_one_process(model: Any, settings: Any) -> Iterator[None]:
 
         def submit(self, unit: Any, folder: Path, words: Any) -> Any:
             for piece in range(STEPS):
-                actor.step(unit, piece, None)
+                actor.step(unit, piece, None, stay_on_device=False)
             return actor.commit(unit, folder, words, None, None)
 
     class Queue:
         def __init__(self, start: Any, submit: Any, *_: Any) -> None:
             self._start, self._submit = start, submit
 
-        def run(self, units: Any, _: int) -> Iterator[Any]:
+        def run(self, units: Any, *_: Any) -> Iterator[Any]:
             pipeline = self._start()
             for unit in units:
                 yield unit, self._submit(pipeline, unit)

@@ -232,7 +232,7 @@ def test_bytes_that_will_not_fit_are_told_before_anything_is_computed(
 def test_verify_names_every_file_of_which_one_bit_was_flipped(finished: Path) -> None:
     assert list(verify(finished)) == []
     files = [path for path in finished.rglob("*") if path.is_file() and "_units" not in path.parts]
-    chance = random.Random(0)  # noqa: S311
+    chance = random.Random(0)
     for path in files:
         whole = path.read_bytes()
         bit = chance.randrange(len(whole) * 8)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignment.words import find_word
-from jobs.config import read_sweep
+from jobs.config import Brought, read_sweep
 from storage.assets import ASSETS, Asset
 from storage.concepts import read_concepts
 from storage.errors import UserError
@@ -40,8 +40,8 @@ def refused(call: object, *arguments: object) -> str:
         ('concept,text\ncat,"A cat\n', "is no CSV file"),
         ("concept,text\n-,A dash -.\n", "the concept '-' has no letter"),
         (GOOD + "Cat,My Cat.\n", "concepts 'Cat' and 'cat' differ only in case"),
-        ("concept,text,role\ncat,A cat.,maybe\n", "role is 'maybe'; allowed: positive"),
-        ("concept,domain,text\ncat,a,x\ncat,b,y\n", "domain 'b' and sense None here, but 'a'"),
+        ("concept,text,role\ncat,A cat.,maybe\n", "role is 'maybe'; allowed: positive, negative, pool"),
+        ("concept,domain,text\ncat,a,x\ncat,b,y\n", "has the domain 'b' here, but 'a' before"),
     ],
 )
 def test_a_concept_file_that_is_wrong_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -110,7 +110,7 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, f
         ("- a\n", "holds no keys"),
         ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [1.5]}\n", "experts.threshold[0]: 1.5:"),
         ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [0.2]}\n", "floor 0.4 is above"),
-        ("concepts: a.csv\nmodels: [a]\nexperts: {negatives: pool}\n", "allowed: others, or others:N"),
+        ("concepts: a.csv\nmodels: [a]\nexperts: {negatives: pols}\n", "allowed: others, others:N"),
         ("concepts: a.csv\nmodels: [a]\nneurons: {pooling: [min]}\n", "neurons.pooling[0]: 'min':"),
         ("concepts: a.csv\nmodels: [a]\nfile: b\n", "file: unknown key"),
         ("!!python/object/apply:os.system [ls]\n", "is no YAML"),
@@ -130,7 +130,7 @@ def test_a_small_sweep_file_has_defaults_that_work(tmp_path: Path) -> None:
     sweep = read_sweep(file)
     assert (sweep.name, sweep.human[0].name) == ("study", "men")
     assert sweep.store_path == tmp_path / "results/study"
-    assert sweep.concepts_path == tmp_path / "a.csv"
+    assert sweep.concepts == Brought(source="a.csv")
 
 
 @pytest.mark.parametrize(

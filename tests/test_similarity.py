@@ -35,7 +35,7 @@ def _experts(rows: list[Any], threshold: float | None, top: int | None) -> set[A
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_measure_is_that_of_sets_at_every_cut_and_in_every_scope(seed: int) -> None:
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     concepts = ["b", "a", "none", "c"]
     rows = [
         (pooling, concept, layer, site, unit, chance.choice([0.45, 0.5, 0.6, 0.75, 0.9]))
