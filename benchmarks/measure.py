@@ -12,7 +12,6 @@ from typing import Any
 from storage.manifest import software_versions
 
 FOLDER = Path("results/bench")
-_ROUNDS = 5
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -22,10 +21,12 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def side_by_side(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float, float]:
+def side_by_side(
+    ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = 5
+) -> tuple[float, float]:
     """Median seconds of both over rounds in which they take turns, after one round that is dropped."""
     ours(), theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(_ROUNDS)]
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
     return statistics.median(one for one, _ in pairs), statistics.median(two for _, two in pairs)
 
 

@@ -24,7 +24,7 @@ from storage.concepts import read_concepts
 
 SETTINGS = Settings(native_dtype(), "mlp", ["max", "concept", "context"])
 
-IN_UNIT = 64
+IN_UNIT = 128
 _CONCEPTS = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
 
 

@@ -30,7 +30,7 @@ def check(planned: Plan, store: Path) -> None:
         for stage in planned.of_kind(activations.KIND)
     ]
     # where activations are dropped, those of one model are there at a time
-    most = sum(needed) if planned.sweep.experts.keep_activations else max(needed)
+    most = sum(needed) if planned.sweep.experts.keep_activations else max(needed, default=0)
     if most > room:
         raise UserError(
             f"{store}: the activations need {most / 1e9:,.2f} GB, {room / 1e9:,.2f} GB are free; "
@@ -50,7 +50,8 @@ def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> in
     sites, hidden_size = describe(load_config(weights), stage.params["sites"])
     poolings = len(stage.params["poolings"])
     neurons = sum(site.width for site in sites)
-    sentence = neurons * poolings * _FLOAT16 + len(sites) * hidden_size * _FLOAT32
+    layers = len({site.layer for site in sites})
+    sentence = neurons * poolings * _FLOAT16 + layers * hidden_size * _FLOAT32
     units: int = stage.params["units"]
     return sentence * len(planned.concepts.sentences) * left // units
 
