@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,8 +46,8 @@ def place(
     layers = load_config(weights).get_text_config().num_hidden_layers
     if shards > layers:
         raise UserError(f"model {weights.label}: has {layers} layers, too few for {shards} shards")
-    has = gpus() / gpus_per_shard if on_gpus else float(cpus())
-    fit = int(has // shards)
+    room = min(cpus(), gpus() / gpus_per_shard if on_gpus else cpus())
+    fit = int(room // shards)
     if fit < (1 if replicas == "auto" else replicas):
         asked = f"{shards} shards" + ("" if replicas == "auto" else f" x {replicas} replicas")
         raise UserError(
@@ -59,7 +60,12 @@ def place(
 def _needed(weights: Weights, dtype: str, gpus_per_shard: float) -> int:
     measure = ray.remote(_bytes_of_model_and_gpu).options(num_gpus=gpus_per_shard)
     model, gpu = result(measure.remote(weights, dtype))
-    return max(1, -int(-(model * _HEADROOM) // (gpu * gpus_per_shard)))
+    return shards_for(model, gpu * gpus_per_shard)
+
+
+def shards_for(model: int, device: float) -> int:
+    """Shards of a model of so many bytes on devices of so many bytes each."""
+    return max(1, math.ceil(model * _HEADROOM / device))
 
 
 def _bytes_of_model_and_gpu(weights: Weights, dtype: str) -> tuple[int, int]:

@@ -12,7 +12,9 @@ import pytest
 import ray
 
 from cluster.pipeline import Pipeline
+from cluster.placement import Placement, place, shards_for
 from cluster.weights import Weights
+from storage.errors import UserError
 from tests.planted import CPU, SETTINGS, check_every_activation, queue_of, sentences, work_units
 
 
@@ -22,6 +24,17 @@ def machine() -> Iterator[None]:
     ray.init(address="local", num_cpus=6, num_gpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+def test_a_model_is_cut_into_as_many_shards_as_its_weights_need(weights: Weights) -> None:
+    """With too few, a device runs out of memory in the middle; what cannot be is said at once."""
+    assert [shards_for(model, 80 * 10**9) for model in (10**8, 16 * 10**9, 140 * 10**9)] == [1, 1, 3]
+    assert place(weights, "float32", "auto", "auto", 0.5) == Placement(1, 6, CPU | {"GPU": 0.5})
+    assert place(weights, "float32", 3, "auto", 0).replicas == 2
+    with pytest.raises(UserError, match=r"@main: has 3 layers, too few for 4 shards"):
+        place(weights, "float32", 4, "auto", 1)
+    with pytest.raises(UserError, match=r"2 shards x 3 replicas of .* has 6 CPUs and 4 GPUs"):
+        place(weights, "float32", 2, 3, 1)
 
 
 def test_each_shard_sees_its_own_device_and_no_other(weights: Weights) -> None:
