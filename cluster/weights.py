@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +103,18 @@ def materialise(weights: Weights) -> Path:
 
 def load_config(weights: Weights) -> Any:
     """The model's configuration, without its weights."""
+    return _config(weights.source, weights.location, weights.commit, weights.remote_code)
+
+
+@cache
+def _config(source: str, location: str, commit: str | None, remote_code: bool) -> Any:
+    # all revisions of a GGUF file have one configuration, and it is slow to read
     from transformers import AutoConfig
 
-    if weights.source == "gguf":
-        file = Path(weights.location)
+    if source == "gguf":
+        file = Path(location)
         return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    return AutoConfig.from_pretrained(
-        weights.location, revision=weights.commit, trust_remote_code=weights.remote_code
-    )
+    return AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=remote_code)
 
 
 def read_config(folder: Path, remote_code: bool) -> Any:

@@ -140,7 +140,8 @@ def _named(path: Any) -> str:
 def in_one_process(model: Any, settings: Any) -> Iterator[None]:
     """Let sweeps run without Ray's processes, on one model that is loaded once: the same actors' and
     tasks' code, called instead of sent. Only so can hundreds of sweeps be killed in a minute."""
-    with patch.object(ray, "get_gpu_ids", list):
+    # an actor hides the GPUs that it was not given from its whole process
+    with patch.object(ray, "get_gpu_ids", list), patch.dict(os.environ):
         actor = ShardActor(model, settings, 0, 1)
         assert actor._shard
 

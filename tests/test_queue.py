@@ -59,14 +59,16 @@ class Worker:
         ray.kill(self.actor)
 
 
-def results(folder: Path, faults: dict[int, str], n_units: int = 6, cpus: float = 1) -> Any:
+def results(
+    folder: Path, faults: dict[int, str], n_units: int = 6, cpus: float = 1, wait: float = 60
+) -> Any:
     queue: WorkQueue[int, int] = WorkQueue(
         lambda: Worker(folder, cpus),
         lambda worker, unit: worker.actor.work.remote(abs(unit), faults.get(unit, "")),
         lambda unit: f"unit {unit}",
         lambda unit: -unit,
     )
-    return queue.run(range(n_units), 2, wait_seconds=3)
+    return queue.run(range(n_units), 2, wait_seconds=wait)
 
 
 @pytest.mark.parametrize("faults", [{}, {0: "die once", 3: "die once"}, {2: "raise once"}])
@@ -110,4 +112,4 @@ def test_what_the_user_must_mend_stops_at_once(tmp_path: Path) -> None:
 
 def test_resources_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="within 3 s for an actor of 64 CPUs: the cluster has 2 CPUs"):
-        list(results(tmp_path, {}, cpus=64))
+        list(results(tmp_path, {}, cpus=64, wait=3))
