@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sys
 
+from benchmarks.bootstrap import bootstrap
 from benchmarks.capture import capture
 from benchmarks.select import select_sklearn, select_sort
 
-BENCHMARKS = {"capture": capture, "select_sort": select_sort, "select_sklearn": select_sklearn}
+BENCHMARKS = {
+    "bootstrap": bootstrap,
+    "capture": capture,
+    "select_sort": select_sort,
+    "select_sklearn": select_sklearn,
+}
 
 
 def main() -> int:

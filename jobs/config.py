@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from alignment.agreement import Measure
 from alignment.expertise import REFERENCE_PREVALENCE
+from alignment.resampling import Method
 from storage.errors import UserError
-from storage.human import HumanSet, known_set, known_sets
+from storage.human import DEFAULT_COLUMNS, Comparison, HumanSet, Kind, known_set, known_sets
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Count = Annotated[int, Field(ge=1)]
@@ -80,18 +83,44 @@ class Experts(_Part):
 
 
 class Human(_Part):
-    """Human judgments: a known data set by its name, or a file with the columns of the two words
-    and their score."""
+    """Human judgments: a known data set by its name, or a file with how to read it."""
 
     name: str = Field(min_length=1)
     path: str | None = None
-    columns: list[str] = Field(default=["a", "b", "score"], min_length=3, max_length=3)
+    kind: Kind = "pairs"
+    columns: list[str] | None = None
+    raters: list[str] = []
+    items: str | None = None
+    scores: Literal["similarity", "dissimilarity"] = "similarity"
+    vectors: Comparison = "cosine"
+    lemma: bool = False
 
     @model_validator(mode="after")
     def _known(self) -> Human:
         if self.path is None and self.name not in known_sets():
             raise ValueError(f"allowed: {', '.join(known_sets())}, or a file: {{name, path, columns}}")
+        if self.path is None and self.model_fields_set - {"name", "lemma"}:
+            raise ValueError(f"{self.name!r} is a known data set; only a file is told how to be read")
+        wanted = 3 if self.kind == "features" else len(DEFAULT_COLUMNS[self.kind])
+        if self.columns is not None and len(self.columns) != wanted:
+            raise ValueError(f"columns: {self.kind} have {wanted}, here are {len(self.columns)}")
         return self
+
+    def where(self, folder: Path) -> HumanSet:
+        """The data set, its paths relative to a folder."""
+        if self.path is None:
+            return replace(known_set(self.name), lemma=self.lemma)
+        return HumanSet(
+            self.name,
+            folder / self.path,
+            self.kind,
+            DEFAULT_COLUMNS[self.kind] if self.columns is None else tuple(self.columns),
+            raters=tuple(self.raters),
+            items=None if self.items is None else folder / self.items,
+            dissimilar=self.scores == "dissimilarity",
+            vectors=self.vectors,
+            lemma=self.lemma,
+        )
 
 
 class Sweep(_Part):
@@ -106,6 +135,8 @@ class Sweep(_Part):
     similarity: list[Literal["jaccard"]] = ["jaccard"]
     human: list[Human] = Field(default=[Human(name="men")], min_length=1)
     baselines: list[Baseline] = ["input-embedding", "contextual"]
+    agreement: list[Measure] = Field(default=["spearman"], min_length=1)
+    interval: Method = "jackknife"
     resamples: int = Field(default=2000, ge=100)
     seed: int = Field(default=0, ge=0)
     file: Path = Field(default=Path(), exclude=True)
@@ -139,6 +170,7 @@ class Sweep(_Part):
                 seen.add((model.id, revision))
         lists: dict[str, list[Any]] = {
             "human": [human.name for human in self.human],
+            "agreement": list(self.agreement),
             "experts.threshold": self.experts.threshold,
             "neurons.pooling": list(self.neurons.pooling),
         }
@@ -164,17 +196,7 @@ class Sweep(_Part):
 
     def human_sets(self) -> list[HumanSet]:
         """The human data sets, by name or by path."""
-        return [
-            known_set(human.name)
-            if human.path is None
-            else HumanSet(
-                human.name,
-                self.folder / human.path,
-                (human.columns[0], human.columns[1], human.columns[2]),
-                separator="\t" if human.path.endswith(".tsv") else ",",
-            )
-            for human in self.human
-        ]
+        return [human.where(self.folder) for human in self.human]
 
 
 def read_sweep(file: Path, store: Path | None = None) -> Sweep:

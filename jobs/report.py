@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import sentences
-from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE
+from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE, TRIPLETS_FILE
 from jobs.matrix_figure import draw_matrix
 from jobs.similarity import EXPERTS, FILE
 from jobs.stage import Outcome, Stage
@@ -56,14 +57,17 @@ def _run(stage: Stage, store: Path) -> Outcome:
     described = f"{read.label}, {pooling} pooling, AP > {threshold}"
     (table,) = aligned.result(store).paths(ALIGNMENT_FILE)
     (pairs,) = aligned.result(store).paths(PAIRS_FILE)
-    n_pairs = pq.read_table(pairs).group_by("human_set").aggregate([([], "count_all")])
+    (triplets,) = aligned.result(store).paths(TRIPLETS_FILE)
+    judged = pa.concat_tables([pq.read_table(path, columns=["human_set"]) for path in (pairs, triplets)])
+    n_judged = judged.group_by("human_set").aggregate([([], "count_all")])
     summary = {
         "sweep": stage.label,
         "concept_set": texts.params["concept_set"],
         "n_concepts": len(domains),
         "n_sentences": len(sentences.read_texts(texts, store)),
         "headline_threshold": threshold,
-        "human_pairs": {row["human_set"]: row["count_all"] for row in n_pairs.to_pylist()},
+        "agreement": aligned.params["measures"][0],
+        "human_pairs": {row["human_set"]: row["count_all"] for row in n_judged.to_pylist()},
         "human_sets": list(aligned.params["human"]),
         "alignment": pq.read_table(table).to_pylist(),
         "nearest": {
@@ -91,7 +95,7 @@ def _similarities(
     with duckdb.connect() as connection:
         rows = connection.execute(
             "SELECT concept_a, concept_b, similarity FROM read_parquet($path) "
-            "WHERE pooling = $pooling AND threshold = $threshold",
+            "WHERE pooling = $pooling AND threshold = $threshold AND layer IS NULL AND site IS NULL",
             {"path": str(path), "pooling": pooling, "threshold": threshold},
         ).fetchall()
     return {(first, second): value for first, second, value in rows}

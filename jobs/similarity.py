@@ -1,8 +1,10 @@
-"""Stage `similarity`: how similar two concepts' experts are, by DuckDB SQL over the experts."""
+"""Stage `similarity`: how similar two concepts' experts are, by DuckDB SQL over the experts: those of
+the whole model, of each layer and of each kind of site."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -33,22 +35,37 @@ def _run(stage: Stage, store: Path) -> Outcome:
     read = experts.inputs["activations"]
     paths = [str(experts.result(store).folder / each.path) for each in experts.result(store).files]
     concepts = sentences.read_concept_names(read.inputs["sentences"], store)
+    tables = []
     with duckdb.connect() as connection:
-        connection.from_parquet(paths).create_view("scored")
+        connection.from_parquet(paths).create("everywhere")
         sql.provide(connection, "concepts", {"concept": concepts})
         sql.provide(connection, "thresholds", {"threshold": stage.params["thresholds"]})
         sql.provide(connection, "poolings", {"pooling": read.params["poolings"]})
-        rows = connection.sql(sql.query("jaccard")).to_arrow_table()
-    constant = {
-        **{name: stage.params[name] for name in ("model", "revision", "concept_set")},
-        "representation": EXPERTS,
-        "measure": "jaccard",
-        "layer": None,
-    }
-    return Outcome([write_table(stage.folder(store), FILE, complete(rows, constant))])
+        constant = {
+            **{name: stage.params[name] for name in ("model", "revision", "concept_set")},
+            "representation": EXPERTS,
+            "measure": "jaccard",
+        }
+        for place in _places(connection):
+            here = connection.table("everywhere")
+            for column, value in place.items():
+                here = here.filter(duckdb.ColumnExpression(column) == duckdb.ConstantExpression(value))
+            here.create_view("scored")
+            rows = connection.sql(sql.query("jaccard")).to_arrow_table()
+            tables.append(complete(rows, {**constant, **place}))
+    return Outcome([write_table(stage.folder(store), FILE, pa.concat_tables(tables))])
 
 
-def complete(rows: pa.Table, constant: dict[str, str | None]) -> pa.Table:
+def _places(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """The whole model, each layer, and each kind of site where there are several."""
+    found = connection.execute("SELECT DISTINCT layer, site FROM everywhere").fetchall()
+    layers = sorted({layer for layer, _ in found})
+    sites = sorted({site for _, site in found})
+    kinds = [{"site": site} for site in sites] if len(sites) > 1 else []
+    return [{}, *({"layer": layer} for layer in layers), *kinds]
+
+
+def complete(rows: pa.Table, constant: dict[str, Any]) -> pa.Table:
     """Rows of the `similarity` table: the columns found in `rows`, then the constant ones."""
     columns = {}
     for field in schemas.SIMILARITY:

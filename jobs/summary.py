@@ -11,6 +11,7 @@ from rich.table import Table
 
 from alignment.correlation import FEWEST_PAIRS
 from cluster.weights import RANDOM_INIT
+from jobs.alignment import TRIPLETS
 from jobs.baselines import HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
 from jobs.similarity import EXPERTS
 from storage.activation_files import POOLINGS
@@ -19,10 +20,21 @@ _QUESTION = (
     "SELECT revision, layer, count(*) AS experts FROM experts WHERE pooling = 'max' AND ap > 0.5 "
     "GROUP BY ALL ORDER BY ALL"
 )
+STATISTICS = {
+    "spearman": "Spearman's rho",
+    "kendall": "Kendall's tau-b",
+    "pearson": "Pearson's r",
+    TRIPLETS: "share predicted",
+}
+INTERVALS = {
+    "jackknife": "each concept left out in turn",
+    "concept-bootstrap": "concepts resampled",
+    "pair-bootstrap": "pairs resampled, which is too narrow",
+}
 _FOOTNOTE = (
-    "All rows of a table are on the same pairs. Intervals (95%) resample the concepts. The best hidden "
-    "state is chosen on these very pairs, so it is flattered. A dash: all similarities are equal, or "
-    "too few differ for an interval."
+    "All rows of a table are on the same pairs. Intervals (95%) allow for pairs that share a concept. "
+    "What is best is chosen on these very pairs, so it is flattered. A dash: all similarities are "
+    "equal, or too few differ for an interval."
 )
 
 
@@ -35,7 +47,11 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
 
     few = []
     for human_set in summary["human_sets"]:
-        rows = [row for row in summary["alignment"] if row["human_set"] == human_set]
+        rows = [
+            row
+            for row in summary["alignment"]
+            if row["human_set"] == human_set and row["agreement"] in (summary["agreement"], TRIPLETS)
+        ]
         if rows:
             say(_title(human_set, rows[0], summary["headline_threshold"]))
             console.print(_alignment_table(rows, summary["headline_threshold"]))
@@ -57,9 +73,10 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
 
 
 def _title(human_set: str, row: dict[str, Any], threshold: float) -> str:
+    things = TRIPLETS if row["agreement"] == TRIPLETS else "pairs"
     return (
-        f"Alignment with {human_set}: Spearman's rho, {row['n_pairs']} pairs of {row['n_concepts']} "
-        f"concepts, AP > {threshold}"
+        f"Alignment with {human_set}: {STATISTICS[row['agreement']]}, {row['n_pairs']} {things} of "
+        f"{row['n_concepts']} concepts, AP > {threshold}"
     )
 
 
@@ -98,8 +115,10 @@ def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, di
     neurons = [
         (f"{row['pooling']} pooling", row)
         for row in sorted(experts, key=lambda row: row["revision"] == RANDOM_INIT)
+        if row["layer"] is None and row["site"] is None
     ]
     shown = [(f"neurons, {text}", row) for text, row in neurons if row["revision"] != RANDOM_INIT]
+    shown += _best_layers(experts)
     shown += _baselines(rows)
     shown += [
         (f"random weights, {text}", row) for text, row in neurons if row["revision"] == RANDOM_INIT
@@ -108,6 +127,20 @@ def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, di
     if len(models) == 1:
         return shown
     return [(_named(label, row), row) for label, row in shown]
+
+
+def _best_layers(experts: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """The layer of each trained model whose neurons agree best, by the first pooling."""
+    layers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in experts:
+        trained = row["revision"] != RANDOM_INIT and row["pooling"] == experts[0]["pooling"]
+        if trained and row["layer"] is not None and row["rho"] is not None:
+            layers.setdefault((row["model"], row["revision"]), []).append(row)
+    best = [(max(found, key=lambda row: row["rho"]), len(found)) for found in layers.values()]
+    return [
+        (f"best neurons of {count} layers (L{row['layer']}, {row['pooling']})", row)
+        for row, count in best
+    ]
 
 
 def _baselines(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

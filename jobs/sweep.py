@@ -10,11 +10,11 @@ from cluster.session import disconnected_after
 from cluster.weights import RANDOM_INIT, Weights, resolve
 from jobs import activations, alignment, baselines, experts, report, sentences, similarity
 from jobs.config import Model, Sweep
+from jobs.judgments import judge
 from jobs.progress import say
 from jobs.stage import Stage, ensure
 from storage import layout
 from storage.concepts import ConceptSet, read_concepts
-from storage.human import read_pairs
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def plan(sweep: Sweep) -> Plan:
     """Check everything that a sweep names and lay out its stages. Writes nothing."""
     concepts = read_concepts(sweep.concepts_path, sweep.name)
     experts.check(concepts, sweep.experts.sampled)
-    human = [read_pairs(each) for each in sweep.human_sets()]
+    names = [concept.name for concept in concepts.concepts]
+    human = [judge(each, names) for each in sweep.human_sets()]
     models = [
         (model, resolve(model.id, revision, sweep.folder))
         for model in sweep.models
@@ -52,7 +53,8 @@ def plan(sweep: Sweep) -> Plan:
     for model, weights in models:
         for stage in _model_stages(sweep, model, weights, texts, len(concepts.sentences)):
             (compared if stage.kind == similarity.KIND else stages).append(stage)
-    aligned = alignment.plan(sweep.name, texts, compared, human, sweep.resamples, sweep.seed)
+    how = alignment.How(sweep.agreement, sweep.interval, sweep.resamples, sweep.seed)
+    aligned = alignment.plan(sweep.name, texts, compared, human, how)
     stages += [*compared, aligned, report.plan(sweep.name, aligned, compared, texts)]
     return Plan(sweep, concepts, [weights for _, weights in models], stages)
 

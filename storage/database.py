@@ -27,6 +27,8 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "similarity": ("similarity", "similarity.parquet", schemas.SIMILARITY),
     "alignment": ("alignment", "alignment.parquet", schemas.ALIGNMENT),
     "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
+    "human_triplets": ("alignment", "human-triplets.parquet", schemas.HUMAN_TRIPLETS),
+    "human_dropped": ("alignment", "human-dropped.parquet", schemas.HUMAN_DROPPED),
 }
 
 _RUN = "^/[a-z]+/[^/]*-([0-9a-f]{16})/"

@@ -114,7 +114,8 @@ _REPRESENTATION = [
     _field("revision", _TEXT, "the model's revision", nullable=True),
     _field("concept_set", _TEXT, "concept set that it comes from"),
     _field("pooling", _TEXT, "pooling of the experts' activations", nullable=True),
-    _field("layer", pa.int32(), "layer, null for the whole model", nullable=True),
+    _field("layer", pa.int32(), "layer, null for all of them", nullable=True),
+    _field("site", _TEXT, "place in the layers, null for all of them", nullable=True),
     _field("measure", _TEXT, "jaccard or cosine"),
     _field("threshold", pa.float64(), "experts have an AP strictly above it", nullable=True),
 ]
@@ -135,12 +136,20 @@ ALIGNMENT = pa.schema(
     [
         *_REPRESENTATION,
         _field("human_set", _TEXT, "name of the human data set"),
-        _field("n_pairs", pa.int64(), "pairs compared: the same for all of a human set"),
-        _field("n_undefined", pa.int64(), "pairs without any expert: their similarity counts as 0"),
+        _field("agreement", _TEXT, "spearman, kendall or pearson; triplets: the share predicted"),
+        _field("n_pairs", pa.int64(), "pairs (triplets) compared: the same for all of a human set"),
+        _field(
+            "n_undefined", pa.int64(), "pairs without any expert: their similarity counts as 0", True
+        ),
         _field("n_concepts", pa.int64(), "concepts in these pairs"),
-        _field("rho", pa.float64(), "Spearman correlation; null where all are equal", nullable=True),
-        _field("ci_low", pa.float64(), "lower end of the 95% interval over concepts", True),
-        _field("ci_high", pa.float64(), "upper end; null where it cannot be had", True),
+        _field("rho", pa.float64(), "the agreement; null where all similarities are equal", True),
+        _field("ci_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+        _field("ci_high", pa.float64(), "upper end; null where it cannot be had", nullable=True),
+        _field("ci_by", _TEXT, "jackknife, concept-bootstrap or pair-bootstrap (docs/method.md)"),
+        _field("p", pa.float64(), "two-sided, by permuting the concepts (Mantel)", nullable=True),
+        _field("q", pa.float64(), "p corrected over layers, sites and thresholds", nullable=True),
+        _field("ceiling", pa.float64(), "how well people agree with people", nullable=True),
+        _field("ceiling_source", _TEXT, "where that is from", nullable=True),
         _field("reference", _TEXT, "the baseline that the difference is to", nullable=True),
         _field("difference", pa.float64(), "rho less that of the reference", nullable=True),
         _field("difference_low", pa.float64(), "lower end of its 95% interval", nullable=True),
@@ -154,6 +163,23 @@ HUMAN_PAIRS = pa.schema(
         _field("concept_a", _TEXT, "one concept; its name sorts before the other's"),
         _field("concept_b", _TEXT, "the other concept"),
         _field("score", pa.float64(), "mean human score, on the data set's own scale"),
+    ]
+)
+
+HUMAN_TRIPLETS = pa.schema(
+    [
+        _field("human_set", _TEXT, "name of the human data set"),
+        _field("concept_a", _TEXT, "one of the two that people kept"),
+        _field("concept_b", _TEXT, "the other; its name sorts after the first's"),
+        _field("odd", _TEXT, "the one that they found least like the others"),
+    ]
+)
+
+HUMAN_DROPPED = pa.schema(
+    [
+        _field("human_set", _TEXT, "name of the human data set"),
+        _field("words", pa.list_(pa.string()), "the pair or triplet, or an item with all its pairs"),
+        _field("reason", _TEXT, "why it was left out"),
     ]
 )
 

@@ -80,7 +80,7 @@ def test_neurons_align_better_than_glove_and_input_embeddings(demo: Run) -> None
     (glove,) = men(demo, representation="word vectors")
     (embedding,) = men(demo, representation="input embedding")
     for pooling in ("max", "concept", "context"):
-        neurons = {"representation": "experts", "pooling": pooling, "threshold": 0.5}
+        neurons = {"representation": "experts", "pooling": pooling, "threshold": 0.5, "layer": None}
         (trained,) = men(demo, **neurons, revision="main")
         assert trained["n_pairs"] == glove["n_pairs"] == embedding["n_pairs"] == pairs
         assert trained["rho"] > glove["rho"]
