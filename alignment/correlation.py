@@ -66,8 +66,8 @@ def mantel(
         return float("nan")
     random = np.random.default_rng(seed)
     as_large = 0
-    for size in blocks(permutations):
-        names = random.permuted(np.tile(np.arange(len(matrix)), (size, 1)), axis=1)
+    for rows in blocks(permutations, max(len(y), len(matrix))):
+        names = random.permuted(np.tile(np.arange(len(matrix)), (len(rows), 1)), axis=1)
         permuted = agreement_of_prepared(
             measure, values[names[:, first], names[:, second]], scores, once
         )

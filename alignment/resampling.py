@@ -20,7 +20,8 @@ Method = Literal["jackknife", "concept-bootstrap", "pair-bootstrap"]
 METHODS: tuple[Method, ...] = ("jackknife", "concept-bootstrap", "pair-bootstrap")
 LEVEL = 0.95
 
-_ROWS_AT_ONCE = 500
+_CELLS_AT_ONCE = 1 << 20
+_MOST_PAIR_GROUPS = 1000
 _MOST_UNDEFINED = 0.05
 _OUTERMOST = 1 - 1e-9
 """What stands for a value on a bound, which has no finite place on the transformed scale."""
@@ -40,9 +41,10 @@ class Estimates:
     """A statistic of several representations on the same pairs, and what its intervals need.
 
     `values` has shape (representations,), NaN where the statistic is undefined. The others hold it in
-    each resample, or without each concept and each pair in turn: (representations, resamples),
-    (representations, concepts) and (representations, pairs), empty where the method needs none.
-    `pairs_of` counts each concept's pairs; `bounds` are the least and greatest possible values.
+    each resample, or without each concept and each pair (or group of pairs) in turn: (representations,
+    resamples), (representations, concepts) and (representations, pairs), empty where the method needs
+    none. `pairs_of` counts each concept's pairs, `n_pairs` all of them; `bounds` are the least and
+    greatest possible values.
     """
 
     method: Method
@@ -51,6 +53,7 @@ class Estimates:
     without_concept: Floats
     without_pair: Floats
     pairs_of: Integers
+    n_pairs: int
     bounds: tuple[float, float]
 
     def interval(self, one: int) -> Interval:
@@ -88,7 +91,7 @@ class Estimates:
         if np.isnan(estimate):
             return none
         if self.method == "jackknife":
-            variance = dyadic_variance(without_concept, without_pair, self.pairs_of)
+            variance = dyadic_variance(without_concept, without_pair, self.pairs_of, self.n_pairs)
             if np.isnan(variance):
                 return none
             half = stats.t.ppf((1 + LEVEL) / 2, len(self.pairs_of) - 1) * np.sqrt(variance)
@@ -132,19 +135,23 @@ def estimate(
     def drawn() -> Iterator[Floats]:
         random = np.random.default_rng(seed)
         n = n_pairs if method == "pair-bootstrap" else n_concepts
-        for size in blocks(resamples):
+        for rows in blocks(resamples, n_pairs):
+            size = len(rows)
             counts = random.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
             yield counts if method == "pair-bootstrap" else counts[:, numbers].prod(axis=2)
 
     def without_concept() -> Iterator[Floats]:
-        for start in range(0, n_concepts, _ROWS_AT_ONCE):
-            left_out = np.arange(start, min(start + _ROWS_AT_ONCE, n_concepts))
-            yield (numbers != left_out[:, None, None]).all(axis=2).astype(np.float64)
+        for rows in blocks(n_concepts, n_pairs):
+            yield (numbers != rows[:, None, None]).all(axis=2).astype(np.float64)
 
     def without_pair() -> Iterator[Floats]:
-        for start in range(0, n_pairs, _ROWS_AT_ONCE):
-            left_out = np.arange(start, min(start + _ROWS_AT_ONCE, n_pairs))
-            yield (np.arange(n_pairs) != left_out[:, None]).astype(np.float64)
+        group = np.arange(n_pairs)
+        if n_pairs > _MOST_PAIR_GROUPS:
+            # of many pairs, groups are left out in turn: the same variance, from fewer values
+            group = np.random.default_rng(seed).permutation(n_pairs) % _MOST_PAIR_GROUPS
+        groups = min(n_pairs, _MOST_PAIR_GROUPS)
+        for rows in blocks(groups, n_pairs):
+            yield (group != rows[:, None]).astype(np.float64)
 
     values = statistic(np.ones((1, n_pairs)))[:, 0]
     nothing = np.empty((len(values), 0))
@@ -156,31 +163,37 @@ def estimate(
         over(without_concept()) if jackknife else nothing,
         over(without_pair()) if jackknife else nothing,
         np.bincount(numbers.ravel(), minlength=n_concepts),
+        n_pairs,
         bounds,
     )
 
 
-def dyadic_variance(without_concept: Floats, without_pair: Floats, pairs_of: Integers) -> float:
+def dyadic_variance(
+    without_concept: Floats, without_pair: Floats, pairs_of: Integers, n_pairs: int
+) -> float:
     """Variance of a statistic of pairs that are dependent where they share a concept.
 
     The jackknife over concepts counts the variance of single pairs about twice, once for each concept
     of a pair; that part, known from the jackknife over pairs, is taken off. This is the dyadic-robust
     variance of Aronow, Samii and Assenova 2015 (Political Analysis 23(4), arXiv 1312.3398) with the
     values left out one at a time in the place of residuals. `without_concept` has shape (concepts,),
-    `without_pair` (pairs,), `pairs_of` the number of pairs of each concept. At least the variance of
-    independent pairs. NaN where leaving something out leaves no value.
+    `without_pair` (pairs,), or (groups,) where groups of pairs were left out; `pairs_of` is the number
+    of pairs of each concept, `n_pairs` that of all. At least the variance of independent pairs, so it is
+    too large where pairs that share a concept offset each other. NaN where leaving something out leaves
+    no value.
     """
-    n, n_pairs = len(without_concept), len(without_pair)
+    n = len(without_concept)
     if np.isnan(without_concept).any() or np.isnan(without_pair).any():
         return float("nan")
     by_concept = (n - 1) * float(np.var(without_concept))
-    by_pair = (n_pairs - 1) * float(np.var(without_pair))
+    by_pair = (len(without_pair) - 1) * float(np.var(without_pair))
     # how often independent pairs are counted in `by_concept`
     times = (n - 1) / n * float((pairs_of / (n_pairs - pairs_of)).sum())
     return max(by_concept - (times - 1) * by_pair, by_pair)
 
 
-def blocks(rows: int) -> Iterator[int]:
-    """Sizes of blocks of rows that fit memory."""
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        yield min(_ROWS_AT_ONCE, rows - start)
+def blocks(rows: int, columns: int) -> Iterator[Integers]:
+    """The numbers of the rows, in blocks that fit memory when each row has so many columns."""
+    size = max(1, _CELLS_AT_ONCE // columns)
+    for start in range(0, rows, size):
+        yield np.arange(start, min(start + size, rows))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cluster.devices import native_dtype
 from cluster.session import disconnected_after
 from cluster.weights import RANDOM_INIT, Weights, resolve
-from jobs import activations, alignment, baselines, experts, report, sentences, similarity
+from jobs import activations, alignment, baselines, experts, hierarchy, report, sentences, similarity
 from jobs.config import Model, Sweep
 from jobs.judgments import judge
 from jobs.progress import say
@@ -55,7 +55,10 @@ def plan(sweep: Sweep) -> Plan:
             (compared if stage.kind == similarity.KIND else stages).append(stage)
     how = alignment.How(sweep.agreement, sweep.interval, sweep.resamples, sweep.seed)
     aligned = alignment.plan(sweep.name, texts, compared, human, how)
-    stages += [*compared, aligned, report.plan(sweep.name, aligned, compared, texts)]
+    trees = []
+    if hierarchy.has_domains({concept.name: concept.domain for concept in concepts.concepts}):
+        trees = [hierarchy.plan(each, texts, sweep.resamples, sweep.seed) for each in compared]
+    stages += [*compared, aligned, *trees, report.plan(sweep.name, aligned, compared, texts)]
     return Plan(sweep, concepts, [weights for _, weights in models], stages)
 
 

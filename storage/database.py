@@ -29,6 +29,10 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
     "human_triplets": ("alignment", "human-triplets.parquet", schemas.HUMAN_TRIPLETS),
     "human_dropped": ("alignment", "human-dropped.parquet", schemas.HUMAN_DROPPED),
+    "hierarchy_summary": ("hierarchy", "summary.parquet", schemas.HIERARCHY_SUMMARY),
+    "hierarchy_domains": ("hierarchy", "domains.parquet", schemas.HIERARCHY_DOMAINS),
+    "hierarchy_cuts": ("hierarchy", "cuts.parquet", schemas.HIERARCHY_CUTS),
+    "hierarchy_merges": ("hierarchy", "merges.parquet", schemas.HIERARCHY_MERGES),
 }
 
 _RUN = "^/[a-z]+/[^/]*-([0-9a-f]{16})/"

@@ -16,8 +16,16 @@ from pathlib import Path
 from storage.commit import write_json
 from storage.errors import StoreError
 
-FORMAT = 1
-KINDS = ("sentences", "activations", "experts", "similarity", "alignment", "report")
+FORMAT = 2
+KINDS = (
+    "sentences",
+    "activations",
+    "experts",
+    "similarity",
+    "alignment",
+    "hierarchy",
+    "report",
+)
 MARK = "_STORE.json"
 SUCCESS = "_SUCCESS.json"
 RUNNING = "_RUNNING.json"

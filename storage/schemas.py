@@ -183,6 +183,65 @@ HUMAN_DROPPED = pa.schema(
     ]
 )
 
+HIERARCHY_SUMMARY = pa.schema(
+    [
+        *_REPRESENTATION,
+        _field("n_concepts", pa.int64(), "concepts that have a domain"),
+        _field("n_domains", pa.int64(), "domains with two concepts or more"),
+        _field("auc", pa.float64(), "chance that two of a domain are more alike than two of two", True),
+        _field("auc_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+        _field("auc_high", pa.float64(), "upper end", nullable=True),
+        _field("cophenetic", pa.float64(), "correlation of the tree's distances with the given", True),
+        _field("purity", pa.float64(), "dendrogram purity", nullable=True),
+        _field(
+            "triplets", pa.float64(), "share of triplets that the tree joins as the domains do", True
+        ),
+        _field("recovered", pa.float64(), "share of members most like their own domain's name", True),
+        _field("recovered_by_chance", pa.float64(), "its mean with members permuted", nullable=True),
+        _field("recovered_p", pa.float64(), "how often that is as high", nullable=True),
+        _field("n_members", pa.int64(), "members whose domain names a concept", nullable=True),
+        _field("n_neurons", pa.int64(), "neurons that are experts of some concept", nullable=True),
+        _field("n_shared", pa.int64(), "of these, experts of several concepts", nullable=True),
+        _field("one_domain", pa.float64(), "share of these whose concepts are all of one domain", True),
+        _field("one_domain_by_chance", pa.float64(), "its mean with domains permuted", nullable=True),
+        _field("one_domain_p", pa.float64(), "how often that is as high", nullable=True),
+    ]
+)
+
+HIERARCHY_DOMAINS = pa.schema(
+    [
+        *_REPRESENTATION,
+        _field("domain", _TEXT, "a domain whose name is a concept too"),
+        _field("n_members", pa.int64(), "its other concepts"),
+        _field("of_domain", pa.float64(), "share of the domain's experts that a member has", True),
+        _field("of_domain_by_chance", pa.float64(), "its median over pseudo-domains", nullable=True),
+        _field("of_domain_p", pa.float64(), "share of pseudo-domains as high", nullable=True),
+        _field("of_members", pa.float64(), "share of the members' experts that the domain has", True),
+        _field("of_members_by_chance", pa.float64(), "its median over pseudo-domains", nullable=True),
+        _field("of_members_p", pa.float64(), "share of pseudo-domains as high", nullable=True),
+    ]
+)
+
+HIERARCHY_CUTS = pa.schema(
+    [
+        *_REPRESENTATION,
+        _field("clusters", pa.int64(), "clusters that the tree is cut into"),
+        _field("rand", pa.float64(), "adjusted Rand index with the domains"),
+        _field("information", pa.float64(), "normalised mutual information with the domains"),
+        _field("purity", pa.float64(), "share of concepts of their cluster's commonest domain"),
+    ]
+)
+
+HIERARCHY_MERGES = pa.schema(
+    [
+        *_REPRESENTATION,
+        _field("merge", pa.int64(), "number of the merge, the closest first"),
+        _field("concepts_a", pa.list_(pa.string()), "concepts below one branch"),
+        _field("concepts_b", pa.list_(pa.string()), "concepts below the other"),
+        _field("distance", pa.float64(), "mean of 1 - similarity between them"),
+    ]
+)
+
 RUNS = pa.schema(
     [
         _field("run", _TEXT, "fingerprint of the stage: the column `run` of the other tables"),

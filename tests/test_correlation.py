@@ -156,8 +156,21 @@ def test_independent_pairs_have_the_variance_of_pairs() -> None:
     sums = values.sum()
     without_pair = (sums - values) / 39
     without_concept = np.repeat(without_pair, 2)
-    found = dyadic_variance(without_concept, without_pair, np.ones(80, np.int64))
+    found = dyadic_variance(without_concept, without_pair, np.ones(80, np.int64), 40)
     assert found == pytest.approx(values.var(ddof=1) / 40, rel=0.01)
+
+
+def test_leaving_out_groups_of_many_pairs_gives_the_variance_of_leaving_out_each() -> None:
+    random = np.random.default_rng(2)
+    first, second = np.triu_indices(70, 1)
+    effect = random.standard_normal(70)
+    y = effect[first] + effect[second] + random.standard_normal(len(first))
+    x = y + random.standard_normal(len(first))
+    found = one(x, y, first, second, measure="pearson")
+    assert found.without_pair.shape == (1, 1000)
+    each = np.array([stats.pearsonr(np.delete(x, i), np.delete(y, i))[0] for i in range(len(x))])
+    exact = (len(x) - 1) * each.var()
+    assert 999 * found.without_pair.var() == pytest.approx(exact, rel=0.15)
 
 
 # Coverage of 95% intervals. 93 to 97% is promised; 400 simulations tell it give or take 2.

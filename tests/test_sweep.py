@@ -54,7 +54,8 @@ def rows(store: Path) -> dict[str, list[Any]]:
     """Everything that a store's views hold, whatever made it and whenever."""
     views = (
         "concepts sentences memberships sites activations experts similarity alignment human_pairs "
-        "human_triplets human_dropped"
+        "human_triplets human_dropped hierarchy_summary hierarchy_domains hierarchy_cuts "
+        "hierarchy_merges"
     )
     with open_store(store) as connection:
         return {
@@ -88,7 +89,7 @@ def test_a_finished_sweep_computes_nothing_and_says_so(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
     again = neuralign("run", study / "sweep.yaml")
     assert again.returncode == 0
-    assert "Nothing to compute: all 10 stages are done" in again.stderr
+    assert "Nothing to compute: all 13 stages are done" in again.stderr
     assert again.stdout == (study / "printed.txt").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
 
@@ -187,6 +188,80 @@ def _cosines(state: Any, of: Any, centre: bool, pairs: Any) -> list[float]:
     return [float(units[a] @ units[b]) for a, b in pairs]
 
 
+def test_every_kind_of_judgment_and_what_cannot_be_used_is_told(study: Path, tmp_path: Path) -> None:
+    """Beside the pairs: triplets, other measures, raters; and a set without overlap, with too few
+    pairs, with one score for all. None may end in a number that is none, or in silence."""
+    shutil.copytree(study, tmp_path / "study")
+    folder = tmp_path / "study"
+    pairs = (folder / "human.csv").read_text().splitlines()
+    (folder / "constant.csv").write_text(
+        "\n".join([pairs[0], *(line.rsplit(",", 1)[0] + ",3" for line in pairs[1:])])
+    )
+    (folder / "few.csv").write_text("\n".join(pairs[:5]))
+    (folder / "strangers.csv").write_text("a,b,score\nking,queen,3\n")
+    (folder / "raters.csv").write_text(
+        "\n".join(
+            [pairs[0] + ",r1,r2", *(f"{line},{n % 4},{n % 3}" for n, line in enumerate(pairs[1:]))]
+        )
+    )
+    triplets = [("cat", "dog", "car"), ("cat", "cow", "bus"), ("car", "bus", "cow")] * 4
+    (folder / "odd.csv").write_text("\n".join(["a,b,odd", *map(",".join, triplets)]))
+    file = folder / "sweep.yaml"
+    file.write_text(
+        file.read_text().replace(
+            "human: [{name: mine, path: human.csv}]",
+            "agreement: [kendall, pearson]\nhuman:\n  - {name: mine, path: human.csv}\n"
+            "  - {name: constant, path: constant.csv}\n  - {name: few, path: few.csv}\n"
+            "  - {name: strangers, path: strangers.csv}\n"
+            "  - {name: raters, path: raters.csv, raters: [r1, r2]}\n"
+            "  - {name: odd, path: odd.csv, kind: triplets}\n",
+        )
+    )
+    done = neuralign("run", file)
+    assert done.returncode == 0, done.stderr
+    for note in (
+        "constant: all scores are equal, so nothing can agree with them",
+        "few has 4 pairs of these concepts; 10 are needed",
+        "strangers has 0 pairs of these concepts; 10 are needed",
+        "strangers: 0 pairs of these concepts; left out: 1 no concept",
+    ):
+        assert note in done.stderr
+    with open_store(folder / "results/sweep") as connection:
+        found = connection.sql(
+            "SELECT human_set, agreement, count(*), count(rho), count(p), count(ceiling), "
+            "count(*) FILTER (isnan(rho) OR isnan(p)) FROM alignment "
+            "WHERE run = (SELECT run FROM runs WHERE stage = 'alignment' ORDER BY finished DESC LIMIT 1) "
+            "GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+    assert [row[:2] for row in found] == [
+        ("mine", "kendall"),
+        ("mine", "pearson"),
+        ("odd", "triplets"),
+        ("raters", "kendall"),
+        ("raters", "pearson"),
+    ]
+    assert all(row[3] > 0 and row[6] == 0 for row in found)
+    assert all((row[4] > 0) == (row[1] != "triplets") for row in found)
+    assert all((row[5] > 0) == (row[0] == "raters") for row in found)
+    compared = neuralign("compare", folder / "results/sweep", "--human", "odd")
+    assert "odd: share predicted on the same 12 triplets of 6 concepts" in compared.stdout
+    assert max(map(len, compared.stdout.splitlines())) <= 80
+
+
+def test_comparing_with_what_is_not_there_says_what_is(study: Path) -> None:
+    store = study / "results/sweep"
+    compared = neuralign("compare", store, "--human", "mine")
+    assert "mine: Spearman's rho on the same 12 pairs of 6 concepts" in compared.stdout
+    for options, message in (
+        (["--human", "men"], "holds no comparison with 'men'; it has: mine"),
+        (["--human", "mine", "--agreement", "kendall"], "has no kendall for 'mine'; it has spearman"),
+        (["--human", "mine", "--threshold", "0.55"], "no experts at the threshold 0.55; it has 0.5"),
+    ):
+        refused = neuralign("compare", store, *options)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert message in refused.stderr
+
+
 def test_other_columns_of_a_human_file_are_other_judgments(study: Path, tmp_path: Path) -> None:
     for name in ("concepts.csv", "human.csv"):
         shutil.copy(study / name, tmp_path)
@@ -247,14 +322,14 @@ def test_sql_reads_the_store_and_nothing_else(study: Path, query: str, message: 
 
 def test_status_and_plan_tell_what_is_done(study: Path) -> None:
     status = neuralign("status", study / "results/sweep").stdout
-    assert status.count(" done ") == 10
+    assert status.count(" done ") == 13
     plan = neuralign("plan", study / "sweep.yaml").stdout
     assert "6 concepts, 36 sentences, 2 models" in plan
-    assert plan.count(" done ") == 10
+    assert plan.count(" done ") == 13
     shutil.copytree(study / "model", study / "other/model")
     file = tiny.write_sweep(study / "other")
     plan = neuralign("plan", file).stdout
-    assert plan.count("to do") == 7
+    assert plan.count("to do") == 9
     assert "1 of 1" in plan
     assert not (study / "other/results").exists()
 
