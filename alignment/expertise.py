@@ -108,6 +108,23 @@ def labels_against_others(
     return Labels(n_concepts, starts, members, unmarked, negative_starts, negative_members)
 
 
+def split_half(sentences: Integers, concepts: Integers, n_sentences: int, seed: int) -> Integers:
+    """The half, 0 or 1, that each sentence falls into: half of each concept's sentences, by lot.
+
+    `sentences[i]` is a positive of `concepts[i]`; a sentence of several concepts is dealt with the first
+    of them.
+    """
+    random = np.random.default_rng(seed)
+    first_of = np.full(n_sentences, -1)
+    first_of[sentences[::-1]] = concepts[::-1]
+    order = random.permutation(n_sentences)
+    order = order[np.argsort(first_of[order], kind="stable")]
+    # dealt in turn, each concept from where the one before stopped
+    half: Integers = np.empty(n_sentences, np.int64)
+    half[order] = np.arange(n_sentences) % 2
+    return half
+
+
 def expertise(
     values: npt.NDArray[np.floating[Any]],
     labels: Labels,

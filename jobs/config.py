@@ -23,6 +23,7 @@ from storage.human import DEFAULT_COLUMNS, Comparison, HumanSet, Kind, known_set
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Count = Annotated[int, Field(ge=1)]
 Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
+Control = Literal["split-half"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -135,6 +136,7 @@ class Sweep(_Part):
     similarity: list[Literal["jaccard"]] = ["jaccard"]
     human: list[Human] = Field(default=[Human(name="men")], min_length=1)
     baselines: list[Baseline] = ["input-embedding", "contextual"]
+    controls: list[Control] = []
     agreement: list[Measure] = Field(default=["spearman"], min_length=1)
     interval: Method = "jackknife"
     resamples: int = Field(default=2000, ge=100)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.expertise import Labels, expertise, labels_against_others, on_and_off
+from alignment.expertise import Labels, expertise, labels_against_others, on_and_off, split_half
 from jobs import activations, sentences
 from jobs.progress import progress
 from jobs.stage import Outcome, Stage, run_missing_units
@@ -22,6 +23,7 @@ from storage.concepts import ConceptSet
 from storage.errors import UserError
 
 KIND = "experts"
+HALVES_KIND = "halves"
 SITES_FOLDER = "experts"
 _TASKS_IN_FLIGHT_PER_CPU = 2
 
@@ -38,21 +40,30 @@ class _Site:
 
 
 def plan(
-    read: Stage, negatives: str, sampled: int | None, prevalence: float, floor: float, seed: int
+    read: Stage,
+    negatives: str,
+    sampled: int | None,
+    prevalence: float,
+    floor: float,
+    seed: int,
+    half: int | None = None,
 ) -> Stage:
-    """The stage that scores the activations of one model."""
+    """The stage that scores the activations of one model: on all its sentences, or on one half of them,
+    1 or 2, as a control."""
     params = {
         **{name: read.params[name] for name in ("model", "revision", "concept_set")},
         "negatives": negatives,
         "prevalence": prevalence,
         "floor": floor,
-        "seed": seed if sampled else 0,
+        "seed": seed if sampled or half else 0,
+        **({"half": half} if half else {}),
     }
 
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, sampled)
 
-    return Stage(KIND, read.label, params, run, {"activations": read})
+    kind, label = (HALVES_KIND, f"{read.label}-half-{half}") if half else (KIND, read.label)
+    return Stage(kind, label, params, run, {"activations": read})
 
 
 def check(concepts: ConceptSet, sampled: int | None) -> None:
@@ -78,10 +89,17 @@ def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
     texts = read.inputs["sentences"]
     concepts = sentences.read_concept_names(texts, store)
     ids, members, n_sentences = sentences.read_memberships(texts, store)
+    ids, members = np.asarray(ids), np.asarray(members)
+    kept = np.arange(n_sentences)
+    if "half" in stage.params:
+        halves = split_half(ids, members, n_sentences, stage.params["seed"])
+        kept = np.flatnonzero(halves == stage.params["half"] - 1)
+        inside = np.isin(ids, kept)
+        ids, members = np.searchsorted(kept, ids[inside]), members[inside]
     labels = labels_against_others(
-        np.asarray(ids),
-        np.asarray(members),
-        n_sentences,
+        ids,
+        members,
+        len(kept),
         len(concepts),
         sampled,
         stage.params["seed"],
@@ -99,7 +117,7 @@ def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
         todo = list(missing)
-        shared = ray.put(labels)
+        shared = ray.put((labels, kept))
         flying: dict[Any, _Site] = {}
         with progress(stage.name, len(units), "sites", len(units) - len(todo)) as advance:
             while todo or flying:
@@ -121,13 +139,16 @@ def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
 def _score_site(
     files: SiteFiles,
     site: _Site,
-    labels: Labels,
+    labelled: tuple[Labels, npt.NDArray[np.int64]],
     concepts: list[str],
     params: dict[str, Any],
     folder: Path,
 ) -> FileRecord:
     """Score one site and commit the rows of every neuron above the floor."""
+    labels, kept = labelled
     values = files.read()
+    if len(kept) < values.shape[1]:
+        values = np.ascontiguousarray(values[:, kept])
     scores = expertise(values, labels, params["prevalence"])
     units, members = np.nonzero(scores.ap > params["floor"])
     order = np.lexsort((units, members))
@@ -154,7 +175,11 @@ def _score_site(
         "on_p90": on_p90,
         "off_mean": off_mean,
     }
-    table = pa.table(columns, schemas.EXPERTS)
+    schema = schemas.EXPERTS
+    if "half" in params:
+        schema = schemas.HALVES
+        columns["half"] = np.full(len(units), params["half"], np.int32)
+    table = pa.table(columns, schema)
     return write_table(folder, f"{SITES_FOLDER}/{site.name}.parquet", table)
 
 

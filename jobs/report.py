@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 from jobs import sentences
 from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE, TRIPLETS_FILE
+from jobs.hierarchy import SUMMARY_FILE as SUMMARY_TABLE
 from jobs.matrix_figure import draw_matrix
+from jobs.reliability import RELIABILITY_FILE
 from jobs.similarity import EXPERTS, FILE
 from jobs.stage import Outcome, Stage
 from storage.commit import write_bytes, write_json
@@ -26,10 +28,20 @@ _NEAREST = 4
 _SHOWN_CONCEPTS = 6
 
 
-def plan(name: str, aligned: Stage, compared: list[Stage], texts: Stage) -> Stage:
-    """The last stage of a sweep; `compared` holds the similarity stages, the first model's first."""
+def plan(
+    name: str,
+    aligned: Stage,
+    compared: list[Stage],
+    texts: Stage,
+    checks: list[Stage],
+    trees: list[Stage],
+) -> Stage:
+    """The last stage of a sweep; `compared` holds the similarity stages, the first model's first,
+    `checks` those of reliability, `trees` those of the hierarchy."""
     experts = next(stage for stage in compared if stage.params["representation"] == EXPERTS)
     inputs = {"alignment": aligned, "similarity": experts, "sentences": texts}
+    inputs |= {f"reliability {number}": stage for number, stage in enumerate(checks)}
+    inputs |= {f"hierarchy {number}": stage for number, stage in enumerate(trees)}
     return Stage(KIND, name, {"headline_threshold": HEADLINE_THRESHOLD}, _run, inputs)
 
 
@@ -70,6 +82,8 @@ def _run(stage: Stage, store: Path) -> Outcome:
         "human_pairs": {row["human_set"]: row["count_all"] for row in n_judged.to_pylist()},
         "human_sets": list(aligned.params["human"]),
         "alignment": pq.read_table(table).to_pylist(),
+        "reliability": _rows(stage, "reliability", RELIABILITY_FILE, store),
+        "hierarchy": _rows(stage, "hierarchy", SUMMARY_TABLE, store),
         "nearest": {
             "of": described,
             "concepts": {name: _nearest(matrix, name, list(domains)) for name in _examples(domains)},
@@ -81,6 +95,12 @@ def _run(stage: Stage, store: Path) -> Outcome:
         write_json(folder, SUMMARY_FILE, summary),
     ]
     return Outcome(files)
+
+
+def _rows(stage: Stage, kind: str, name: str, store: Path) -> list[dict[str, Any]]:
+    """Rows of a table from all the stages of a kind that the report reads."""
+    found = [each.result(store).paths(name) for each in stage.inputs.values() if each.kind == kind]
+    return [row for (path,) in found for row in pq.read_table(path).to_pylist()]
 
 
 def _nearest_threshold(thresholds: list[float]) -> float:

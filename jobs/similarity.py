@@ -23,7 +23,7 @@ def plan(experts: Stage, thresholds: list[float]) -> Stage:
     """The stage that compares the experts of one model, for each of its poolings."""
     params = {
         **{name: experts.params[name] for name in ("model", "revision", "concept_set")},
-        "representation": EXPERTS,
+        "representation": _representation(experts),
         "measure": "jaccard",
         "thresholds": sorted(thresholds),
     }
@@ -43,10 +43,11 @@ def _run(stage: Stage, store: Path) -> Outcome:
         sql.provide(connection, "poolings", {"pooling": read.params["poolings"]})
         constant = {
             **{name: stage.params[name] for name in ("model", "revision", "concept_set")},
-            "representation": EXPERTS,
+            "representation": stage.params["representation"],
             "measure": "jaccard",
         }
-        for place in _places(connection):
+        # halves are a control of the whole model's experts
+        for place in [{}] if is_of_half(stage) else _places(connection):
             here = connection.table("everywhere")
             for column, value in place.items():
                 here = here.filter(duckdb.ColumnExpression(column) == duckdb.ConstantExpression(value))
@@ -54,6 +55,15 @@ def _run(stage: Stage, store: Path) -> Outcome:
             rows = connection.sql(sql.query("jaccard")).to_arrow_table()
             tables.append(complete(rows, {**constant, **place}))
     return Outcome([write_table(stage.folder(store), FILE, pa.concat_tables(tables))])
+
+
+def is_of_half(stage: Stage) -> bool:
+    """Whether a similarity stage is of experts that were found on half of the sentences."""
+    return "experts" in stage.inputs and "half" in stage.inputs["experts"].params
+
+
+def _representation(experts: Stage) -> str:
+    return f"{EXPERTS}, half {experts.params['half']}" if "half" in experts.params else EXPERTS
 
 
 def _places(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:

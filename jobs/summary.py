@@ -61,6 +61,7 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
     if few:
         say(f"Too few rated pairs for a correlation (fewer than {FEWEST_PAIRS}): {', '.join(few)}.")
     say(_FOOTNOTE)
+    _print_controls(console, summary)
     nearest = summary["nearest"]
     say(f"\nNearest concepts by shared experts ({nearest['of']}):")
     for name, found in nearest["concepts"].items():
@@ -70,6 +71,41 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
     say(f"  picture   {picture}", soft_wrap=True)
     say(f"  status    neuralign status {store}", soft_wrap=True)
     say(f'  SQL       neuralign sql {store} "{_QUESTION}"', soft_wrap=True)
+
+
+def _print_controls(console: Console, summary: dict[str, Any]) -> None:
+    """Print how split halves agree and whether the domains show, where the sweep asked."""
+    threshold = summary["headline_threshold"]
+    halves = [row for row in summary["reliability"] if row["threshold"] == threshold]
+    if halves:
+        console.print(
+            f"\nExperts from either half of the sentences, AP > {threshold}: Spearman's rho of their "
+            f"similarities over {halves[0]['n_pairs']:,} pairs; mean Jaccard of a concept's two sets",
+            markup=False,
+        )
+        table = Table(box=None, pad_edge=False)
+        for row in halves:
+            label = f"neurons, {row['pooling']} pooling"
+            overlap = "-" if row["stability"] is None else f"{row['stability']:.2f}"
+            cells = (label, _with_interval(row["rho"], row["ci_low"], row["ci_high"]), overlap)
+            table.add_row(*map(escape, cells))
+        console.print(table)
+    trees = [row for row in summary["hierarchy"] if row["auc"] is not None]
+    shown = headline(trees, threshold, "auc")
+    if shown:
+        first = shown[0][1]
+        console.print(
+            f"\nHierarchy, {first['n_concepts']} concepts of {first['n_domains']} domains: chance that "
+            "two of one domain are more alike than two of different ones; share of members most like "
+            "their own domain's name",
+            markup=False,
+        )
+        table = Table(box=None, pad_edge=False)
+        for label, row in shown:
+            named = "" if row["recovered"] is None else f"{row['recovered']:.0%}"
+            cells = (label, _with_interval(row["auc"], row["auc_low"], row["auc_high"]), named)
+            table.add_row(*map(escape, cells))
+        console.print(table)
 
 
 def _title(human_set: str, row: dict[str, Any], threshold: float) -> str:
@@ -103,10 +139,12 @@ def _with_interval(value: float | None, low: float | None, high: float | None, s
     return f"{value:{sign}.2f} {interval}"
 
 
-def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, dict[str, Any]]]:
+def headline(
+    rows: list[dict[str, Any]], threshold: float, value: str = "rho"
+) -> list[tuple[str, dict[str, Any]]]:
     """The rows that answer whether neurons align better than embeddings, with their labels: the
     experts of each model and pooling at one threshold, each baseline, of the hidden states the best
-    and the median, and last the random-weights control."""
+    and the median, and last the random-weights control. What is best has the highest `value`."""
     experts = [
         row
         for row in sorted(rows, key=lambda row: POOLINGS.index(row["pooling"] or POOLINGS[0]))
@@ -118,8 +156,9 @@ def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, di
         if row["layer"] is None and row["site"] is None
     ]
     shown = [(f"neurons, {text}", row) for text, row in neurons if row["revision"] != RANDOM_INIT]
-    shown += _best_layers(experts)
-    shown += _baselines(rows)
+    shown += _halves(rows, threshold)
+    shown += _best_layers(experts, value)
+    shown += _baselines(rows, value)
     shown += [
         (f"random weights, {text}", row) for text, row in neurons if row["revision"] == RANDOM_INIT
     ]
@@ -129,32 +168,47 @@ def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, di
     return [(_named(label, row), row) for label, row in shown]
 
 
-def _best_layers(experts: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+def _halves(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, dict[str, Any]]]:
+    """The experts that were found on half of the sentences, by the first pooling."""
+    halves = [
+        row
+        for row in rows
+        if row["representation"].startswith(f"{EXPERTS}, half") and row["threshold"] == threshold
+    ]
+    half = len(f"{EXPERTS}, ")
+    return [
+        (f"neurons, {row['pooling']} pooling, {row['representation'][half:]}", row)
+        for row in halves
+        if row["pooling"] == min((each["pooling"] for each in halves), key=POOLINGS.index)
+    ]
+
+
+def _best_layers(experts: list[dict[str, Any]], value: str) -> list[tuple[str, dict[str, Any]]]:
     """The layer of each trained model whose neurons agree best, by the first pooling."""
     layers: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in experts:
         trained = row["revision"] != RANDOM_INIT and row["pooling"] == experts[0]["pooling"]
-        if trained and row["layer"] is not None and row["rho"] is not None:
+        if trained and row["layer"] is not None and row[value] is not None:
             layers.setdefault((row["model"], row["revision"]), []).append(row)
-    best = [(max(found, key=lambda row: row["rho"]), len(found)) for found in layers.values()]
+    best = [(max(found, key=lambda row: row[value]), len(found)) for found in layers.values()]
     return [
         (f"best neurons of {count} layers (L{row['layer']}, {row['pooling']})", row)
         for row, count in best
     ]
 
 
-def _baselines(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+def _baselines(rows: list[dict[str, Any]], value: str) -> list[tuple[str, dict[str, Any]]]:
     shown = []
     hidden: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        if row["representation"] == HIDDEN_STATE and row["rho"] is not None:
+        if row["representation"] == HIDDEN_STATE and row[value] is not None:
             hidden.setdefault((row["model"], row["revision"]), []).append(row)
         elif row["representation"] == WORD_VECTORS:
             shown.append((f"{row['model']} {WORD_VECTORS}", row))
         elif row["representation"] == INPUT_EMBEDDING:
             shown.append((INPUT_EMBEDDING, row))
     for candidates in hidden.values():
-        ordered = sorted(candidates, key=lambda row: row["rho"])
+        ordered = sorted(candidates, key=lambda row: row[value])
         for name, row in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2])):
             how = row["measure"].removesuffix(" cosine").removesuffix("cosine")
             place = f"L{row['layer']} {how}".rstrip()

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from cluster.devices import native_dtype
 from cluster.session import disconnected_after
 from cluster.weights import RANDOM_INIT, Weights, resolve
-from jobs import activations, alignment, baselines, experts, hierarchy, report, sentences, similarity
+from jobs import (
+    activations,
+    alignment,
+    baselines,
+    experts,
+    hierarchy,
+    reliability,
+    report,
+    sentences,
+    similarity,
+)
 from jobs.config import Model, Sweep
 from jobs.judgments import judge
 from jobs.progress import say
@@ -47,18 +57,26 @@ def plan(sweep: Sweep) -> Plan:
         for revision in _revisions(model, sweep)
     ]
     texts = sentences.plan(concepts)
-    stages, compared = [texts], []
+    stages: list[Stage] = [texts]
+    compared: list[Stage] = []
+    checks: list[Stage] = []
+    places = {similarity.KIND: compared, reliability.KIND: checks}
     if "glove" in sweep.baselines:
         compared.append(baselines.plan_word_vectors(texts))
     for model, weights in models:
         for stage in _model_stages(sweep, model, weights, texts, len(concepts.sentences)):
-            (compared if stage.kind == similarity.KIND else stages).append(stage)
+            places.get(stage.kind, stages).append(stage)
     how = alignment.How(sweep.agreement, sweep.interval, sweep.resamples, sweep.seed)
     aligned = alignment.plan(sweep.name, texts, compared, human, how)
-    trees = []
+    trees: list[Stage] = []
     if hierarchy.has_domains({concept.name: concept.domain for concept in concepts.concepts}):
-        trees = [hierarchy.plan(each, texts, sweep.resamples, sweep.seed) for each in compared]
-    stages += [*compared, aligned, *trees, report.plan(sweep.name, aligned, compared, texts)]
+        trees = [
+            hierarchy.plan(each, texts, sweep.resamples, sweep.seed)
+            for each in compared
+            if not similarity.is_of_half(each)
+        ]
+    told = report.plan(sweep.name, aligned, compared, texts, checks, trees)
+    stages += [*compared, *checks, aligned, *trees, told]
     return Plan(sweep, concepts, [weights for _, weights in models], stages)
 
 
@@ -89,11 +107,16 @@ def _model_stages(
     read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences)
     yield read
     wanted = sweep.experts
-    scored = experts.plan(
-        read, wanted.negatives, wanted.sampled, wanted.prevalence, wanted.floor, sweep.seed
-    )
+    how = (wanted.negatives, wanted.sampled, wanted.prevalence, wanted.floor, sweep.seed)
+    scored = experts.plan(read, *how)
     yield scored
     yield similarity.plan(scored, wanted.threshold)
+    if "split-half" in sweep.controls and not weights.random:
+        halves = [experts.plan(read, *how, half) for half in (1, 2)]
+        yield from halves
+        compared = [similarity.plan(half, wanted.threshold) for half in halves]
+        yield from compared
+        yield reliability.plan(*compared)
     input_embedding = "input-embedding" in sweep.baselines
     contextual = "contextual" in sweep.baselines
     if (input_embedding or contextual) and not weights.random:

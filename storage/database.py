@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from storage import layout, manifest, schemas
+from storage import layout, manifest, schemas, sql
 from storage.errors import UserError
 from storage.manifest import Manifest
 
@@ -26,6 +26,8 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "experts": ("experts", "experts", schemas.EXPERTS),
     "similarity": ("similarity", "similarity.parquet", schemas.SIMILARITY),
     "alignment": ("alignment", "alignment.parquet", schemas.ALIGNMENT),
+    "halves": ("halves", "experts", schemas.HALVES),
+    "reliability": ("reliability", "reliability.parquet", schemas.RELIABILITY),
     "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
     "human_triplets": ("alignment", "human-triplets.parquet", schemas.HUMAN_TRIPLETS),
     "human_dropped": ("alignment", "human-dropped.parquet", schemas.HUMAN_DROPPED),
@@ -34,6 +36,9 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "hierarchy_cuts": ("hierarchy", "cuts.parquet", schemas.HIERARCHY_CUTS),
     "hierarchy_merges": ("hierarchy", "merges.parquet", schemas.HIERARCHY_MERGES),
 }
+
+VIEWS = ("expert_places", "expert_stability")
+"""What the tables say of where experts sit and when they settle."""
 
 _RUN = "^/[a-z]+/[^/]*-([0-9a-f]{16})/"
 
@@ -65,6 +70,8 @@ def open_store(root: Path) -> duckdb.DuckDBPyConnection:
     for view, (kind, name, schema) in TABLES.items():
         paths = [path for each in done[kind] for path in each.paths(name)]
         connection.execute(f"CREATE VIEW {view} AS {_select(paths, schema, root)}")
+    for view in VIEWS:
+        connection.execute(f"CREATE VIEW {view} AS {sql.query(view)}")
     _create_activations(connection, done["activations"], root)
     _create_runs(connection, [each for kind in layout.KINDS for each in done[kind]])
     connection.execute(f"SET allowed_directories = [{_quoted(str(root.resolve()))}]")

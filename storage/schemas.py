@@ -101,6 +101,8 @@ EXPERTS = pa.schema(
     ]
 )
 
+HALVES = EXPERTS.append(_field("half", pa.int32(), "half of the sentences they were found on, 1 or 2"))
+
 INPUT_EMBEDDINGS = pa.schema(
     [
         _CONCEPT,
@@ -109,7 +111,11 @@ INPUT_EMBEDDINGS = pa.schema(
 )
 
 _REPRESENTATION = [
-    _field("representation", _TEXT, "experts, hidden state, input embedding or word vectors"),
+    _field(
+        "representation",
+        _TEXT,
+        "experts (also: of a half), hidden state, input embedding or word vectors",
+    ),
     _field("model", _TEXT, "the model, or the name of the word vectors"),
     _field("revision", _TEXT, "the model's revision", nullable=True),
     _field("concept_set", _TEXT, "concept set that it comes from"),
@@ -154,6 +160,23 @@ ALIGNMENT = pa.schema(
         _field("difference", pa.float64(), "rho less that of the reference", nullable=True),
         _field("difference_low", pa.float64(), "lower end of its 95% interval", nullable=True),
         _field("difference_high", pa.float64(), "upper end of its 95% interval", nullable=True),
+    ]
+)
+
+RELIABILITY = pa.schema(
+    [
+        _MODEL,
+        _REVISION,
+        _CONCEPT_SET,
+        _POOLING,
+        _field("measure", _TEXT, "measure of similarity"),
+        _field("threshold", pa.float64(), "experts have an AP strictly above it"),
+        _field("n_pairs", pa.int64(), "pairs of concepts"),
+        _field("rho", pa.float64(), "Spearman correlation of the two halves' similarities", True),
+        _field("ci_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+        _field("ci_high", pa.float64(), "upper end", nullable=True),
+        _field("of_all", pa.float64(), "rho for twice the sentences (Spearman-Brown)", nullable=True),
+        _field("stability", pa.float64(), "mean Jaccard of a concept's experts of both halves", True),
     ]
 )
 
