@@ -18,7 +18,7 @@ from alignment.agreement import Measure
 from alignment.expertise import REFERENCE_PREVALENCE
 from alignment.resampling import Method
 from storage.errors import UserError
-from storage.human import DEFAULT_COLUMNS, Comparison, HumanSet, Kind, known_set, known_sets
+from storage.human import DEFAULT_COLUMNS, Comparison, HumanSet, Kind, Taxonomy, known_set, known_sets
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Count = Annotated[int, Field(ge=1)]
@@ -94,6 +94,7 @@ class Human(_Part):
     items: str | None = None
     scores: Literal["similarity", "dissimilarity"] = "similarity"
     vectors: Comparison = "cosine"
+    taxonomy: Taxonomy = "path"
     lemma: bool = False
 
     @model_validator(mode="after")
@@ -120,6 +121,7 @@ class Human(_Part):
             items=None if self.items is None else folder / self.items,
             dissimilar=self.scores == "dissimilarity",
             vectors=self.vectors,
+            taxonomy=self.taxonomy,
             lemma=self.lemma,
         )
 

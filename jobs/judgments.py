@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from alignment.taxonomy import taxonomy_similarity
 from alignment.triplets import triplet_similarity
 from alignment.vectors import cosine_matrix
 from alignment.words import normal_form, singular
@@ -23,6 +24,7 @@ from storage.human import (
     read_pairs,
     read_triplets,
 )
+from storage.wordnet import DATA, INDEX, read_nouns
 
 Pair = tuple[str, str]
 Triplet = tuple[str, str, str]
@@ -31,6 +33,7 @@ OTHER_PART_OF_SPEECH = "another part of speech"
 SAME_WORD = "a word with itself"
 NO_CONCEPT = "no concept"
 NO_NUMBER = "no number"
+NO_NOUN = "no noun of WordNet"
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,10 @@ class Judgments:
     of_triplets: bool = False
 
 
-def judge(human: HumanSet, concepts: list[str]) -> Judgments:
-    """Read a human data set and keep what it says about the concepts.
+def judge(
+    human: HumanSet, concepts: list[str], senses: Mapping[str, str | None] | None = None
+) -> Judgments:
+    """Read a human data set and keep what it says about the concepts. `senses` are those of WordNet.
 
     Raises UserError for a file that is wrong. What is odd but can be used is told in the notes.
     """
@@ -73,6 +78,7 @@ def judge(human: HumanSet, concepts: list[str]) -> Judgments:
         "features": _from_vectors,
         "categories": _from_categories,
         "triplets": _from_triplets,
+        "wordnet": lambda human, _: _from_wordnet(human, concepts, senses or {}),
     }
     found = replace(read[human.kind](human, find), ceiling=human.ceiling)
     counts = Counter(each.reason for each in found.dropped)
@@ -210,6 +216,24 @@ def _from_categories(human: HumanSet, find: Callable[[str], str | None]) -> Judg
         for second in ordered[at + 1 :]
     }
     identity = _identity(human, [[*pair, score] for pair, score in scores.items()])
+    return Judgments(human.name, identity, scores, dropped=dropped)
+
+
+def _from_wordnet(human: HumanSet, concepts: list[str], senses: Mapping[str, str | None]) -> Judgments:
+    nouns = read_nouns(human.path)
+    synsets = {name: nouns.synset(name, senses.get(name)) for name in sorted(concepts)}
+    known = {name: synset for name, synset in synsets.items() if synset is not None}
+    dropped = [Dropped((name,), NO_NOUN) for name in synsets if name not in known]
+    try:
+        square = taxonomy_similarity(nouns.hypernyms, list(known.values()), human.taxonomy)
+    except ValueError as error:
+        raise UserError(f"{human.path}: {error}") from error
+    ends = zip(*np.triu_indices(len(known), 1), strict=True)
+    names = list(known)
+    scores = {(names[first], names[second]): float(square[first, second]) for first, second in ends}
+    listed = [[*pair, score] for pair, score in scores.items()]
+    files = [hash_file(human.path / name) for name in (INDEX, DATA)]
+    identity = fingerprint([files, human.taxonomy, listed])
     return Judgments(human.name, identity, scores, dropped=dropped)
 
 

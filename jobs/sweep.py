@@ -49,8 +49,8 @@ def plan(sweep: Sweep) -> Plan:
     """Check everything that a sweep names and lay out its stages. Writes nothing."""
     concepts = read_concepts(sweep.concepts_path, sweep.name)
     experts.check(concepts, sweep.experts.sampled)
-    names = [concept.name for concept in concepts.concepts]
-    human = [judge(each, names) for each in sweep.human_sets()]
+    senses = {concept.name: concept.sense for concept in concepts.concepts}
+    human = [judge(each, list(senses), senses) for each in sweep.human_sets()]
     models = [
         (model, resolve(model.id, revision, sweep.folder))
         for model in sweep.models

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from storage.assets import ASSETS
 from storage.errors import UserError
 
-Kind = Literal["pairs", "matrix", "embeddings", "features", "categories", "triplets"]
+Kind = Literal["pairs", "matrix", "embeddings", "features", "categories", "triplets", "wordnet"]
 Comparison = Literal["cosine", "dot", "softmax"]
+Taxonomy = Literal["path", "wu-palmer"]
 Floats = npt.NDArray[np.float64]
 
 DEFAULT_COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -32,6 +33,7 @@ DEFAULT_COLUMNS: dict[Kind, tuple[str, ...]] = {
     "features": (),
     "categories": ("category", "word"),
     "triplets": ("a", "b", "odd"),
+    "wordnet": (),
 }
 
 _ASYMMETRY = 1e-6
@@ -55,6 +57,7 @@ class HumanSet:
     features    a row an item, a column a feature; or columns of item, feature and value
     categories  columns of category and word
     triplets    columns of two alike and the odd one out
+    wordnet     the folder `dict` of a WordNet release: no people's judgment, but compared like one
 
     `dissimilar` says that a high number of pairs or of a matrix means unlike; `vectors`, how vectors are
     compared: by cosine, dot product or the choice among triplets (softmax); `lemma`, that a word that
@@ -70,6 +73,7 @@ class HumanSet:
     items: Path | None = None
     dissimilar: bool = False
     vectors: Comparison = "cosine"
+    taxonomy: Taxonomy = "path"
     lemma: bool = False
     suffix: str = ""
     ceiling: Ceiling | None = None

@@ -19,6 +19,7 @@ from alignment.expertise import (
     expertise,
     labels_against_others,
     on_and_off,
+    split_half,
 )
 
 TOLERANCE = 1e-12
@@ -174,3 +175,17 @@ def test_what_cannot_be_scored_is_refused() -> None:
         expertise(np.zeros((2, 3), np.float16), labels)
     with pytest.raises(ValueError, match="prevalence is 1"):
         expertise(np.zeros((2, 4), np.float16), labels, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_half_has_half_of_every_concept_by_lot(seed: int) -> None:
+    """A concept that lies in one half only would have no experts in the other."""
+    concepts = np.repeat(np.arange(6), [2, 3, 8, 5, 2, 11])
+    sentences = np.arange(len(concepts))
+    # the last sentence belongs to two concepts
+    of = np.append(concepts, 0)
+    half = split_half(np.append(sentences, len(concepts) - 1), of, len(concepts), seed)
+    for concept in range(6):
+        counts = np.bincount(half[concepts == concept], minlength=2)
+        assert abs(counts[0] - counts[1]) <= 1
+    assert not np.array_equal(half, split_half(sentences, concepts, len(concepts), seed + 1))

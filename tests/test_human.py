@@ -218,6 +218,58 @@ def test_categories_make_pairs_alike_or_not(tmp_path: Path) -> None:
     assert [each.words for each in found.dropped] == [("sofa", "seat")]
 
 
+def wordnet(folder: Path) -> Path:
+    """A WordNet of six synsets: entity > animal > (dog > puppy, cat); entity > thing > cat (a whip)."""
+    (folder / "index.noun").write_text(
+        "  1 This stands for the licence.\n"
+        "entity n 1 1 ~ 1 0 00000010\nanimal n 1 2 @ ~ 1 0 00000020\n"
+        "dog n 1 2 @ ~ 1 1 00000030\npuppy n 1 1 @ 1 0 00000040\n"
+        "cat n 2 1 @ 2 1 00000050 00000070\nsea_lion n 1 1 @ 1 0 00000060\n"
+    )
+    (folder / "data.noun").write_text(
+        "  1 This stands for the licence.\n"
+        "00000010 03 n 01 entity 0 001 ~ 00000020 n 0000 | that which is\n"
+        "00000020 05 n 01 animal 0 002 @ 00000010 n 0000 ~ 00000030 n 0000 | a living thing\n"
+        "00000030 05 n 02 dog 0 domestic_dog 0 002 @ 00000020 n 0000 ~ 00000040 n 0000 | barks\n"
+        "00000040 05 n 01 puppy 0 001 @ 00000030 n 0000 | a young | dog\n"
+        "00000050 05 n 01 cat 0 001 @ 00000020 n 0000 | mews\n"
+        "00000060 05 n 01 sea_lion 0 001 @i 00000020 n 0000 | swims\n"
+        "00000070 06 n 01 cat 1 001 @ 00000010 n 0000 | a whip\n"
+    )
+    return folder
+
+
+def test_wordnets_measures_are_those_of_a_count_by_hand(tmp_path: Path) -> None:
+    human = HumanSet("wn", wordnet(tmp_path), "wordnet", ())
+    concepts = ["cat", "dog", "puppy", "sea lion", "sofa"]
+    found = judge(human, concepts)
+    assert found.scores["cat", "dog"] == pytest.approx(1 / 3)
+    assert found.scores["dog", "puppy"] == pytest.approx(1 / 2)
+    assert found.scores["cat", "puppy"] == pytest.approx(1 / 4)
+    assert found.scores["puppy", "sea lion"] == pytest.approx(1 / 4)
+    assert [(each.words, each.reason) for each in found.dropped] == [(("sofa",), "no noun of WordNet")]
+    wu = judge(replace(human, taxonomy="wu-palmer"), concepts)
+    # animal has the depth 2; cat 3, dog 3, puppy 4
+    assert wu.scores["cat", "dog"] == pytest.approx(2 * 2 / (3 + 3))
+    assert wu.scores["cat", "puppy"] == pytest.approx(2 * 2 / (3 + 4))
+    assert wu.identity != found.identity
+    for sense in ("cat.n.02", "00000070-n"):
+        whip = judge(human, concepts, {"cat": sense})
+        assert whip.scores["cat", "dog"] == pytest.approx(1 / 4)
+    gone = judge(human, concepts, {"cat": "cat.n.03"})
+    assert (("cat",), "no noun of WordNet") in [(each.words, each.reason) for each in gone.dropped]
+
+
+def test_a_wordnet_that_is_none_is_refused(tmp_path: Path) -> None:
+    human = HumanSet("wn", tmp_path, "wordnet", ())
+    assert "index.noun: no such file; give the folder `dict`" in refused(human)
+    (wordnet(tmp_path) / "data.noun").write_text("a b c\n")
+    assert "is not in WordNet's format" in refused(human)
+    line = "000000{0}0 05 n 01 x 0 001 @ 000000{1}0 n 0000 | in a ring\n"
+    (tmp_path / "data.noun").write_text(line.format(3, 5) + line.format(5, 3))
+    assert "has a cycle" in refused(human)
+
+
 def test_triplets_keep_which_one_is_odd(tmp_path: Path) -> None:
     human = replace(
         written(tmp_path, "a,b,odd\ndog,cat,cow\ncat,sofa,dog\n"),

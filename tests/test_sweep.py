@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
@@ -55,7 +56,7 @@ def rows(store: Path) -> dict[str, list[Any]]:
     views = (
         "concepts sentences memberships sites activations experts similarity alignment human_pairs "
         "human_triplets human_dropped hierarchy_summary hierarchy_domains hierarchy_cuts "
-        "hierarchy_merges"
+        "hierarchy_merges halves reliability expert_places expert_stability"
     )
     with open_store(store) as connection:
         return {
@@ -64,12 +65,15 @@ def rows(store: Path) -> dict[str, list[Any]]:
         }
 
 
+_EXTRA = "baselines: [input-embedding, contextual, random-init]\ncontrols: [split-half]\n"
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A folder with a finished sweep over a tiny model."""
     folder = tmp_path_factory.mktemp("study")
     shutil.copytree(tiny_model, folder / "model")
-    file = tiny.write_sweep(folder, extra="baselines: [input-embedding, contextual, random-init]\n")
+    file = tiny.write_sweep(folder, extra=_EXTRA)
     done = neuralign("run", file)
     assert done.returncode == 0, done.stderr
     (folder / "printed.txt").write_text(done.stdout)
@@ -89,7 +93,7 @@ def test_a_finished_sweep_computes_nothing_and_says_so(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
     again = neuralign("run", study / "sweep.yaml")
     assert again.returncode == 0
-    assert "Nothing to compute: all 13 stages are done" in again.stderr
+    assert "Nothing to compute: all 18 stages are done" in again.stderr
     assert again.stdout == (study / "printed.txt").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
 
@@ -186,6 +190,68 @@ def _cosines(state: Any, of: Any, centre: bool, pairs: Any) -> list[float]:
     middle = np.mean(list(means.values()), axis=0) * centre
     units = {name: (mean - middle) / np.linalg.norm(mean - middle) for name, mean in means.items()}
     return [float(units[a] @ units[b]) for a, b in pairs]
+
+
+def _sets(experts: Any, threshold: float) -> dict[Any, set[Any]]:
+    """Experts above a threshold by (who, concept), from rows of (who, concept, layer, unit, ap)."""
+    found: dict[Any, set[Any]] = {}
+    for who, concept, layer, unit, ap in experts:
+        if ap > threshold:
+            found.setdefault((who, concept), set()).add((layer, unit))
+    return found
+
+
+def test_where_experts_sit_and_when_they_settle_is_that_of_sets(study: Path) -> None:
+    with open_store(study / "results/sweep") as connection:
+        query = connection.sql
+        experts = query(
+            "SELECT revision, concept, layer, unit, ap FROM experts WHERE pooling = 'max'"
+        ).fetchall()
+        places = query(
+            "SELECT revision, layer, n_experts, share FROM expert_places "
+            "WHERE pooling = 'max' AND threshold = 0.6"
+        ).fetchall()
+        stability = query(
+            "SELECT concept, revision_a, revision_b, stability FROM expert_stability "
+            "WHERE pooling = 'max' AND threshold = 0.5"
+        ).fetchall()
+    for revision in ("main", "random-init"):
+        above = [row[2] for row in experts if row[0] == revision and row[4] > 0.6]
+        found = {layer: (n, share) for who, layer, n, share in places if who == revision}
+        assert found == {
+            layer: (above.count(layer), pytest.approx(above.count(layer) / len(above)))
+            for layer in set(above)
+        }
+    sets = _sets(experts, 0.5)
+    assert len(stability) == 6
+    for concept, first, second, value in stability:
+        one, other = sets[first, concept], sets[second, concept]
+        assert (first, second) == ("main", "random-init")
+        assert value == pytest.approx(len(one & other) / len(one | other))
+
+
+def test_the_halves_share_no_sentence_and_their_agreement_is_that_of_their_sets(study: Path) -> None:
+    with open_store(study / "results/sweep") as connection:
+        query = connection.sql
+        halves = query(
+            "SELECT half, concept, layer, unit, ap FROM halves WHERE pooling = 'max'"
+        ).fetchall()
+        found = query(
+            "SELECT rho, of_all, stability, n_pairs FROM reliability "
+            "WHERE pooling = 'max' AND threshold = 0.5"
+        ).fetchall()
+    sets = _sets(halves, 0.5)
+    pairs = list(itertools.combinations(sorted(tiny.CONCEPTS), 2))
+    similarities = [
+        [len(sets[half, a] & sets[half, b]) / len(sets[half, a] | sets[half, b]) for a, b in pairs]
+        for half in (1, 2)
+    ]
+    rho = spearmanr(*similarities).statistic
+    overlap = [
+        len(sets[1, name] & sets[2, name]) / len(sets[1, name] | sets[2, name]) for name in tiny.CONCEPTS
+    ]
+    corrected = 2 * rho / (1 + rho) if rho > 0 else rho
+    assert found == [pytest.approx((rho, corrected, np.mean(overlap), 15))]
 
 
 def test_every_kind_of_judgment_and_what_cannot_be_used_is_told(study: Path, tmp_path: Path) -> None:
@@ -322,10 +388,10 @@ def test_sql_reads_the_store_and_nothing_else(study: Path, query: str, message: 
 
 def test_status_and_plan_tell_what_is_done(study: Path) -> None:
     status = neuralign("status", study / "results/sweep").stdout
-    assert status.count(" done ") == 13
+    assert status.count(" done ") == 18
     plan = neuralign("plan", study / "sweep.yaml").stdout
     assert "6 concepts, 36 sentences, 2 models" in plan
-    assert plan.count(" done ") == 13
+    assert plan.count(" done ") == 18
     shutil.copytree(study / "model", study / "other/model")
     file = tiny.write_sweep(study / "other")
     plan = neuralign("plan", file).stdout
