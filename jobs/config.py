@@ -23,7 +23,7 @@ from storage.human import DEFAULT_COLUMNS, Comparison, HumanSet, Kind, Taxonomy,
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Count = Annotated[int, Field(ge=1)]
 Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
-Control = Literal["split-half"]
+Control = Literal["split-half", "length-matched"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -175,6 +175,7 @@ class Sweep(_Part):
         lists: dict[str, list[Any]] = {
             "human": [human.name for human in self.human],
             "agreement": list(self.agreement),
+            "controls": list(self.controls),
             "experts.threshold": self.experts.threshold,
             "neurons.pooling": list(self.neurons.pooling),
         }

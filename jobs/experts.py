@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.expertise import Labels, expertise, labels_against_others, on_and_off, split_half
+from alignment.expertise import (
+    Labels,
+    expertise,
+    labels_against_others,
+    labels_matched_in_length,
+    on_and_off,
+    split_half,
+)
 from jobs import activations, sentences
 from jobs.progress import progress
 from jobs.stage import Outcome, Stage, run_missing_units
@@ -22,8 +29,12 @@ from storage.commit import FileRecord, write_table
 from storage.concepts import ConceptSet
 from storage.errors import UserError
 
+Integers = npt.NDArray[np.int64]
+
 KIND = "experts"
-HALVES_KIND = "halves"
+CONTROL_KIND = "controls"
+HALVES = ("half 1", "half 2")
+LENGTH_MATCHED = "length-matched"
 SITES_FOLDER = "experts"
 _TASKS_IN_FLIGHT_PER_CPU = 2
 
@@ -46,23 +57,23 @@ def plan(
     prevalence: float,
     floor: float,
     seed: int,
-    half: int | None = None,
+    control: str | None = None,
 ) -> Stage:
-    """The stage that scores the activations of one model: on all its sentences, or on one half of them,
-    1 or 2, as a control."""
+    """The stage that scores the activations of one model, or scores them once more as a control: on one
+    half of the sentences, or with negatives as long as the positives."""
     params = {
         **{name: read.params[name] for name in ("model", "revision", "concept_set")},
         "negatives": negatives,
         "prevalence": prevalence,
         "floor": floor,
-        "seed": seed if sampled or half else 0,
-        **({"half": half} if half else {}),
+        "seed": seed if sampled or control else 0,
+        **({"control": control} if control else {}),
     }
 
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, sampled)
 
-    kind, label = (HALVES_KIND, f"{read.label}-half-{half}") if half else (KIND, read.label)
+    kind, label = (CONTROL_KIND, f"{read.label} {control}") if control else (KIND, read.label)
     return Stage(kind, label, params, run, {"activations": read})
 
 
@@ -89,21 +100,7 @@ def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
     texts = read.inputs["sentences"]
     concepts = sentences.read_concept_names(texts, store)
     ids, members, n_sentences = sentences.read_memberships(texts, store)
-    ids, members = np.asarray(ids), np.asarray(members)
-    kept = np.arange(n_sentences)
-    if "half" in stage.params:
-        halves = split_half(ids, members, n_sentences, stage.params["seed"])
-        kept = np.flatnonzero(halves == stage.params["half"] - 1)
-        inside = np.isin(ids, kept)
-        ids, members = np.searchsorted(kept, ids[inside]), members[inside]
-    labels = labels_against_others(
-        ids,
-        members,
-        len(kept),
-        len(concepts),
-        sampled,
-        stage.params["seed"],
-    )
+    labelled = _labels(stage, store, np.asarray(ids), np.asarray(members), n_sentences, sampled)
     units = {
         site.name: site
         for site in (
@@ -117,7 +114,7 @@ def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
         todo = list(missing)
-        shared = ray.put((labels, kept))
+        shared = ray.put(labelled)
         flying: dict[Any, _Site] = {}
         with progress(stage.name, len(units), "sites", len(units) - len(todo)) as advance:
             while todo or flying:
@@ -136,10 +133,29 @@ def _run(stage: Stage, store: Path, sampled: int | None) -> Outcome:
     return Outcome(files)
 
 
+def _labels(
+    stage: Stage, store: Path, ids: Integers, members: Integers, n_sentences: int, sampled: int | None
+) -> tuple[Labels, Integers]:
+    """The labels, and the sentences that they are of."""
+    control, seed = stage.params.get("control"), stage.params["seed"]
+    texts = stage.inputs["activations"].inputs["sentences"]
+    n_concepts = len(sentences.read_concept_names(texts, store))
+    kept = np.arange(n_sentences)
+    if control == LENGTH_MATCHED:
+        lengths = np.array([len(text.split()) for text, _ in sentences.read_texts(texts, store)])
+        return labels_matched_in_length(ids, members, lengths, n_concepts, seed), kept
+    if control is not None:
+        half = split_half(ids, members, n_sentences, seed)
+        kept = np.flatnonzero(half == HALVES.index(control))
+        inside = np.isin(ids, kept)
+        ids, members = np.searchsorted(kept, ids[inside]), members[inside]
+    return labels_against_others(ids, members, len(kept), n_concepts, sampled, seed), kept
+
+
 def _score_site(
     files: SiteFiles,
     site: _Site,
-    labelled: tuple[Labels, npt.NDArray[np.int64]],
+    labelled: tuple[Labels, Integers],
     concepts: list[str],
     params: dict[str, Any],
     folder: Path,
@@ -176,9 +192,9 @@ def _score_site(
         "off_mean": off_mean,
     }
     schema = schemas.EXPERTS
-    if "half" in params:
-        schema = schemas.HALVES
-        columns["half"] = np.full(len(units), params["half"], np.int32)
+    if "control" in params:
+        schema = schemas.CONTROL_EXPERTS
+        columns["control"] = _repeat(params["control"], len(units))
     table = pa.table(columns, schema)
     return write_table(folder, f"{SITES_FOLDER}/{site.name}.parquet", table)
 

@@ -46,8 +46,8 @@ def _run(stage: Stage, store: Path) -> Outcome:
             "representation": stage.params["representation"],
             "measure": "jaccard",
         }
-        # halves are a control of the whole model's experts
-        for place in [{}] if is_of_half(stage) else _places(connection):
+        # a control is of the whole model's experts
+        for place in [{}] if is_control(stage) else _places(connection):
             here = connection.table("everywhere")
             for column, value in place.items():
                 here = here.filter(duckdb.ColumnExpression(column) == duckdb.ConstantExpression(value))
@@ -57,13 +57,14 @@ def _run(stage: Stage, store: Path) -> Outcome:
     return Outcome([write_table(stage.folder(store), FILE, pa.concat_tables(tables))])
 
 
-def is_of_half(stage: Stage) -> bool:
-    """Whether a similarity stage is of experts that were found on half of the sentences."""
-    return "experts" in stage.inputs and "half" in stage.inputs["experts"].params
+def is_control(stage: Stage) -> bool:
+    """Whether a similarity stage is of experts that were found as a control."""
+    return "experts" in stage.inputs and "control" in stage.inputs["experts"].params
 
 
 def _representation(experts: Stage) -> str:
-    return f"{EXPERTS}, half {experts.params['half']}" if "half" in experts.params else EXPERTS
+    control = experts.params.get("control")
+    return f"{EXPERTS}, {control}" if control else EXPERTS
 
 
 def _places(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:

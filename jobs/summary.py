@@ -156,7 +156,7 @@ def headline(
         if row["layer"] is None and row["site"] is None
     ]
     shown = [(f"neurons, {text}", row) for text, row in neurons if row["revision"] != RANDOM_INIT]
-    shown += _halves(rows, threshold)
+    shown += _controls(rows, threshold)
     shown += _best_layers(experts, value)
     shown += _baselines(rows, value)
     shown += [
@@ -168,18 +168,17 @@ def headline(
     return [(_named(label, row), row) for label, row in shown]
 
 
-def _halves(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, dict[str, Any]]]:
-    """The experts that were found on half of the sentences, by the first pooling."""
-    halves = [
-        row
-        for row in rows
-        if row["representation"].startswith(f"{EXPERTS}, half") and row["threshold"] == threshold
+def _controls(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, dict[str, Any]]]:
+    """The experts that were found as a control, by the first pooling."""
+    prefix = f"{EXPERTS}, "
+    found = [
+        row for row in rows if row["representation"].startswith(prefix) and row["threshold"] == threshold
     ]
-    half = len(f"{EXPERTS}, ")
+    pooling = min((row["pooling"] for row in found), key=POOLINGS.index, default=None)
     return [
-        (f"neurons, {row['pooling']} pooling, {row['representation'][half:]}", row)
-        for row in halves
-        if row["pooling"] == min((each["pooling"] for each in halves), key=POOLINGS.index)
+        (f"neurons, {pooling}, {row['representation'].removeprefix(prefix)}", row)
+        for row in found
+        if row["pooling"] == pooling
     ]
 
 

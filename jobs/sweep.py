@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cluster.devices import native_dtype
@@ -73,7 +73,7 @@ def plan(sweep: Sweep) -> Plan:
         trees = [
             hierarchy.plan(each, texts, sweep.resamples, sweep.seed)
             for each in compared
-            if not similarity.is_of_half(each)
+            if not similarity.is_control(each)
         ]
     told = report.plan(sweep.name, aligned, compared, texts, checks, trees)
     stages += [*compared, *checks, aligned, *trees, told]
@@ -111,16 +111,25 @@ def _model_stages(
     scored = experts.plan(read, *how)
     yield scored
     yield similarity.plan(scored, wanted.threshold)
-    if "split-half" in sweep.controls and not weights.random:
-        halves = [experts.plan(read, *how, half) for half in (1, 2)]
-        yield from halves
-        compared = [similarity.plan(half, wanted.threshold) for half in halves]
-        yield from compared
-        yield reliability.plan(*compared)
+    if not weights.random:
+        yield from _control_stages(sweep, lambda control: experts.plan(read, *how, control))
     input_embedding = "input-embedding" in sweep.baselines
     contextual = "contextual" in sweep.baselines
     if (input_embedding or contextual) and not weights.random:
         yield baselines.plan_embeddings(read, input_embedding, contextual)
+
+
+def _control_stages(sweep: Sweep, score: Callable[[str], Stage]) -> Iterator[Stage]:
+    halves = []
+    if "length-matched" in sweep.controls:
+        matched = score(experts.LENGTH_MATCHED)
+        yield from (matched, similarity.plan(matched, sweep.experts.threshold))
+    for half in experts.HALVES if "split-half" in sweep.controls else ():
+        scored = score(half)
+        halves.append(similarity.plan(scored, sweep.experts.threshold))
+        yield from (scored, halves[-1])
+    if halves:
+        yield reliability.plan(*halves)
 
 
 if __name__ == "__main__":

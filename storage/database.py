@@ -26,7 +26,7 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "experts": ("experts", "experts", schemas.EXPERTS),
     "similarity": ("similarity", "similarity.parquet", schemas.SIMILARITY),
     "alignment": ("alignment", "alignment.parquet", schemas.ALIGNMENT),
-    "halves": ("halves", "experts", schemas.HALVES),
+    "control_experts": ("controls", "experts", schemas.CONTROL_EXPERTS),
     "reliability": ("reliability", "reliability.parquet", schemas.RELIABILITY),
     "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
     "human_triplets": ("alignment", "human-triplets.parquet", schemas.HUMAN_TRIPLETS),

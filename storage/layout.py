@@ -21,7 +21,7 @@ KINDS = (
     "sentences",
     "activations",
     "experts",
-    "halves",
+    "controls",
     "similarity",
     "reliability",
     "alignment",

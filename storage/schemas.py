@@ -101,7 +101,7 @@ EXPERTS = pa.schema(
     ]
 )
 
-HALVES = EXPERTS.append(_field("half", pa.int32(), "half of the sentences they were found on, 1 or 2"))
+CONTROL_EXPERTS = EXPERTS.append(_field("control", _TEXT, "half 1, half 2 or length-matched"))
 
 INPUT_EMBEDDINGS = pa.schema(
     [
@@ -114,7 +114,7 @@ _REPRESENTATION = [
     _field(
         "representation",
         _TEXT,
-        "experts (also: of a half), hidden state, input embedding or word vectors",
+        "experts (also of controls), hidden state, input embedding or word vectors",
     ),
     _field("model", _TEXT, "the model, or the name of the word vectors"),
     _field("revision", _TEXT, "the model's revision", nullable=True),

@@ -56,7 +56,7 @@ def rows(store: Path) -> dict[str, list[Any]]:
     views = (
         "concepts sentences memberships sites activations experts similarity alignment human_pairs "
         "human_triplets human_dropped hierarchy_summary hierarchy_domains hierarchy_cuts "
-        "hierarchy_merges halves reliability expert_places expert_stability"
+        "hierarchy_merges control_experts reliability expert_places expert_stability"
     )
     with open_store(store) as connection:
         return {
@@ -65,7 +65,9 @@ def rows(store: Path) -> dict[str, list[Any]]:
         }
 
 
-_EXTRA = "baselines: [input-embedding, contextual, random-init]\ncontrols: [split-half]\n"
+_EXTRA = (
+    "baselines: [input-embedding, contextual, random-init]\ncontrols: [split-half, length-matched]\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_a_finished_sweep_computes_nothing_and_says_so(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
     again = neuralign("run", study / "sweep.yaml")
     assert again.returncode == 0
-    assert "Nothing to compute: all 18 stages are done" in again.stderr
+    assert "Nothing to compute: all 20 stages are done" in again.stderr
     assert again.stdout == (study / "printed.txt").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
 
@@ -234,7 +236,7 @@ def test_the_halves_share_no_sentence_and_their_agreement_is_that_of_their_sets(
     with open_store(study / "results/sweep") as connection:
         query = connection.sql
         halves = query(
-            "SELECT half, concept, layer, unit, ap FROM halves WHERE pooling = 'max'"
+            "SELECT control, concept, layer, unit, ap FROM control_experts WHERE pooling = 'max'"
         ).fetchall()
         found = query(
             "SELECT rho, of_all, stability, n_pairs FROM reliability "
@@ -244,11 +246,13 @@ def test_the_halves_share_no_sentence_and_their_agreement_is_that_of_their_sets(
     pairs = list(itertools.combinations(sorted(tiny.CONCEPTS), 2))
     similarities = [
         [len(sets[half, a] & sets[half, b]) / len(sets[half, a] | sets[half, b]) for a, b in pairs]
-        for half in (1, 2)
+        for half in ("half 1", "half 2")
     ]
     rho = spearmanr(*similarities).statistic
     overlap = [
-        len(sets[1, name] & sets[2, name]) / len(sets[1, name] | sets[2, name]) for name in tiny.CONCEPTS
+        len(sets["half 1", name] & sets["half 2", name])
+        / len(sets["half 1", name] | sets["half 2", name])
+        for name in tiny.CONCEPTS
     ]
     corrected = 2 * rho / (1 + rho) if rho > 0 else rho
     assert found == [pytest.approx((rho, corrected, np.mean(overlap), 15))]
@@ -388,10 +392,10 @@ def test_sql_reads_the_store_and_nothing_else(study: Path, query: str, message: 
 
 def test_status_and_plan_tell_what_is_done(study: Path) -> None:
     status = neuralign("status", study / "results/sweep").stdout
-    assert status.count(" done ") == 18
+    assert status.count(" done ") == 20
     plan = neuralign("plan", study / "sweep.yaml").stdout
     assert "6 concepts, 36 sentences, 2 models" in plan
-    assert plan.count(" done ") == 18
+    assert plan.count(" done ") == 20
     shutil.copytree(study / "model", study / "other/model")
     file = tiny.write_sweep(study / "other")
     plan = neuralign("plan", file).stdout
