@@ -143,12 +143,17 @@ def _labels(
     kept = np.arange(n_sentences)
     if control == LENGTH_MATCHED:
         lengths = np.array([len(text.split()) for text, _ in sentences.read_texts(texts, store)])
-        return labels_matched_in_length(ids, members, lengths, n_concepts, seed), kept
+        try:
+            return labels_matched_in_length(ids, members, lengths, n_concepts, seed), kept
+        except ValueError as error:
+            raise UserError(f"controls: {LENGTH_MATCHED}: {error}; leave this control out") from error
     if control is not None:
         half = split_half(ids, members, n_sentences, seed)
         kept = np.flatnonzero(half == HALVES.index(control))
         inside = np.isin(ids, kept)
         ids, members = np.searchsorted(kept, ids[inside]), members[inside]
+        # half of the sentences hold half of the negatives
+        sampled = max(1, sampled // 2) if sampled else None
     return labels_against_others(ids, members, len(kept), n_concepts, sampled, seed), kept
 
 
