@@ -132,7 +132,8 @@ def _add(
     rows["merges.parquet"] += [{**place, **merge} for merge in _merges(tree, names)]
     if row["representation"] == EXPERTS:
         experts = _expert_sets(connection, row, len(names))
-        found = polysemy(experts, domains, stage.params["draws"] // 10, stage.params["seed"])
+        # each draw counts every neuron anew, so there are fewer
+        found = polysemy(experts, domains, stage.params["draws"] // 20, stage.params["seed"])
         summary |= {
             "n_neurons": found.neurons,
             "n_shared": found.shared,

@@ -76,14 +76,15 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
 def _print_controls(console: Console, summary: dict[str, Any]) -> None:
     """Print how split halves agree and whether the domains show, where the sweep asked."""
     threshold = summary["headline_threshold"]
-    halves = [row for row in summary["reliability"] if row["threshold"] == threshold]
+    found = [row for row in summary["reliability"] if row["threshold"] == threshold]
+    halves = sorted(found, key=lambda row: POOLINGS.index(row["pooling"]))
     if halves:
         console.print(
             f"\nExperts from either half of the sentences, AP > {threshold}: Spearman's rho of their "
             f"similarities over {halves[0]['n_pairs']:,} pairs; mean Jaccard of a concept's two sets",
             markup=False,
         )
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, show_header=False)
         for row in halves:
             label = f"neurons, {row['pooling']} pooling"
             overlap = "-" if row["stability"] is None else f"{row['stability']:.2f}"
@@ -100,7 +101,7 @@ def _print_controls(console: Console, summary: dict[str, Any]) -> None:
             "their own domain's name",
             markup=False,
         )
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, show_header=False)
         for label, row in shown:
             named = "" if row["recovered"] is None else f"{row['recovered']:.0%}"
             cells = (label, _with_interval(row["auc"], row["auc_low"], row["auc_high"]), named)
