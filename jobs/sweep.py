@@ -59,8 +59,13 @@ def plan(sweep: Sweep) -> Plan:
     texts = sentences.plan(concepts)
     stages: list[Stage] = [texts]
     compared: list[Stage] = []
+    controls: list[Stage] = []
     checks: list[Stage] = []
-    places = {similarity.KIND: compared, reliability.KIND: checks}
+    places = {
+        experts.CONTROL_KIND: controls,
+        similarity.KIND: compared,
+        reliability.KIND: checks,
+    }
     if "glove" in sweep.baselines:
         compared.append(baselines.plan_word_vectors(texts))
     for model, weights in models:
@@ -76,7 +81,7 @@ def plan(sweep: Sweep) -> Plan:
             if not similarity.is_control(each)
         ]
     told = report.plan(sweep.name, aligned, compared, texts, checks, trees)
-    stages += [*compared, *checks, aligned, *trees, told]
+    stages += [*controls, *compared, *checks, aligned, *trees, told]
     return Plan(sweep, concepts, [weights for _, weights in models], stages)
 
 
