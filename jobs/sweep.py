@@ -25,6 +25,7 @@ from jobs.progress import say
 from jobs.stage import Stage, ensure
 from storage import layout
 from storage.concepts import ConceptSet, read_concepts
+from storage.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Plan:
 
     def until(self, kind: str | None) -> list[Stage]:
         """The stages up to the last of a kind; all without one."""
+        if kind and not self.of_kind(kind):
+            raise UserError(f"{self.sweep.file}: asks for no stage of the kind {kind}")
         last = self.of_kind(kind)[-1] if kind else self.stages[-1]
         return self.stages[: self.stages.index(last) + 1]
 
