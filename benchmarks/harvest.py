@@ -53,7 +53,8 @@ def _measure_ours(path: Path) -> tuple[float, int, float]:
 
     def work() -> None:
         nonlocal kept
-        names = {word for pair in read_pairs(known_set("men")).scores for word in pair}
+        rated = [word for pair in read_pairs(known_set("men")) for word in (pair.first, pair.second)]
+        names = {word.removesuffix("-n") for word in rated if word.endswith("-n")}
         words = [Word(name) for name in sorted(names)[:_CONCEPTS]]
         sampler = Sampler(WordFinder(words), _SENTENCES * DRAWN_PER_WANTED)
         for piece in read_pieces(path, "text", Unreadable()):
