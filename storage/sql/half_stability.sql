@@ -12,6 +12,9 @@ shared AS (
     JOIN thresholds ON least(a.ap, b.ap) > threshold
     GROUP BY ALL
 )
-SELECT pooling, threshold, avg(coalesce(shared.n, 0) / (sizes.n - coalesce(shared.n, 0))) AS stability
+SELECT
+    pooling, threshold,
+    -- in one order, so that the same rows give the same mean to the last bit
+    avg(coalesce(shared.n, 0) / (sizes.n - coalesce(shared.n, 0)) ORDER BY concept) AS stability
 FROM sizes LEFT JOIN shared USING (pooling, concept, threshold)
 GROUP BY ALL
