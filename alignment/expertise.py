@@ -22,6 +22,7 @@ REFERENCE_PREVALENCE = 400 / 1400
 """Share of positives in the papers' data: 400 positive and 1,000 negative sentences a concept."""
 
 _ROWS_AT_ONCE = 256
+_LENGTHS = 10
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,64 @@ def _check_own(labels: Labels) -> None:
             raise ValueError(f"concept {concept} has no negative sentence")
         if np.intersect1d(positives, negatives).size:
             raise ValueError(f"a sentence is a positive and a negative of concept {concept}")
+
+
+def labels_matched_in_length(
+    sentences: Integers,
+    concepts: Integers,
+    lengths: Integers,
+    n_concepts: int,
+    seed: int = 0,
+) -> Labels:
+    """Labels in which each concept's negatives are as long as its positives.
+
+    `sentences[i]` is a positive of `concepts[i]`; `lengths` has one number a sentence. Lengths are cut
+    at their deciles; from each part as many sentences of other concepts are drawn, without replacement,
+    as keep the shares that the parts have among the positives, and the most that do.
+
+    Raises ValueError for a concept without positives, or for which no negative is long enough.
+    """
+    starts, members = _compress(sentences, concepts, len(lengths))
+    labelled = np.flatnonzero(np.diff(starts) > 0)
+    cuts = np.unique(np.quantile(lengths[labelled], np.arange(1, _LENGTHS) / _LENGTHS))
+    part = np.searchsorted(cuts, lengths, side="left")
+    drawn = []
+    for concept, own in enumerate(_by_concept(starts, members, n_concepts)):
+        if not len(own):
+            raise ValueError(f"concept {concept} has no positive sentence")
+        random = np.random.default_rng([seed, concept])
+        others = random.permutation(np.setdiff1d(labelled, own))
+        wanted = np.bincount(part[own], minlength=_LENGTHS)
+        there = np.bincount(part[others], minlength=_LENGTHS)
+        times = (there[wanted > 0] / wanted[wanted > 0]).min()
+        counts = np.floor(wanted * times).astype(np.int64)
+        if not counts.any():
+            raise ValueError(f"concept {concept} has no negatives as long as its positives")
+        kept = [others[part[others] == each][:count] for each, count in enumerate(counts)]
+        drawn.append(np.concatenate(kept))
+    sizes = [len(each) for each in drawn]
+    negative_starts, negative_members = _compress(
+        np.concatenate(drawn), np.repeat(np.arange(n_concepts), sizes), len(lengths)
+    )
+    unmarked = np.zeros(len(lengths), np.bool_)
+    return Labels(n_concepts, starts, members, unmarked, negative_starts, negative_members)
+
+
+def split_half(sentences: Integers, concepts: Integers, n_sentences: int, seed: int) -> Integers:
+    """The half, 0 or 1, that each sentence falls into: half of each concept's sentences, by lot.
+
+    `sentences[i]` is a positive of `concepts[i]`; a sentence of several concepts is dealt with the first
+    of them.
+    """
+    random = np.random.default_rng(seed)
+    first_of = np.full(n_sentences, -1)
+    first_of[sentences[::-1]] = concepts[::-1]
+    order = random.permutation(n_sentences)
+    order = order[np.argsort(first_of[order], kind="stable")]
+    # dealt in turn, each concept from where the one before stopped
+    half: Integers = np.empty(n_sentences, np.int64)
+    half[order] = np.arange(n_sentences) % 2
+    return half
 
 
 def expertise(

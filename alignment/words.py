@@ -56,6 +56,17 @@ def find_word(text: str, concept: str | Word) -> list[tuple[int, int]]:
     return [match.span() for match in word_pattern(concept).finditer(text)]
 
 
+def normal_form(word: str) -> str:
+    """A word as it is compared: lower case, its parts with one space between them."""
+    return " ".join(re.split(r"[\s_-]+", word.strip().lower()))
+
+
+@cache
+def singular(word: str) -> str:
+    """The singular of a noun; the word itself where it is none."""
+    return str(_engine().singular_noun(word) or word)
+
+
 @cache
 def inflections(word: str, pos: str = NOUN, language: str = "en") -> frozenset[str]:
     """The forms of a word, itself among them.

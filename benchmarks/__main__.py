@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from benchmarks.bootstrap import bootstrap
 from benchmarks.capture import capture, pipeline, replicas
 from benchmarks.generate import generate
 from benchmarks.harvest import harvest
@@ -19,6 +20,7 @@ BENCHMARKS = {
     "store_write": store_write,
     "store_read": store_read,
     "similarity": similarity,
+    "bootstrap": bootstrap,
     "harvest": harvest,
     "generate": generate,
 }

@@ -53,7 +53,9 @@ def _measure_ours(path: Path) -> tuple[float, int, float]:
 
     def work() -> None:
         nonlocal kept
-        names = {word for pair in read_pairs(known_set("men")).scores for word in pair}
+        pairs = [(pair.first, pair.second) for pair in read_pairs(known_set("men"))]
+        nouns = [pair for pair in pairs if all(word.endswith("-n") for word in pair)]
+        names = {word.removesuffix("-n") for pair in nouns for word in pair}
         words = [Word(name) for name in sorted(names)[:_CONCEPTS]]
         sampler = Sampler(WordFinder(words), _SENTENCES * DRAWN_PER_WANTED)
         for piece in read_pieces(path, "text", Unreadable()):

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from alignment.correlation import weighted_spearman
+from alignment.agreement import agreement
 from storage.human import known_set, read_pairs
 from storage.word_vectors import read_glove
 
@@ -16,7 +16,11 @@ SIZES = (645, 400, 200, 100, 64)
 
 def main() -> None:
     """Print pairs, the spread of the human scores, and rho, for each size of the core."""
-    scores = read_pairs(known_set("men")).scores
+    scores = {}
+    for pair in read_pairs(known_set("men")):
+        first, second = sorted((pair.first, pair.second))
+        if first.endswith("-n") and second.endswith("-n") and first != second:
+            scores[first.removesuffix("-n"), second.removesuffix("-n")] = pair.score
     neighbours: dict[str, set[str]] = defaultdict(set)
     for first, second in scores:
         neighbours[first].add(second)
@@ -30,7 +34,7 @@ def main() -> None:
         pairs = [pair for pair in scores if core.issuperset(pair)]
         human = np.array([scores[pair] for pair in pairs])
         model = np.array([_cosine(vectors[first], vectors[second]) for first, second in pairs])
-        rho = weighted_spearman(model, human, np.ones((1, len(pairs))))[0]
+        rho = agreement("spearman", model, human, np.ones((1, len(pairs))))[0]
         low, middle, high = np.percentile(human, [5, 50, 95])
         spread = f"{low:.0f}, {middle:.0f}, {high:.0f}"
         print(f"{len(core):5}  {len(pairs):5}  {spread:>27}  {rho:15.3f}")

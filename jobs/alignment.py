@@ -5,53 +5,107 @@ All representations of a sweep are compared on the very same pairs, with the sam
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.correlation import FEWEST_PAIRS, Correlation, spearman
-from jobs import sentences
+from alignment.agreement import Measure, rater_ceiling
+from alignment.correlation import FEWEST_PAIRS, benjamini_hochberg, correlate, mantel
+from alignment.resampling import Estimates, Method
+from alignment.triplets import share_predicted
 from jobs.baselines import WORD_VECTORS
+from jobs.judgments import Judgments
 from jobs.similarity import FILE
 from jobs.stage import Outcome, Stage
 from storage import schemas, sql
-from storage.commit import write_table
-from storage.human import Pairs
+from storage.commit import FileRecord, write_table
 from storage.place import let_read
 
 KIND = "alignment"
 ALIGNMENT_FILE = "alignment.parquet"
 PAIRS_FILE = "human-pairs.parquet"
+TRIPLETS_FILE = "human-triplets.parquet"
+DROPPED_FILE = "human-dropped.parquet"
+TRIPLETS = "triplets"
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
-def plan(
-    name: str,
-    texts: Stage,
-    similarities: list[Stage],
-    human: list[Pairs],
-    resamples: int,
-    seed: int,
-) -> Stage:
+@dataclass(frozen=True)
+class How:
+    """How agreement is measured and how its intervals and p values are had."""
+
+    measures: list[Measure]
+    method: Method
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The pairs (or triplets) of one human set among the concepts that every representation has."""
+
+    human: Judgments
+    how: How
+    measure: Measure | None  # None for triplets
+    concepts: list[str]
+    members: Integers
+    scores: Floats
+
+    def estimates(self, matrices: Floats) -> Estimates:
+        """Agreement of similarity matrices of shape (representations, concepts, concepts)."""
+        how = self.how
+        if self.measure is None:
+            first, second, odd = self.members.T
+            others = np.stack([matrices[:, first, odd], matrices[:, second, odd]], axis=2)
+            alike = matrices[:, first, second]
+            return share_predicted(alike, others, self.members, how.method, how.resamples, how.seed)
+        first, second = self.members.T
+        x = matrices[:, first, second]
+        return correlate(
+            x, self.scores, first, second, self.measure, how.method, how.resamples, how.seed
+        )
+
+    def p_values(self, matrices: Floats) -> Floats:
+        """p of each matrix's agreement; NaN where there is none, and for triplets."""
+        if self.measure is None:
+            return np.full(len(matrices), np.nan)
+        how, measure = self.how, self.measure
+        first, second = self.members.T
+        return np.array(
+            [
+                mantel(each, self.scores, first, second, measure, how.resamples, how.seed)
+                for each in matrices
+            ]
+        )
+
+
+def plan(name: str, texts: Stage, similarities: list[Stage], human: list[Judgments], how: How) -> Stage:
     """The stage that compares all representations of a sweep with all its human data."""
     params = {
-        "human": {pairs.name: pairs.identity for pairs in human},
-        "resamples": resamples,
-        "seed": seed,
+        "human": {each.name: each.identity for each in human},
+        "measures": list(how.measures),
+        "interval": how.method,
+        "resamples": how.resamples,
+        "seed": how.seed,
     }
     inputs = {f"similarity {number}": stage for number, stage in enumerate(similarities)}
 
     def run(stage: Stage, store: Path) -> Outcome:
-        return _run(stage, store, human)
+        return _run(stage, store, human, how)
 
     return Stage(KIND, name, params, run, {"sentences": texts, **inputs})
 
 
-def _run(stage: Stage, store: Path, human: list[Pairs]) -> Outcome:
-    concepts = sentences.read_concept_names(stage.inputs["sentences"], store)
-    by_word = {name.lower(): name for name in concepts}
+def _run(stage: Stage, store: Path, human: list[Judgments], how: How) -> Outcome:
     paths = [
         path
         for name, each in stage.inputs.items()
@@ -59,99 +113,184 @@ def _run(stage: Stage, store: Path, human: list[Pairs]) -> Outcome:
         for path in each.result(store).paths(FILE)
     ]
     rows: list[dict[str, Any]] = []
-    rated: list[dict[str, Any]] = []
     notes = []
     with duckdb.connect() as connection:
         connection.from_parquet(let_read(connection, paths), hive_partitioning=False).create(
             "similarity"
         )
-        for pairs in human:
-            found = [
-                (*sorted((by_word[first], by_word[second])), score)
-                for (first, second), score in pairs.among(list(by_word)).items()
-            ]
-            columns = ("concept_a", "concept_b", "score")
-            rated += [{"human_set": pairs.name, **dict(zip(columns, row, strict=True))} for row in found]
-            if len(found) < FEWEST_PAIRS:
-                notes.append(
-                    f"{pairs.name} rates {len(found)} pairs of these concepts; a correlation needs "
-                    f"{FEWEST_PAIRS}"
-                )
-                continue
-            connection.execute("DROP TABLE IF EXISTS human")
-            values = [list(column) for column in zip(*found, strict=True)]
-            sql.provide(connection, "human", dict(zip(columns, values, strict=True)))
-            groups = connection.sql(sql.query("comparable")).to_arrow_table().to_pylist()
-            rows += _rows(groups, pairs.name, stage)
-    folder = stage.folder(store)
-    files = [
-        write_table(folder, ALIGNMENT_FILE, pa.Table.from_pylist(rows, schemas.ALIGNMENT)),
-        write_table(folder, PAIRS_FILE, pa.Table.from_pylist(rated, schemas.HUMAN_PAIRS)),
+        for judgments in human:
+            notes += judgments.notes
+            common = _common_concepts(connection, judgments)
+            tasks, why_not = _tasks(judgments, common, how)
+            notes += why_not
+            for task in tasks:
+                rows += _rows(connection, task)
+    return Outcome([*_judgment_files(stage.folder(store), human), _file(stage, store, rows)], notes)
+
+
+def _file(stage: Stage, store: Path, rows: list[dict[str, Any]]) -> FileRecord:
+    table = pa.Table.from_pylist(rows, schemas.ALIGNMENT)
+    return write_table(stage.folder(store), ALIGNMENT_FILE, table)
+
+
+def _judgment_files(folder: Path, human: list[Judgments]) -> list[FileRecord]:
+    pairs = [
+        {"human_set": each.name, "concept_a": first, "concept_b": second, "score": score}
+        for each in human
+        for (first, second), score in each.scores.items()
     ]
-    return Outcome(files, notes)
-
-
-def _rows(groups: list[dict[str, Any]], human_set: str, stage: Stage) -> list[dict[str, Any]]:
-    correlations = [_correlate(group, stage) for group in groups]
-    reference = _reference(groups, correlations)
+    triplets = [
+        {"human_set": each.name, "number": n, "concept_a": first, "concept_b": second, "odd": odd}
+        for each in human
+        for n, (first, second, odd) in enumerate(each.triplets)
+    ]
+    dropped = [
+        {"human_set": each.name, "number": n, "words": list(lost.words), "reason": lost.reason}
+        for each in human
+        for n, lost in enumerate(each.dropped)
+    ]
     return [
-        _row(group, human_set, correlation, reference)
-        for group, correlation in zip(groups, correlations, strict=True)
+        write_table(folder, name, pa.Table.from_pylist(rows, schema))
+        for name, rows, schema in (
+            (PAIRS_FILE, pairs, schemas.HUMAN_PAIRS),
+            (TRIPLETS_FILE, triplets, schemas.HUMAN_TRIPLETS),
+            (DROPPED_FILE, dropped, schemas.HUMAN_DROPPED),
+        )
     ]
 
 
-def _correlate(group: dict[str, Any], stage: Stage) -> Correlation | None:
-    """The correlation of one representation; None where all its similarities are equal."""
-    concepts = sorted({*group["concepts_a"], *group["concepts_b"]})
+def _common_concepts(connection: duckdb.DuckDBPyConnection, judgments: Judgments) -> list[str]:
+    judged = {name for group in (*judgments.scores, *judgments.triplets) for name in group}
+    connection.execute("DROP TABLE IF EXISTS judged")
+    connection.execute("DROP TABLE IF EXISTS common")
+    sql.provide(connection, "judged", {"concept": pa.array(sorted(judged), pa.string())})
+    connection.sql(sql.query("common_concepts")).create("common")
+    return [name for (name,) in connection.sql("FROM common ORDER BY concept").fetchall()]
+
+
+def _tasks(judgments: Judgments, concepts: list[str], how: How) -> tuple[list[_Task], list[str]]:
+    """What is to be measured on a human set, and what cannot be, and why."""
     number = {name: index for index, name in enumerate(concepts)}
-    try:
-        return spearman(
-            np.array(group["similarities"], np.float64),
-            np.array(group["scores"], np.float64),
-            np.array([number[name] for name in group["concepts_a"]]),
-            np.array([number[name] for name in group["concepts_b"]]),
-            stage.params["resamples"],
-            stage.params["seed"],
-        )
-    except ValueError:
-        return None
+    groups: list[tuple[str, ...]] = [
+        group
+        for group in (judgments.triplets if judgments.of_triplets else judgments.scores)
+        if all(name in number for name in group)
+    ]
+    if len(groups) < FEWEST_PAIRS:
+        what = "triplets" if judgments.of_triplets else "pairs"
+        return [], [
+            f"{judgments.name} has {len(groups)} {what} of these concepts; {FEWEST_PAIRS} are needed"
+        ]
+    members = np.array([[number[name] for name in group] for group in groups])
+    if judgments.of_triplets:
+        nothing = np.zeros(0)
+        return [_Task(judgments, how, None, concepts, members, nothing)], []
+    scores = np.array([judgments.scores[first, second] for first, second in groups])
+    if (scores == scores[0]).all():
+        return [], [f"{judgments.name}: all scores are equal, so nothing can agree with them"]
+    return [_Task(judgments, how, each, concepts, members, scores) for each in how.measures], []
 
 
-def _reference(
-    groups: list[dict[str, Any]], correlations: list[Correlation | None]
-) -> tuple[str, Correlation] | None:
-    """The baseline that others are compared with: word vectors, where the sweep has them."""
-    for group, correlation in zip(groups, correlations, strict=True):
-        if group["representation"] == WORD_VECTORS and correlation is not None:
-            return f"{group['model']} {WORD_VECTORS}", correlation
-    return None
+def _rows(connection: duckdb.DuckDBPyConnection, task: _Task) -> list[dict[str, Any]]:
+    """Rows of the `alignment` table, family after family."""
+    families = connection.sql(sql.query("families")).to_arrow_table().to_pylist()
+    # the word vectors come first: others are compared with them
+    families.sort(key=lambda family: family["representation"] != WORD_VECTORS)
+    queries = [(family, connection.cursor()) for family in families]
+    reference: tuple[str, Estimates] | None = None
+    if families[0]["representation"] == WORD_VECTORS:
+        _, matrices = _matrices(*queries[0], task.concepts)
+        estimates = task.estimates(matrices)
+        if np.isfinite(estimates.values[0]):
+            reference = f"{families[0]['model']} {WORD_VECTORS}", estimates
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [pool.submit(_family_rows, *query, task, reference) for query in queries]
+        return [row for rows in found for row in rows.result()]
 
 
-def _row(
-    group: dict[str, Any],
-    human_set: str,
-    correlation: Correlation | None,
-    reference: tuple[str, Correlation] | None,
-) -> dict[str, Any]:
-    row = dict.fromkeys(schemas.ALIGNMENT.names)
-    row |= {name: group[name] for name in row if name in group}
-    row |= {
-        "human_set": human_set,
-        "n_pairs": len(group["scores"]),
-        "n_concepts": len({*group["concepts_a"], *group["concepts_b"]}),
-    }
-    if correlation is not None:
-        interval = correlation.interval
-        row |= {"rho": interval.value, "ci_low": interval.low, "ci_high": interval.high}
-    if correlation is not None and reference is not None and correlation is not reference[1]:
-        difference = correlation.minus(reference[1])
+def _family_rows(
+    family: dict[str, Any],
+    connection: duckdb.DuckDBPyConnection,
+    task: _Task,
+    reference: tuple[str, Estimates] | None,
+) -> list[dict[str, Any]]:
+    places, matrices = _matrices(family, connection, task.concepts)
+    estimates = task.estimates(matrices)
+    p = task.p_values(matrices)
+    q = benjamini_hochberg(p)
+    ceiling, source = _ceiling(task)
+    rows = []
+    for one, place in enumerate(places):
+        interval = estimates.interval(one)
+        undefined = place.pop("undefined")
+        row = dict.fromkeys(schemas.ALIGNMENT.names) | place
         row |= {
-            "reference": reference[0],
-            "difference": difference.value,
-            "difference_low": difference.low,
-            "difference_high": difference.high,
+            "human_set": task.human.name,
+            "agreement": task.measure or TRIPLETS,
+            "n_pairs": len(task.members),
+            "n_undefined": _n_undefined(undefined, task),
+            "n_concepts": len(np.unique(task.members)),
+            "rho": _finite(interval.value),
+            "ci_low": interval.low,
+            "ci_high": interval.high,
+            "ci_by": task.how.method,
+            "p": _finite(p[one]),
+            "q": _finite(q[one]),
+            "ceiling": ceiling,
+            "ceiling_source": source,
         }
-    return row
+        if reference is not None and family["representation"] != WORD_VECTORS and row["rho"] is not None:
+            name, theirs = reference
+            difference = estimates.difference(one, theirs, 0)
+            row |= {
+                "reference": name,
+                "difference": difference.value,
+                "difference_low": difference.low,
+                "difference_high": difference.high,
+            }
+        rows.append(row)
+    return rows
+
+
+def _matrices(
+    family: dict[str, Any], connection: duckdb.DuckDBPyConnection, concepts: list[str]
+) -> tuple[list[dict[str, Any]], Floats]:
+    """Where each representation of a family is read, and its similarities as symmetric matrices."""
+    table: pa.Table = connection.sql(sql.query("matrices"), params=family).to_arrow_table()
+    n = len(concepts)
+    ends = np.triu_indices(n, 1)
+    matrices = np.zeros((table.num_rows, n, n))
+    for matrix, row in zip(matrices, table.column("similarities"), strict=True):
+        matrix[ends] = row.values.to_numpy()
+    matrices += matrices.transpose(0, 2, 1)
+    return table.drop_columns("similarities").to_pylist(), matrices
+
+
+def _n_undefined(undefined: list[bool], task: _Task) -> int | None:
+    """How many of the rated pairs have no similarity; None for triplets."""
+    if task.measure is None:
+        return None
+    n = len(task.concepts)
+    square = np.zeros((n, n), np.bool_)
+    square[np.triu_indices(n, 1)] = undefined
+    return int(square[task.members.min(axis=1), task.members.max(axis=1)].sum())
+
+
+def _ceiling(task: _Task) -> tuple[float | None, str | None]:
+    """From the raters of these very pairs where the data has them, else as published."""
+    human = task.human
+    if human.raters and task.measure:
+        groups = [tuple(task.concepts[end] for end in ends) for ends in task.members]
+        ratings = np.array([human.raters[first, second] for first, second in groups]).T
+        value = _finite(rater_ceiling(task.measure, ratings))
+        return value, "its raters: each with the mean of the others"
+    if human.ceiling is None or task.measure not in ("spearman", None):
+        return None, None
+    return human.ceiling.value, human.ceiling.source
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 if __name__ == "__main__":

@@ -165,6 +165,28 @@ def sentences(
 
 
 @app.command()
+def compare(
+    store: StorePath,
+    human: Annotated[str, typer.Option("--human", metavar="NAME", help="The human data set.")],
+    agreement: Annotated[str | None, typer.Option(help="spearman, kendall or pearson.")] = None,
+    threshold: Annotated[float, typer.Option(help="Experts have an AP above it.")] = 0.5,
+) -> None:
+    """Print models and baselines side by side, on the same pairs, best first."""
+    from jobs.compare import print_comparison
+    from storage.place import place
+
+    print_comparison(_out(), place(store), human, agreement, threshold)
+
+
+@app.command()
+def human() -> None:
+    """Print the human data sets that are known by name."""
+    from jobs.compare import print_human_sets
+
+    print_human_sets(_out())
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(__version__)

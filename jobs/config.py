@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,19 +24,24 @@ from pydantic import (
     model_validator,
 )
 
+from alignment.agreement import Measure
 from alignment.expertise import REFERENCE_PREVALENCE
 from alignment.quality import LANGUAGES
+from alignment.resampling import Method
 from storage.concepts import FEWEST_SENTENCES, POOL
 from storage.errors import UserError
-from storage.human import HumanSet, known_set, known_sets
+from storage.human import DEFAULT_COLUMNS, Comparison, HumanSet, Kind, Taxonomy, known_set, known_sets
 from storage.place import absolute, place
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Count = Annotated[int, Field(ge=1)]
 Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
+Control = Literal["split-half", "length-matched"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
-Measure = Literal["jaccard", "overlap", "dice", "containment"]
+SetMeasure = Literal["jaccard", "overlap", "dice", "containment"]
+Scope = Literal["model", "layer", "site"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+OTHERS = "others"
 OWN = "own"
 
 
@@ -142,7 +148,7 @@ class Neurons(_Part):
 class Experts(_Part):
     """How expert neurons are found."""
 
-    negatives: str = "others"
+    negatives: str = OTHERS
     threshold: list[Threshold] = Field(default=[0.5, 0.6, 0.7, 0.8, 0.9], min_length=1)
     prevalence: float = Field(default=REFERENCE_PREVALENCE, gt=0, lt=1)
     floor: Threshold = 0.4
@@ -152,7 +158,7 @@ class Experts(_Part):
     @field_validator("negatives")
     @classmethod
     def _negatives(cls, value: str) -> str:
-        if not re.fullmatch(rf"others(:[1-9]\d*)?|{OWN}|{POOL}", value):
+        if not re.fullmatch(rf"{OTHERS}(:[1-9]\d*)?|{OWN}|{POOL}", value):
             raise ValueError(
                 "allowed: others, others:N for N sampled negatives, own for the sentences of role "
                 "negative, or pool for those of role pool"
@@ -174,10 +180,11 @@ class Experts(_Part):
 
 class Similarity(_Part):
     """How the experts of two concepts are compared: by which measures, and among the neurons of the
-    whole model, of each layer or of each site. The first measure is the one that is reported."""
+    whole model, of each layer or, where there are several, of each kind of site. The first measure is
+    the one that is reported."""
 
-    measures: list[Measure] = Field(default=["jaccard"], min_length=1)
-    scopes: list[Literal["model", "layer", "site"]] = Field(default=["model"], min_length=1)
+    measures: list[SetMeasure] = Field(default=["jaccard"], min_length=1)
+    scopes: list[Scope] = Field(default=["model", "layer", "site"], min_length=1)
 
     @model_validator(mode="after")
     def _whole(self) -> Similarity:
@@ -189,18 +196,46 @@ class Similarity(_Part):
 
 
 class Human(_Part):
-    """Human judgments: a known data set by its name, or a file with the columns of the two words
-    and their score."""
+    """Human judgments: a known data set by its name, or a file with how to read it."""
 
     name: str = Field(min_length=1)
     path: str | None = None
-    columns: list[str] = Field(default=["a", "b", "score"], min_length=3, max_length=3)
+    kind: Kind = "pairs"
+    columns: list[str] | None = None
+    raters: list[str] = []
+    items: str | None = None
+    scores: Literal["similarity", "dissimilarity"] = "similarity"
+    vectors: Comparison = "cosine"
+    taxonomy: Taxonomy = "path"
+    lemma: bool = False
 
     @model_validator(mode="after")
     def _known(self) -> Human:
         if self.path is None and self.name not in known_sets():
             raise ValueError(f"allowed: {', '.join(known_sets())}, or a file: {{name, path, columns}}")
+        if self.path is None and self.model_fields_set - {"name", "lemma"}:
+            raise ValueError(f"{self.name!r} is a known data set; only a file is told how to be read")
+        wanted = 3 if self.kind == "features" else len(DEFAULT_COLUMNS[self.kind])
+        if self.columns is not None and len(self.columns) != wanted:
+            raise ValueError(f"columns: {self.kind} have {wanted}, here are {len(self.columns)}")
         return self
+
+    def where(self, folder: Path) -> HumanSet:
+        """The data set, its paths relative to a folder."""
+        if self.path is None:
+            return replace(known_set(self.name), lemma=self.lemma)
+        return HumanSet(
+            self.name,
+            folder / self.path,
+            self.kind,
+            DEFAULT_COLUMNS[self.kind] if self.columns is None else tuple(self.columns),
+            raters=tuple(self.raters),
+            items=None if self.items is None else folder / self.items,
+            dissimilar=self.scores == "dissimilarity",
+            vectors=self.vectors,
+            taxonomy=self.taxonomy,
+            lemma=self.lemma,
+        )
 
 
 class Sweep(_Part):
@@ -215,6 +250,9 @@ class Sweep(_Part):
     similarity: Similarity = Similarity()
     human: list[Human] = Field(default=[Human(name="men")], min_length=1)
     baselines: list[Baseline] = ["input-embedding", "contextual"]
+    controls: list[Control] = []
+    agreement: list[Measure] = Field(default=["spearman"], min_length=1)
+    interval: Method = "jackknife"
     resamples: int = Field(default=2000, ge=100)
     seed: int = Field(default=0, ge=0)
     file: Path = Field(default=Path(), exclude=True)
@@ -253,6 +291,8 @@ class Sweep(_Part):
                 seen.add((model.id, revision))
         lists: dict[str, list[Any]] = {
             "human": [human.name for human in self.human],
+            "agreement": list(self.agreement),
+            "controls": list(self.controls),
             "experts.threshold": self.experts.threshold,
             "experts.top": list(self.experts.top),
             "neurons.pooling": list(self.neurons.pooling),
@@ -277,17 +317,7 @@ class Sweep(_Part):
 
     def human_sets(self) -> list[HumanSet]:
         """The human data sets, by name or by path."""
-        return [
-            known_set(human.name)
-            if human.path is None
-            else HumanSet(
-                human.name,
-                self.folder / human.path,
-                (human.columns[0], human.columns[1], human.columns[2]),
-                separator="\t" if human.path.endswith(".tsv") else ",",
-            )
-            for human in self.human
-        ]
+        return [human.where(self.folder) for human in self.human]
 
 
 def read_sweep(file: Path, store: Path | None = None) -> Sweep:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from alignment.expertise import (
@@ -16,11 +17,13 @@ from alignment.expertise import (
     expertise,
     labels_against_others,
     labels_against_pool,
+    labels_matched_in_length,
     labels_of_own,
     on_and_off,
+    split_half,
 )
 from jobs import activations, sentences
-from jobs.config import OWN, Experts
+from jobs.config import OTHERS, OWN, Experts
 from jobs.progress import progress
 from jobs.stage import Outcome, Stage, run_missing_units
 from storage import schemas
@@ -29,7 +32,12 @@ from storage.commit import FileRecord, write_table
 from storage.concepts import NEGATIVE, POOL, ConceptSet
 from storage.errors import UserError
 
+Integers = npt.NDArray[np.int64]
+
 KIND = "experts"
+CONTROL_KIND = "controls"
+HALVES = ("half 1", "half 2")
+LENGTH_MATCHED = "length-matched"
 SITES_FOLDER = "experts"
 _TASKS_IN_FLIGHT_PER_CPU = 2
 
@@ -45,20 +53,27 @@ class _Site:
         return f"{self.pooling}.L{self.layer:02d}.{self.site}"
 
 
-def plan(read: Stage, wanted: Experts, seed: int) -> Stage:
-    """The stage that scores the activations of one model."""
+def plan(read: Stage, wanted: Experts, seed: int, control: str | None = None) -> Stage:
+    """The stage that scores the activations of one model, or scores them once more as a control: on one
+    half of the sentences, or with negatives as long as the positives.
+
+    Negatives of a control are always other concepts' positives.
+    """
+    sampled = wanted.sampled is not None
     params = {
         **{name: read.params[name] for name in ("model", "revision", "concept_set")},
-        "negatives": wanted.negatives,
+        "negatives": wanted.negatives if sampled or not control else OTHERS,
         "prevalence": wanted.prevalence,
         "floor": wanted.floor,
-        "seed": seed if wanted.sampled else 0,
+        "seed": seed if sampled or control else 0,
+        **({"control": control} if control else {}),
     }
 
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, wanted)
 
-    return Stage(KIND, read.label, params, run, {"activations": read})
+    kind, label = (CONTROL_KIND, f"{read.label} {control}") if control else (KIND, read.label)
+    return Stage(kind, label, params, run, {"activations": read})
 
 
 def check(concepts: ConceptSet, wanted: Experts) -> None:
@@ -103,7 +118,7 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
     read = stage.inputs["activations"]
     texts = read.inputs["sentences"]
     concepts = sentences.read_concept_names(texts, store)
-    labels = read_labels(stage, texts, store, wanted)
+    labelled = _labels(stage, texts, store, wanted)
     units = {
         site.name: site
         for site in (
@@ -117,7 +132,7 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
         todo = list(missing)
-        shared = ray.put(labels)
+        shared = ray.put(labelled)
         flying: dict[Any, _Site] = {}
         with progress(stage.name, len(units), "sites", len(units) - len(todo)) as advance:
             while todo or flying:
@@ -136,16 +151,49 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
     return Outcome(files)
 
 
+def _labels(stage: Stage, texts: Stage, store: Path, wanted: Experts) -> tuple[Labels, Integers]:
+    """The labels, and the sentences that they are of."""
+    control = stage.params.get("control")
+    if control is None:
+        labels = read_labels(stage, texts, store, wanted)
+        return labels, np.arange(labels.n_sentences)
+    try:
+        return _control_labels(control, stage.params["seed"], texts, store, wanted.sampled)
+    except ValueError as error:
+        raise UserError(f"controls: {control}: {error}; leave this control out") from error
+
+
+def _control_labels(
+    control: str, seed: int, texts: Stage, store: Path, sampled: int | None
+) -> tuple[Labels, Integers]:
+    n_concepts = len(sentences.read_concept_names(texts, store))
+    ids, members, n_sentences = sentences.read_memberships(texts, store)
+    if control == LENGTH_MATCHED:
+        lengths = np.array([len(text.split()) for text, _ in sentences.read_texts(texts, store)])
+        labels = labels_matched_in_length(ids, members, lengths, n_concepts, seed)
+        return labels, np.arange(n_sentences)
+    half = split_half(ids, members, n_sentences, seed)
+    kept = np.flatnonzero(half == HALVES.index(control))
+    inside = np.isin(ids, kept)
+    ids, members = np.searchsorted(kept, ids[inside]), members[inside]
+    # half of the sentences hold half of the negatives
+    sampled = max(1, sampled // 2) if sampled else None
+    return labels_against_others(ids, members, len(kept), n_concepts, sampled, seed), kept
+
+
 def _score_site(
     files: SiteFiles,
     site: _Site,
-    labels: Labels,
+    labelled: tuple[Labels, Integers],
     concepts: list[str],
     params: dict[str, Any],
     folder: Path,
 ) -> FileRecord:
     """Score one site and commit the rows of every neuron above the floor."""
+    labels, kept = labelled
     values = files.read()
+    if len(kept) < values.shape[1]:
+        values = np.ascontiguousarray(values[:, kept])
     scores = expertise(values, labels, params["prevalence"])
     units, members = np.nonzero(scores.ap > params["floor"])
     order = np.lexsort((units, members))
@@ -172,7 +220,11 @@ def _score_site(
         "on_p90": on_p90,
         "off_mean": off_mean,
     }
-    table = pa.table(columns, schemas.EXPERTS)
+    schema = schemas.EXPERTS
+    if "control" in params:
+        schema = schemas.CONTROL_EXPERTS
+        columns["control"] = _repeat(params["control"], len(units))
+    table = pa.table(columns, schema)
     return write_table(folder, f"{SITES_FOLDER}/{site.name}.parquet", table)
 
 

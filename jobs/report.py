@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from jobs import sentences
-from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE
+from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE, TRIPLETS_FILE
+from jobs.hierarchy import SUMMARY_FILE as SUMMARY_TABLE
 from jobs.matrix_figure import draw_matrix
+from jobs.reliability import RELIABILITY_FILE
 from jobs.similarity import EXPERTS, FILE
 from jobs.stage import Outcome, Stage
+from jobs.summary import is_shown
 from storage.commit import write_bytes, write_json
 from storage.place import let_read, read_bytes, read_table
 
@@ -25,10 +29,20 @@ _NEAREST = 4
 _SHOWN_CONCEPTS = 6
 
 
-def plan(name: str, aligned: Stage, compared: list[Stage], texts: Stage) -> Stage:
-    """The last stage of a sweep; `compared` holds the similarity stages, the first model's first."""
+def plan(
+    name: str,
+    aligned: Stage,
+    compared: list[Stage],
+    texts: Stage,
+    checks: list[Stage],
+    trees: list[Stage],
+) -> Stage:
+    """The last stage of a sweep; `compared` holds the similarity stages, the first model's first,
+    `checks` those of reliability, `trees` those of the hierarchy."""
     experts = next(stage for stage in compared if stage.params["representation"] == EXPERTS)
     inputs = {"alignment": aligned, "similarity": experts, "sentences": texts}
+    inputs |= {f"reliability {number}": stage for number, stage in enumerate(checks)}
+    inputs |= {f"hierarchy {number}": stage for number, stage in enumerate(trees)}
     return Stage(KIND, name, {"headline_threshold": HEADLINE_THRESHOLD}, _run, inputs)
 
 
@@ -56,18 +70,23 @@ def _run(stage: Stage, store: Path) -> Outcome:
     described = f"{read.label}, {pooling} pooling, AP > {threshold}"
     (table,) = aligned.result(store).paths(ALIGNMENT_FILE)
     (pairs,) = aligned.result(store).paths(PAIRS_FILE)
-    n_pairs = read_table(pairs).group_by("human_set").aggregate([([], "count_all")])
+    (triplets,) = aligned.result(store).paths(TRIPLETS_FILE)
+    judged = pa.concat_tables([read_table(path).select(["human_set"]) for path in (pairs, triplets)])
+    n_judged = judged.group_by("human_set").aggregate([([], "count_all")])
+    measure = experts.params["measures"][0]
+    trees = _rows(stage, "hierarchy", SUMMARY_TABLE, store)
     summary = {
         "sweep": stage.label,
         "concept_set": texts.params["concept_set"],
         "n_concepts": len(domains),
         "n_sentences": len(sentences.read_texts(texts, store)),
         "headline_threshold": threshold,
-        "human_pairs": {row["human_set"]: row["count_all"] for row in n_pairs.to_pylist()},
+        "agreement": aligned.params["measures"][0],
+        "human_pairs": {row["human_set"]: row["count_all"] for row in n_judged.to_pylist()},
         "human_sets": list(aligned.params["human"]),
-        "alignment": [
-            row for row in read_table(table).to_pylist() if _is_shown(row, experts.params["measures"][0])
-        ],
+        "alignment": [row for row in read_table(table).to_pylist() if is_shown(row, measure)],
+        "reliability": _rows(stage, "reliability", RELIABILITY_FILE, store),
+        "hierarchy": [row for row in trees if is_shown(row, measure)],
         "nearest": {
             "of": described,
             "concepts": {name: _nearest(matrix, name, list(domains)) for name in _examples(domains)},
@@ -81,10 +100,10 @@ def _run(stage: Stage, store: Path) -> Outcome:
     return Outcome(files)
 
 
-def _is_shown(row: dict[str, Any], measure: str) -> bool:
-    """Whether a row of `alignment` is a baseline's, or that of the experts of a whole model."""
-    whole = row["layer"] is None and row["site"] is None
-    return row["representation"] != EXPERTS or (whole and row["measure"] == measure)
+def _rows(stage: Stage, kind: str, name: str, store: Path) -> list[dict[str, Any]]:
+    """Rows of a table from all the stages of a kind that the report reads."""
+    found = [each.result(store).paths(name) for each in stage.inputs.values() if each.kind == kind]
+    return [row for (path,) in found for row in read_table(path).to_pylist()]
 
 
 def _nearest_threshold(thresholds: list[float]) -> float:

@@ -1,4 +1,5 @@
-"""Stage `similarity`: how similar two concepts' experts are, by DuckDB SQL over the experts."""
+"""Stage `similarity`: how similar two concepts' experts are, by DuckDB SQL over the experts: those of
+the whole model, of each layer and of each kind of site, or of a control."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -27,13 +29,17 @@ MEMORY = "4GB"
 
 
 def plan(
-    experts: Stage, measures: list[str], scopes: list[str], thresholds: list[float], top: list[int]
+    experts: Stage,
+    measures: Sequence[str],
+    scopes: Sequence[str],
+    thresholds: Sequence[float],
+    top: Sequence[int] = (),
 ) -> Stage:
     """The stage that compares the experts of one model, for each of its poolings."""
     params = {
         **{name: experts.params[name] for name in ("model", "revision", "concept_set")},
-        "representation": EXPERTS,
-        "measures": measures,
+        "representation": _representation(experts),
+        "measures": list(measures),
         "scopes": sorted(scopes),
         "thresholds": sorted(thresholds),
         "top": sorted(top),
@@ -58,7 +64,7 @@ def _run(stage: Stage, store: Path) -> Outcome:
         )
     constant = {
         **{name: stage.params[name] for name in ("model", "revision", "concept_set")},
-        "representation": EXPERTS,
+        "representation": stage.params["representation"],
     }
     rows = pa.concat_tables([complete(table, constant) for table in tables])
     return Outcome([write_table(stage.folder(store), FILE, rows)])
@@ -75,7 +81,8 @@ def similarities(
 ) -> list[pa.Table]:
     """The measures between each two concepts, from the view `experts` of a connection.
 
-    `scopes` are of model, layer and site. Experts are the neurons whose AP is above each of the
+    `scopes` are of model, layer and site; site gives something only where there are several kinds of it,
+    for else it is the model. Experts are the neurons whose AP is above each of the
     thresholds, and those of the `top` highest APs of each concept and scope (as far as the view
     `experts` has so many).
     """
@@ -121,7 +128,17 @@ def connect() -> Iterator[duckdb.DuckDBPyConnection]:
             yield connection
 
 
-def complete(rows: pa.Table, constant: dict[str, str | None]) -> pa.Table:
+def is_control(stage: Stage) -> bool:
+    """Whether a similarity stage is of experts that were found as a control."""
+    return "experts" in stage.inputs and "control" in stage.inputs["experts"].params
+
+
+def _representation(experts: Stage) -> str:
+    control = experts.params.get("control")
+    return f"{EXPERTS}, {control}" if control else EXPERTS
+
+
+def complete(rows: pa.Table, constant: dict[str, Any]) -> pa.Table:
     """Rows of the `similarity` table: the columns found in `rows`, then the constant ones."""
     columns = {}
     for field in schemas.SIMILARITY:

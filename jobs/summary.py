@@ -11,6 +11,7 @@ from rich.table import Table
 
 from alignment.correlation import FEWEST_PAIRS
 from cluster.weights import RANDOM_INIT
+from jobs.alignment import TRIPLETS
 from jobs.baselines import HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
 from jobs.similarity import EXPERTS
 from storage.activation_files import POOLINGS
@@ -19,10 +20,21 @@ _QUESTION = (
     "SELECT revision, layer, count(*) AS experts FROM experts WHERE pooling = 'max' AND ap > 0.5 "
     "GROUP BY ALL ORDER BY ALL"
 )
+STATISTICS = {
+    "spearman": "Spearman's rho",
+    "kendall": "Kendall's tau-b",
+    "pearson": "Pearson's r",
+    TRIPLETS: "share predicted",
+}
+INTERVALS = {
+    "jackknife": "each concept left out in turn",
+    "concept-bootstrap": "concepts resampled",
+    "pair-bootstrap": "pairs resampled, which is too narrow",
+}
 _FOOTNOTE = (
-    "All rows of a table are on the same pairs. Intervals (95%) resample the concepts. The best hidden "
-    "state is chosen on these very pairs, so it is flattered. A dash: all similarities are equal, or "
-    "too few differ for an interval."
+    "All rows of a table are on the same pairs. Intervals (95%) allow for pairs that share a concept. "
+    "What is best is chosen on these very pairs, so it is flattered. A dash: all similarities are "
+    "equal, or too few differ for an interval."
 )
 
 
@@ -35,7 +47,11 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
 
     few = []
     for human_set in summary["human_sets"]:
-        rows = [row for row in summary["alignment"] if row["human_set"] == human_set]
+        rows = [
+            row
+            for row in summary["alignment"]
+            if row["human_set"] == human_set and row["agreement"] in (summary["agreement"], TRIPLETS)
+        ]
         if rows:
             say(_title(human_set, rows[0], summary["headline_threshold"]))
             console.print(_alignment_table(rows, summary["headline_threshold"]))
@@ -45,6 +61,7 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
     if few:
         say(f"Too few rated pairs for a correlation (fewer than {FEWEST_PAIRS}): {', '.join(few)}.")
     say(_FOOTNOTE)
+    _print_controls(console, summary)
     nearest = summary["nearest"]
     say(f"\nNearest concepts by shared experts ({nearest['of']}):")
     for name, found in nearest["concepts"].items():
@@ -56,10 +73,47 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
     say(f'  SQL       neuralign sql {store} "{_QUESTION}"', soft_wrap=True)
 
 
+def _print_controls(console: Console, summary: dict[str, Any]) -> None:
+    """Print how split halves agree and whether the domains show, where the sweep asked."""
+    threshold = summary["headline_threshold"]
+    found = [row for row in summary["reliability"] if row["threshold"] == threshold]
+    halves = sorted(found, key=lambda row: POOLINGS.index(row["pooling"]))
+    if halves:
+        console.print(
+            f"\nExperts from either half of the sentences, AP > {threshold}: Spearman's rho of their "
+            f"similarities over {halves[0]['n_pairs']:,} pairs; mean Jaccard of a concept's two sets",
+            markup=False,
+        )
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for row in halves:
+            label = f"neurons, {row['pooling']} pooling"
+            overlap = "-" if row["stability"] is None else f"{row['stability']:.2f}"
+            cells = (label, _with_interval(row["rho"], row["ci_low"], row["ci_high"]), overlap)
+            table.add_row(*map(escape, cells))
+        console.print(table)
+    trees = [row for row in summary["hierarchy"] if row["auc"] is not None]
+    shown = headline(trees, threshold, "auc")
+    if shown:
+        first = shown[0][1]
+        console.print(
+            f"\nHierarchy, {first['n_concepts']} concepts of {first['n_domains']} domains: chance that "
+            "two of one domain are more alike than two of different ones; share of members most like "
+            "their own domain's name",
+            markup=False,
+        )
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for label, row in shown:
+            named = "" if row["recovered"] is None else f"{row['recovered']:.0%}"
+            cells = (label, _with_interval(row["auc"], row["auc_low"], row["auc_high"]), named)
+            table.add_row(*map(escape, cells))
+        console.print(table)
+
+
 def _title(human_set: str, row: dict[str, Any], threshold: float) -> str:
+    things = TRIPLETS if row["agreement"] == TRIPLETS else "pairs"
     return (
-        f"Alignment with {human_set}: Spearman's rho, {row['n_pairs']} pairs of {row['n_concepts']} "
-        f"concepts, AP > {threshold}"
+        f"Alignment with {human_set}: {STATISTICS[row['agreement']]}, {row['n_pairs']} {things} of "
+        f"{row['n_concepts']} concepts, AP > {threshold}"
     )
 
 
@@ -86,10 +140,17 @@ def _with_interval(value: float | None, low: float | None, high: float | None, s
     return f"{value:{sign}.2f} {interval}"
 
 
-def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, dict[str, Any]]]:
+def is_shown(row: dict[str, Any], measure: str) -> bool:
+    """Whether a row is a baseline's, or one of experts that are compared by the measure."""
+    return not row["representation"].startswith(EXPERTS) or row["measure"] == measure
+
+
+def headline(
+    rows: list[dict[str, Any]], threshold: float, value: str = "rho"
+) -> list[tuple[str, dict[str, Any]]]:
     """The rows that answer whether neurons align better than embeddings, with their labels: the
     experts of each model and pooling at one threshold, each baseline, of the hidden states the best
-    and the median, and last the random-weights control."""
+    and the median, and last the random-weights control. What is best has the highest `value`."""
     experts = [
         row
         for row in sorted(rows, key=lambda row: POOLINGS.index(row["pooling"] or POOLINGS[0]))
@@ -98,9 +159,12 @@ def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, di
     neurons = [
         (f"{row['pooling']} pooling", row)
         for row in sorted(experts, key=lambda row: row["revision"] == RANDOM_INIT)
+        if row["layer"] is None and row["site"] is None
     ]
     shown = [(f"neurons, {text}", row) for text, row in neurons if row["revision"] != RANDOM_INIT]
-    shown += _baselines(rows)
+    shown += _controls(rows, threshold)
+    shown += _best_layers(experts, value)
+    shown += _baselines(rows, value)
     shown += [
         (f"random weights, {text}", row) for text, row in neurons if row["revision"] == RANDOM_INIT
     ]
@@ -110,18 +174,46 @@ def headline(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, di
     return [(_named(label, row), row) for label, row in shown]
 
 
-def _baselines(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+def _controls(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, dict[str, Any]]]:
+    """The experts that were found as a control, by the first pooling."""
+    prefix = f"{EXPERTS}, "
+    found = [
+        row for row in rows if row["representation"].startswith(prefix) and row["threshold"] == threshold
+    ]
+    pooling = min((row["pooling"] for row in found), key=POOLINGS.index, default=None)
+    return [
+        (f"neurons, {pooling}, {row['representation'].removeprefix(prefix)}", row)
+        for row in found
+        if row["pooling"] == pooling
+    ]
+
+
+def _best_layers(experts: list[dict[str, Any]], value: str) -> list[tuple[str, dict[str, Any]]]:
+    """The layer of each trained model whose neurons agree best, by the first pooling."""
+    layers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in experts:
+        trained = row["revision"] != RANDOM_INIT and row["pooling"] == experts[0]["pooling"]
+        if trained and row["layer"] is not None and row[value] is not None:
+            layers.setdefault((row["model"], row["revision"]), []).append(row)
+    best = [(max(found, key=lambda row: row[value]), len(found)) for found in layers.values()]
+    return [
+        (f"best neurons of {count} layers (L{row['layer']}, {row['pooling']})", row)
+        for row, count in best
+    ]
+
+
+def _baselines(rows: list[dict[str, Any]], value: str) -> list[tuple[str, dict[str, Any]]]:
     shown = []
     hidden: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        if row["representation"] == HIDDEN_STATE and row["rho"] is not None:
+        if row["representation"] == HIDDEN_STATE and row[value] is not None:
             hidden.setdefault((row["model"], row["revision"]), []).append(row)
         elif row["representation"] == WORD_VECTORS:
             shown.append((f"{row['model']} {WORD_VECTORS}", row))
         elif row["representation"] == INPUT_EMBEDDING:
             shown.append((INPUT_EMBEDDING, row))
     for candidates in hidden.values():
-        ordered = sorted(candidates, key=lambda row: row["rho"])
+        ordered = sorted(candidates, key=lambda row: row[value])
         for name, row in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2])):
             how = row["measure"].removesuffix(" cosine").removesuffix("cosine")
             place = f"L{row['layer']} {how}".rstrip()

@@ -17,18 +17,21 @@ from jobs import (
     experts,
     generate,
     harvest,
+    hierarchy,
+    reliability,
     report,
     sentences,
     similarity,
     space,
 )
 from jobs.config import Brought, Harvest, Model, Sweep
+from jobs.judgments import judge
 from jobs.progress import say
 from jobs.stage import Stage, ensure
 from storage import layout
 from storage.concepts import ConceptSet, named, read_concepts, read_words
 from storage.database import is_activations
-from storage.human import read_pairs
+from storage.errors import UserError
 from storage.manifest import drop
 
 
@@ -51,14 +54,19 @@ class Plan:
         """The stages of a kind and those that they are made of; all without one."""
         if kind is None:
             return self.stages
-        needed = {id(each) for stage in self.of_kind(kind) for each in stage.with_inputs()}
+        wanted = self.of_kind(kind)
+        if not wanted:
+            raise UserError(f"{self.sweep.file}: asks for no stage of the kind {kind}")
+        needed = {id(each) for stage in wanted for each in stage.with_inputs()}
         return [stage for stage in self.stages if id(stage) in needed]
 
 
 def plan(sweep: Sweep) -> Plan:
     """Check everything that a sweep names and lay out its stages. Writes nothing."""
     texts, concepts = _sentences(sweep)
-    human = [read_pairs(each) for each in sweep.human_sets()]
+    named_concepts = concepts.concepts if concepts else []
+    senses = {concept.name: concept.sense for concept in named_concepts}
+    human = [judge(each, list(senses), senses) for each in sweep.human_sets()]
     models = [
         (model, resolve(model.id, revision, sweep.folder, frozenset(model.allow)))
         for model in sweep.models
@@ -68,16 +76,23 @@ def plan(sweep: Sweep) -> Plan:
     if concepts is None:
         return Plan(sweep, None, resolved, [texts])
     experts.check(concepts, sweep.experts)
-    compared = [baselines.plan_word_vectors(texts)] if "glove" in sweep.baselines else []
-    stages = [texts, *compared]
+    stages = [texts, *([baselines.plan_word_vectors(texts)] if "glove" in sweep.baselines else [])]
     for model, weights in models:
-        for stage in _model_stages(sweep, model, weights, texts, len(concepts.sentences)):
-            stages.append(stage)
-            if stage.kind == similarity.KIND:
-                compared.append(stage)
-    aligned = alignment.plan(sweep.name, texts, compared, human, sweep.resamples, sweep.seed)
-    stages += [aligned, report.plan(sweep.name, aligned, compared, texts)]
-    return Plan(sweep, concepts, resolved, stages)
+        stages += _model_stages(sweep, model, weights, texts, len(concepts.sentences))
+    compared, checks = (
+        [stage for stage in stages if stage.kind == kind] for kind in (similarity.KIND, reliability.KIND)
+    )
+    how = alignment.How(sweep.agreement, sweep.interval, sweep.resamples, sweep.seed)
+    aligned = alignment.plan(sweep.name, texts, compared, human, how)
+    trees: list[Stage] = []
+    if hierarchy.has_domains({concept.name: concept.domain for concept in concepts.concepts}):
+        trees = [
+            hierarchy.plan(each, texts, sweep.resamples, sweep.seed)
+            for each in compared
+            if not similarity.is_control(each)
+        ]
+    told = report.plan(sweep.name, aligned, compared, texts, checks, trees)
+    return Plan(sweep, concepts, resolved, [*stages, aligned, *trees, told])
 
 
 def with_sentences(planned: Plan) -> Plan:
@@ -150,18 +165,32 @@ def _model_stages(
     yield read
     scored = experts.plan(read, sweep.experts, sweep.seed)
     yield scored
-    compared = sweep.similarity
-    yield similarity.plan(
-        scored,
-        list(compared.measures),
-        list(compared.scopes),
-        sweep.experts.threshold,
-        sweep.experts.top,
-    )
+    how, which = sweep.similarity, sweep.experts
+    yield similarity.plan(scored, how.measures, how.scopes, which.threshold, which.top)
+    if not weights.random:
+        yield from _control_stages(sweep, read)
     input_embedding = "input-embedding" in sweep.baselines
     contextual = "contextual" in sweep.baselines
     if (input_embedding or contextual) and not weights.random:
         yield baselines.plan_embeddings(read, input_embedding, contextual)
+
+
+def _control_stages(sweep: Sweep, read: Stage) -> Iterator[Stage]:
+    """Experts found once more as controls, compared by the measure that is reported."""
+
+    def stages(control: str) -> tuple[Stage, Stage]:
+        scored = experts.plan(read, sweep.experts, sweep.seed, control)
+        return scored, similarity.plan(
+            scored, sweep.similarity.measures[:1], ["model"], sweep.experts.threshold
+        )
+
+    if "length-matched" in sweep.controls:
+        yield from stages(experts.LENGTH_MATCHED)
+    if "split-half" in sweep.controls:
+        halves = [stages(half) for half in experts.HALVES]
+        for pair in halves:
+            yield from pair
+        yield reliability.plan(*(compared for _, compared in halves))
 
 
 if __name__ == "__main__":

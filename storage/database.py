@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from storage import layout, manifest, schemas
+from storage import layout, manifest, schemas, sql
 from storage.commit import FileRecord, temporary_sibling
 from storage.errors import UserError
 from storage.manifest import Manifest
@@ -30,8 +30,19 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "experts": ("experts", "experts", schemas.EXPERTS),
     "similarity": ("similarity", "similarity.parquet", schemas.SIMILARITY),
     "alignment": ("alignment", "alignment.parquet", schemas.ALIGNMENT),
+    "control_experts": ("controls", "experts", schemas.CONTROL_EXPERTS),
+    "reliability": ("reliability", "reliability.parquet", schemas.RELIABILITY),
     "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
+    "human_triplets": ("alignment", "human-triplets.parquet", schemas.HUMAN_TRIPLETS),
+    "human_dropped": ("alignment", "human-dropped.parquet", schemas.HUMAN_DROPPED),
+    "hierarchy_summary": ("hierarchy", "summary.parquet", schemas.HIERARCHY_SUMMARY),
+    "hierarchy_domains": ("hierarchy", "domains.parquet", schemas.HIERARCHY_DOMAINS),
+    "hierarchy_cuts": ("hierarchy", "cuts.parquet", schemas.HIERARCHY_CUTS),
+    "hierarchy_merges": ("hierarchy", "merges.parquet", schemas.HIERARCHY_MERGES),
 }
+
+VIEWS = ("expert_places", "expert_stability")
+"""What the tables say of where experts sit and when they settle."""
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _READING = re.compile(r"\s*(EXPLAIN\s+(ANALYZE\s+)?)?(SELECT|WITH|FROM|PIVOT|UNPIVOT|VALUES)\b", re.I)
@@ -131,6 +142,8 @@ def _create_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
         each.check_files()
     for view, (kind, name, schema) in TABLES.items():
         connection.execute(f"CREATE VIEW {view} AS {_select(done[kind], name, schema)}")
+    for view in VIEWS:
+        connection.execute(f"CREATE VIEW {view} AS {sql.query(view)}")
     _create_activations(connection, done["activations"])
     _create_runs(connection, [each for kind in layout.KINDS for each in done[kind]])
 

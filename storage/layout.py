@@ -20,7 +20,17 @@ from storage.errors import StoreError
 from storage.place import entries, is_remote, read_bytes, size
 
 FORMAT = 2
-KINDS = ("sentences", "activations", "experts", "similarity", "alignment", "report")
+KINDS = (
+    "sentences",
+    "activations",
+    "experts",
+    "controls",
+    "similarity",
+    "reliability",
+    "alignment",
+    "hierarchy",
+    "report",
+)
 MARK = "_STORE.json"
 SUCCESS = "_SUCCESS.json"
 RUNNING = "_RUNNING.json"

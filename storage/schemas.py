@@ -130,6 +130,11 @@ EXPERTS = _schema(
     ],
 )
 
+CONTROL_EXPERTS = _schema(
+    "model,revision,concept_set,pooling,control,concept,layer,site,unit",
+    [*EXPERTS, _field("control", _TEXT, "half 1, half 2 or length-matched")],
+)
+
 INPUT_EMBEDDINGS = _schema(
     "concept",
     [
@@ -139,20 +144,27 @@ INPUT_EMBEDDINGS = _schema(
 )
 
 _REPRESENTATION = [
-    _field("representation", _TEXT, "experts, hidden state, input embedding or word vectors"),
+    _field(
+        "representation",
+        _TEXT,
+        "experts (also of controls), hidden state, input embedding or word vectors",
+    ),
     _field("model", _TEXT, "the model, or the name of the word vectors"),
     _field("revision", _TEXT, "the model's revision", nullable=True),
     _field("concept_set", _TEXT, "concept set that it comes from"),
     _field("pooling", _TEXT, "pooling of the experts' activations", nullable=True),
-    _field("layer", pa.int32(), "layer, null for the whole model", nullable=True),
-    _field("site", _TEXT, "site, null for all sites", nullable=True),
+    _field("layer", pa.int32(), "layer, null for all of them", nullable=True),
+    _field("site", _TEXT, "kind of site, null for all of them", nullable=True),
     _field("measure", _TEXT, "jaccard, overlap, dice, containment, cosine or centred cosine"),
     _field("threshold", pa.float64(), "experts have an AP strictly above it", nullable=True),
     _field("top", pa.int64(), "or: experts are so many neurons with the highest AP", nullable=True),
 ]
 
+_PLACE = ",".join(field.name for field in _REPRESENTATION)
+"""The key of one representation."""
+
 SIMILARITY = _schema(
-    "representation,model,revision,concept_set,pooling,layer,site,measure,threshold,top,concept_a,concept_b",
+    f"{_PLACE},concept_a,concept_b",
     [
         *_REPRESENTATION,
         _field("concept_a", _TEXT, "one concept; it sorts before the other, except for containment"),
@@ -165,20 +177,46 @@ SIMILARITY = _schema(
 )
 
 ALIGNMENT = _schema(
-    "representation,model,revision,concept_set,pooling,layer,site,measure,threshold,top,human_set",
+    f"{_PLACE},human_set,agreement",
     [
         *_REPRESENTATION,
         _field("human_set", _TEXT, "name of the human data set"),
-        _field("n_pairs", pa.int64(), "pairs compared: the same for all of a human set"),
-        _field("n_undefined", pa.int64(), "pairs without any expert: their similarity counts as 0"),
+        _field("agreement", _TEXT, "spearman, kendall or pearson; triplets: the share predicted"),
+        _field("n_pairs", pa.int64(), "pairs (triplets) compared: the same for all of a human set"),
+        _field(
+            "n_undefined", pa.int64(), "pairs without any expert: their similarity counts as 0", True
+        ),
         _field("n_concepts", pa.int64(), "concepts in these pairs"),
-        _field("rho", pa.float64(), "Spearman correlation; null where all are equal", nullable=True),
-        _field("ci_low", pa.float64(), "lower end of the 95% interval over concepts", True),
-        _field("ci_high", pa.float64(), "upper end; null where it cannot be had", True),
+        _field("rho", pa.float64(), "the agreement; null where all similarities are equal", True),
+        _field("ci_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+        _field("ci_high", pa.float64(), "upper end; null where it cannot be had", nullable=True),
+        _field("ci_by", _TEXT, "jackknife, concept-bootstrap or pair-bootstrap (docs/method.md)"),
+        _field("p", pa.float64(), "two-sided, by permuting the concepts (Mantel)", nullable=True),
+        _field("q", pa.float64(), "p corrected over layers, sites and thresholds", nullable=True),
+        _field("ceiling", pa.float64(), "how well people agree with people", nullable=True),
+        _field("ceiling_source", _TEXT, "where that is from", nullable=True),
         _field("reference", _TEXT, "the baseline that the difference is to", nullable=True),
         _field("difference", pa.float64(), "rho less that of the reference", nullable=True),
         _field("difference_low", pa.float64(), "lower end of its 95% interval", nullable=True),
         _field("difference_high", pa.float64(), "upper end of its 95% interval", nullable=True),
+    ],
+)
+
+RELIABILITY = _schema(
+    "model,revision,concept_set,pooling,measure,threshold",
+    [
+        _MODEL,
+        _REVISION,
+        _CONCEPT_SET,
+        _POOLING,
+        _field("measure", _TEXT, "measure of similarity"),
+        _field("threshold", pa.float64(), "experts have an AP strictly above it"),
+        _field("n_pairs", pa.int64(), "pairs of concepts"),
+        _field("rho", pa.float64(), "Spearman correlation of the two halves' similarities", True),
+        _field("ci_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+        _field("ci_high", pa.float64(), "upper end", nullable=True),
+        _field("of_all", pa.float64(), "rho for twice the sentences (Spearman-Brown)", nullable=True),
+        _field("stability", pa.float64(), "mean Jaccard of a concept's experts of both halves", True),
     ],
 )
 
@@ -189,6 +227,90 @@ HUMAN_PAIRS = _schema(
         _field("concept_a", _TEXT, "one concept; its name sorts before the other's"),
         _field("concept_b", _TEXT, "the other concept"),
         _field("score", pa.float64(), "mean human score, on the data set's own scale"),
+    ],
+)
+
+HUMAN_TRIPLETS = _schema(
+    "human_set,number",
+    [
+        _field("human_set", _TEXT, "name of the human data set"),
+        _field("number", pa.int64(), "number of the triplet, in the order of the file"),
+        _field("concept_a", _TEXT, "one of the two that people kept"),
+        _field("concept_b", _TEXT, "the other; its name sorts after the first's"),
+        _field("odd", _TEXT, "the one that they found least like the others"),
+    ],
+)
+
+HUMAN_DROPPED = _schema(
+    "human_set,number",
+    [
+        _field("human_set", _TEXT, "name of the human data set"),
+        _field("number", pa.int64(), "number of what was left out"),
+        _field("words", pa.list_(pa.string()), "the pair or triplet, or an item with all its pairs"),
+        _field("reason", _TEXT, "why it was left out"),
+    ],
+)
+
+HIERARCHY_SUMMARY = _schema(
+    _PLACE,
+    [
+        *_REPRESENTATION,
+        _field("n_concepts", pa.int64(), "concepts that have a domain"),
+        _field("n_domains", pa.int64(), "domains with two concepts or more"),
+        _field("auc", pa.float64(), "chance that two of a domain are more alike than two of two", True),
+        _field("auc_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+        _field("auc_high", pa.float64(), "upper end", nullable=True),
+        _field("cophenetic", pa.float64(), "correlation of the tree's distances with the given", True),
+        _field("purity", pa.float64(), "dendrogram purity", nullable=True),
+        _field(
+            "triplets", pa.float64(), "share of triplets that the tree joins as the domains do", True
+        ),
+        _field("recovered", pa.float64(), "share of members most like their own domain's name", True),
+        _field("recovered_by_chance", pa.float64(), "its mean with members permuted", nullable=True),
+        _field("recovered_p", pa.float64(), "how often that is as high", nullable=True),
+        _field("n_members", pa.int64(), "members whose domain names a concept", nullable=True),
+        _field("n_neurons", pa.int64(), "neurons that are experts of some concept", nullable=True),
+        _field("n_shared", pa.int64(), "of these, experts of several concepts", nullable=True),
+        _field("one_domain", pa.float64(), "share of these whose concepts are all of one domain", True),
+        _field("one_domain_by_chance", pa.float64(), "its mean with domains permuted", nullable=True),
+        _field("one_domain_p", pa.float64(), "how often that is as high", nullable=True),
+    ],
+)
+
+HIERARCHY_DOMAINS = _schema(
+    f"{_PLACE},domain",
+    [
+        *_REPRESENTATION,
+        _field("domain", _TEXT, "a domain whose name is a concept too"),
+        _field("n_members", pa.int64(), "its other concepts"),
+        _field("of_domain", pa.float64(), "share of the domain's experts that a member has", True),
+        _field("of_domain_by_chance", pa.float64(), "its median over pseudo-domains", nullable=True),
+        _field("of_domain_p", pa.float64(), "share of pseudo-domains as high", nullable=True),
+        _field("of_members", pa.float64(), "share of the members' experts that the domain has", True),
+        _field("of_members_by_chance", pa.float64(), "its median over pseudo-domains", nullable=True),
+        _field("of_members_p", pa.float64(), "share of pseudo-domains as high", nullable=True),
+    ],
+)
+
+HIERARCHY_CUTS = _schema(
+    f"{_PLACE},clusters",
+    [
+        *_REPRESENTATION,
+        _field("clusters", pa.int64(), "clusters that the tree is cut into"),
+        _field("rand", pa.float64(), "adjusted Rand index with the domains"),
+        _field("information", pa.float64(), "normalised mutual information with the domains"),
+        _field("purity", pa.float64(), "share of concepts of their cluster's commonest domain"),
+    ],
+)
+
+HIERARCHY_MERGES = _schema(
+    f"{_PLACE},merge",
+    [
+        *_REPRESENTATION,
+        _field("merge", pa.int64(), "number of the merge, the closest first"),
+        _field("concepts_a", pa.list_(pa.string()), "concepts below one branch"),
+        _field("concepts_b", pa.list_(pa.string()), "concepts below the other"),
+        _field("distance", pa.float64(), "mean of 1 - similarity between them"),
     ],
 )
 

@@ -34,10 +34,32 @@ no rows here; `runs.dropped` counts their files.
 """
 
 
+_VIEWS = """
+## expert_places
+
+| column | type | meaning |
+| --- | --- | --- |
+| model, revision, concept_set, pooling, layer, site | | as in `experts` |
+| threshold | double | experts have an AP strictly above it |
+| n_experts | int64 | (concept, expert) pairs of the layer and site |
+| share | double | their share of all of the model's at this threshold |
+
+## expert_stability
+
+| column | type | meaning |
+| --- | --- | --- |
+| model, concept_set, pooling, concept, threshold | | as in `experts` |
+| revision_a, revision_b | string | two revisions of the model, in the order of their names |
+| n_a, n_b, n_shared | int64 | experts of the concept in each, and in both |
+| stability | double | Jaccard similarity of the two sets |
+| run_a, run_b | string | the runs that the experts are of |
+"""
+
+
 def page() -> str:
     """The whole page."""
     tables = {name: schema for name, (_, _, schema) in TABLES.items()} | {"runs": schemas.RUNS}
-    parts = [_HEAD, *(_section(name, schema) for name, schema in tables.items()), _ACTIVATIONS]
+    parts = [_HEAD, *(_section(name, schema) for name, schema in tables.items()), _VIEWS, _ACTIVATIONS]
     return "".join(parts)
 
 

@@ -80,14 +80,40 @@ def test_neurons_align_better_than_glove_and_input_embeddings(demo: Run) -> None
     (glove,) = men(demo, representation="word vectors")
     (embedding,) = men(demo, representation="input embedding")
     for pooling in ("max", "concept", "context"):
-        neurons = {"representation": "experts", "pooling": pooling, "threshold": 0.5}
+        neurons = {"representation": "experts", "pooling": pooling, "threshold": 0.5, "layer": None}
         (trained,) = men(demo, **neurons, revision="main")
         assert trained["n_pairs"] == glove["n_pairs"] == embedding["n_pairs"] == pairs
         assert trained["rho"] > glove["rho"]
         assert trained["rho"] > embedding["rho"]
         assert trained["ci_low"] > 0
+        assert trained["difference_low"] > 0
+        assert trained["p"] < 0.01
         (control,) = men(demo, **neurons, revision="random-init")
         assert control["rho"] is None or control["rho"] < glove["rho"]
+
+
+def test_the_controls_align_too_and_the_halves_agree_with_each_other(demo: Run) -> None:
+    for control in ("half 1", "half 2"):
+        for pooling in ("max", "concept", "context"):
+            place = {"representation": f"experts, {control}", "pooling": pooling, "threshold": 0.5}
+            (row,) = men(demo, **place)
+            assert row["ci_low"] > 0
+    halves = [row for row in demo.summary["reliability"] if row["threshold"] == 0.5]
+    assert {row["pooling"] for row in halves} == {"max", "concept", "context"}
+    assert all(row["ci_low"] > 0.3 for row in halves)
+
+
+def test_the_hierarchy_is_in_the_trained_weights_only(demo: Run) -> None:
+    trees = [row for row in demo.summary["hierarchy"] if row["threshold"] == 0.5]
+    for row in trees:
+        if row["revision"] == "main":
+            assert row["auc_low"] > 0.7
+            assert row["recovered"] > 3 * row["recovered_by_chance"]
+            assert row["recovered_p"] < 0.01
+            assert row["one_domain"] > 2 * row["one_domain_by_chance"]
+        elif row["auc"] is not None:
+            assert row["auc"] < 0.6
+    assert len(trees) == 6
 
 
 def test_all_poolings_come_from_one_pass_over_the_same_sentences(demo: Run) -> None:
@@ -123,7 +149,7 @@ def test_the_summary_fits_eighty_columns_and_the_readme_shows_it(demo: Run) -> N
     """To the second digit after the point; a processor without bfloat16 may move the last one."""
     printed = demo.printed.split("Where to look next")[0]
     assert max(map(len, printed.splitlines())) <= 80
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text().split("[Alignment with simlex999")[0]
     first_number = re.compile(r"^(neurons|glove|input|best|median|random)(.*?)\s{2,}(-?\d\.\d\d) ", re.M)
     shown = {match[1] + match[2]: float(match[3]) for match in first_number.finditer(readme)}
     found = {

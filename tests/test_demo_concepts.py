@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from alignment.words import find_word
+from jobs.judgments import judge
 from storage.concepts import ConceptSet, read_concepts
-from storage.human import known_set, read_pairs
+from storage.human import known_set
 
 FILE = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
 
@@ -36,7 +37,7 @@ def test_there_are_enough_concepts_domains_and_rated_pairs(demo: ConceptSet) -> 
     names = [concept.name for concept in demo.concepts]
     domains = {concept.domain for concept in demo.concepts}
     assert len(names) >= 64
-    assert len(read_pairs(known_set("men")).among(names)) >= 250
+    assert len(judge(known_set("men"), names).scores) >= 250
     assert None not in domains
     assert len(domains) >= 10
     assert domains <= set(names)

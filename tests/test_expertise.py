@@ -18,7 +18,9 @@ from alignment.expertise import (
     Scores,
     expertise,
     labels_against_others,
+    labels_matched_in_length,
     on_and_off,
+    split_half,
 )
 
 TOLERANCE = 1e-12
@@ -174,3 +176,37 @@ def test_what_cannot_be_scored_is_refused() -> None:
         expertise(np.zeros((2, 3), np.float16), labels)
     with pytest.raises(ValueError, match="prevalence is 1"):
         expertise(np.zeros((2, 4), np.float16), labels, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_half_has_half_of_every_concept_by_lot(seed: int) -> None:
+    """A concept that lies in one half only would have no experts in the other."""
+    concepts = np.repeat(np.arange(6), [2, 3, 8, 5, 2, 11])
+    sentences = np.arange(len(concepts))
+    # the last sentence belongs to two concepts
+    of = np.append(concepts, 0)
+    half = split_half(np.append(sentences, len(concepts) - 1), of, len(concepts), seed)
+    for concept in range(6):
+        counts = np.bincount(half[concepts == concept], minlength=2)
+        assert abs(counts[0] - counts[1]) <= 1
+    assert not np.array_equal(half, split_half(sentences, concepts, len(concepts), seed + 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_negatives_are_as_long_as_the_positives(seed: int) -> None:
+    """Were they longer, a neuron that only counts words would be an expert."""
+    random = np.random.default_rng(seed)
+    concepts = np.repeat(np.arange(5), 200)
+    lengths = random.integers(5, 25, 1000) + 2 * concepts
+    labels = labels_matched_in_length(np.arange(1000), concepts, lengths, 5, seed)
+    for concept, (own, others) in enumerate(zip(labels.positives(), labels.negatives(), strict=True)):
+        assert list(own) == list(np.flatnonzero(concepts == concept))
+        assert len(others) >= 20
+        assert not np.intersect1d(own, others).size
+        assert abs(lengths[own].mean() - lengths[others].mean()) < 1
+    scores = expertise(lengths[None].astype(np.float32), labels)
+    unmatched = labels_against_others(np.arange(1000), concepts, 1000, 5)
+    assert np.abs(scores.auroc - 0.5).max() < 0.06
+    assert expertise(lengths[None].astype(np.float32), unmatched).auroc.max() > 0.7
+    with pytest.raises(ValueError, match="concept 0 has no negatives as long"):
+        labels_matched_in_length(np.arange(4), np.array([0, 0, 1, 1]), np.array([1, 1, 9, 9]), 2)

@@ -11,7 +11,6 @@ from jobs.config import Brought, read_sweep
 from storage.assets import ASSETS, Asset
 from storage.concepts import read_concepts
 from storage.errors import UserError
-from storage.human import HumanSet, known_set, known_sets, read_pairs
 from storage.word_vectors import read_glove
 
 GOOD = "concept,text\ncat,A cat sat.\ncat,The cat ran.\ndog,A dog sat.\ndog,The dog ran.\n"
@@ -131,38 +130,6 @@ def test_a_small_sweep_file_has_defaults_that_work(tmp_path: Path) -> None:
     assert (sweep.name, sweep.human[0].name) == ("study", "men")
     assert sweep.store_path == tmp_path / "results/study"
     assert sweep.concepts == Brought(source="a.csv")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("a,b\ncat,dog\n", "has no column 'score'"),
-        ("a,b,score\ncat,dog,high\n", "line 2: the score is 'high'; expected a number"),
-        ("a,b,score\ncat,dog,nan\n", "line 2: the score is 'nan'"),
-        ("a,b,score\ncat,dog\n", "line 2: not 3 columns"),
-    ],
-)
-def test_a_human_file_that_is_wrong_is_refused(tmp_path: Path, content: str, message: str) -> None:
-    file = tmp_path / "human.csv"
-    file.write_text(content)
-    told = refused(read_pairs, HumanSet("mine", file, ("a", "b", "score")))
-    assert message in told
-    assert str(file) in told
-
-
-def test_a_pair_rated_twice_counts_once_with_its_mean(tmp_path: Path) -> None:
-    file = tmp_path / "human.csv"
-    file.write_text("a,b,score\nDog,cat,2\ncat,dog,4\ncat,cat,10\n")
-    pairs = read_pairs(HumanSet("mine", file, ("a", "b", "score")))
-    assert pairs.scores == {("cat", "dog"): 3.0}
-
-
-def test_the_known_human_sets_are_read_whole() -> None:
-    """MEN has 3,000 pairs, of which 2,005 are of two nouns. SimLex-999 rates one pair twice;
-    WordSim-353 two, and one word with itself."""
-    sizes = {name: len(read_pairs(known_set(name)).scores) for name in known_sets()}
-    assert sizes == {"men": 2005, "simlex999": 998, "wordsim353": 350, "rg65": 65, "mturk771": 771}
-    assert read_pairs(known_set("men")).scores["automobile", "car"] == 50.0
 
 
 def test_glove_knows_words_in_any_case_and_says_which_it_lacks() -> None:

@@ -93,12 +93,17 @@ def test_a_bucket_that_is_not_there_is_one_line() -> None:
 def test_a_sweep_into_a_bucket_gives_the_rows_of_one_onto_a_disk(
     bucket: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """With Ray's workers writing the activations and reading them again."""
+    """With Ray's workers writing the activations and reading them again; also those of controls, and
+    every stage that reads experts."""
+    wanted = (
+        "similarity: [dice, containment, jaccard]\nexperts: {top: [3]}\ncontrols: [split-half]\n"
+        "baselines: [input-embedding]\n"
+    )
     stores = [str(tmp_path / "results"), f"{bucket}/sweeps/tiny"]
     for number, store in enumerate(stores):
         folder = tmp_path / str(number)
         shutil.copytree(tiny_model, folder / "model")
-        file = tiny.write_sweep(folder, extra=f"store: {store}\nname: tiny\n")
+        file = tiny.write_sweep(folder, extra=f"store: {store}\nname: tiny\n{wanted}")
         done = subprocess.run(
             [sys.executable, "-m", "jobs.sweep", str(file)],
             capture_output=True,
@@ -111,7 +116,18 @@ def test_a_sweep_into_a_bucket_gives_the_rows_of_one_onto_a_disk(
     for store in stores:
         assert list(verify(place(store))) == []
         with storage.open(store) as connection:
-            views = ["sentences", "activations", "experts", "similarity", "alignment"]
+            views = [
+                "sentences",
+                "activations",
+                "experts",
+                "control_experts",
+                "similarity",
+                "alignment",
+                "reliability",
+                "hierarchy_summary",
+                "hierarchy_domains",
+                "hierarchy_merges",
+            ]
             rows.append(
                 [
                     sorted(connection.sql(f"SELECT * FROM {view}").fetchall(), key=repr)  # noqa: S608

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.similarity import similarities
+from storage import schemas, sql
 
 _MEASURES = ["jaccard", "overlap", "dice", "containment"]
 _COLUMNS = ("pooling", "concept", "layer", "site", "unit", "ap")
@@ -81,3 +82,58 @@ def test_every_measure_is_that_of_sets_at_every_cut_and_in_every_scope(seed: int
                     key = (pooling, layer, site, measure, *cut, first, second)
                     expected[key] = (len(one), len(other), len(one & other), value)
     assert found == expected
+
+
+def test_experts_as_sets_are_those_whose_similarities_are_told() -> None:
+    """The hierarchy counts neurons of the sets themselves: were equal APs cut off elsewhere there, its
+    numbers would be of other experts than the similarities beside them."""
+    chance = random.Random(0)
+    concepts = ["a", "b", "c"]
+    rows = [
+        ("max", concept, layer, "mlp.hidden", unit, chance.choice([0.5, 0.6, 0.75]))
+        for concept in concepts
+        for layer in range(2)
+        for unit in chance.sample(range(8), 6)
+    ]
+    chance.shuffle(rows)
+    columns = dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    for threshold, top in ((0.5, None), (0.6, None), (None, 1), (None, 5)):
+        with duckdb.connect() as connection:
+            connection.from_arrow(pa.table(columns)).create("scored")
+            sql.provide(connection, "concepts", {"concept": concepts, "number": [0, 1, 2]})
+            wanted = {"pooling": "max", "threshold": threshold, "top": top}
+            found = connection.sql(sql.query("expert_sets"), params=wanted).fetchall()
+        held = [_experts([row for row in rows if row[1] == name], threshold, top) for name in concepts]
+        order = sorted(set().union(*held))
+        expected = {(n, order.index(each)) for n, experts in enumerate(held) for each in experts}
+        assert set(found) == expected
+        assert len(found) == len(expected)
+
+
+def test_containment_is_in_no_family_and_ranks_have_matrices_of_their_own() -> None:
+    """A matrix made of both orders of two concepts, or of two cuts, would have too many numbers."""
+    rows = [
+        {
+            **dict.fromkeys(schemas.SIMILARITY.names),
+            **dict.fromkeys(("representation", "model", "revision", "concept_set", "pooling"), "x"),
+            **{"measure": measure, "threshold": threshold, "top": top},
+            **{"concept_a": first, "concept_b": second, "similarity": value},
+        }
+        for measure, first, second, value in (
+            ("dice", "a", "b", 0.5),
+            ("containment", "a", "b", 0.25),
+            ("containment", "b", "a", 0.75),
+        )
+        for threshold, top in ((0.5, None), (None, 3), (None, 5))
+    ]
+    with duckdb.connect() as connection:
+        connection.from_arrow(pa.Table.from_pylist(rows, schemas.SIMILARITY)).create("similarity")
+        sql.provide(connection, "common", {"concept": ["a", "b"]})
+        (family,) = connection.sql(sql.query("families")).to_arrow_table().to_pylist()
+        assert family["measure"] == "dice"
+        found = connection.sql(sql.query("matrices"), params=family).to_arrow_table().to_pylist()
+    assert [(row["threshold"], row["top"], row["similarities"]) for row in found] == [
+        (0.5, None, [0.5]),
+        (None, 3, [0.5]),
+        (None, 5, [0.5]),
+    ]

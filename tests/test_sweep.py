@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
@@ -52,7 +53,11 @@ def python_m(module: str, *arguments: object) -> subprocess.CompletedProcess[str
 
 def rows(store: Path) -> dict[str, list[Any]]:
     """Everything that a store's views hold, whatever made it and whenever."""
-    views = "concepts sentences memberships sites activations experts similarity alignment human_pairs"
+    views = (
+        "concepts sentences memberships sites activations experts similarity alignment human_pairs "
+        "human_triplets human_dropped hierarchy_summary hierarchy_domains hierarchy_cuts "
+        "hierarchy_merges control_experts reliability expert_places expert_stability"
+    )
     with open_store(store) as connection:
         return {
             view: sorted(connection.sql(f"SELECT * FROM {view}").fetchall(), key=repr)  # noqa: S608
@@ -60,12 +65,17 @@ def rows(store: Path) -> dict[str, list[Any]]:
         }
 
 
+_EXTRA = (
+    "baselines: [input-embedding, contextual, random-init]\ncontrols: [split-half, length-matched]\n"
+)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A folder with a finished sweep over a tiny model."""
     folder = tmp_path_factory.mktemp("study")
     shutil.copytree(tiny_model, folder / "model")
-    file = tiny.write_sweep(folder, extra="baselines: [input-embedding, contextual, random-init]\n")
+    file = tiny.write_sweep(folder, extra=_EXTRA)
     done = neuralign("run", file)
     assert done.returncode == 0, done.stderr
     (folder / "printed.txt").write_text(done.stdout)
@@ -85,7 +95,7 @@ def test_a_finished_sweep_computes_nothing_and_says_so(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
     again = neuralign("run", study / "sweep.yaml")
     assert again.returncode == 0
-    assert "Nothing to compute: all 10 stages are done" in again.stderr
+    assert "Nothing to compute: all 20 stages are done" in again.stderr
     assert again.stdout == (study / "printed.txt").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
 
@@ -152,7 +162,8 @@ def test_alignment_is_that_of_a_reader_of_the_views(study: Path) -> None:
     seen = set()
     for row in found_rows.to_pylist():
         if row["representation"] == "experts":
-            similarities = _jaccards(experts, row["pooling"], row["threshold"], pairs)
+            here = [each for each in experts if row["layer"] in (None, each[2])]
+            similarities = _jaccards(here, row["pooling"], row["threshold"], pairs)
         elif row["representation"] == "hidden state":
             state = states.reshape(3, 36, 32)[row["layer"]].astype(float)
             similarities = _cosines(state, of, row["measure"] == "centred cosine", pairs)
@@ -181,6 +192,144 @@ def _cosines(state: Any, of: Any, centre: bool, pairs: Any) -> list[float]:
     middle = np.mean(list(means.values()), axis=0) * centre
     units = {name: (mean - middle) / np.linalg.norm(mean - middle) for name, mean in means.items()}
     return [float(units[a] @ units[b]) for a, b in pairs]
+
+
+def _sets(experts: Any, threshold: float) -> dict[Any, set[Any]]:
+    """Experts above a threshold by (who, concept), from rows of (who, concept, layer, unit, ap)."""
+    found: dict[Any, set[Any]] = {}
+    for who, concept, layer, unit, ap in experts:
+        if ap > threshold:
+            found.setdefault((who, concept), set()).add((layer, unit))
+    return found
+
+
+def test_where_experts_sit_and_when_they_settle_is_that_of_sets(study: Path) -> None:
+    with open_store(study / "results/sweep") as connection:
+        query = connection.sql
+        experts = query(
+            "SELECT revision, concept, layer, unit, ap FROM experts WHERE pooling = 'max'"
+        ).fetchall()
+        places = query(
+            "SELECT revision, layer, n_experts, share FROM expert_places "
+            "WHERE pooling = 'max' AND threshold = 0.6"
+        ).fetchall()
+        stability = query(
+            "SELECT concept, revision_a, revision_b, stability FROM expert_stability "
+            "WHERE pooling = 'max' AND threshold = 0.5"
+        ).fetchall()
+    for revision in ("main", "random-init"):
+        above = [row[2] for row in experts if row[0] == revision and row[4] > 0.6]
+        found = {layer: (n, share) for who, layer, n, share in places if who == revision}
+        assert found == {
+            layer: (above.count(layer), pytest.approx(above.count(layer) / len(above)))
+            for layer in set(above)
+        }
+    sets = _sets(experts, 0.5)
+    assert len(stability) == 6
+    for concept, first, second, value in stability:
+        one, other = sets[first, concept], sets[second, concept]
+        assert (first, second) == ("main", "random-init")
+        assert value == pytest.approx(len(one & other) / len(one | other))
+
+
+def test_the_halves_share_no_sentence_and_their_agreement_is_that_of_their_sets(study: Path) -> None:
+    with open_store(study / "results/sweep") as connection:
+        query = connection.sql
+        halves = query(
+            "SELECT control, concept, layer, unit, ap FROM control_experts WHERE pooling = 'max'"
+        ).fetchall()
+        found = query(
+            "SELECT rho, of_all, stability, n_pairs FROM reliability "
+            "WHERE pooling = 'max' AND threshold = 0.5"
+        ).fetchall()
+    sets = _sets(halves, 0.5)
+    pairs = list(itertools.combinations(sorted(tiny.CONCEPTS), 2))
+    similarities = [
+        [len(sets[half, a] & sets[half, b]) / len(sets[half, a] | sets[half, b]) for a, b in pairs]
+        for half in ("half 1", "half 2")
+    ]
+    rho = spearmanr(*similarities).statistic
+    overlap = [
+        len(sets["half 1", name] & sets["half 2", name])
+        / len(sets["half 1", name] | sets["half 2", name])
+        for name in tiny.CONCEPTS
+    ]
+    corrected = 2 * rho / (1 + rho) if rho > 0 else rho
+    assert found == [pytest.approx((rho, corrected, np.mean(overlap), 15))]
+
+
+def test_every_kind_of_judgment_and_what_cannot_be_used_is_told(study: Path, tmp_path: Path) -> None:
+    """Beside the pairs: triplets, other measures, raters; and a set without overlap, with too few
+    pairs, with one score for all. None may end in a number that is none, or in silence."""
+    shutil.copytree(study, tmp_path / "study")
+    folder = tmp_path / "study"
+    pairs = (folder / "human.csv").read_text().splitlines()
+    (folder / "constant.csv").write_text(
+        "\n".join([pairs[0], *(line.rsplit(",", 1)[0] + ",3" for line in pairs[1:])])
+    )
+    (folder / "few.csv").write_text("\n".join(pairs[:5]))
+    (folder / "strangers.csv").write_text("a,b,score\nking,queen,3\n")
+    (folder / "raters.csv").write_text(
+        "\n".join(
+            [pairs[0] + ",r1,r2", *(f"{line},{n % 4},{n % 3}" for n, line in enumerate(pairs[1:]))]
+        )
+    )
+    triplets = [("cat", "dog", "car"), ("cat", "cow", "bus"), ("car", "bus", "cow")] * 4
+    (folder / "odd.csv").write_text("\n".join(["a,b,odd", *map(",".join, triplets)]))
+    file = folder / "sweep.yaml"
+    file.write_text(
+        file.read_text().replace(
+            "human: [{name: mine, path: human.csv}]",
+            "agreement: [kendall, pearson]\nhuman:\n  - {name: mine, path: human.csv}\n"
+            "  - {name: constant, path: constant.csv}\n  - {name: few, path: few.csv}\n"
+            "  - {name: strangers, path: strangers.csv}\n"
+            "  - {name: raters, path: raters.csv, raters: [r1, r2]}\n"
+            "  - {name: odd, path: odd.csv, kind: triplets}\n",
+        )
+    )
+    done = neuralign("run", file)
+    assert done.returncode == 0, done.stderr
+    for note in (
+        "constant: all scores are equal, so nothing can agree with them",
+        "few has 4 pairs of these concepts; 10 are needed",
+        "strangers has 0 pairs of these concepts; 10 are needed",
+        "strangers: 0 pairs of these concepts; left out: 1 no concept",
+    ):
+        assert note in done.stderr
+    with open_store(folder / "results/sweep") as connection:
+        found = connection.sql(
+            "SELECT human_set, agreement, count(*), count(rho), count(p), count(ceiling), "
+            "count(*) FILTER (isnan(rho) OR isnan(p)) FROM alignment "
+            "WHERE run != (SELECT run FROM runs WHERE stage = 'alignment' ORDER BY finished LIMIT 1) "
+            "GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+    assert [row[:2] for row in found] == [
+        ("mine", "kendall"),
+        ("mine", "pearson"),
+        ("odd", "triplets"),
+        ("raters", "kendall"),
+        ("raters", "pearson"),
+    ]
+    assert all(row[3] > 0 and row[6] == 0 for row in found)
+    assert all((row[4] > 0) == (row[1] != "triplets") for row in found)
+    assert all((row[5] > 0) == (row[0] == "raters") for row in found)
+    compared = neuralign("compare", folder / "results/sweep", "--human", "odd")
+    assert "odd: share predicted on the same 12 triplets of 5 concepts" in compared.stdout
+    assert max(map(len, compared.stdout.splitlines())) <= 80
+
+
+def test_comparing_with_what_is_not_there_says_what_is(study: Path) -> None:
+    store = study / "results/sweep"
+    compared = neuralign("compare", store, "--human", "mine")
+    assert "mine: Spearman's rho on the same 12 pairs of 6 concepts" in compared.stdout
+    for options, message in (
+        (["--human", "men"], "holds no comparison with 'men'; it has: mine"),
+        (["--human", "mine", "--agreement", "kendall"], "has no kendall for 'mine'; it has spearman"),
+        (["--human", "mine", "--threshold", "0.55"], "no experts at the threshold 0.55; it has 0.5"),
+    ):
+        refused = neuralign("compare", store, *options)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert message in refused.stderr
 
 
 def test_other_columns_of_a_human_file_are_other_judgments(study: Path, tmp_path: Path) -> None:
@@ -243,14 +392,14 @@ def test_sql_reads_the_store_and_nothing_else(study: Path, query: str, message: 
 
 def test_status_and_plan_tell_what_is_done(study: Path) -> None:
     status = neuralign("status", study / "results/sweep").stdout
-    assert status.count(" done ") == 10
+    assert status.count(" done ") == 20
     plan = neuralign("plan", study / "sweep.yaml").stdout
     assert "6 concepts, 36 sentences, 2 models" in plan
-    assert plan.count(" done ") == 10
+    assert plan.count(" done ") == 20
     shutil.copytree(study / "model", study / "other/model")
     file = tiny.write_sweep(study / "other")
     plan = neuralign("plan", file).stdout
-    assert plan.count("to do") == 7
+    assert plan.count("to do") == 9
     assert "1 of 1" in plan
     assert not (study / "other/results").exists()
 

@@ -1,0 +1,292 @@
+"""Is the hierarchy of concepts in their experts: domains apart, members below them, a tree that people
+would draw?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from scipy.cluster import hierarchy
+
+from alignment.resampling import Estimates, Method, estimate
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+
+_DRAWS_AT_ONCE = 100
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Containment:
+    """How far a domain's experts are its members', against domains of other concepts.
+
+    `of_domain` is the share of the domain's experts that some member has, `of_members` the share of
+    the members' experts that the domain has; NaN where there are none. `by_chance` are their medians
+    over pseudo-domains, `p` how often a pseudo-domain has as high a share.
+    """
+
+    of_domain: float
+    of_domain_by_chance: float
+    of_domain_p: float
+    of_members: float
+    of_members_by_chance: float
+    of_members_p: float
+
+
+def containment(
+    experts: Booleans, domain: int, members: Integers, others: Integers, draws: int, seed: int
+) -> Containment:
+    """Containment of a domain's experts in its members' and the reverse.
+
+    `experts` has shape (concepts, neurons). Each pseudo-domain is as many of `others` as there are
+    members, drawn without replacement.
+
+    Raises ValueError where there are fewer others than members.
+    """
+    if len(others) < len(members):
+        raise ValueError(f"{len(others)} other concepts; a pseudo-domain needs {len(members)}")
+    packed = np.packbits(experts, axis=1)
+    random = np.random.default_rng(seed)
+    order = random.permuted(np.tile(others, (draws, 1)), axis=1)[:, : len(members)]
+    groups = np.concatenate([members[None], order])
+    forward, reverse = np.empty(len(groups)), np.empty(len(groups))
+    for start in range(0, len(groups), _DRAWS_AT_ONCE):
+        rows = slice(start, start + _DRAWS_AT_ONCE)
+        union = np.bitwise_or.reduce(packed[groups[rows]], axis=1)
+        shared = np.bitwise_count(union & packed[domain]).sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            forward[rows] = shared / np.bitwise_count(packed[domain]).sum(dtype=np.float64)
+            reverse[rows] = shared / np.bitwise_count(union).sum(axis=1)
+    return Containment(*_against_chance(forward), *_against_chance(reverse))
+
+
+def _against_chance(shares: Floats) -> tuple[float, float, float]:
+    """The first share, the median of the others, and how often one is as high as the first."""
+    observed, drawn = shares[0], shares[1:]
+    if np.isnan(observed):
+        return float("nan"), float("nan"), float("nan")
+    # a group without any expert contains nothing
+    chance = np.nan_to_num(drawn)
+    return (
+        float(observed),
+        float(np.median(chance)),
+        float(np.mean([1, *(chance >= observed - _ROUNDING)])),
+    )
+
+
+def separation(
+    similarities: Floats, domains: Integers, method: Method = "jackknife", seed: int = 0
+) -> Estimates:
+    """Chance that two concepts of one domain are more alike than two of different domains: the area
+    under the ROC curve, ties counting half. NaN for a representation that is constant.
+
+    `similarities` has shape (representations, pairs), in the order of `np.triu_indices(n, 1)`; `domains`
+    numbers each concept's domain.
+    """
+    first, second = np.triu_indices(len(domains), 1)
+    same = (domains[first] == domains[second]).astype(np.int64)
+    places = [np.unique(each, return_inverse=True)[1].astype(np.int64) for each in similarities]
+
+    def statistic(weights: Floats) -> Floats:
+        return np.stack([_area(each, same, weights) for each in places])
+
+    return estimate(statistic, np.stack([first, second], 1), (0, 1), method, seed=seed)
+
+
+@numba.njit(cache=True, nogil=True)
+def _area(places: Any, same: Any, weights: Floats) -> Floats:
+    area = np.empty(len(weights))
+    counts = np.empty((2, places.max() + 1))
+    for row in range(len(weights)):
+        counts[:] = 0.0
+        for pair in range(len(places)):
+            counts[same[pair], places[pair]] += weights[row, pair]
+        below = above = 0.0
+        occupied = 0
+        for place in range(counts.shape[1]):
+            occupied += counts[0, place] + counts[1, place] > 0
+            above += counts[1, place] * (below + counts[0, place] / 2)
+            below += counts[0, place]
+        norm = below * counts[1].sum()
+        area[row] = above / norm if norm > 0 and occupied > 1 else np.nan
+    return area
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The tree cut into clusters, against the domains."""
+
+    clusters: int
+    rand: float  # adjusted for chance (Hubert and Arabie 1985)
+    information: float  # mutual, normalised by the mean of the entropies
+    purity: float
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree of the concepts by average linkage on 1 - similarity.
+
+    `merges` has a row a merge: the two nodes (concepts first, then earlier merges), their distance and
+    the concepts below, as SciPy's `linkage`. `cophenetic` is the correlation of the tree's distances
+    with the given ones, `purity` the dendrogram's (Heller and Ghahramani 2005, ICML, section 5),
+    `triplets` the share of triplets, two concepts of a domain and one of another, in which the tree
+    joins the two first.
+    """
+
+    merges: Floats
+    cophenetic: float
+    purity: float
+    triplets: float
+    cuts: list[Cut]
+
+
+def grow_tree(similarities: Floats, domains: Integers) -> Tree:
+    """The tree of concepts from similarities in the order of `np.triu_indices(n, 1)`.
+
+    Concepts that are equally alike are joined in their order, so where most similarities are equal the
+    tree says little. `domains` numbers each concept's domain.
+    """
+    distances = 1 - similarities
+    merges = np.asarray(hierarchy.linkage(np.maximum(distances, 0), "average"), np.float64)
+    joined = hierarchy.cophenet(merges)
+    cophenetic = float("nan")
+    if np.ptp(joined) > 0 and np.ptp(distances) > 0:
+        cophenetic = float(np.corrcoef(joined, distances)[0, 1])
+    n = len(domains)
+    square = np.zeros((n, n))
+    square[np.triu_indices(n, 1)] = joined
+    square += square.T
+    clusters = hierarchy.cut_tree(merges).T
+    cuts = [_cut(labels, domains) for labels in clusters]
+    return Tree(
+        merges, cophenetic, _dendrogram_purity(merges, domains), _triplets(square, domains), cuts
+    )
+
+
+def _cut(labels: Any, domains: Integers) -> Cut:
+    table = np.zeros((labels.max() + 1, domains.max() + 1))
+    np.add.at(table, (labels, domains), 1)
+    return Cut(
+        len(table),
+        _adjusted_rand(table),
+        _normalised_information(table),
+        float(table.max(axis=1).sum() / table.sum()),
+    )
+
+
+def _adjusted_rand(table: Floats) -> float:
+    """Hubert and Arabie 1985, Journal of Classification 2, equation 5."""
+
+    def pairs(counts: Any) -> float:
+        return float((counts * (counts - 1) / 2).sum())
+
+    both, rows, columns = pairs(table), pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    expected = rows * columns / pairs(table.sum())
+    most = (rows + columns) / 2
+    return 1.0 if most == expected else (both - expected) / (most - expected)
+
+
+def _normalised_information(table: Floats) -> float:
+    joint = table / table.sum()
+    rows, columns = joint.sum(axis=1), joint.sum(axis=0)
+
+    def entropy(shares: Floats) -> float:
+        some = shares[shares > 0]
+        return float(-(some * np.log(some)).sum())
+
+    mean = (entropy(rows) + entropy(columns)) / 2
+    information = entropy(rows) + entropy(columns) - entropy(joint.ravel())
+    return 1.0 if mean == 0 else max(0.0, information / mean)
+
+
+def _dendrogram_purity(merges: Floats, domains: Integers) -> float:
+    """Over all pairs of a domain: the share of their domain below the node that joins them."""
+    below = [*np.eye(domains.max() + 1)[domains]]
+    weighed = total = 0.0
+    for left, right, _, size in merges:
+        joined = below[int(left)] + below[int(right)]
+        pairs = below[int(left)] * below[int(right)]
+        weighed += float((pairs * joined / size).sum())
+        total += float(pairs.sum())
+        below.append(joined)
+    return weighed / total if total else float("nan")
+
+
+def _triplets(distances: Floats, domains: Integers) -> float:
+    """Share of triplets in which the two of one domain are the nearest; a tie is a choice by lot."""
+    right, total = 0.0, 0
+    for first, second in zip(*np.triu_indices(len(domains), 1), strict=True):
+        if domains[first] != domains[second]:
+            continue
+        other = domains != domains[first]
+        apart = np.stack([distances[first, other], distances[second, other]])
+        together = distances[first, second]
+        nearest = together <= apart.min(axis=0)
+        ties = 1 + (apart == together).sum(axis=0)
+        right += float((nearest / ties).sum())
+        total += int(other.sum())
+    return right / total if total else float("nan")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How often the domain that a member is most like is its own, and how often by chance."""
+
+    members: int
+    share: float
+    by_chance: float
+    p: float
+
+
+def recovery(similarity: Floats, own: Integers, draws: int, seed: int) -> Recovery | None:
+    """Whether members find their domain's name among all domains' names.
+
+    `similarity` has shape (members, domains); `own` numbers each member's domain. A tie for the most
+    alike counts as a choice by lot. Chance permutes the members. None without members or with one
+    domain.
+    """
+    if len(own) == 0 or similarity.shape[1] < 2:
+        return None
+    best = similarity == similarity.max(axis=1, keepdims=True)
+    credit = best / best.sum(axis=1, keepdims=True)
+    random = np.random.default_rng(seed)
+    permuted = random.permuted(np.tile(own, (draws, 1)), axis=1)
+    shares = credit[np.arange(len(own)), np.concatenate([own[None], permuted])].mean(axis=1)
+    observed, _, p = _against_chance(shares)
+    return Recovery(len(own), observed, float(shares[1:].mean()), p)
+
+
+@dataclass(frozen=True)
+class Polysemy:
+    """Neurons by the concepts that they are experts of."""
+
+    neurons: int
+    shared: int  # experts of several concepts
+    one_domain: float  # share of these whose concepts are all of one domain
+    one_domain_by_chance: float
+    p: float
+
+
+def polysemy(experts: Booleans, domains: Integers, draws: int, seed: int) -> Polysemy:
+    """Whether neurons that are experts of several concepts are so of related ones.
+
+    `experts` has shape (concepts, neurons). Chance permutes the concepts' domains, so how many concepts
+    each neuron has stays as it is.
+    """
+    of_each = experts.sum(axis=0)
+    shared = experts[:, of_each > 1].astype(np.float32)
+    random = np.random.default_rng(seed)
+    permuted = random.permuted(np.tile(domains, (draws, 1)), axis=1)
+    one_domain = np.full(draws + 1, np.nan)
+    sizes = shared.sum(axis=0)
+    for number, labels in enumerate([domains, *permuted] if shared.size else []):
+        counts = np.eye(domains.max() + 1, dtype=np.float32)[labels].T @ shared
+        one_domain[number] = (counts.max(axis=0) == sizes).mean()
+    observed, _, p = _against_chance(one_domain)
+    chance = float(one_domain[1:].mean())
+    return Polysemy(int((of_each > 0).sum()), shared.shape[1], observed, chance, p)

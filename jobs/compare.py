@@ -1,0 +1,115 @@
+"""Models and baselines side by side: how well each agrees with one human data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.alignment import TRIPLETS
+from jobs.similarity import EXPERTS
+from jobs.summary import INTERVALS, STATISTICS, headline, is_shown
+from storage.assets import ASSETS
+from storage.database import ask, open_store
+from storage.errors import UserError
+from storage.human import known_set, known_sets
+
+JACCARD = "jaccard"
+
+_RUNS = """
+SELECT human_set, agreement, run, list(DISTINCT threshold ORDER BY threshold) AS thresholds
+FROM alignment JOIN runs USING (run)
+GROUP BY human_set, agreement, run, finished
+ORDER BY finished
+"""
+
+
+def print_comparison(
+    console: Console, store: Path, human_set: str, agreement: str | None, threshold: float
+) -> None:
+    """Print the last comparison of a store with a human data set, best first, to fit 80 columns.
+
+    Raises UserError where the store has none, naming what it has.
+    """
+    with open_store(store) as connection:
+        found = ask(connection, _RUNS).to_pylist()
+        runs = [run for run in found if run["human_set"] == human_set]
+        if not runs:
+            there = ", ".join(dict.fromkeys(run["human_set"] for run in found)) or "none"
+            raise UserError(
+                f"{store}: holds no comparison with {human_set!r}; it has: {there}. A set with fewer "
+                "than 10 rated pairs of the concepts has none"
+            )
+        measures = list(dict.fromkeys(run["agreement"] for run in runs))
+        if agreement is not None and agreement not in measures:
+            raise UserError(
+                f"{store}: has no {agreement} for {human_set!r}; it has {', '.join(measures)}"
+            )
+        run = next(
+            run for run in reversed(runs) if run["agreement"] == (agreement or runs[0]["agreement"])
+        )
+        if threshold not in run["thresholds"]:
+            there = ", ".join(str(each) for each in run["thresholds"] if each is not None)
+            raise UserError(f"{store}: has no experts at the threshold {threshold}; it has {there}")
+        rows = [
+            row
+            for row in ask(connection, f"FROM alignment WHERE run = '{run['run']}'").to_pylist()
+            if (row["human_set"], row["agreement"]) == (human_set, run["agreement"])
+        ]
+    by = sorted({row["measure"] for row in rows if row["representation"] == EXPERTS})
+    measure = JACCARD if JACCARD in by else by[0]
+    _print(console, human_set, [row for row in rows if is_shown(row, measure)], threshold)
+    if len(by) > 1:
+        console.print(f"Experts are compared by {measure}; SQL shows {', '.join(by)}.", markup=False)
+    older = len({each["run"] for each in runs}) - 1
+    if older:
+        console.print(f"The last of {older + 1} runs; SQL shows the others.", markup=False)
+
+
+def _print(console: Console, human_set: str, rows: list[dict[str, Any]], threshold: float) -> None:
+    first = rows[0]
+    things = TRIPLETS if first["agreement"] == TRIPLETS else "pairs"
+    console.print(
+        f"{human_set}: {STATISTICS[first['agreement']]} on the same {first['n_pairs']} {things} of "
+        f"{first['n_concepts']} concepts, AP > {threshold}",
+        markup=False,
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("representation")
+    for name in ("", "95% interval", "p"):
+        table.add_column(name, justify="right")
+    shown = headline(rows, threshold)
+    # those without a value come last
+    for label, row in sorted(shown, key=lambda each: (each[1]["rho"] is None, -(each[1]["rho"] or 0))):
+        table.add_row(escape(label), *map(escape, _cells(row)))
+    console.print(table)
+    console.print(
+        f"Intervals: {INTERVALS[first['ci_by']]}. p permutes the concepts. What is best is chosen on "
+        "these very pairs.",
+        markup=False,
+    )
+    if first["ceiling"] is not None:
+        source = first["ceiling_source"]
+        console.print(f"People with people: {first['ceiling']:.2f} ({source}).", markup=False)
+    if human_set in known_sets():
+        asset = ASSETS[human_set]
+        console.print(f"{human_set}: {asset.citation}; {asset.licence}.", markup=False)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    if row["rho"] is None:
+        return "-", "-", "-"
+    interval = "-" if row["ci_low"] is None else f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+    return f"{row['rho']:.2f}", interval, "-" if row["p"] is None else f"{row['p']:.4f}"
+
+
+def print_human_sets(console: Console) -> None:
+    """Print the human data sets that packages carry, with their citation and licence."""
+    for name in known_sets():
+        human = known_set(name)
+        ceiling = "" if human.ceiling is None else f"; people with people {human.ceiling.value}"
+        console.print(f"{name}: {human.kind}{ceiling}", markup=False)
+        console.print(f"    {ASSETS[name].citation}; {ASSETS[name].licence}", markup=False)

@@ -1,0 +1,175 @@
+"""A hierarchy that is there must be found, one that is not must not, and every number must be that of
+another implementation or of a reader who counts by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.cluster import hierarchy as scipys
+from scipy.spatial.distance import squareform
+from scipy.stats import kstest
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, roc_auc_score
+
+from alignment.hierarchy import containment, grow_tree, polysemy, recovery, separation
+
+Floats = npt.NDArray[np.float64]
+
+
+def made(
+    seed: int, n: int = 14, domains: int = 3, levels: int = 6
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Similarities with ties, somewhat higher within a domain, and the domains."""
+    random = np.random.default_rng(seed)
+    of = np.concatenate([np.arange(domains), random.integers(0, domains, n - domains)])
+    first, second = np.triu_indices(n, 1)
+    values = random.integers(0, levels, len(first)) + 2 * (of[first] == of[second])
+    return values / (levels + 2), of
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_cuts_and_areas_are_scikit_learns(seed: int) -> None:
+    similarities, domains = made(seed)
+    tree = grow_tree(similarities, domains)
+    labels = scipys.cut_tree(tree.merges)
+    assert [cut.clusters for cut in tree.cuts] == list(range(14, 0, -1))
+    for cut, column in zip(tree.cuts, labels.T, strict=True):
+        assert cut.rand == pytest.approx(adjusted_rand_score(domains, column))
+        expected = normalized_mutual_info_score(domains, column)
+        assert cut.information == pytest.approx(expected, abs=1e-12)
+        majority = sum(np.bincount(domains[column == each]).max() for each in set(column))
+        assert cut.purity == pytest.approx(majority / 14)
+    first, second = np.triu_indices(14, 1)
+    area = separation(similarities[None], domains)
+    assert area.values[0] == pytest.approx(
+        roc_auc_score(domains[first] == domains[second], similarities)
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_tree_is_scipys_and_its_purity_and_triplets_those_of_a_count_by_hand(seed: int) -> None:
+    similarities, domains = made(seed, n=10)
+    tree = grow_tree(similarities, domains)
+    expected, joined = scipys.cophenet(tree.merges, 1 - similarities)
+    assert tree.cophenetic == pytest.approx(expected)
+    below = [{number} for number in range(10)]
+    for left, right, _, _ in tree.merges:
+        below.append(below[int(left)] | below[int(right)])
+    purities, right_ones = [], []
+    far = squareform(joined)
+    for one, other in itertools.combinations(range(10), 2):
+        if domains[one] != domains[other]:
+            continue
+        node = min((each for each in below if {one, other} <= each), key=len)
+        purities.append(np.mean([domains[each] == domains[one] for each in node]))
+        for third in np.flatnonzero(domains != domains[one]):
+            sides = [far[one, other], far[one, third], far[other, third]]
+            right_ones.append((sides[0] == min(sides)) / sides.count(min(sides)))
+    assert tree.purity == pytest.approx(np.mean(purities))
+    assert tree.triplets == pytest.approx(np.mean(right_ones))
+
+
+def test_a_perfect_hierarchy_is_perfect_and_none_is_chance() -> None:
+    domains = np.repeat(np.arange(4), 6)
+    first, second = np.triu_indices(24, 1)
+    perfect = np.where(domains[first] == domains[second], 0.9, 0.1)
+    tree = grow_tree(perfect, domains)
+    at_domains = next(cut for cut in tree.cuts if cut.clusters == 4)
+    assert (at_domains.rand, at_domains.information, at_domains.purity) == pytest.approx((1, 1, 1))
+    assert (tree.purity, tree.triplets) == pytest.approx((1, 1))
+    flat = grow_tree(np.zeros(len(first)), domains)
+    assert np.isnan(flat.cophenetic)
+    assert flat.triplets == pytest.approx(1 / 3)
+    found = separation(np.stack([perfect, np.zeros(len(first))]), domains)
+    assert found.values[0] == 1
+    assert np.isnan(found.values[1])
+
+
+def test_the_areas_interval_covers() -> None:
+    """Also where concepts differ in how alike they are to all others. That is in pairs within domains as
+    in those between, so it offsets, and the interval is wider than it needs to be."""
+    covered, truth = 0, 0.0
+    domains = np.repeat(np.arange(5), 5)
+    first, second = np.triu_indices(25, 1)
+    same = domains[first] == domains[second]
+    drawn = []
+    for seed in range(300):
+        random = np.random.default_rng(seed)
+        effect = random.standard_normal(25)
+        values = effect[first] + effect[second] + same + random.standard_normal(len(first))
+        drawn.append(separation(values[None], domains))
+    truth = float(np.mean([each.values[0] for each in drawn]))
+    for each in drawn:
+        interval = each.interval(0)
+        assert interval.low is not None
+        assert interval.high is not None
+        covered += interval.low <= truth <= interval.high
+    assert covered / 300 >= 0.93
+
+
+def test_containment_is_that_of_sets_and_sees_members_that_hold_their_domain() -> None:
+    random = np.random.default_rng(0)
+    experts = random.random((20, 400)) < 0.1
+    members = np.array([1, 2, 3])
+    # the domain's experts are shared by its members
+    experts[0] = experts[1:4].any(axis=0) & (random.random(400) < 0.5)
+    others = np.arange(4, 20)
+    found = containment(experts, 0, members, others, draws=300, seed=1)
+    sets = [set(np.flatnonzero(row)) for row in experts]
+    union = sets[1] | sets[2] | sets[3]
+    assert found.of_domain == len(sets[0] & union) / len(sets[0]) == 1.0
+    assert found.of_members == len(sets[0] & union) / len(union)
+    assert found.of_domain_p == found.of_members_p == pytest.approx(1 / 301)
+    drawn = random.permuted(np.tile(others, (500, 1)), axis=1)[:, :3]
+    shares = [len(sets[0] & set.union(*(sets[each] for each in row))) / len(sets[0]) for row in drawn]
+    assert found.of_domain_by_chance == pytest.approx(np.median(shares), abs=0.03)
+    experts[0] = False
+    assert np.isnan(containment(experts, 0, members, others, 10, 0).of_domain)
+    with pytest.raises(ValueError, match="2 other concepts"):
+        containment(experts, 0, members, np.array([4, 5]), 10, 0)
+
+
+def test_p_values_of_containment_are_uniform_without_a_hierarchy() -> None:
+    random = np.random.default_rng(3)
+    p = []
+    for seed in range(200):
+        experts = random.random((30, 500)) < 0.08
+        found = containment(experts, 0, np.arange(1, 6), np.arange(6, 30), 99, seed)
+        # ties, which make p larger, are broken by lot
+        p.append(found.of_domain_p - random.random() * 0.01)
+    assert kstest(p, "uniform").pvalue > 0.001
+
+
+def test_recovery_counts_members_whose_own_domain_is_nearest() -> None:
+    similarity = np.array([[0.9, 0.1], [0.2, 0.3], [0.5, 0.5], [0.4, 0.1]])
+    found = recovery(similarity, np.array([0, 1, 1, 1]), draws=500, seed=0)
+    assert found is not None
+    assert (found.members, found.share) == (4, 2.5 / 4)
+    assert 0.3 < found.by_chance < 0.7
+    clear = np.eye(4)[np.repeat(np.arange(4), 5)]
+    strong = recovery(clear, np.repeat(np.arange(4), 5), draws=500, seed=0)
+    assert strong is not None
+    assert strong.share == 1
+    assert strong.p == pytest.approx(1 / 501)
+    assert recovery(np.zeros((3, 1)), np.zeros(3, np.int64), 10, 0) is None
+    assert recovery(np.zeros((0, 3)), np.zeros(0, np.int64), 10, 0) is None
+
+
+def test_polysemy_counts_neurons_whose_concepts_are_of_one_domain() -> None:
+    experts = np.array(
+        [[1, 1, 0, 1, 0], [1, 0, 0, 1, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]], dtype=np.bool_
+    )
+    found = polysemy(experts, np.array([0, 0, 1, 1]), draws=200, seed=0)
+    # the first and fourth neuron are of one domain, the second of two
+    assert (found.neurons, found.shared) == (4, 3)
+    assert found.one_domain == pytest.approx(2 / 3)
+    assert 0 < found.one_domain_by_chance < 2 / 3
+    nothing = polysemy(np.eye(4, dtype=np.bool_), np.array([0, 0, 1, 1]), draws=5, seed=0)
+    assert nothing.shared == 0
+    assert np.isnan(nothing.one_domain)
