@@ -125,7 +125,6 @@ def test_a_sweep_into_a_bucket_gives_the_rows_of_one_onto_a_disk(
                 "alignment",
                 "reliability",
                 "hierarchy_summary",
-                "hierarchy_domains",
                 "hierarchy_merges",
             ]
             rows.append(
