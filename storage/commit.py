@@ -187,8 +187,8 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        if temporary.is_file():
-            temporary.unlink()
+        # another run may sweep it first
+        temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -11,7 +11,7 @@ import random
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -121,6 +121,7 @@ class Study:
 
     file: Path
     rows: dict[str, list[Any]]
+    kinds: Sequence[str] = ()
 
     def run(self, store: Path) -> None:
         sweep.run(sweep.plan(read_sweep(self.file, store)))
@@ -134,9 +135,11 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     shutil.copytree(tiny_model, folder / "model")
     file = tiny.write_sweep(folder, extra="resamples: 100\nbaselines: [input-embedding, contextual]\n")
     file.write_text(file.read_text().replace("[max, concept, context]", "[max]"))
-    weights = sweep.plan(read_sweep(file)).weights[0]
+    planned = sweep.plan(read_sweep(file))
+    weights = planned.weights[0]
+    kinds = [kind for kind in layout.KINDS if planned.of_kind(kind)]
     with in_one_process(weights, Settings("float32", "mlp", ["max"])):
-        made = Study(file, {})
+        made = Study(file, {}, kinds)
         made.run(folder / "undisturbed")
         made.rows.update(rows(folder / "undisturbed"))
         yield made
@@ -162,11 +165,11 @@ def test_a_sweep_killed_at_every_place_of_every_stage_ends_with_the_same_rows(
 
         if not in_child(lambda: study.run(store), reached):
             break
-        for kind in layout.KINDS:
+        for kind in study.kinds:
             for done in manifest.done(store, kind):
                 assert not done.lacks(), "a stage was done before its files were there"
     places = points.read_text().splitlines()
-    for kind in layout.KINDS:
+    for kind in study.kinds:
         of_kind = [place for place in places if f"/{kind}/" in place]
         assert any("before replace" in place and layout.SUCCESS in place for place in of_kind)
         assert any("within write" in place for place in of_kind)
@@ -202,7 +205,7 @@ def test_a_disk_that_no_longer_takes_what_is_written_stops_the_run_with_what_to_
         with pytest.raises(StoreError, match=told):
             study.run(store)
 
-    for kind in layout.KINDS:
+    for kind in study.kinds:
         assert not in_child(fails, fail_in(kind, call, code))
         assert not list(store.glob(f"{kind}/*/{layout.SUCCESS}"))
         assert not temporary(store)
@@ -380,14 +383,14 @@ def test_gc_lists_and_deletes_what_no_report_is_made_of_and_what_was_scored(
     time.sleep(1.1)
     assert not in_child(lambda: Study(file, {}).run(finished))
     garbage = list(find_garbage(finished))
-    assert [each.stage.kind for each in garbage] == [
-        "activations",
-        "experts",
-        "similarity",
-        "alignment",
-        "report",
+    assert [(each.stage.kind, each.whole) for each in garbage] == [
+        ("activations", False),
+        ("experts", True),
+        ("similarity", True),
+        ("alignment", True),
+        ("hierarchy", True),
+        ("report", True),
     ]
-    assert [each.whole for each in garbage] == [False, True, True, True, True]
     reclaimed = sum(each.bytes for each in garbage)
     before = sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
     for each in garbage:
