@@ -44,14 +44,12 @@ def open_tensors(
     """
     tensors = {}
     for file, names in _files(folder).items():
-        wanted = None if names is None else [name for name in names if keep(name)]
-        if wanted == []:
+        if names is not None and not any(map(keep, names)):
             continue
         try:
             handle = safe_open(folder / file, framework="pt", backend=backend)
-            for name in handle.keys() if wanted is None else wanted:
-                if keep(name):
-                    tensors[name] = handle.get_slice(name)
+            for name in filter(keep, handle.keys() if names is None else names):
+                tensors[name] = handle.get_slice(name)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{folder / file}: cannot be read: {error}; is it cut short or damaged? get it again"

@@ -73,7 +73,7 @@ def _bytes_of_model_and_gpu(weights: Weights, dtype: str) -> tuple[int, int]:
     from transformers import AutoModel
 
     with torch.device("meta"):
-        model = AutoModel.from_config(load_config(weights))
+        model = AutoModel.from_config(load_config(weights), trust_remote_code=weights.remote_code)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else (0, 1 << 62)
     return parameters * _BYTES[dtype], total

@@ -71,11 +71,13 @@ def find_sites(
     ]
 
 
-def describe(config: PretrainedConfig, wanted: str | Sequence[str]) -> tuple[list[Site], int]:
+def describe(
+    config: PretrainedConfig, wanted: str | Sequence[str], remote_code: bool = False
+) -> tuple[list[Site], int]:
     """Sites and width of the residual stream of a model that is not loaded: it is built from its
     configuration without memory."""
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config, trust_remote_code=remote_code)
     return find_sites(model, dict(enumerate(find_layers(model))), wanted), _hidden_size(model)
 
 

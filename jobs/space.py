@@ -47,7 +47,7 @@ def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> in
     left = units_left(stage, store)
     if not left or planned.concepts is None:
         return 0
-    sites, hidden_size = describe(load_config(weights), stage.params["sites"])
+    sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
     poolings = len(stage.params["poolings"])
     neurons = sum(site.width for site in sites)
     layers = len({site.layer for site in sites})

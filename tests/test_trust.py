@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import dynamic_module_utils
 
 from cluster.shard import Settings, Shard
+from cluster.sites import describe
 from cluster.tokens import Text
-from cluster.weights import PICKLED_WEIGHTS, REMOTE_CODE, resolve
+from cluster.weights import PICKLED_WEIGHTS, REMOTE_CODE, load_config, resolve
 from storage.errors import UserError
 from tests import tiny
 
@@ -99,5 +100,7 @@ def test_a_models_own_code_runs_only_where_it_is_allowed(
     assert not (tmp_path / "run").exists()
     weights = resolve(str(copied), "main", copied, frozenset({REMOTE_CODE}))
     assert weights.remote_code
+    planned, _ = describe(load_config(weights), "mlp", weights.remote_code)
+    assert planned == Shard(tiny_model, SETTINGS).sites
     assert_reads_the_same(copied, tiny_model, Settings("float32", "mlp", ["max"], remote_code=True))
     assert (tmp_path / "run").exists()
