@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,10 @@ import typer
 from rich.console import Console
 
 from storage import __version__
-from storage.errors import NeuralignError
+from storage.errors import NeuralignError, WorkFailed
 
 if TYPE_CHECKING:
-    from jobs.sweep import Plan
+    from jobs.sweep import Done
 
 app = typer.Typer(
     help="Which neurons of a language model stand for a concept, and do humans see it the same way?",
@@ -153,7 +154,7 @@ def sentences(
     from jobs.show import print_concepts, print_sample
     from storage.concepts import write_concepts
 
-    planned, _ = _carry_out(file, stage.KIND)
+    planned = _carry_out(file, stage.KIND).planned
     (texts,), store = planned.of_kind(stage.KIND), planned.sweep.store_path
     made = stage.read_set(texts, store)
     if out is not None:
@@ -216,18 +217,20 @@ def _run(file: Path, until: str | None) -> None:
     from jobs.progress import say
     from jobs.summary import print_summary
 
-    planned, ran = _carry_out(file, until)
-    store = planned.sweep.store_path
-    if not ran:
+    done = _carry_out(file, until)
+    planned, store = done.planned, done.planned.sweep.store_path
+    if not done.ran and not done.failures:
         say(f"Nothing to compute: all {len(planned.until(until))} stages are done in {_short(store)}.")
     if until is None:
         (last,) = planned.of_kind(report.KIND)
         summary = report.read_summary(last, store)
         print_summary(_out(), summary, _short(store), _short(report.picture(last, store)))
+    if done.failures:
+        raise WorkFailed(f"{len(done.failures)} models failed", done.failures)
 
 
-def _carry_out(file: Path, until: str | None) -> tuple[Plan, int]:
-    """Run the stages of a sweep file that are not done; the whole plan, and how many were run."""
+def _carry_out(file: Path, until: str | None) -> Done:
+    """Run the stages of a sweep file that are not done."""
     from cluster.session import disconnected_after
     from jobs import sweep
     from jobs.config import read_sweep
@@ -235,8 +238,8 @@ def _carry_out(file: Path, until: str | None) -> tuple[Plan, int]:
     planned = sweep.plan(read_sweep(file))
     to_make = planned.concepts is None
     with disconnected_after():
-        planned = sweep.with_sentences(planned)
-        return planned, sweep.run(planned, until) + to_make
+        done = sweep.run(sweep.with_sentences(planned), until)
+        return replace(done, ran=done.ran + to_make)
 
 
 def _short(path: Path) -> Path:

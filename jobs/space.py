@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from jobs.sweep import Plan
 
 _FLOAT16, _FLOAT32 = 2, 4
+MODELS_AT_ONCE = 2
+"""Where activations are dropped once they are scored, those of so many models are there at a time."""
 
 
 def check(planned: Plan, store: Path) -> None:
@@ -29,8 +31,9 @@ def check(planned: Plan, store: Path) -> None:
         bytes_left(stage, models[stage.label], planned, store)
         for stage in planned.of_kind(activations.KIND)
     ]
-    # where activations are dropped, those of one model are there at a time
-    most = sum(needed) if planned.sweep.experts.keep_activations else max(needed, default=0)
+    if not planned.sweep.experts.keep_activations:
+        needed = sorted(needed)[-MODELS_AT_ONCE:]
+    most = sum(needed)
     if most > room:
         raise UserError(
             f"{store}: the activations need {most / 1e9:,.2f} GB, {room / 1e9:,.2f} GB are free; "
