@@ -76,6 +76,56 @@ def plan(file: SweepFile) -> None:
     print_outlook(_out(), plan_sweep(read_sweep(file)))
 
 
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The head's job server; RAY_API_SERVER_ADDRESS by default."),
+]
+Follow = Annotated[bool, typer.Option("--follow", help="Print its output, and exit with its code.")]
+
+
+@app.command()
+def submit(file: SweepFile, address: Address = None, follow: Follow = False) -> int:
+    """Submit a sweep to a cluster as a Ray job; submitted twice it is one job."""
+    from cluster.job_server import JobServer
+    from jobs.config import read_sweep
+    from jobs.progress import say
+    from jobs.submit import submit as submit_sweep
+
+    sweep = read_sweep(file)
+    server = JobServer(address)
+    name, is_new = submit_sweep(server, sweep)
+    did = "submitted" if is_new else "was submitted before"
+    say(f"{name}: {did} to {server.address}; results go to {sweep.store_path}")
+    if not follow:
+        print(name)
+        return 0
+    return server.follow(name, _write)
+
+
+@app.command()
+def logs(
+    job: Annotated[
+        str | None, typer.Argument(metavar="JOB", help="Its id; without it, all jobs.")
+    ] = None,
+    address: Address = None,
+    follow: Follow = False,
+) -> int:
+    """Print the output of a submitted job, or list the jobs."""
+    from cluster.job_server import JobServer
+    from jobs.submit import SWEEP
+
+    server = JobServer(address)
+    if job is None:
+        for each in server.jobs():
+            print(each.submission_id, each.status, (each.metadata or {}).get(SWEEP, ""), sep="  ")
+        return 0
+    written = server.logs(job)
+    if follow:
+        return server.follow(job, _write)
+    _write(written)
+    return 0
+
+
 @app.command()
 def status(store: StorePath) -> None:
     """Show which stages of a store are done, running or failed."""
@@ -250,6 +300,10 @@ def _short(path: Path) -> Path:
         return path
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _out() -> Console:

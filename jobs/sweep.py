@@ -85,7 +85,7 @@ def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
     senses = {concept.name: concept.sense for concept in named_concepts}
     human = [judge(each, list(senses), senses) for each in sweep.human_sets()]
     models = [
-        (model, resolve(model.id, revision, sweep.folder, frozenset(model.allow)))
+        (model, resolve(model.id, revision, sweep.models_folder, frozenset(model.allow)))
         for model in sweep.models
         for revision in _revisions(model, sweep)
     ]
