@@ -129,7 +129,8 @@ Concepts = Annotated[
 
 
 class Model(_Part):
-    """A model, the revisions of it to run, and where: how long to wait for a place on the cluster."""
+    """A model, the revisions of it to run (`all`, or patterns such as `step*`, are those that the hub
+    has at the time), and where: how long to wait for a place on the cluster."""
 
     id: str = Field(min_length=1)
     revisions: list[str] = Field(default=["main"], min_length=1)
@@ -139,6 +140,11 @@ class Model(_Part):
     gpus_per_shard: float = Field(default=1.0, ge=0)
     wait_seconds: float = Field(default=60.0, gt=0)
     allow: list[Literal["pickled-weights", "remote-code"]] = []
+
+    @field_validator("revisions", mode="before")
+    @classmethod
+    def _revisions(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class Neurons(_Part):

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.weights import Weights, load_config
+from cluster.sizes import size_of
+from cluster.weights import Weights
 from jobs import activations
 from jobs.stage import Stage
 from storage.errors import UserError
@@ -43,20 +44,21 @@ def check(planned: Plan, store: Path) -> None:
 
 
 def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
-    """Bytes of a model's activations that are not written yet: a float16 a neuron, sentence and pooling,
-    and a float32 a coordinate of the mean residual stream."""
-    from cluster.sites import describe
-
+    """Bytes of a model's activations that are not written yet."""
     left = units_left(stage, store)
-    if not left or planned.concepts is None:
-        return 0
-    sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
-    poolings = len(stage.params["poolings"])
-    neurons = sum(site.width for site in sites)
-    layers = len({site.layer for site in sites})
-    sentence = neurons * poolings * _FLOAT16 + layers * hidden_size * _FLOAT32
     units: int = stage.params["units"]
-    return sentence * len(planned.concepts.sentences) * left // units
+    return bytes_of(stage, weights, planned) * left // units if left else 0
+
+
+def bytes_of(stage: Stage, weights: Weights, planned: Plan) -> int:
+    """Bytes of a model's activations: a float16 a neuron, sentence and pooling, and a float32 a
+    coordinate of the mean residual stream."""
+    if planned.concepts is None:
+        return 0
+    size = size_of(weights, stage.params["sites"])
+    poolings = len(stage.params["poolings"])
+    sentence = size.neurons * poolings * _FLOAT16 + size.layers * size.hidden * _FLOAT32
+    return sentence * len(planned.concepts.sentences)
 
 
 def units_left(stage: Stage, store: Path) -> int:

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from alignment.words import NOUN
+from cluster import hub
 from cluster.devices import native_dtype
 from cluster.session import disconnected_after
-from cluster.weights import RANDOM_INIT, Weights, resolve
+from cluster.weights import RANDOM_INIT, Weights, is_local, resolve
 from jobs import (
     activations,
     alignment,
@@ -210,7 +211,8 @@ def _sentences(sweep: Sweep) -> tuple[Stage, ConceptSet | None]:
 
 def _revisions(model: Model, sweep: Sweep) -> list[str]:
     control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
-    return [*model.revisions, *([RANDOM_INIT] if control else [])]
+    asked = [*model.revisions, *([RANDOM_INIT] if control else [])]
+    return hub.expand(model.id, asked, is_local(model.id, sweep.models_folder))
 
 
 def _model_stages(
