@@ -41,7 +41,7 @@ class JobServer:
     def __init__(self, address: str | None = None) -> None:
         self.address = _url(address)
         self._headers = _token_header()
-        self._check()
+        self.check()
         from ray.job_submission import JobSubmissionClient
 
         for name in _TALKERS:
@@ -150,7 +150,8 @@ class JobServer:
             raise NeuralignError(f"{self.address}: refuses the job: {last}") from error
         return True
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise UserError unless the server answers, with the versions that run here."""
         found = self._ask("/api/version")
         metadata = self._ask("/api/v0/cluster_metadata").get("data", {})
         theirs = {"Ray": found.get("ray_version"), "Python": _minor(metadata.get("pythonVersion"))}

@@ -103,6 +103,23 @@ def submit(file: SweepFile, address: Address = None, follow: Follow = False) -> 
 
 
 @app.command()
+def schedule(
+    file: SweepFile,
+    cron: Annotated[str, typer.Option(metavar="LINE", help="When: five fields, as cron has them.")],
+    timezone: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Such as Europe/Berlin; this machine's by default."),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Submit a sweep at the times of a cron line, each time once, until the process is ended."""
+    from cluster.job_server import JobServer
+    from jobs.schedule import keep
+
+    keep(file, cron, timezone, lambda: JobServer(address))
+
+
+@app.command()
 def logs(
     job: Annotated[
         str | None, typer.Argument(metavar="JOB", help="Its id; without it, all jobs.")

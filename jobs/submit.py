@@ -24,32 +24,33 @@ def base_id(sweep: Sweep) -> str:
     return f"neuralign-{slug(sweep.name)}-{identity(sweep)}"
 
 
-def submit(server: JobServer, sweep: Sweep, base: str = "", once: bool = False) -> tuple[str, bool]:
+def submit(server: JobServer, sweep: Sweep, slot: str | None = None) -> tuple[str, bool]:
     """Submit a sweep unless it is under way, or done with nothing left to compute.
 
-    A job that failed or was stopped gets another attempt, unless it is to be submitted `once` only.
-    Returns the job's id, and whether this call submitted it. Raises UserError where another sweep of
-    the same name runs into the same store.
+    A job that failed or was stopped gets another attempt. The job of a `slot` of a schedule, whose id
+    that is, is submitted once whatever becomes of it. Returns the job's id, and whether this call
+    submitted it. Raises UserError where another sweep of the same name runs into the same store.
     """
     facts = {SWEEP: sweep.name, STORE: absolute(sweep.store_path), IDENTITY: identity(sweep)}
     _check_name(server, facts)
 
     def again(job: Any) -> bool:
-        return not once and (str(job.status) != "SUCCEEDED" or _has_work(sweep))
+        return slot is None and (str(job.status) != "SUCCEEDED" or _has_work(sweep))
 
     with tempfile.TemporaryDirectory(prefix="neuralign-") as folder:
         file = make_bundle(sweep, Path(folder))
         entrypoint = f"python -m jobs.sweep '{file}'"
-        return server.submit(base or base_id(sweep), entrypoint, Path(folder), facts, again)
+        return server.submit(slot or base_id(sweep), entrypoint, Path(folder), facts, again)
 
 
-def running(server: JobServer, sweep: Sweep) -> str | None:
-    """The id of a job that runs this sweep, or another of its name, into its store."""
+def running(server: JobServer, sweep: Sweep, but: str) -> str | None:
+    """The id of a job, other than `but`, that runs a sweep of this name into its store."""
     from cluster.job_server import is_living
 
     wanted = {SWEEP: sweep.name, STORE: absolute(sweep.store_path)}
     for job in server.jobs():
-        if is_living(job) and wanted.items() <= (job.metadata or {}).items():
+        is_other = is_living(job) and job.submission_id != but
+        if is_other and wanted.items() <= (job.metadata or {}).items():
             return str(job.submission_id)
     return None
 
