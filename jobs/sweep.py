@@ -10,7 +10,8 @@ from pathlib import Path
 from alignment.words import NOUN
 from cluster import hub
 from cluster.devices import native_dtype
-from cluster.session import disconnected_after
+from cluster.reach import check_reach
+from cluster.session import connect, disconnected_after, is_shared
 from cluster.weights import RANDOM_INIT, Weights, is_local, resolve
 from jobs import (
     activations,
@@ -133,6 +134,9 @@ def run(planned: Plan, until: str | None = None) -> Done:
     space.check(planned, store)
     with disconnected_after():
         stages = planned.until(until)
+        if is_shared() and not all(stage.is_done(store) for stage in stages):
+            connect()
+            check_reach(store)
         several = len(planned.weights) > 1
         overlapped = partial(side_by_side, may_start=partial(_may_start, planned))
         for stage, has_run, error in (overlapped if several else in_order)(stages, store):

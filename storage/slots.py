@@ -46,10 +46,10 @@ class Slots:
             return now
         theirs = read_lease(path) or mine
         if theirs.get("keeps") != keeper["keeps"] and self._is_kept(path):
+            who = f"process {theirs.get('pid')} on {theirs.get('host')}"
             raise UserError(
-                f"{self._folder.parent.parent}: another schedule named {self._name!r} is kept by "
-                f"process {theirs.get('pid')} on {theirs.get('host')}: {theirs.get('keeps')}; stop it, or "
-                "give this sweep another name"
+                f"{self._folder.parent.parent}: another schedule named {self._name!r} is kept by {who}: "
+                f"{theirs.get('keeps')}; stop it or give this sweep another name"
             )
         mine["since"] = theirs.get("since", mine["since"])
         write_json(self._folder, _SCHEDULE, mine)
