@@ -144,12 +144,28 @@ def logs(
 
 
 @app.command()
-def status(store: StorePath) -> None:
-    """Show which stages of a store are done, running or failed."""
-    from jobs.status import print_status
+def status(
+    store: StorePath,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again.")] = False,
+) -> None:
+    """Show which stages of a store are done, running, stopped or failed."""
+    from jobs import status as shown
     from storage.place import place
 
-    print_status(_out(), place(store))
+    (shown.watch if watch else shown.print_status)(_out(), place(store))
+
+
+@app.command()
+def doctor(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A sweep file to look at too.")
+    ] = None,
+    address: Address = None,
+) -> int:
+    """Look at versions, devices, Ray, memory, disk, store and hub, and say what to do."""
+    from jobs.doctor import examine
+
+    return examine(_out(), file, address)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from rich.table import Table
 from cluster.devices import visible_gpus
 from cluster.sizes import Size, size_of
 from jobs import activations, experts, space
+from jobs.duration import duration
 from jobs.stage import Stage
 from jobs.sweep import Plan
 from storage import layout, manifest
@@ -225,11 +226,3 @@ def _time_left(left: list[_Left]) -> str:
     measured = f"About {duration(sum(known))} at the rates measured in this store"
     others = len(to_do) - len(known)
     return f"{measured}, and {others} stages of which none was measured." if others else f"{measured}."
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.0f} {unit}"
-    return f"{seconds:,.0f} s"
