@@ -32,9 +32,7 @@ def _recorded_at(folder: Path) -> list[float]:
         return times
     store, prefix = locate(folder)
     try:
-        return [
-            each["last_modified"].timestamp() for page in obstore.list(store, prefix) for each in page
-        ]
+        found = [each for page in obstore.list(store, prefix) for each in page]
     except BaseError as error:
         raise unreachable(folder, error) from error
     return [each["last_modified"].timestamp() for each in found]
