@@ -25,7 +25,7 @@ from alignment.expertise import (
 from jobs import activations, sentences
 from jobs.config import OTHERS, OWN, Experts
 from jobs.progress import progress
-from jobs.stage import Outcome, Stage, run_missing_units
+from jobs.stage import Lane, Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.activation_files import RESIDUAL, SiteFiles
 from storage.commit import FileRecord, write_table
@@ -40,6 +40,7 @@ HALVES = ("half 1", "half 2")
 LENGTH_MATCHED = "length-matched"
 SITES_FOLDER = "experts"
 _TASKS_IN_FLIGHT_PER_CPU = 2
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def plan(read: Stage, wanted: Experts, seed: int, control: str | None = None) ->
         return _run(stage, store, wanted)
 
     kind, label = (CONTROL_KIND, f"{read.label} {control}") if control else (KIND, read.label)
-    return Stage(kind, label, params, run, {"activations": read})
+    return Stage(kind, label, params, run, {"activations": read}, Lane.CPUS)
 
 
 def check(concepts: ConceptSet, wanted: Experts) -> None:
@@ -141,10 +142,12 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
                     files = activations.site_files(read, store, site.pooling, site.layer, site.site)
                     reference = task.remote(files, site, shared, concepts, dict(stage.params), folder)
                     flying[reference] = site
-                (reference,), _ = ray.wait(list(flying))
-                site = flying.pop(reference)
-                yield site.name, [result(reference)], {}
-                advance(1)
+                # with an end, so that the wait can be interrupted
+                finished, _ = ray.wait(list(flying), timeout=_POLL_SECONDS)
+                for reference in finished:
+                    site = flying.pop(reference)
+                    yield site.name, [result(reference)], {}
+                    advance(1)
 
     connect()
     files, _ = run_missing_units(folder, units, run)

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.weights import Weights, load_config
+from cluster.sizes import size_of
+from cluster.weights import Weights
 from jobs import activations
 from jobs.stage import Stage
 from storage.errors import UserError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from jobs.sweep import Plan
 
 _FLOAT16, _FLOAT32 = 2, 4
+MODELS_AT_ONCE = 2
+"""Where activations are dropped once they are scored, those of so many models are there at a time."""
 
 
 def check(planned: Plan, store: Path) -> None:
@@ -29,8 +32,9 @@ def check(planned: Plan, store: Path) -> None:
         bytes_left(stage, models[stage.label], planned, store)
         for stage in planned.of_kind(activations.KIND)
     ]
-    # where activations are dropped, those of one model are there at a time
-    most = sum(needed) if planned.sweep.experts.keep_activations else max(needed, default=0)
+    if not planned.sweep.experts.keep_activations:
+        needed = sorted(needed)[-MODELS_AT_ONCE:]
+    most = sum(needed)
     if most > room:
         raise UserError(
             f"{store}: the activations need {most / 1e9:,.2f} GB, {room / 1e9:,.2f} GB are free; "
@@ -40,20 +44,21 @@ def check(planned: Plan, store: Path) -> None:
 
 
 def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
-    """Bytes of a model's activations that are not written yet: a float16 a neuron, sentence and pooling,
-    and a float32 a coordinate of the mean residual stream."""
-    from cluster.sites import describe
-
+    """Bytes of a model's activations that are not written yet."""
     left = units_left(stage, store)
-    if not left or planned.concepts is None:
-        return 0
-    sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
-    poolings = len(stage.params["poolings"])
-    neurons = sum(site.width for site in sites)
-    layers = len({site.layer for site in sites})
-    sentence = neurons * poolings * _FLOAT16 + layers * hidden_size * _FLOAT32
     units: int = stage.params["units"]
-    return sentence * len(planned.concepts.sentences) * left // units
+    return bytes_of(stage, weights, planned) * left // units if left else 0
+
+
+def bytes_of(stage: Stage, weights: Weights, planned: Plan) -> int:
+    """Bytes of a model's activations: a float16 a neuron, sentence and pooling, and a float32 a
+    coordinate of the mean residual stream."""
+    if planned.concepts is None:
+        return 0
+    size = size_of(weights, stage.params["sites"])
+    poolings = len(stage.params["poolings"])
+    sentence = size.neurons * poolings * _FLOAT16 + size.layers * size.hidden * _FLOAT32
+    return sentence * len(planned.concepts.sentences)
 
 
 def units_left(stage: Stage, store: Path) -> int:
