@@ -171,14 +171,16 @@ def _mean_within(similarity: Floats, groups: Integers) -> Floats:
 
 
 def link(similarities: Floats) -> Floats:
-    """Merges by average linkage on 1 - similarity, as SciPy's `linkage`, from similarities in the order of
+    """Merges by average linkage on 1 - similarity, as SciPy's `linkage`, from similarities in the
+    order of
     `np.triu_indices(n, 1)`."""
     return np.asarray(hierarchy.linkage(np.maximum(1 - similarities, 0), "average"), np.float64)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A tree as brackets. `leaves` are the nodes at places 0, 1, ... (concepts first, then merges that were
+    """A tree as brackets. `leaves` are the nodes at places 0, 1, ... (concepts first, then merges
+    that were
     not opened), `below` the first concept and how many of each; a bracket is four corners (distance,
     place)."""
 
@@ -188,7 +190,8 @@ class Drawing:
 
 
 def draw_tree(merges: Floats, most: int) -> Drawing:
-    """Where the branches of a tree (`link`) lie when at most so many leaves are drawn: the last merges, each
+    """Where the branches of a tree (`link`) lie when at most so many leaves are drawn: the last
+    merges, each
     at its distance, in the middle of what it joins."""
     n = len(merges) + 1
     opened = range(max(n, 2 * n - most), 2 * n - 1)

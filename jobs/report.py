@@ -1,4 +1,5 @@
-"""Stage `report`: the page of a sweep, its figures as files, and a summary to print; and the same page of
+"""Stage `report`: the page of a sweep, its figures as files, and a summary to print; and the same
+page of
 any store, on demand."""
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Colours that readers with any colour vision tell apart, on light and on dark ground.
 
-The groups' are those of Okabe and Ito (2008), as given by Wong 2011 (Nature Methods 8, 441). Figures are made
+The groups' are those of Okabe and Ito (2008), as given by Wong 2011 (Nature Methods 8, 441).
+Figures are made
 for light ground; the page replaces each colour by its dark one.
 """
 

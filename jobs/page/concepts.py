@@ -43,7 +43,8 @@ def details(source: Source, concept: str | None = None) -> dict[str, Detail]:
             "steering": None,
         }
         for row in source.ask(
-            "FROM concepts WHERE concept_set = $concept_set AND ($concept IS NULL OR concept = $concept)",
+            "FROM concepts WHERE concept_set = $concept_set AND ($concept IS NULL OR concept = "
+            "$concept)",
             concept_set=source.concept_set,
             concept=concept,
         )

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Cell = str | int | float | None
+
+
+class Interval(NamedTuple):
+    """A cell that holds a 95% interval; it sorts by its lower end."""
+
+    low: float
+    high: float
+
+
+Cell = str | int | float | Interval | None
 
 NEURONS, CONTROL, BASELINE = "neurons", "control", "baseline"
 NO_DOMAIN = "(no domain)"
@@ -30,7 +40,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Estimates:
-    """Values with their intervals, one below the other. `nothing` is the value that says nothing; `marks`
+    """Values with their intervals, one below the other. `nothing` is the value that says nothing;
+    `marks`
     are labelled values that others are held against."""
 
     rows: Sequence[Estimate]

@@ -104,9 +104,11 @@ def _figure(key: tuple[str, str], rows: list[tuple[str, Row]], source: Source) -
         finding = agrees(f"{source.view.label}:", row, human_set).rstrip(".").replace("::", ":")
     things = TRIPLETS if agreement == TRIPLETS else "pairs"
     note = (
-        f"{STATISTICS[agreement].capitalize()} with {human_set} on the same {first['n_pairs']:,} {things} "
+        f"{STATISTICS[agreement].capitalize()} with {human_set} on the same {first['n_pairs']:,} "
+        f"{things} "
         f"of {count(first['n_concepts'], 'concept')} in every row; experts: {source.view.cut}. "
-        f"Bars: 95% intervals ({INTERVALS[first['ci_by']]}). What is called best was chosen on these very "
+        f"Bars: 95% intervals ({INTERVALS[first['ci_by']]}). What is called best was chosen on "
+        f"these very "
         "pairs, so it is flattered."
     )
     if first["ceiling"] is not None:

@@ -1,4 +1,5 @@
-"""How the results were made: the sweep file, revisions, versions, counts, durations, what was dropped, and
+"""How the results were made: the sweep file, revisions, versions, counts, durations, what was
+dropped, and
 which controls were run."""
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def section(source: Source) -> Section:
     if source.study.asked is None:
         missing.append("The sweep file is kept when the sweep is done: run it to its end.")
     lead = [
-        f"Concept set {source.concept_set}. Each stage is named by its fingerprint, which holds everything "
+        f"Concept set {source.concept_set}. Each stage is named by its fingerprint, which holds "
+        f"everything "
         "that it depends on; durations are in seconds, sizes in MB."
     ]
     kept = [each for each in tables if each.rows]

@@ -19,12 +19,13 @@ def section(source: Source, pairs: Pairs | None, leaves: list[int]) -> Section:
     how = "by domain" if _has_domains(pairs) else "by the tree below"
     if len(pairs.names) > MOST_NAMES:
         how += "; means over groups, as there are too many concepts for a cell each"
-    label = f"{view.measure} similarity"
+    label = f"{view.measured} similarity"
     figures = [
         Figure(
             "similarity-model",
             _nearest("the model", pairs.names, pairs.model),
-            f"{view.measure.capitalize()} similarity of the experts of each two of {len(pairs.names):,} "
+            f"{view.measured.capitalize()} similarity of the experts of each two of "
+            f"{len(pairs.names):,} "
             f"concepts ({view.label}; {view.cut}), ordered {how}. The scale is by the square root.",
             pairs.matrix(pairs.model, order, label, root=True),
         )
@@ -38,7 +39,8 @@ def section(source: Source, pairs: Pairs | None, leaves: list[int]) -> Section:
             Figure(
                 "similarity-people",
                 _nearest("people", pairs.names, pairs.people),
-                f"Mean scores of {source.human_set}, on its own scale, in the same order: {rated:,} rated "
+                f"Mean scores of {source.human_set}, on its own scale, in the same order: {rated:,} "
+                f"rated "
                 "pairs. Where nothing is drawn, nobody was asked.",
                 pairs.matrix(pairs.people, order, f"score in {source.human_set}"),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.page.figure import Cell, Section, Table
+from jobs.page.figure import Cell, Interval, Section, Table
 from jobs.page.headline import aligned
 from jobs.page.source import Source
 
@@ -25,12 +25,10 @@ _COLUMNS = (
     "representation",
     "human data",
     "agreement",
-    "95% from",
-    "to",
+    "95% interval",
     "p",
     "less the reference",
-    "from ",
-    "to ",
+    "95% interval ",
     "pairs",
     "experts (median)",
     "halves agree",
@@ -78,12 +76,10 @@ def section(source: Source) -> Section:
                     _told(label, row),
                     human_set,
                     row["rho"],
-                    row["ci_low"],
-                    row["ci_high"],
+                    _interval(row["ci_low"], row["ci_high"]),
                     row["p"],
                     row["difference"],
-                    row["difference_low"],
-                    row["difference_high"],
+                    _interval(row["difference_low"], row["difference_high"]),
                     row["n_pairs"],
                     medians.get(key) if whole else None,
                     halves.get(key) if whole else None,
@@ -91,7 +87,8 @@ def section(source: Source) -> Section:
                 ]
             )
     lead = [
-        "Agreement and its 95% interval; p by permuting the concepts; how much it is above the reference "
+        "Agreement and its 95% interval; p by permuting the concepts; how much it is above the "
+        "reference "
         "(word vectors) on the same pairs; how many experts a concept has; Spearman's rho between the "
         "similarities of two halves of the sentences; chance that two of one domain are more alike. A "
         "click on a column's name sorts."
@@ -100,6 +97,10 @@ def section(source: Source) -> Section:
     if not halves:
         missing.append("No split halves: `controls: [split-half]` in the sweep file.")
     return Section(anchor, title, lead, tables=[Table(_COLUMNS, shown)], missing=missing)
+
+
+def _interval(low: float | None, high: float | None) -> Interval | None:
+    return None if low is None or high is None else Interval(low, high)
 
 
 def _told(label: str, row: dict[str, Any]) -> str:

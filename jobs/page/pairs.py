@@ -61,7 +61,8 @@ class Pairs:
         return square
 
     def matrix(self, values: Floats, order: list[int], label: str, root: bool = False) -> Matrix:
-        """Values in an order of the concepts or, of many, the means between groups that follow each other
+        """Values in an order of the concepts or, of many, the means between groups that follow
+        each other
         in it: domains where there are some, else runs of as many concepts."""
         values = values[np.ix_(order, order)]
         names = [self.names[place] for place in order]

@@ -48,6 +48,9 @@ def draw(figure: Figure) -> Iterator[tuple[str, bytes]]:
     with mpl.rc_context(_STYLE):
         canvas = _canvas(figure)
         canvas.suptitle("\n".join(textwrap.wrap(figure.finding, 84)), fontsize=10, x=0.01, ha="left")
+        # lay it out once for all formats
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")
         for form in FORMATS:
             content = io.BytesIO()
             metadata = {"Date": None} if form == "svg" else None
@@ -218,7 +221,8 @@ def _graph(body: Graph) -> Canvas:
         )
     for group, colour, marker, places in _groups(body.groups):
         axes.scatter(
-            body.places[places, 0], body.places[places, 1], color=colour, marker=marker, s=45, label=group, edgecolor=INK,
+            body.places[places, 0], body.places[places, 1], color=colour, marker=marker, s=45,
+            label=group, edgecolor=INK,
             linewidth=0.5, zorder=3,
         )  # fmt: skip
     for name, place in zip(body.names, body.places, strict=True):

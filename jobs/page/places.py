@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from cluster.weights import RANDOM_INIT
-from jobs.page.figure import Figure, Line, Lines, Panel, Section
-from jobs.page.said import interval
+from jobs.page.figure import Estimate, Estimates, Figure, Line, Lines, Panel, Section
+from jobs.page.said import chance, interval
 from jobs.page.source import NO_SIMILARITIES, Source, training_step
 from jobs.similarity import EXPERTS
 from jobs.summary import STATISTICS
@@ -90,8 +90,10 @@ def _where(source: Source, rows: list[Row]) -> tuple[list[Figure], list[str]]:
     else:
         missing.append("No counts of experts per layer: they are counted at thresholds of the AP.")
     note = (
-        f"{view.model}@{view.revision}; experts: {view.cut}. Above: agreement with people of the experts "
-        "of one layer alone; bands are 95% intervals. Below: each layer's share of all experts of the model."
+        f"{view.model}@{view.revision}; experts: {view.cut}. Above: agreement with people of the "
+        f"experts "
+        "of one layer alone; bands are 95% intervals. Below: each layer's share of all experts of "
+        "the model."
     )
     found = _layer_finding([row for row in layers if row["pooling"] == view.pooling], counted, source)
     figures = [Figure("layers", found, note, Lines(panels, "layer"))] if panels else []
@@ -136,9 +138,7 @@ def _layer_finding(layers: list[Row], counted: list[Row], source: Source) -> str
     if known:
         best = max(known, key=lambda row: row["rho"])
         told = interval(best["rho"], best["ci_low"], best["ci_high"])
-        said.append(
-            f"Layer {best['layer']} of {len(layers)} agrees best ({told}, chosen on these pairs)"
-        )
+        said.append(f"Layer {best['layer']} agrees best of {len(known)} ({told}, chosen on these pairs)")
         if best["q"] is not None and best["q"] >= 0.05:
             said[-1] += f", which is not distinguishable from chance (q {best['q']:.2f})"
     own = [row for row in counted if row["pooling"] == source.view.pooling]
@@ -149,15 +149,15 @@ def _layer_finding(layers: list[Row], counted: list[Row], source: Source) -> str
 
 
 def _kinds(source: Source, rows: list[Row]) -> Figure:
-    from jobs.page.figure import Estimate, Estimates
-    from jobs.page.said import chance
-
     best = max(rows, key=lambda row: -1 if row["rho"] is None else row["rho"])
     finding = (
         f"Of {len(rows)} kinds of site, {best['site']} agrees best with people, on these very pairs"
     )
     estimates = [Estimate(row["site"], row["rho"], row["ci_low"], row["ci_high"]) for row in rows]
-    note = f"{source.view.label}; experts: {source.view.cut}, of one kind of site alone. Bars: 95% intervals."
+    note = (
+        f"{source.view.label}; experts: {source.view.cut}, of one kind of site alone. "
+        "Bars: 95% intervals."
+    )
     statistic = STATISTICS[rows[0]["agreement"]]
     return Figure("sites", finding, note, Estimates(estimates, statistic, chance(rows[0])))
 
@@ -167,11 +167,12 @@ def _over_steps(source: Source, rows: list[Row], counts: list[Row]) -> Figure | 
     own = [
         {**row, "step": step}
         for row in rows
-        if row["model"] == source.view.model and (step := training_step(row["revision"])) is not None
+        if row["model"] == source.view.model and (step := training_step(row["revision"]))
     ]
     if len({row["step"] for row in own}) < 2:
         return (
-            "No training steps to compare: name several checkpoints, `revisions: [step512, step143000]`, "
+            "No training steps to compare: name several checkpoints, `revisions: [step512, "
+            "step143000]`, "
             "in the sweep file."
         )
     return _over(source, "training", "training step", "step", own, counts)
@@ -191,26 +192,27 @@ def _over_sizes(source: Source, rows: list[Row], counts: list[Row]) -> Figure | 
     own = list(last.values())
     if len({row["size"] for row in own}) < 2:
         return "No sizes to compare: name several models of one family, with their sizes in their names."
-    return _over(source, "sizes", "parameters (from the models' names)", "size", own, counts)
+    return _over(source, "sizes", "parameters, from the models' names", "size", own, counts)
 
 
 def _over(source: Source, name: str, axis: str, by: str, rows: list[Row], counts: list[Row]) -> Figure:
-    rows = sorted((row for row in rows if row[by] > 0), key=lambda row: row[by])
+    rows = sorted(rows, key=lambda row: row[by])
     number = {(row["model"], row["revision"], row["pooling"]): row["n"] for row in counts}
-    for row in rows:
-        row["n"] = number.get((row["model"], row["revision"], row["pooling"]))
     own = [row for row in rows if row["pooling"] == source.view.pooling]
     first, last = own[0], own[-1]
-    finding = (
-        f"From {first[by]:,} to {last[by]:,} {axis.split(' (', maxsplit=1)[0]}s agreement goes from "
-        f"{interval(first['rho'], first['ci_low'], first['ci_high'])} to "
-        f"{interval(last['rho'], last['ci_low'], last['ci_high'])}"
-    ).replace("parameterss", "parameters")
+    ends = [
+        f"{interval(row['rho'], row['ci_low'], row['ci_high'])} at {row[by]:,}" for row in (first, last)
+    ]
+    finding = f"Agreement with people by {axis}: {ends[0]}, {ends[1]}"
     poolings: dict[str, list[Row]] = {}
     for row in rows:
         poolings.setdefault(row["pooling"], []).append(row)
     counted = [
-        Line(f"{pooling} pooling", [row[by] for row in found], [row["n"] for row in found])
+        Line(
+            f"{pooling} pooling",
+            [row[by] for row in found],
+            [number.get((row["model"], row["revision"], row["pooling"])) for row in found],
+        )
         for pooling, found in poolings.items()
     ]
     statistic = STATISTICS[rows[0]["agreement"]]
@@ -219,8 +221,8 @@ def _over(source: Source, name: str, axis: str, by: str, rows: list[Row], counts
         Panel("experts of all concepts", counted),
     ]
     note = (
-        f"Experts: {source.view.cut}, of the whole model. Bands are 95% intervals. The axis is logarithmic; "
-        "what is at 0 is left out."
+        f"Experts: {source.view.cut}, of the whole model. Bands are 95% intervals. The axis is "
+        "logarithmic, so step 0 has no place on it."
     )
     return Figure(name, finding, note, Lines(panels, axis, log=True))
 

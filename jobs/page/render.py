@@ -12,12 +12,13 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from jobs.page import headline, made, matrices, models, paper, places, trees, web
 from jobs.page.colours import DARK
 from jobs.page.concepts import details, excited
-from jobs.page.figure import Cell, Figure, Section, Table, numbers
+from jobs.page.figure import Cell, Figure, Interval, Section, Table, numbers
 from jobs.page.pairs import Pairs
 from jobs.page.source import Source
 from storage import __version__
@@ -90,7 +91,7 @@ def _packs(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _pack(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 @cache
@@ -113,9 +114,20 @@ def _cell(value: Cell) -> str:
     """A cell as it is shown."""
     if value is None:
         return "–"
+    if isinstance(value, Interval):
+        return f"[{value.low:.2f}, {value.high:.2f}]"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else value
+
+
+def _with_code(text: str) -> Markup:
+    """Text in which code stands between backquotes."""
+    parts = [
+        Markup("<code>{}</code>").format(part) if place % 2 else escape(part)
+        for place, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)
 
 
 def _numbers(figure: Figure) -> Table:
@@ -131,5 +143,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": _cell, "numbers": _numbers}
+    environment.filters |= {"cell": _cell, "numbers": _numbers, "with_code": _with_code}
     return environment

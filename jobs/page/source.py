@@ -61,6 +61,11 @@ class View:
         return f"{self.model}@{self.revision}, {self.pooling} pooling"
 
     @property
+    def measured(self) -> str:
+        """The measure, named as in a sentence."""
+        return self.measure.capitalize() if self.measure in ("jaccard", "dice") else self.measure
+
+    @property
     def cut(self) -> str:
         """What makes a neuron an expert here."""
         return f"AP > {self.threshold}" if self.threshold is not None else f"the {self.top} highest APs"
@@ -91,7 +96,7 @@ class Source:
 
     def ask(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
         """Rows of a query."""
-        found: pa.Table = self.connection.execute(query, parameters or None).to_arrow_table()
+        found: pa.Table = self.connection.sql(query, params=parameters).to_arrow_table()
         rows: list[dict[str, Any]] = found.to_pylist()
         return rows
 

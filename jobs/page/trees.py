@@ -50,7 +50,8 @@ def section(source: Source, pairs: Pairs | None, merges: Any) -> Section:
     figures += [each for each in (apart, together) if each]
     if apart is None:
         missing.append(
-            "No measure of the domains: two domains with two concepts or more are needed (column `domain` "
+            "No measure of the domains: two domains with two concepts or more are needed (column "
+            "`domain` "
             "of the concepts), and a finished sweep."
         )
     return Section(anchor, title, [], figures, missing=missing)
@@ -65,11 +66,12 @@ def _tree(source: Source, pairs: Pairs, drawn: Drawing) -> Figure:
     finding = f"{names[ends[0]]} and {names[ends[1]]} are joined first, at {1 - joined[1][0]:.3g}"
     some = "" if len(names) == len(pairs.names) else f" Its last {len(names)} branches; +n: and n more."
     note = (
-        f"Average linkage on 1 - {view.measure} similarity of experts ({view.label}; {view.cut}).{some} "
+        f"Average linkage on 1 - {view.measured} similarity of experts ({view.label}; "
+        f"{view.cut}).{some} "
         "Concepts that are equally alike are joined in the order of the set."
     )
     return Figure(
-        "tree", finding, note, Tree(names, groups, drawn.brackets, f"1 - {view.measure} similarity")
+        "tree", finding, note, Tree(names, groups, drawn.brackets, f"1 - {view.measured} similarity")
     )
 
 
@@ -98,14 +100,18 @@ def _graph(source: Source, pairs: Pairs) -> Figure | None:
         same = np.mean([groups[a] == groups[b] != NO_DOMAIN for a, b, _ in inner])
         known = np.array(pairs.groups)
         chance = np.mean((known[first] == known[second]) & (known[first] != NO_DOMAIN))
-        finding = f"{same:.0%} of the {len(edges)} strongest links are within a domain ({chance:.0%} of all pairs are)"
+        finding = (
+            f"{same:.0%} of the {len(edges)} strongest links are within a domain ({chance:.0%} of all "
+            "pairs are)"
+        )
     note = (
-        f"Links: the highest {view.measure} similarities of experts, at least {edges[-1][2]:.3g} "
-        f"({view.label}; {view.cut}); a wider line is a higher one. Where a concept lies means nothing beyond "
+        f"Links: the highest {view.measured} similarities of experts, at least {edges[-1][2]:.3g} "
+        f"({view.label}; {view.cut}); a wider line is a higher one. Where a concept lies means "
+        f"nothing beyond "
         "its links."
     )
     body = Graph(
-        [pairs.names[place] for place in places], groups, points, inner, f"{view.measure} similarity"
+        [pairs.names[place] for place in places], groups, points, inner, f"{view.measured} similarity"
     )
     return Figure("graph", finding, note, body)
 
@@ -137,8 +143,10 @@ def _separation(source: Source) -> Figure | None:
         f"Two concepts of one domain {how} ({interval(row['auc'], row['auc_low'], row['auc_high'])})"
     )
     note = (
-        f"Chance that two of one domain are more alike than two of different ones: {row['n_concepts']:,} "
-        f"concepts of {row['n_domains']} domains. 0.5 says nothing. Bars: 95% intervals. What is called best "
+        f"Chance that two of one domain are more alike than two of different ones: "
+        f"{row['n_concepts']:,} "
+        f"concepts of {row['n_domains']} domains. 0.5 says nothing. Bars: 95% intervals. What is "
+        f"called best "
         "was chosen on these domains."
     )
     estimates = [
@@ -161,10 +169,15 @@ def _coherence(source: Source, pairs: Pairs) -> Figure | None:
         return None
     q = benjamini_hochberg(np.array([one.p for _, one in found]))
     above = int((q < 0.05).sum())
-    finding = f"Concepts of {above} of {len(found)} domains are more alike than as many drawn from all (q < 0.05)"
+    finding = (
+        f"Concepts of {above} of {len(found)} domains are more alike than as many drawn from all "
+        "(q < 0.05)"
+    )
     note = (
-        f"Mean {view.measure} similarity of two concepts of a domain ({view.label}; {view.cut}). Grey: where "
-        f"95% of {_DRAWS:,} groups of as many concepts, drawn from all, lie. q: p corrected over the domains "
+        f"Mean {view.measured} similarity of two concepts of a domain ({view.label}; {view.cut}). "
+        f"Grey: where "
+        f"95% of {_DRAWS:,} groups of as many concepts, drawn from all, lie. q: p corrected over "
+        f"the domains "
         "(Benjamini and Hochberg 1995)."
     )
     ordered = sorted(found, key=lambda one: -one[1].within)
@@ -172,4 +185,4 @@ def _coherence(source: Source, pairs: Pairs) -> Figure | None:
         Estimate(f"{name} ({one.members})", one.within, chance=(one.low, one.high))
         for name, one in ordered
     ]
-    return Figure("coherence", finding, note, Estimates(rows, f"mean {view.measure} similarity", 0.0))
+    return Figure("coherence", finding, note, Estimates(rows, f"mean {view.measured} similarity", 0.0))

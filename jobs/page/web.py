@@ -198,7 +198,9 @@ def _matrix(body: Matrix) -> go.Figure:
             customdata=values,
             colorscale=SCALE,
             hoverongaps=False,
-            hovertemplate=f"%{{y}} – %{{x}}<br>{_in_template(body.label)} %{{customdata:.3g}}<extra></extra>",
+            hovertemplate=(
+                f"%{{y}} – %{{x}}<br>{_in_template(body.label)} %{{customdata:.3g}}<extra></extra>"
+            ),
             colorbar={
                 "title": {"text": plain(body.label), "side": "bottom"},
                 "orientation": "h",
@@ -227,7 +229,7 @@ def _matrix(body: Matrix) -> go.Figure:
         "automargin": True,
         "ticks": "",
         "showgrid": False,
-        "tickfont": {"size": 10},
+        "tickfont": {"size": 10 if n > 30 else 12},
     }
     every = {"tickmode": "array", "tickvals": list(range(n)), "ticktext": names}
     figure.update_xaxes(**axes, **every, tickangle=-90)
@@ -280,8 +282,11 @@ def _lines(body: Lines) -> go.Figure:
             title={"text": label, "standoff": 6}, automargin=True, rangemode="tozero", row=row, col=1
         )
     figure.update_xaxes(title=plain(body.x_axis), row=len(body.panels), col=1)
+    steps = {x for panel in body.panels for line in panel.lines for x in line.x}
     if body.log:
         figure.update_xaxes(type="log", dtick=1, exponentformat="SI")
+    elif len(steps) < 10:
+        figure.update_xaxes(dtick=1)
     figure.update_layout(
         height=300 * len(body.panels) + 90,
         margin={"l": 10, "r": 12, "t": 30 + 22 * -(-len(names) // 2), "b": 50},
@@ -347,12 +352,11 @@ def _tree(body: Tree) -> go.Figure:
             cliponaxis=False,
         )
     n = len(body.names)
-    several = len(set(body.groups)) > 1
     figure.update_layout(
         height=16 * n + 150,
         margin={"l": 10, "r": 12, "t": 10, "b": 50},
-        showlegend=False,
-        meta={"legend": several},
+        showlegend=len(set(body.groups)) > 1,
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
     )
     figure.update_xaxes(title=plain(body.axis), rangemode="tozero")
     figure.update_yaxes(
@@ -405,7 +409,9 @@ def _graph(body: Graph) -> go.Figure:
             textfont={"size": 11},
             marker={"color": colour, "symbol": symbol, "size": 11, "line": {"color": INK, "width": 0.8}},
             customdata=[["<br>".join(linked.get(place, [])[:6]), body.names[place]] for place in places],
-            hovertemplate=f"<b>%{{text}}</b> ({_in_template(group)})<br>%{{customdata[0]}}<extra></extra>",
+            hovertemplate=(
+                f"<b>%{{text}}</b> ({_in_template(group)})<br>%{{customdata[0]}}<extra></extra>"
+            ),
         )
     figure.update_layout(
         height=720,
