@@ -1,6 +1,6 @@
-"""Stage `report`: the page of a sweep, its figures as files, and a summary to print; and the same
-page of
-any store, on demand."""
+"""Stage `report`: the page of a sweep and a summary to print; and, on demand, the page of any
+store, with
+its figures for papers."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from storage.database import open_store
 from storage.place import let_read, read_bytes, read_table
 
 if TYPE_CHECKING:
+    from jobs.page.figure import Section
     from jobs.page.source import Study
 
 KIND = "report"
@@ -64,14 +65,16 @@ def page(stage: Stage, store: Path) -> Path:
 
 
 def write_newest(store: Path, out: Path) -> list[Path]:
-    """Write the page and the figures of a store's newest sweep, with what is there of it.
+    """Write the page of a store's newest sweep, of what is done of it, and its figures as PNG and SVG.
 
     Raises UserError for a store in which nothing is done.
     """
+    from jobs.page.render import paper_figures
     from jobs.page.source import newest_study
 
+    html, found = _render(store, newest_study(store))
     written = []
-    for name, content in _render(store, newest_study(store)):
+    for name, content in [(PAGE_FILE, html), *paper_figures(found)]:
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -79,27 +82,26 @@ def write_newest(store: Path, out: Path) -> list[Path]:
     return written
 
 
-def _render(store: Path, study: Study) -> list[tuple[str, bytes]]:
-    """The page and its figures, as files."""
+def _render(store: Path, study: Study) -> tuple[bytes, list[Section]]:
+    """The page as a file, and the sections that it holds."""
     from jobs.page.render import page as render_page
-    from jobs.page.render import paper_figures, sections
+    from jobs.page.render import sections
     from jobs.page.source import Source
 
     with open_store(store, study.runs) as connection:
         source = Source(connection, study)
         found = sections(source)
-        html = render_page(source, study.name, found)
-    return [(PAGE_FILE, html.encode()), *paper_figures(found)]
+        return render_page(source, study.name, found).encode(), found
 
 
 def _run(stage: Stage, store: Path) -> Outcome:
     from jobs.page.source import Study
 
     runs = {each.fingerprint: each.result(store) for each in stage.with_inputs() if each is not stage}
-    study = Study(stage.label, runs, stage.params["sweep"])
+    html, _ = _render(store, Study(stage.label, runs, stage.params["sweep"]))
     folder = stage.folder(store)
-    files = [write_bytes(folder, name, content) for name, content in _render(store, study)]
-    return Outcome([*files, write_json(folder, SUMMARY_FILE, _summary(stage, store))])
+    summary = _summary(stage, store)
+    return Outcome([write_bytes(folder, PAGE_FILE, html), write_json(folder, SUMMARY_FILE, summary)])
 
 
 def _summary(stage: Stage, store: Path) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from jobs.page.source import Source
 from storage import __version__
 from storage.layout import escaped
 
-PAGE_FILE = "report.html"
 FIGURES = "figures"
 
 _CONCEPTS_IN_PACK = 64

@@ -61,10 +61,19 @@ def _tree(source: Source, pairs: Pairs, drawn: Drawing) -> Figure:
     view = source.view
     names = [pairs.names[first] + (f" +{size - 1}" if size > 1 else "") for first, size in drawn.below]
     groups = [pairs.groups[first] for first, _ in drawn.below]
-    joined = min(drawn.brackets, key=lambda each: each[1][0])
-    ends = [round(min(joined[0][1], joined[3][1])), round(max(joined[0][1], joined[3][1]))]
-    finding = f"{names[ends[0]]} and {names[ends[1]]} are joined first, at {1 - joined[1][0]:.3g}"
-    some = "" if len(names) == len(pairs.names) else f" Its last {len(names)} branches; +n: and n more."
+    first, *_, last = drawn.brackets
+    highest, lowest = (1 - each[1][0] for each in (first, last))
+    if len(names) == len(pairs.names):
+        joined = " and ".join(names[round(first[corner][1])] for corner in (0, 3))
+        finding = f"{joined} are joined first, at a similarity of {highest:.3g}"
+        some = ""
+    else:
+        finding = (
+            f"The last {len(names):,} branches of the tree are joined at similarities of "
+            f"{highest:.3g} to "
+            f"{lowest:.3g}"
+        )
+        some = " A name with +n stands for n more concepts below it."
     note = (
         f"Average linkage on 1 - {view.measured} similarity of experts ({view.label}; "
         f"{view.cut}).{some} "

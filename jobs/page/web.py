@@ -418,7 +418,7 @@ def _graph(body: Graph) -> go.Figure:
         margin={"l": 5, "r": 5, "t": 10, "b": 10},
         legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0},
         showlegend=len(set(body.groups)) > 1,
-        meta={"graph": True},
+        meta={"graph": len(body.names)},
     )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)

@@ -51,9 +51,10 @@
         }
       }
     }
-    if (meta.graph && width < NARROW) {
-      layout.height = 520;
-      for (const trace of data) if (trace.text) trace.mode = "markers";
+    if (meta.graph) {
+      if (width < NARROW) layout.height = 520;
+      // names that would lie on each other are told by hovering and by the table
+      if (meta.graph > width / 8) for (const trace of data) if (trace.text) trace.mode = "markers";
     }
     layout.width = width;
     return { data, layout };
