@@ -17,6 +17,9 @@ from storage.manifest import Manifest
 CONCEPTS, DOMAINS, LAYERS = 1854, 27, 16
 _EXPERTS, _UNITS = 40, 8192
 _SET = {"concept_set": "things@00000000"}
+_Table = tuple[pa.Schema, Mapping[str, Any], Mapping[str, Any]]
+"""A schema, columns (an array, or one value for all rows), and more of them."""
+
 _MODEL = {"model": "drawn-1b", "revision": "main", **_SET}
 
 
@@ -39,7 +42,7 @@ def make_store(root: Path) -> Path:
     one_site: dict[str, Any] = {"layer": 0, "site": "mlp.hidden", "pooling": "max", "width": 1}
     layout.create(root)
     numbers = np.arange(4 * CONCEPTS)
-    sentences = {
+    sentences: dict[str, _Table] = {
         "concepts.parquet": (
             schemas.CONCEPTS,
             _SET | {"concept": names, "domain": np.array([f"domain {each}" for each in domains])},
@@ -139,7 +142,7 @@ def _commit(
     kind: str,
     params: dict[str, Any],
     inputs: dict[str, str],
-    tables: Mapping[str, tuple[pa.Schema, Mapping[str, Any], Mapping[str, Any]]],
+    tables: Mapping[str, _Table],
 ) -> str:
     """Commit a stage of tables: their columns (an array, or one value for all rows) and more values."""
     fingerprint = f"{layout.KINDS.index(kind):016x}"
