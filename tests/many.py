@@ -15,7 +15,7 @@ from storage.commit import write_table
 from storage.manifest import Manifest
 
 CONCEPTS, DOMAINS, LAYERS = 1854, 27, 16
-_EXPERTS, _UNITS = 40, 8192
+_EXPERTS, _UNITS, _RATED = 40, 8192, 100_000
 _SET = {"concept_set": "things@00000000"}
 _Table = tuple[pa.Schema, Mapping[str, Any], Mapping[str, Any]]
 """A schema, columns (an array, or one value for all rows), and more of them."""
@@ -24,7 +24,9 @@ _MODEL = {"model": "drawn-1b", "revision": "main", **_SET}
 
 
 def make_store(root: Path) -> Path:
-    """A store with one model whose concepts share experts within their domains, rated in all pairs."""
+    """A store with one model, whose concepts share experts mostly within their domains, and
+    ratings of many
+    pairs."""
     random = np.random.default_rng(0)
     names = np.array([f"concept {number:04}" for number in range(CONCEPTS)])
     domains = np.arange(CONCEPTS) % DOMAINS
@@ -109,10 +111,11 @@ def make_store(root: Path) -> Path:
     )
     layers: list[int | None] = [None, *range(LAYERS)]
     rho = np.linspace(0.2, 0.5, len(layers))
+    rated = np.sort(random.choice(len(first), min(len(first), _RATED), False))
     aligned = {
         "human_set": "drawn",
         "agreement": "spearman",
-        "n_pairs": len(first),
+        "n_pairs": len(rated),
         "n_undefined": 0,
         "n_concepts": CONCEPTS,
         "ci_by": "jackknife",
@@ -129,7 +132,8 @@ def make_store(root: Path) -> Path:
             "alignment.parquet": (schemas.ALIGNMENT, whole | rows, aligned),
             "human-pairs.parquet": (
                 schemas.HUMAN_PAIRS,
-                pairs | {"score": random.normal(same, 0.5)},
+                {name: ends[rated] for name, ends in pairs.items()}
+                | {"score": random.normal(same[rated], 0.5)},
                 {"human_set": "drawn"},
             ),
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -91,23 +91,49 @@ class Lines:
     log: bool = False
 
 
+class Palette:
+    """Which colour and symbol a group has, the same in all figures: there are more groups than
+    colours that
+    all readers tell apart, so groups of one colour have different symbols."""
+
+    def __init__(self, groups: Sequence[str]) -> None:
+        order = [group for group in dict.fromkeys(groups) if group != NO_DOMAIN]
+        self._numbers = {group: number for number, group in enumerate(order)}
+
+    def place(self, group: str, colours: int) -> tuple[int | None, int]:
+        """The number of a group's colour, None for no group at all, and of its symbol."""
+        number = self._numbers.get(group)
+        return (None, 0) if number is None else (number % colours, number // colours)
+
+    def members(self, groups: Sequence[str]) -> Iterable[tuple[str, list[int]]]:
+        """Each group that is there, in the palette's order, and where; those without one last."""
+        for group in [*self._numbers, NO_DOMAIN]:
+            places = [place for place, each in enumerate(groups) if each == group]
+            if places:
+                yield group, places
+
+
 @dataclass(frozen=True)
 class Tree:
     """A tree of names from top to bottom: each joint is a bracket of four (distance, place) corners;
-    name i is at place i."""
+    name i is at place i, at the distance `start`. `palette` are all groups of the page."""
 
     names: Sequence[str]
     groups: Sequence[str]
+    palette: Palette
     joints: Sequence[Sequence[tuple[float, float]]]
     axis: str
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes at places in the unit square, and edges: two numbers of nodes, and how strong."""
+    """Nodes at places in the plane, and edges: two numbers of nodes, and how strong. `palette` are all
+    groups of the page."""
 
     names: Sequence[str]
     groups: Sequence[str]
+    palette: Palette
     places: Floats
     edges: Sequence[tuple[int, int, float]]
     label: str
@@ -142,24 +168,6 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     missing: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Palette:
-    """Which colour and symbol a group has: there are more groups than colours that all readers tell
-    apart, so groups of one colour have different symbols."""
-
-    groups: Sequence[str]
-    numbers: dict[str, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        order = [group for group in dict.fromkeys(self.groups) if group != NO_DOMAIN]
-        object.__setattr__(self, "numbers", {group: number for number, group in enumerate(order)})
-
-    def place(self, group: str, colours: int) -> tuple[int | None, int]:
-        """The number of a group's colour, None for no group at all, and of its symbol."""
-        number = self.numbers.get(group)
-        return (None, 0) if number is None else (number % colours, number // colours)
 
 
 def numbers(body: Estimates | Matrix | Lines | Tree | Graph) -> Table:

@@ -16,13 +16,11 @@ from matplotlib.ticker import MaxNLocator
 
 from jobs.page.colours import GRID, GROUPS, INK, KINDS, MUTED, SCALE
 from jobs.page.figure import (
-    NO_DOMAIN,
     Estimates,
     Figure,
     Graph,
     Lines,
     Matrix,
-    Palette,
     Tree,
 )
 
@@ -173,11 +171,10 @@ def _lines(body: Lines) -> Canvas:
     return canvas
 
 
-def _groups(groups: Sequence[str]) -> Iterator[tuple[str, str, str, list[int]]]:
-    palette = Palette(groups)
-    for group in [*palette.numbers, *([NO_DOMAIN] if NO_DOMAIN in groups else [])]:
-        colour, symbol = palette.place(group, len(GROUPS))
-        places = [place for place, each in enumerate(groups) if each == group]
+def _groups(body: Tree | Graph) -> Iterator[tuple[str, str, str, list[int]]]:
+    """(group, colour, marker, places) of each group."""
+    for group, places in body.palette.members(body.groups):
+        colour, symbol = body.palette.place(group, len(GROUPS))
         shown = MUTED if colour is None else GROUPS[colour]
         yield group, shown, _MARKERS[symbol % len(_MARKERS)], places
 
@@ -189,9 +186,9 @@ def _tree(body: Tree) -> Canvas:
     axes = canvas.subplots()
     for joint in body.joints:
         axes.plot(*zip(*joint, strict=True), color=MUTED, linewidth=0.8)
-    for group, colour, marker, places in _groups(body.groups):
+    for group, colour, marker, places in _groups(body):
         axes.scatter(
-            [0] * len(places),
+            [body.start] * len(places),
             places,
             color=colour,
             marker=marker,
@@ -204,7 +201,7 @@ def _tree(body: Tree) -> Canvas:
     axes.tick_params(axis="y", length=0, pad=7)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(n - 0.5, -0.5)
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=body.start)
     axes.set_xlabel(body.axis)
     _legend(canvas, body.groups)
     return canvas
@@ -219,7 +216,7 @@ def _graph(body: Graph) -> Canvas:
         axes.plot(
             *body.places[[first, second]].T, color=MUTED, alpha=0.5, linewidth=0.3 + 3 * value / most
         )
-    for group, colour, marker, places in _groups(body.groups):
+    for group, colour, marker, places in _groups(body):
         axes.scatter(
             body.places[places, 0], body.places[places, 1], color=colour, marker=marker, s=45,
             label=group, edgecolor=INK,

@@ -9,7 +9,16 @@ import numpy as np
 
 from alignment.correlation import benjamini_hochberg
 from alignment.hierarchy import Drawing, coherence, draw_tree, link
-from jobs.page.figure import NO_DOMAIN, Estimate, Estimates, Figure, Graph, Section, Tree
+from jobs.page.figure import (
+    NO_DOMAIN,
+    Estimate,
+    Estimates,
+    Figure,
+    Graph,
+    Palette,
+    Section,
+    Tree,
+)
 from jobs.page.headline import kind_of
 from jobs.page.pairs import MOST_NAMES, Pairs
 from jobs.page.said import against, interval
@@ -77,11 +86,24 @@ def _tree(source: Source, pairs: Pairs, drawn: Drawing) -> Figure:
     note = (
         f"Average linkage on 1 - {view.measured} similarity of experts ({view.label}; "
         f"{view.cut}).{some} "
-        "Concepts that are equally alike are joined in the order of the set."
+        "Concepts that are equally alike are joined in the order of the set. The axis starts near "
+        "the first "
+        "joint."
     )
     return Figure(
-        "tree", finding, note, Tree(names, groups, drawn.brackets, f"1 - {view.measured} similarity")
+        "tree",
+        finding,
+        note,
+        _drawn_tree(names, groups, pairs, drawn, f"1 - {view.measured} similarity"),
     )
+
+
+def _drawn_tree(names: list[str], groups: list[str], pairs: Pairs, drawn: Drawing, axis: str) -> Tree:
+    """The tree from a little before its first joint on: most are far from 0."""
+    first, last = (drawn.brackets[place][1][0] for place in (0, -1))
+    start = max(0.0, first - 0.15 * (last - first))
+    joints = [[(max(at, start), place) for at, place in each] for each in drawn.brackets]
+    return Tree(names, groups, Palette(pairs.groups), joints, axis, start)
 
 
 def _graph(source: Source, pairs: Pairs) -> Figure | None:
@@ -120,7 +142,12 @@ def _graph(source: Source, pairs: Pairs) -> Figure | None:
         "its links."
     )
     body = Graph(
-        [pairs.names[place] for place in places], groups, points, inner, f"{view.measured} similarity"
+        [pairs.names[place] for place in places],
+        groups,
+        Palette(pairs.groups),
+        points,
+        inner,
+        f"{view.measured} similarity",
     )
     return Figure("graph", finding, note, body)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,6 @@ from plotly.subplots import make_subplots
 
 from jobs.page.colours import GRID, GROUPS, INK, KINDS, MUTED, SCALE
 from jobs.page.figure import (
-    NO_DOMAIN,
     Estimate,
     Estimates,
     Figure,
@@ -23,7 +22,6 @@ from jobs.page.figure import (
     Line,
     Lines,
     Matrix,
-    Palette,
     Tree,
 )
 from jobs.page.said import interval, number
@@ -34,6 +32,8 @@ _LABEL_LETTERS = 34
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 _KIND_SYMBOLS = {"neurons": "circle", "control": "circle-open", "baseline": "diamond"}
 _MOST_TICKS = 5
+_LONGEST_NAME = 22
+_AROUND_GRAPH = 0.16
 
 
 def draw(figure: Figure) -> dict[str, Any]:
@@ -68,6 +68,11 @@ def draw(figure: Figure) -> dict[str, Any]:
 def plain(text: str) -> str:
     """Text as Plotly shows it to the letter: it takes some HTML in names and labels for markup."""
     return html.escape(text, quote=False)
+
+
+def _short(name: str) -> str:
+    """A name as it stands beside its mark; hovering tells the whole."""
+    return plain(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…")
 
 
 def _in_template(text: str) -> str:
@@ -229,9 +234,13 @@ def _matrix(body: Matrix) -> go.Figure:
         "automargin": True,
         "ticks": "",
         "showgrid": False,
-        "tickfont": {"size": 10 if n > 30 else 12},
+        "tickfont": {"size": 9 if n > 30 else 12},
     }
-    every = {"tickmode": "array", "tickvals": list(range(n)), "ticktext": names}
+    every = {
+        "tickmode": "array",
+        "tickvals": list(range(n)),
+        "ticktext": [_short(name) for name in body.names],
+    }
     figure.update_xaxes(**axes, **every, tickangle=-90)
     figure.update_yaxes(**axes, **every, autorange="reversed")
     return figure
@@ -241,7 +250,7 @@ def _group_ticks(body: Matrix, starts: Sequence[int]) -> dict[str, Any]:
     """Names of the groups at their middle: all that there is room for on a narrow page."""
     edges = [0, *starts, len(body.names)]
     middles = [(low + high - 1) // 2 for low, high in pairwise(edges)]
-    return {"vals": middles, "text": [plain(body.groups[place]) for place in middles]}
+    return {"vals": middles, "text": [_short(body.groups[place]) for place in middles]}
 
 
 def _lines(body: Lines) -> go.Figure:
@@ -255,13 +264,13 @@ def _lines(body: Lines) -> go.Figure:
             about = f"{_in_template(line.name)}<br>{_in_template(body.x_axis)}"
             if line.low:
                 figure.add_scatter(
-                    **_band(line), fillcolor=colour, legendgroup=line.name, row=row, col=1
+                    **_band(line), fillcolor=colour, legendgroup=plain(line.name), row=row, col=1
                 )
             figure.add_scatter(
                 x=list(line.x),
                 y=list(line.y),
                 name=plain(line.name),
-                legendgroup=line.name,
+                legendgroup=plain(line.name),
                 showlegend=line.name not in seen,
                 mode="lines+markers",
                 line={"color": colour, "width": 2, "dash": ("solid", "dash", "dot")[place % 3]},
@@ -277,7 +286,7 @@ def _lines(body: Lines) -> go.Figure:
             )
             seen.add(line.name)
         figure.add_hline(y=panel.nothing, line={"color": MUTED, "width": 1}, row=row, col=1)
-        label = "<br>".join(textwrap.wrap(plain(panel.axis), 28))
+        label = "<br>".join(map(plain, textwrap.wrap(panel.axis, 28)))
         figure.update_yaxes(
             title={"text": label, "standoff": 6}, automargin=True, rangemode="tozero", row=row, col=1
         )
@@ -318,16 +327,12 @@ def _band(line: Line) -> dict[str, Any]:
     }
 
 
-def _groups(groups: Sequence[str]) -> list[tuple[str, str, str, list[int]]]:
+def _groups(body: Tree | Graph) -> Iterator[tuple[str, str, str, list[int]]]:
     """(group, colour, symbol, places) of each group."""
-    palette = Palette(groups)
-    found = []
-    for group in [*palette.numbers, *([NO_DOMAIN] if NO_DOMAIN in groups else [])]:
-        colour, symbol = palette.place(group, len(GROUPS))
-        places = [place for place, each in enumerate(groups) if each == group]
+    for group, places in body.palette.members(body.groups):
+        colour, symbol = body.palette.place(group, len(GROUPS))
         shown = MUTED if colour is None else GROUPS[colour]
-        found.append((group, shown, _SYMBOLS[symbol % len(_SYMBOLS)], places))
-    return found
+        yield group, shown, _SYMBOLS[symbol % len(_SYMBOLS)], places
 
 
 def _tree(body: Tree) -> go.Figure:
@@ -340,9 +345,9 @@ def _tree(body: Tree) -> go.Figure:
     figure.add_scatter(
         x=xs, y=ys, mode="lines", line={"color": MUTED, "width": 1.2}, hoverinfo="skip", showlegend=False
     )
-    for group, colour, symbol, places in _groups(body.groups):
+    for group, colour, symbol, places in _groups(body):
         figure.add_scatter(
-            x=[0] * len(places),
+            x=[body.start] * len(places),
             y=places,
             name=plain(group),
             mode="markers",
@@ -358,11 +363,11 @@ def _tree(body: Tree) -> go.Figure:
         showlegend=len(set(body.groups)) > 1,
         legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
     )
-    figure.update_xaxes(title=plain(body.axis), rangemode="tozero")
+    figure.update_xaxes(title=plain(body.axis), zeroline=False)
     figure.update_yaxes(
         tickmode="array",
         tickvals=list(range(n)),
-        ticktext=[plain(name) for name in body.names],
+        ticktext=[_short(name) for name in body.names],
         tickfont={"size": 11},
         ticks="",
         range=[n - 0.5, -0.5],
@@ -398,20 +403,24 @@ def _graph(body: Graph) -> go.Figure:
     for first, second, value in sorted(body.edges, key=lambda edge: -edge[2]):
         for one, other in ((first, second), (second, first)):
             linked.setdefault(one, []).append(f"{plain(body.names[other])} {value:.3g}")
-    for group, colour, symbol, places in _groups(body.groups):
+    for group, colour, symbol, places in _groups(body):
         figure.add_scatter(
             x=[float(body.places[place, 0]) for place in places],
             y=[float(body.places[place, 1]) for place in places],
             name=plain(group),
             mode="markers+text",
-            text=[plain(body.names[place]) for place in places],
+            text=[_short(body.names[place]) for place in places],
             textposition="top center",
             textfont={"size": 11},
             marker={"color": colour, "symbol": symbol, "size": 11, "line": {"color": INK, "width": 0.8}},
-            customdata=[["<br>".join(linked.get(place, [])[:6]), body.names[place]] for place in places],
-            hovertemplate=(
-                f"<b>%{{text}}</b> ({_in_template(group)})<br>%{{customdata[0]}}<extra></extra>"
-            ),
+            customdata=[
+                [
+                    "<br>".join([plain(body.names[place]), plain(group), *linked.get(place, [])[:6]]),
+                    body.names[place],
+                ]
+                for place in places
+            ],
+            hovertemplate="%{customdata[0]}<extra></extra>",
         )
     figure.update_layout(
         height=720,
@@ -420,6 +429,10 @@ def _graph(body: Graph) -> go.Figure:
         showlegend=len(set(body.groups)) > 1,
         meta={"graph": len(body.names)},
     )
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False)
+    # room for names at the edges
+    low, high = body.places.min(axis=0), body.places.max(axis=0)
+    around = np.maximum(high - low, 1e-3) * _AROUND_GRAPH
+    (left, bottom), (right, top) = (low - around).tolist(), (high + around).tolist()
+    figure.update_xaxes(visible=False, range=[left, right])
+    figure.update_yaxes(visible=False, range=[bottom, top])
     return figure

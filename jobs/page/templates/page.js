@@ -42,8 +42,8 @@
     const { data, layout } = isDark.matches ? coloured(figure, "") : structuredClone(figure);
     const meta = layout.meta || {};
     if (meta.matrix) {
-      layout.height = Math.min(Math.max(width, 340), 1000);
-      if ((Math.min(width, layout.height) - 160) / meta.matrix < 8.5) {
+      layout.height = Math.min(width + 120, 1150);
+      if ((width - 110) / meta.matrix < 9) {
         const many = meta.groups.vals.length > 40;
         for (const axis of [layout.xaxis, layout.yaxis]) {
           axis.tickvals = many ? [] : meta.groups.vals;
@@ -74,6 +74,7 @@
     await Plotly.react(div, data, layout, { displayModeBar: false, responsive: false });
     div.dataset.drawn = String(div.clientWidth);
     if (!first) return;
+    div.dataset.after = String(Math.round(performance.now()));
     const names = (figure.layout.meta || {}).names;
     div.on("plotly_click", (event) => {
       const name = nameAt(event.points[0], names);
