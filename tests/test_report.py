@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 from cluster.shard import Settings
 from jobs import sweep
 from jobs.config import read_sweep
-from jobs.page import web
+from jobs.page import steered, web
 from jobs.page.colours import DARK
 from jobs.page.concepts import details
 from jobs.page.figure import Estimate, Estimates, Figure, Graph, Line, Lines, Palette, Panel, Tree
@@ -260,6 +260,46 @@ def test_dropped_activations_are_told_and_are_no_reason_to_fail(store: Path, tmp
         html = page(source, "dropped", sections(source))
     assert "the raw activations were deleted" in html
     assert "scored, then deleted to save space" in html
+
+
+_STEERED = """
+CREATE OR REPLACE TEMP VIEW {table} AS
+SELECT 'model' AS model, 'main' AS revision, 'max' AS pooling, {concept} selection, k::BIGINT AS k,
+    {sign} * k / 10 AS change, {sign} * k / 10 - 0.1 AS change_low, {sign} * k / 10 + 0.1 AS change_high,
+    NULL::DOUBLE AS others, NULL::DOUBLE AS others_low, NULL::DOUBLE AS others_high,
+    0.5 AS containing, 0.4 AS containing_low, 0.6 AS containing_high
+FROM (VALUES ('ap'), ('random'), ('none')) AS s(selection), (VALUES (0), (3), (30)) AS ks(k)
+"""
+
+
+@pytest.mark.parametrize(("sign", "said"), [(1, "raises"), (0, "does not distinguishably change")])
+def test_steering_is_shown_where_it_was_tried(store: Path, sign: int, said: str) -> None:
+    """What stands for the stage's tables here are views of the same names and columns."""
+    with source_of(store) as source:
+        Pairs(source)
+        assert details(source, "bus")["bus"]["steering"] is None
+        assert "has tried it" in steered.section(source).missing[0]
+    with source_of(store) as source:
+        views = {"steering_doses": "", "steering": "'bus' AS concept,"}
+        for table, concept in views.items():
+            source.connection.execute(_STEERED.format(table=table, concept=concept, sign=sign))
+        source.connection.execute(
+            "CREATE TEMP VIEW steering_prompts AS SELECT *, 'I say' AS prompt, ['<b>', 'b'] AS "
+            "continuations "
+            "FROM steering"
+        )
+        Pairs(source)
+        (figure,) = steered.section(source).figures
+        assert said in figure.finding
+        assert isinstance(figure.body, Lines)
+        (own, words) = figure.body.panels
+        assert [line.name for line in own.lines] == ["ap", "none", "random"]
+        assert own.lines[0].x == [3, 30]
+        assert words.lines[0].y == [0.5, 0.5]
+        found = details(source, "bus")["bus"]["steering"]
+        assert {each["k"] for each in found["samples"]} == {30}
+        assert found["samples"][0]["continuations"] == ["<b>", "b"]
+        assert len(found["figure"]["data"]) == 12
 
 
 # --- the file -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from jobs.page import steered, web
 from jobs.page.source import Source
 from storage.errors import StoreError
 
@@ -68,8 +69,9 @@ def details(source: Source, concept: str | None = None) -> dict[str, Detail]:
         _add_sentences(source, [row for each in found.values() for row in each["experts"][:_EXCITED]])
     else:
         _add_sentences(source, rows)
-    if source.has("steering"):
-        _add_steering(source, found, concept)
+    for name, told in steered.of_concepts(source, concept).items():
+        drawn = web.draw(steered.figure(name, told["rows"]))
+        found[name]["steering"] = {"figure": drawn, "samples": told["samples"]}
     return found
 
 
@@ -114,25 +116,3 @@ def sentences(
     source.connection.execute("SET VARIABLE place = $place", {"place": at})
     for row in source.ask_named("exciting_sentences", count=SENTENCES):
         yield row["unit"], row["value"], row["text"], row["concepts"]
-
-
-def _add_steering(source: Source, found: dict[str, Detail], concept: str | None) -> None:
-    """The rows of the view `steering`, whatever it measures: numbers by selection and k."""
-    view = source.view
-    rows = source.ask(
-        "FROM steering WHERE (model, revision, pooling) = ($model, $revision, $pooling) "
-        "AND ($concept IS NULL OR concept = $concept) ORDER BY concept, selection, k",
-        model=view.model,
-        revision=view.revision,
-        pooling=view.pooling,
-        concept=concept,
-    )
-    hidden = {*view.parameters, "concept", "run"}
-    for row in rows:
-        detail = found.get(row["concept"])
-        if detail is None:
-            continue
-        kept = {name: value for name, value in row.items() if name not in hidden}
-        if detail["steering"] is None:
-            detail["steering"] = {"columns": list(kept), "rows": []}
-        detail["steering"]["rows"].append(list(kept.values()))

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from jobs.page import headline, made, matrices, models, paper, places, trees, web
+from jobs.page import headline, made, matrices, models, paper, places, steered, trees, web
 from jobs.page.colours import DARK
 from jobs.page.concepts import details, excited
 from jobs.page.figure import Cell, Figure, Interval, Section, Table, numbers
@@ -39,6 +39,7 @@ def sections(source: Source) -> list[Section]:
         matrices.section(source, pairs, leaves),
         places.section(source),
         trees.section(source, pairs, merges),
+        steered.section(source),
         models.section(source),
         made.section(source),
     ]
@@ -62,7 +63,6 @@ def page(source: Source, title: str, found: list[Section], live: bool = False) -
         concepts=list(source.domains),
         human_set=source.human_set,
         excited=bool(source.views) and excited(source),
-        has_steering=source.has("steering"),
         live=live,
         script=script,
         hashes=[_hash(script), plotly_hash()],

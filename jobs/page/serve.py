@@ -51,6 +51,7 @@ class Pages:
         self._study = study
         self._lock = Lock()
         self._pages: dict[int, str] = {}
+        self._sources = {0: Source(connection, study)}
         self._paired: int | None = None
 
     def html(self, number: int) -> str:
@@ -74,10 +75,11 @@ class Pages:
             return details(source, name)[name]
 
     def _source(self, number: int) -> Source:
-        source = Source(self._connection, self._study, number)
-        if number and not 0 <= number < len(source.views):
+        if number and not 0 <= number < len(self._sources[0].views):
             raise _Refused(HTTPStatus.NOT_FOUND, f"there is no view {number}")
-        return source
+        if number not in self._sources:
+            self._sources[number] = Source(self._connection, self._study, number)
+        return self._sources[number]
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -68,7 +68,7 @@
 
   async function draw(div) {
     const Plotly = await plotly();
-    const figure = figures[div.dataset.figure];
+    const figure = div.figure || figures[div.dataset.figure];
     const { data, layout } = fitted(figure, div.clientWidth);
     const first = !div.dataset.drawn;
     await Plotly.react(div, data, layout, { displayModeBar: false, responsive: false });
@@ -192,7 +192,14 @@
 
   function steering(found) {
     if (!found) return [];
-    return [card("Steering", table("Steering", found.columns, found.rows))];
+    const plot = make("div", { class: "plot", role: "img", "aria-label": "Steering, dose and response" });
+    plot.figure = found.figure;
+    waiting.add(plot);
+    const samples = found.samples.flatMap(({ selection, k, prompt, continuations }) => [
+      make("p", {}, `${k} neurons (${selection}) forced:`),
+      ...continuations.map((text) => make("blockquote", {}, make("i", {}, prompt), " ", text)),
+    ]);
+    return [card("Forcing its neurons", plot, ...samples)];
   }
 
   function render(detail) {
@@ -232,6 +239,7 @@
       try {
         place.replaceChildren(...render(await fetchDetail(name)));
         place.dataset.concept = name;
+        drawNext();
       } catch (error) {
         place.replaceChildren(make("p", {}, String(error.message || error)));
       }
