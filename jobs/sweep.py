@@ -99,9 +99,7 @@ def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
     stages = [texts, *([baselines.plan_word_vectors(texts)] if "glove" in sweep.baselines else [])]
     for model, weights in models:
         stages += _model_stages(sweep, model, weights, texts, len(concepts.sentences))
-    compared, checks = (
-        [stage for stage in stages if stage.kind == kind] for kind in (similarity.KIND, reliability.KIND)
-    )
+    compared = [stage for stage in stages if stage.kind == similarity.KIND]
     how = alignment.How(sweep.agreement, sweep.interval, sweep.resamples, sweep.seed)
     aligned = alignment.plan(sweep.name, texts, compared, human, how)
     trees: list[Stage] = []
@@ -111,8 +109,9 @@ def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
             for each in compared
             if not similarity.is_control(each)
         ]
-    told = report.plan(sweep.name, aligned, compared, texts, checks, trees)
-    return Plan(sweep, concepts, resolved, [*stages, aligned, *trees, told])
+    stages += [aligned, *trees]
+    asked = sweep.model_dump(mode="json", exclude={"store"})
+    return Plan(sweep, concepts, resolved, [*stages, report.plan(sweep.name, stages, asked)])
 
 
 def with_sentences(planned: Plan) -> Plan:

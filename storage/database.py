@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,14 @@ WHERE false
 """
 
 
-def open_store(root: Path) -> duckdb.DuckDBPyConnection:
-    """A connection with the store's views that can read the store and nothing else.
+def open_store(root: Path, among: Container[str] | None = None) -> duckdb.DuckDBPyConnection:
+    """A connection with the store's views that can read the store and nothing else. With `among`, the
+    fingerprints of some runs, the views hold these alone.
 
     Raises StoreError when `root` is no store of this version.
     """
     connection = duckdb.connect()
-    _create_views(connection, root)
+    _create_views(connection, root, among)
     connection.execute(f"SET allowed_directories = [{_quoted(absolute(root))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
@@ -134,10 +136,15 @@ def is_activations(record: FileRecord) -> bool:
     return record.path.startswith("pooling=")
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+def _create_views(
+    connection: duckdb.DuckDBPyConnection, root: Path, among: Container[str] | None = None
+) -> None:
     layout.check(root)
     let_read(connection, [root])
-    done = {kind: list(manifest.done(root, kind)) for kind in layout.KINDS}
+    done = {
+        kind: [each for each in manifest.done(root, kind) if among is None or each.fingerprint in among]
+        for kind in layout.KINDS
+    }
     for each in [each for kind in layout.KINDS for each in done[kind]]:
         each.check_files()
     for view, (kind, name, schema) in TABLES.items():
