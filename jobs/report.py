@@ -16,6 +16,7 @@ from jobs.matrix_figure import draw_matrix
 from jobs.reliability import RELIABILITY_FILE
 from jobs.similarity import EXPERTS, FILE
 from jobs.stage import Outcome, Stage
+from jobs.steering import DOSES_FILE
 from jobs.summary import is_shown
 from storage.commit import write_bytes, write_json
 from storage.place import let_read, read_bytes, read_table
@@ -36,13 +37,15 @@ def plan(
     texts: Stage,
     checks: list[Stage],
     trees: list[Stage],
+    steered: list[Stage],
 ) -> Stage:
     """The last stage of a sweep; `compared` holds the similarity stages, the first model's first,
-    `checks` those of reliability, `trees` those of the hierarchy."""
+    `checks` those of reliability, `trees` those of the hierarchy, `steered` those of steering."""
     experts = next(stage for stage in compared if stage.params["representation"] == EXPERTS)
     inputs = {"alignment": aligned, "similarity": experts, "sentences": texts}
     inputs |= {f"reliability {number}": stage for number, stage in enumerate(checks)}
     inputs |= {f"hierarchy {number}": stage for number, stage in enumerate(trees)}
+    inputs |= {f"steering {number}": stage for number, stage in enumerate(steered)}
     return Stage(KIND, name, {"headline_threshold": HEADLINE_THRESHOLD}, _run, inputs)
 
 
@@ -87,6 +90,7 @@ def _run(stage: Stage, store: Path) -> Outcome:
         "alignment": [row for row in read_table(table).to_pylist() if is_shown(row, measure)],
         "reliability": _rows(stage, "reliability", RELIABILITY_FILE, store),
         "hierarchy": [row for row in trees if is_shown(row, measure)],
+        "steering": _rows(stage, "steering", DOSES_FILE, store),
         "nearest": {
             "of": described,
             "concepts": {name: _nearest(matrix, name, list(domains)) for name in _examples(domains)},

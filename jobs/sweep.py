@@ -13,6 +13,7 @@ from cluster.weights import RANDOM_INIT, Weights, resolve
 from jobs import (
     activations,
     alignment,
+    attributions,
     baselines,
     experts,
     generate,
@@ -23,6 +24,7 @@ from jobs import (
     sentences,
     similarity,
     space,
+    steering,
 )
 from jobs.config import Brought, Harvest, Model, Sweep
 from jobs.judgments import judge
@@ -76,6 +78,8 @@ def plan(sweep: Sweep) -> Plan:
     if concepts is None:
         return Plan(sweep, None, resolved, [texts])
     experts.check(concepts, sweep.experts)
+    if sweep.steering is not None:
+        attributions.check(concepts, sweep.steering)
     stages = [texts, *([baselines.plan_word_vectors(texts)] if "glove" in sweep.baselines else [])]
     for model, weights in models:
         stages += _model_stages(sweep, model, weights, texts, len(concepts.sentences))
@@ -91,7 +95,8 @@ def plan(sweep: Sweep) -> Plan:
             for each in compared
             if not similarity.is_control(each)
         ]
-    told = report.plan(sweep.name, aligned, compared, texts, checks, trees)
+    steered = [stage for stage in stages if stage.kind == steering.KIND]
+    told = report.plan(sweep.name, aligned, compared, texts, checks, trees, steered)
     return Plan(sweep, concepts, resolved, [*stages, aligned, *trees, told])
 
 
@@ -169,6 +174,10 @@ def _model_stages(
     yield similarity.plan(scored, how.measures, how.scopes, which.threshold, which.top)
     if not weights.random:
         yield from _control_stages(sweep, read)
+        if sweep.steering is not None:
+            attributed = attributions.plan(scored, weights, model, sweep.steering)
+            yield attributed
+            yield steering.plan(read, attributed, weights, model, sweep.steering, sweep.seed)
     input_embedding = "input-embedding" in sweep.baselines
     contextual = "contextual" in sweep.baselines
     if (input_embedding or contextual) and not weights.random:

@@ -25,6 +25,8 @@ KINDS = (
     "activations",
     "experts",
     "controls",
+    "attributions",
+    "steering",
     "similarity",
     "reliability",
     "alignment",
