@@ -121,13 +121,13 @@ def read_attributions(stage: Stage, store: Path, concept: str, pooling: str) -> 
         for each, folder in ((stage.inputs["experts"], EXPERTS_FOLDER), (stage, FOLDER))
     )
     with duckdb.connect() as connection:
-        return connection.execute(
+        return connection.sql(
             "SELECT layer, site, unit, ap, on_p50, attribution "
-            "FROM read_parquet($experts, hive_partitioning = false) "
-            "JOIN read_parquet($found, hive_partitioning = false) "
+            "FROM read_parquet($experts, hive_partitioning = false) AS e "
+            "JOIN read_parquet($found, hive_partitioning = false) AS f "
             "USING (pooling, concept, layer, site, unit) "
             "WHERE concept = $concept AND pooling = $pooling ORDER BY ap DESC, layer, site, unit",
-            {
+            params={
                 "experts": let_read(connection, experts),
                 "found": let_read(connection, found),
                 "concept": concept,
@@ -180,11 +180,11 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
 def _experts(paths: list[Path], concepts: list[str]) -> pa.Table:
     """Experts of some concepts by all poolings, site by site."""
     with duckdb.connect() as connection:
-        return connection.execute(
+        return connection.sql(
             "SELECT pooling, concept, layer, site, unit, on_p50 "
             "FROM read_parquet($paths, hive_partitioning = false) "
             "WHERE list_contains($concepts, concept) ORDER BY layer, site, pooling, concept, unit",
-            {"paths": let_read(connection, paths), "concepts": concepts},
+            params={"paths": let_read(connection, paths), "concepts": concepts},
         ).to_arrow_table()
 
 

@@ -199,11 +199,9 @@ NEUTRAL_PROMPTS = [
     "I could not stop thinking about the",
     "He told them a long story about the",
     "What she remembered most was the",
-    "They talked for an hour about the",
     "Nobody had noticed the",
     "The next page showed a picture of a",
     "There was nothing there but a",
-    "The last thing on the list was a",
     "Somewhere nearby there was a",
     "In the dream I saw a",
 ]
@@ -212,15 +210,17 @@ NEUTRAL_PROMPTS = [
 class Steering(_Part):
     """Forcing experts, to see whether they make the model say the concept's word: after which prompts,
     of which concepts (all by default) and by which pooling (the first by default), how many neurons at a
-    time and how many one at a time, and how texts go on (at temperature 0 with the likeliest token)."""
+    time; how many one at a time, for how many concepts (all by default); and how texts go on (at
+    temperature 0 with the likeliest token)."""
 
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(default=NEUTRAL_PROMPTS, min_length=2)
     concepts: list[str] | None = Field(default=None, min_length=1)
     pooling: Pooling | None = None
     k: list[Count] = Field(default=[1, 3, 10, 30, 100, 300], min_length=1)
     singles: int = Field(default=100, ge=0)
+    single_concepts: Count | None = None
     samples: int = Field(default=2, ge=0)
-    tokens: Count = 16
+    tokens: Count = 12
     temperature: float = Field(default=1.0, ge=0)
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
 

@@ -110,7 +110,7 @@ def plan(
         **attributed.params,
         "pooling": wanted.pooling or read.params["poolings"][0],
         "k": sorted(wanted.k),
-        **wanted.model_dump(include={"singles", "samples", "tokens", "temperature"}),
+        **wanted.model_dump(include={"singles", "single_concepts", "samples", "tokens", "temperature"}),
         "seed": seed,
     }
 
@@ -263,8 +263,8 @@ def _ask(unit: _Unit, asked: _Question, chosen: _Chosen, params: Any) -> Steerin
         for selection, k in chosen.interventions(params["k"])
     ]
     rows = [row for each in forced for row in asked.everything.rows(each)]
-    for neuron in chosen.neurons[BY_AP][: params["singles"]]:
-        rows += own.rows(chosen.forced([neuron]))
+    for row in chosen.experts.slice(0, _singles(unit, params)).to_pylist():
+        rows += own.rows(chosen.forced([(row["layer"], row["site"], row["unit"])]))
     growing = [
         Row(start, each) for each in forced for start in asked.starts for _ in range(params["samples"])
     ]
@@ -320,7 +320,7 @@ def _measure(
         )
     own = asked.own[at]
     neurons = []
-    for row in chosen.experts.slice(0, params["singles"]).to_pylist():
+    for row in chosen.experts.slice(0, _singles(unit, params)).to_pylist():
         del row["on_p50"]
         alone = own.log_p([next(log_p) for _ in range(len(own))]) - without[at]
         neurons.append({**described, **row, **_columns("change", mean_over_prompts(alone))})
@@ -329,6 +329,12 @@ def _measure(
         PROMPTS_FOLDER: pa.Table.from_pylist(prompts, schemas.STEERING_PROMPTS),
         NEURONS_FOLDER: pa.Table.from_pylist(neurons, schemas.STEERING_NEURONS),
     }
+
+
+def _singles(unit: _Unit, params: Any) -> int:
+    """How many experts of a concept are forced one at a time."""
+    of_all = params["single_concepts"] is None or unit.number < params["single_concepts"]
+    return int(params["singles"]) if of_all else 0
 
 
 def _share(found: Interval) -> Interval:
