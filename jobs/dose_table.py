@@ -33,10 +33,10 @@ def print_doses(console: Console, stage: Stage, store: Path, picture: Path) -> N
         cells = (
             row["selection"],
             str(row["k"]),
-            _interval(row, "change", "+.2f") if row["k"] else "",
-            _interval(row, "others", "+.2f") if row["k"] else "",
+            _interval(row, "change", "+.1f") if row["k"] else "",
+            _interval(row, "others", "+.1f") if row["k"] else "",
             f"{row['positive']:.0%}" if row["k"] else "",
-            _interval(row, "containing", ".3f"),
+            _interval(row, "containing", ".0%"),
         )
         table.add_row(*map(escape, cells))
     console.print(table)

@@ -167,6 +167,39 @@ def test_forced_log_p_and_gradients_are_those_of_the_whole_model(
                         )
 
 
+def test_attributions_are_what_small_steps_towards_the_on_value_do(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """In float64, on an architecture that keeps to it: the neuron is moved at every token at once."""
+    folder = make(tmp_path, tiny_model, ARCHITECTURES["gpt2"], torch.float64)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    chain = shards_of(folder, "linears", 2, "float64")
+    word = words(folder, ["weatherman"])[1]
+    assert len(word.tokens) > 1
+    (batch,) = cut([row(word)], 60)
+    sums = slopes(chain, batch)
+    for site in [site for shard in chain for site in shard.sites]:
+        unit, on = site.width // 3, 1.5
+        module = model.transformer.h[site.layer].get_submodule(site.module)
+
+        def total(step: float, module: Any = module, unit: int = unit, on: float = on) -> float:
+            def move(_: Any, __: Any, values: torch.Tensor) -> torch.Tensor:
+                moved = values.clone()
+                moved[..., unit] += step * (on - values[..., unit])
+                return moved
+
+            hook = module.register_forward_hook(move)
+            with torch.no_grad():
+                found = model(torch.tensor([word.before + word.tokens])).logits[0].log_softmax(-1)
+            hook.remove()
+            first = len(word.before) - 1
+            return sum(found[first + at, token].item() for at, token in enumerate(word.tokens))
+
+        gradient, product = (each[0, unit] for each in sums[site.layer, site.name])
+        slope = (total(1e-4) - total(-1e-4)) / 2e-4
+        assert on * gradient - product == pytest.approx(slope, rel=1e-5, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_texts_go_on_as_the_whole_model_would_go_on(tmp_path: Path, tiny_model: Path, name: str) -> None:
     """Through the cache, in shards: layers count from another number there."""
