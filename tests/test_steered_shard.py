@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.forcing import NOTHING, Batch, Forced, Row, Target, Values, Word, cut
+from cluster.forcing import NOTHING, Batch, Forced, Row, Values, Word, cut
 from cluster.partial import shard_layers
 from cluster.shard import Settings
 from cluster.steered_shard import SteeredShard
@@ -23,6 +23,7 @@ from tests.test_partial import ARCHITECTURES, LAYERS, make
 
 PROMPTS = ["The", "Nobody knows why a", "My aunt drew one"]
 TOLERANCE = 1e-5
+_GROWN = 6
 Floats = npt.NDArray[np.float64]
 
 
@@ -31,7 +32,7 @@ def shards_of(folder: Path, sites: str | list[str], shards: int, dtype: str = "f
     return [SteeredShard(folder, settings, shard_layers(folder, at, shards)) for at in range(shards)]
 
 
-def words(folder: Path, names: Sequence[str] = ("cat", "boat", "weatherman")) -> list[Word]:
+def words(folder: Path, names: Sequence[str] = ("cat", "weatherman")) -> list[Word]:
     tokenizer = Tokenizer(folder, 64)
     return [Word(*map(tuple, tokenizer.after(prompt, name))) for name in names for prompt in PROMPTS]
 
@@ -147,7 +148,7 @@ def test_forced_log_p_and_gradients_are_those_of_the_whole_model(
         in_halves = [each.sum() for each in log_p(halves, rows)]
         np.testing.assert_allclose(in_halves, found, rtol=0, atol=TOLERANCE)
 
-        for word in asked[::4]:
+        for word in asked[::5]:
             see: dict[Any, torch.Tensor] = {}
             value = oracle.log_p(word, whole[0].sites, forced, see)
             given = torch.autograd.grad(value, list(see.values()), allow_unused=True)
@@ -193,7 +194,7 @@ def test_attributions_are_what_small_steps_towards_the_on_value_do(
                 found = model(torch.tensor([word.before + word.tokens])).logits[0].log_softmax(-1)
             hook.remove()
             first = len(word.before) - 1
-            return sum(found[first + at, token].item() for at, token in enumerate(word.tokens))
+            return float(sum(found[first + at, token] for at, token in enumerate(word.tokens)))
 
         gradient, product = (each[0, unit] for each in sums[site.layer, site.name])
         slope = (total(1e-4) - total(-1e-4)) / 2e-4
@@ -215,21 +216,20 @@ def test_texts_go_on_as_the_whole_model_would_go_on(tmp_path: Path, tiny_model: 
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
-                max_new_tokens=8,
+                max_new_tokens=_GROWN,
                 eos_token_id=None,
                 pad_token_id=0,
             )
             assert given[0, len(start) :].tolist() == expected
-        for shards in (1, 2, LAYERS):
+        for shards in (1, LAYERS):
             assert by_cache(shards_of(folder, "mlp", shards), start, forced) == expected
 
 
 def by_reading_all_again(whole: list[SteeredShard], start: list[int], forced: Forced) -> list[int]:
-    tokens = whole[0].model.config.get_text_config().vocab_size
     ids = list(start)
-    for _ in range(8):
-        targets = [Target(len(ids) - 1, token) for token in range(tokens)]
-        ids.append(int(log_p(whole, [Row(tuple(ids), forced, targets)])[0].argmax()))
+    for _ in range(_GROWN):
+        log_p = whole[0].grow([Row(tuple(ids), forced)], np.array([ids]), whole[0].cache())
+        ids.append(int(log_p.argmax()))
     return ids[len(start) :]
 
 
@@ -237,7 +237,7 @@ def by_cache(chain: list[SteeredShard], start: list[int], forced: Forced) -> lis
     caches = [shard.cache() for shard in chain]
     rows = [Row(tuple(start), forced)] * 2
     grown, given = [], np.array([start, start])
-    for _ in range(8):
+    for _ in range(_GROWN):
         passed: Any = given
         for shard, cache in zip(chain, caches, strict=True):
             passed = shard.grow(rows, passed, cache)
