@@ -325,7 +325,8 @@ def run_file(until: str | None = None) -> None:
 
 
 def _run(file: Path, until: str | None) -> None:
-    from jobs import report
+    from jobs import report, steering
+    from jobs.dose_table import print_doses
     from jobs.progress import say
     from jobs.summary import print_summary
 
@@ -337,6 +338,9 @@ def _run(file: Path, until: str | None) -> None:
         (last,) = planned.of_kind(report.KIND)
         summary = report.read_summary(last, store)
         print_summary(_out(), summary, _short(store), _short(report.page(last, store)))
+    if until in (None, steering.KIND):
+        for stage in planned.of_kind(steering.KIND):
+            print_doses(_out(), stage, store, _short(steering.picture(stage, store)))
     if done.failures:
         raise WorkFailed(f"{len(done.failures)} models failed", done.failures)
 

@@ -16,6 +16,7 @@ from cluster.weights import RANDOM_INIT, Weights, is_local, resolve
 from jobs import (
     activations,
     alignment,
+    attributions,
     baselines,
     experts,
     generate,
@@ -26,6 +27,7 @@ from jobs import (
     sentences,
     similarity,
     space,
+    steering,
 )
 from jobs.config import Brought, Harvest, Model, Sweep
 from jobs.judgments import judge
@@ -96,6 +98,8 @@ def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
     if concepts is None:
         return Plan(sweep, None, resolved, [texts])
     experts.check(concepts, sweep.experts)
+    if sweep.steering is not None:
+        attributions.check(concepts, sweep.steering)
     stages = [texts, *([baselines.plan_word_vectors(texts)] if "glove" in sweep.baselines else [])]
     for model, weights in models:
         stages += _model_stages(sweep, model, weights, texts, len(concepts.sentences))
@@ -230,6 +234,10 @@ def _model_stages(
     yield similarity.plan(scored, how.measures, how.scopes, which.threshold, which.top)
     if not weights.random:
         yield from _control_stages(sweep, read)
+        if sweep.steering is not None:
+            attributed = attributions.plan(scored, weights, model, sweep.steering)
+            yield attributed
+            yield steering.plan(read, attributed, weights, model, sweep.steering, sweep.seed)
     input_embedding = "input-embedding" in sweep.baselines
     contextual = "contextual" in sweep.baselines
     if (input_embedding or contextual) and not weights.random:
