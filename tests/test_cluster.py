@@ -1,6 +1,5 @@
 """On a cluster that was started as users start one: what is submitted must run once, give the numbers of
-a local run, and end with its own exit code; and a slot's job must be one, though its scheduler is killed.
-"""
+a local run and end with its own exit code; a slot must be one job, though schedulers are killed."""
 
 from __future__ import annotations
 
