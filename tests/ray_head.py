@@ -15,18 +15,26 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 _SECONDS = 90
 
 
+class Head(NamedTuple):
+    """Where the job server of a head is, and where its metrics are."""
+
+    address: str
+    metrics: str
+
+
 @contextmanager
-def ray_head(cpus: int = 2) -> Iterator[str]:
-    """Start a head; gives the address of its job server."""
+def ray_head(cpus: int = 2) -> Iterator[Head]:
+    """Start a head whose metrics are new every second."""
     # the sockets of a session have long names of their own
     folder = Path(tempfile.mkdtemp(prefix="nr", dir="/tmp"))
-    gcs, dashboard, agent, client = _free_ports(4)
+    gcs, dashboard, agent, client, metrics = _free_ports(5)
     command = [
         *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
         *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
@@ -47,7 +55,7 @@ def ray_head(cpus: int = 2) -> Iterator[str]:
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait(address, head)
-        yield address
+        yield Head(address, f"http://127.0.0.1:{metrics}/metrics")
     finally:
         started = psutil.Process(head.pid).children(recursive=True)
         head.send_signal(signal.SIGTERM)

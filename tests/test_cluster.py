@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -25,7 +26,7 @@ from jobs.config import read_sweep
 from jobs.submit import submit
 from storage.errors import UserError
 from tests import tiny
-from tests.ray_head import ray_head
+from tests.ray_head import Head, ray_head
 from tests.test_sweep import neuralign, rows
 
 _SECONDS = 200
@@ -33,15 +34,20 @@ _ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def head() -> Iterator[Head]:
     with ray_head() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, address: str) -> dict[str, Any]:
+def address(head: Head) -> str:
+    return head.address
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, head: Head) -> dict[str, Any]:
     """One sweep run here, submitted with `neuralign submit`, and with `ray job submit`, side by side."""
-    folder = tmp_path_factory.mktemp("studies")
+    folder, address = tmp_path_factory.mktemp("studies"), head.address
     shutil.copytree(tiny_model, folder / "model")
     # as a clone of the repository with a sweep of the user's beside it
     clone = folder / "clone"
@@ -79,10 +85,15 @@ def studies(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, address:
         )
         for name, command in commands.items()
     }
+    metrics = ""
+    while started["submitted"].poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(head.metrics, timeout=5) as answer:  # noqa: S310
+            metrics += "".join(line.decode() for line in answer if b"neuralign" in line)
+        time.sleep(0.5)
     ended = {name: process.communicate(timeout=_SECONDS) for name, process in started.items()}
     for name, process in started.items():
         assert process.returncode == 0, (name, ended[name])
-    return {"files": files, "folder": folder, "output": ended}
+    return {"files": files, "folder": folder, "output": ended, "metrics": metrics}
 
 
 def test_a_submitted_sweep_gives_the_rows_of_a_local_run(studies: dict[str, Any]) -> None:
@@ -95,6 +106,12 @@ def test_a_submitted_sweep_gives_the_rows_of_a_local_run(studies: dict[str, Any]
         output = "".join(studies["output"][name])
         assert "activations model@main: done" in output
         assert "Alignment with mine" in output
+
+
+def test_progress_is_shown_to_prometheus(studies: dict[str, Any]) -> None:
+    for name in ("done_total", "left", "per_second"):
+        assert f"ray_neuralign_{name}{{" in studies["metrics"]
+    assert 'stage="activations model@main"' in studies["metrics"]
 
 
 def test_the_same_sweep_submitted_again_is_the_same_job(studies: dict[str, Any], address: str) -> None:
