@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import ray
 from ray.cluster_utils import Cluster
 
@@ -109,3 +110,35 @@ def test_nodes_drivers_and_a_head_die_and_the_rows_are_the_same(tmp_path: Path) 
         assert driver.returncode == 0, told
     assert rows(store) == rows(tmp_path / "undisturbed/results/sweep")
     shutil.rmtree(tmp_path)
+
+
+def _may_mount() -> bool:
+    found = shutil.which("unshare")
+    command = [found or "", "--mount", "true"]
+    return bool(found) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _may_mount(), reason="needs the right to mount a folder of its own")
+def test_a_store_that_the_workers_do_not_see_is_told_before_any_work(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """The driver has a disk of its own where the workers have another folder of that name."""
+    file = tiny.write_sweep(tmp_path, model=str(tiny_model))
+    results = tmp_path / "results"
+    results.mkdir()
+    with _cluster(1) as cluster:
+        done = subprocess.run(
+            [
+                *("unshare", "--mount", "sh", "-c"),
+                f'mount -t tmpfs none {results} && exec {sys.executable} -m jobs.sweep "{file}"',
+            ],
+            env={**os.environ, "PYTHONPATH": str(_ROOT), "RAY_ADDRESS": cluster.address},
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    assert done.returncode == 2, done.stderr
+    assert "not all nodes of the cluster see it (" in done.stderr
+    assert "name a folder that all of them mount" in done.stderr
+    assert not list(results.iterdir())
