@@ -12,6 +12,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from cluster.metrics import counted
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
@@ -30,11 +32,25 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress(label: str, total: int, of: str, already: int = 0) -> Iterator[Advance]:
-    """Show the progress of `total` things called `of`, of which `already` were done before. Work that
-    goes on side by side has its bars below one another."""
-    if not console.is_terminal:
-        yield _Lines(label, total, of, already)
-        return
+    """Show the progress of `total` things called `of`, of which `already` were done before, to the user
+    and as metrics. Work that goes on side by side has its bars below one another."""
+    count = counted(label, of, total, already)
+    with (_bar if console.is_terminal else _lines)(label, total, of, already) as shown:
+
+        def advance(done: int, /) -> None:
+            count(done)
+            shown(done)
+
+        yield advance
+
+
+@contextmanager
+def _lines(label: str, total: int, of: str, already: int) -> Iterator[Advance]:
+    yield _Lines(label, total, of, already)
+
+
+@contextmanager
+def _bar(label: str, total: int, of: str, already: int) -> Iterator[Advance]:
     started = time.monotonic()
     with _bars_lock:
         task = _bars.add_task(label, total=total, completed=already, rate="")

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 from jobs.overlap import side_by_side
 from jobs.stage import Lane, Outcome, Stage
 from storage import layout
+from storage.database import open_store
 from storage.errors import StoreError, UserError, WorkFailed
 from storage.layout import RUNNING
+from tests import tiny
+from tests.test_sweep import neuralign
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +149,31 @@ def test_a_stage_that_is_held_back_starts_when_others_ended(tmp_path: Path) -> N
     list(side_by_side(stages, store, may_start))
     assert record.order.index("compared 0") < record.order.index("read 2")
     shutil.rmtree(store)
+
+
+def test_a_sweep_goes_on_without_the_model_that_fails_and_tells_of_it(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """All else is computed and compared, the failure told, the exit code 1."""
+    from safetensors.numpy import load_file, save_file
+
+    for name in ("good", "bad"):
+        shutil.copytree(tiny_model, tmp_path / name)
+    file = tmp_path / "bad/model.safetensors"
+    whole = load_file(file)
+    broken = {**whole, "model.layers.2.mlp.up_proj.weight": np.full((48, 32), np.nan, np.float32)}
+    save_file(broken, file, {"format": "pt"})
+    sweep = tiny.write_sweep(tmp_path, extra="resamples: 100\nbaselines: [input-embedding]\n")
+    text = sweep.read_text().replace("[max, concept, context]", "[max]")
+    models = ", ".join(f"{{id: {name}, dtype: float32}}" for name in ("bad", "good"))
+    sweep.write_text(text.replace("{id: model, dtype: float32}", models))
+    done = neuralign("run", sweep)
+    assert done.returncode == 1, done.stderr
+    assert "activations bad@main: failed; the other models go on" in done.stderr
+    assert "1 models failed" in done.stderr
+    assert "L02.mlp.hidden" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Nearest concepts by shared experts (good@main" in done.stdout
+    with open_store(tmp_path / "results/sweep") as connection:
+        assert connection.sql("SELECT DISTINCT model FROM experts").fetchall() == [("good",)]
+        assert connection.sql("SELECT DISTINCT model FROM alignment").fetchall() == [("good",)]
