@@ -359,11 +359,18 @@ def _tree(body: Tree) -> go.Figure:
     n = len(body.names)
     figure.update_layout(
         height=16 * n + 150,
-        margin={"l": 10, "r": 12, "t": 10, "b": 50},
+        margin={"l": 10, "r": 24, "t": 10, "b": 50},
         showlegend=len(set(body.groups)) > 1,
         legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
     )
-    figure.update_xaxes(title=plain(body.axis), zeroline=False)
+    end = max((at for joint in body.joints for at, _ in joint), default=1.0)
+    past = (end - body.start) * 0.02
+    figure.update_xaxes(
+        title=plain(body.axis),
+        zeroline=False,
+        range=[body.start - past / 2, end + past],
+        nticks=_MOST_TICKS,
+    )
     figure.update_yaxes(
         tickmode="array",
         tickvals=list(range(n)),
