@@ -191,7 +191,7 @@ def test_the_sentences_of_an_expert_are_those_with_the_highest_activations(store
         expected = source.ask(
             "SELECT value, text FROM activations JOIN sentences USING (concept_set, sentence_id) "
             "WHERE pooling = 'max' AND layer = $layer AND site = $site AND unit = $unit "
-            "ORDER BY value DESC, sentence_id LIMIT 3",
+            "ORDER BY value DESC, sentence_id LIMIT 5",
             **{name: best[name] for name in ("layer", "site", "unit")},
         )
         aps = [each["ap"] for each in found["experts"]]

@@ -15,7 +15,7 @@ from storage.manifest import Manifest
 EXPERTS_SHOWN = 10
 NEIGHBOURS = 10
 DISAGREEMENTS = 5
-SENTENCES = 3
+SENTENCES = 5
 
 _EXCITED = 3
 """For so many of a concept's experts the page has sentences; served, for all of them."""

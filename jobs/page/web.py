@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jobs.page.colours import GRID, GROUPS, INK, KINDS, MUTED, SCALE
+from jobs.page.colours import GRID, GROUND, GROUPS, INK, KINDS, MUTED, SCALE
 from jobs.page.figure import (
     Estimate,
     Estimates,
@@ -29,6 +29,9 @@ from jobs.page.said import interval, number
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": INK}
 _LINE_HEIGHT, _ROW_HEIGHT = 16, 28
 _LABEL_LETTERS = 34
+_VALUE_WIDTH = 130
+"""Pixels for values at the right."""
+
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 _KIND_SYMBOLS = {"neurons": "circle", "control": "circle-open", "baseline": "diamond"}
 _MOST_TICKS = 5
@@ -123,7 +126,12 @@ def _estimates(body: Estimates) -> go.Figure:
             "showarrow": False,
         }
         figure.add_annotation(
-            x=0, xanchor="left", align="left", text="<br>".join(map(plain, lines)), **shared
+            x=0,
+            xanchor="left",
+            align="left",
+            text="<br>".join(map(plain, lines)),
+            bgcolor=GROUND,
+            **shared,
         )
         figure.add_annotation(
             x=1,
@@ -149,6 +157,7 @@ def _estimates(body: Estimates) -> go.Figure:
         height=int(ends[-1]) + 110,
         margin={"l": 12, "r": 12, "t": 60, "b": 50},
         showlegend=len({row.kind for row in body.rows}) > 1,
+        meta={"values": _VALUE_WIDTH},
         legend={"orientation": "h", "y": 1, "yanchor": "bottom", "yref": "paper", "x": 0},
     )
     if body.marks:

@@ -51,6 +51,7 @@
         }
       }
     }
+    if (meta.values) layout.xaxis.domain = [0, 1 - meta.values / (width - 24)];
     if (meta.graph) {
       if (width < NARROW) layout.height = 520;
       // names that would lie on each other, or beyond the edge, are told by hovering and by the table
