@@ -172,8 +172,7 @@ def _mean_within(similarity: Floats, groups: Integers) -> Floats:
 
 def link(similarities: Floats) -> Floats:
     """Merges by average linkage on 1 - similarity, as SciPy's `linkage`, from similarities in the
-    order of
-    `np.triu_indices(n, 1)`."""
+    order of `np.triu_indices(n, 1)`."""
     return np.asarray(hierarchy.linkage(np.maximum(1 - similarities, 0), "average"), np.float64)
 
 
@@ -191,8 +190,7 @@ class Drawing:
 
 def draw_tree(merges: Floats, most: int) -> Drawing:
     """Where the branches of a tree (`link`) lie when at most so many leaves are drawn: the last
-    merges, each
-    at its distance, in the middle of what it joins."""
+    merges, each at its distance, in the middle of what it joins."""
     n = len(merges) + 1
     opened = range(max(n, 2 * n - most), 2 * n - 1)
     first_of, size_of = list(range(n)), [1] * n

@@ -285,8 +285,7 @@ def test_steering_is_shown_where_it_was_tried(store: Path, sign: int, said: str)
             source.connection.execute(_STEERED.format(table=table, concept=concept, sign=sign))
         source.connection.execute(
             "CREATE TEMP VIEW steering_prompts AS SELECT *, 'I say' AS prompt, ['<b>', 'b'] AS "
-            "continuations "
-            "FROM steering"
+            "continuations FROM steering"
         )
         Pairs(source)
         (figure,) = steered.section(source).figures

@@ -111,8 +111,7 @@ def _activations(source: Source) -> Manifest | None:
 
 def _add_sentences(source: Source, experts: list[Detail]) -> None:
     """Give each expert the sentences that excite it most: value, text and the concepts it is
-    about. Each site
-    is read once."""
+    about. Each site is read once."""
     read = _activations(source)
     if read is None:
         return

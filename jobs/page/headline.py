@@ -106,11 +106,9 @@ def _figure(key: tuple[str, str], rows: list[tuple[str, Row]], source: Source) -
     things = TRIPLETS if agreement == TRIPLETS else "pairs"
     note = (
         f"{STATISTICS[agreement].capitalize()} with {human_set} on the same {first['n_pairs']:,} "
-        f"{things} "
-        f"of {count(first['n_concepts'], 'concept')} in every row; experts: {source.view.cut}. "
+        f"{things} of {count(first['n_concepts'], 'concept')} in every row; experts: {source.view.cut}. "
         f"Bars: 95% intervals ({INTERVALS[first['ci_by']]}). What is called best was chosen on "
-        f"these very "
-        "pairs, so it is flattered."
+        "these very pairs, so it is flattered."
     )
     if first["ceiling"] is not None:
         note += f" Line: people with people, {first['ceiling']:.2f} ({first['ceiling_source']})."
