@@ -1,6 +1,5 @@
 """Stage `report`: the page of a sweep and a summary to print; and, on demand, the page of any
-store, with
-its figures for papers."""
+store, with its figures for papers."""
 
 from __future__ import annotations
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 from jobs import activations, alignment, hierarchy, reliability, sentences, similarity, steering
 from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE, TRIPLETS_FILE
 from jobs.hierarchy import SUMMARY_FILE as SUMMARY_TABLE
+from jobs.page.source import HEADLINE_THRESHOLD, Source, Study, newest_study
 from jobs.reliability import RELIABILITY_FILE
 from jobs.similarity import EXPERTS, FILE
 from jobs.stage import Outcome, Stage
@@ -26,12 +26,10 @@ from storage.place import let_read, read_bytes, read_table
 
 if TYPE_CHECKING:
     from jobs.page.figure import Section
-    from jobs.page.source import Study
 
 KIND = "report"
 SUMMARY_FILE = "summary.json"
 PAGE_FILE = "report.html"
-HEADLINE_THRESHOLD = 0.5
 
 _NEAREST = 4
 _SHOWN_CONCEPTS = 6
@@ -71,7 +69,6 @@ def write_newest(store: Path, out: Path) -> list[Path]:
     Raises UserError for a store in which nothing is done.
     """
     from jobs.page.render import paper_figures
-    from jobs.page.source import newest_study
 
     html, found = _render(store, newest_study(store))
     written = []
@@ -87,7 +84,6 @@ def _render(store: Path, study: Study) -> tuple[bytes, list[Section]]:
     """The page as a file, and the sections that it holds."""
     from jobs.page.render import page as render_page
     from jobs.page.render import sections
-    from jobs.page.source import Source
 
     with open_store(store, study.runs) as connection:
         source = Source(connection, study)
@@ -96,8 +92,6 @@ def _render(store: Path, study: Study) -> tuple[bytes, list[Section]]:
 
 
 def _run(stage: Stage, store: Path) -> Outcome:
-    from jobs.page.source import Study
-
     runs = {each.fingerprint: each.result(store) for each in stage.with_inputs() if each is not stage}
     html, _ = _render(store, Study(stage.label, runs, stage.params["sweep"]))
     folder = stage.folder(store)

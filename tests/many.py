@@ -25,8 +25,7 @@ _MODEL = {"model": "drawn-1b", "revision": "main", **_SET}
 
 def make_store(root: Path) -> Path:
     """A store with one model, whose concepts share experts mostly within their domains, and
-    ratings of many
-    pairs."""
+    ratings of many pairs."""
     random = np.random.default_rng(0)
     names = np.array([f"concept {number:04}" for number in range(CONCEPTS)])
     domains = np.arange(CONCEPTS) % DOMAINS

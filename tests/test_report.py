@@ -191,7 +191,7 @@ def test_the_sentences_of_an_expert_are_those_with_the_highest_activations(store
         expected = source.ask(
             "SELECT value, text FROM activations JOIN sentences USING (concept_set, sentence_id) "
             "WHERE pooling = 'max' AND layer = $layer AND site = $site AND unit = $unit "
-            "ORDER BY value DESC, sentence_id LIMIT 3",
+            "ORDER BY value DESC, sentence_id LIMIT 5",
             **{name: best[name] for name in ("layer", "site", "unit")},
         )
         aps = [each["ap"] for each in found["experts"]]
@@ -285,8 +285,7 @@ def test_steering_is_shown_where_it_was_tried(store: Path, sign: int, said: str)
             source.connection.execute(_STEERED.format(table=table, concept=concept, sign=sign))
         source.connection.execute(
             "CREATE TEMP VIEW steering_prompts AS SELECT *, 'I say' AS prompt, ['<b>', 'b'] AS "
-            "continuations "
-            "FROM steering"
+            "continuations FROM steering"
         )
         Pairs(source)
         (figure,) = steered.section(source).figures

@@ -3,17 +3,19 @@ disagreements, and how steering it behaves where that was tried."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from jobs.page import steered, web
 from jobs.page.source import Source
-from storage.errors import StoreError
+from storage.activation_files import SiteFiles
+from storage.manifest import Manifest
 
 EXPERTS_SHOWN = 10
 NEIGHBOURS = 10
 DISAGREEMENTS = 5
-SENTENCES = 3
+SENTENCES = 5
 
 _EXCITED = 3
 """For so many of a concept's experts the page has sentences; served, for all of them."""
@@ -23,6 +25,23 @@ SELECT concept, count(*) AS n FROM experts
 WHERE (model, revision, concept_set, pooling) = ($model, $revision, $concept_set, $pooling)
     AND ap > $threshold
 GROUP BY concept
+"""
+
+_FILES = """
+SELECT path, first, sentences FROM activation_files
+WHERE (run, pooling, layer, site) = ($run, $pooling, $layer, $site)
+ORDER BY first
+"""
+
+_WIDTH = "SELECT width FROM sites WHERE (run, pooling, layer, site) = ($run, $pooling, $layer, $site)"
+
+_TEXTS = """
+SELECT sentence_id, text, coalesce(concepts, []) AS concepts
+FROM sentences LEFT JOIN (
+    SELECT sentence_id, list(concept ORDER BY concept) AS concepts FROM memberships
+    WHERE role = 'positive' AND concept_set = $concept_set GROUP BY sentence_id
+) USING (sentence_id)
+WHERE concept_set = $concept_set AND list_contains($ids, sentence_id)
 """
 
 Detail = dict[str, Any]
@@ -77,42 +96,57 @@ def details(source: Source, concept: str | None = None) -> dict[str, Detail]:
 
 def excited(source: Source) -> bool:
     """Whether the activations of the view are still in the store."""
+    return _activations(source) is not None
+
+
+def _activations(source: Source) -> Manifest | None:
     view = source.view
-    return any(
-        each.kind == "activations"
-        and each.params["model"] == view.model
-        and each.params["revision"] == view.revision
-        and not each.dropped
-        for each in source.runs
-    )
+    for each in source.runs:
+        if each.kind == "activations" and not each.dropped:
+            held = {name: each.params[name] for name in ("model", "revision", "concept_set")}
+            if held.items() <= view.parameters.items():
+                return each
+    return None
 
 
 def _add_sentences(source: Source, experts: list[Detail]) -> None:
-    """Give each expert the sentences that excite it most; one query a site."""
-    if not excited(source):
+    """Give each expert the sentences that excite it most: value, text and the concepts it is
+    about. Each site is read once."""
+    read = _activations(source)
+    if read is None:
         return
     sites: dict[tuple[int, str], list[Detail]] = {}
     for row in experts:
         sites.setdefault((row["layer"], row["site"]), []).append(row)
-    for (layer, site), rows in sites.items():
-        units = sorted({row["unit"] for row in rows})
-        of_unit: dict[int, list[list[Any]]] = {}
-        for unit, *told in sentences(source, layer, site, units):
-            of_unit.setdefault(unit, []).append(told)
-        for row in rows:
-            row["excited_by"] = of_unit.get(row["unit"], [])
+    strongest = [
+        (row, found)
+        for (layer, site), rows in sites.items()
+        for row, found in zip(rows, _strongest(source, read, layer, site, rows), strict=True)
+    ]
+    ids = sorted({number for _, found in strongest for number, _ in found})
+    texts = {
+        row["sentence_id"]: (row["text"], row["concepts"])
+        for row in source.ask(_TEXTS, ids=ids, concept_set=source.concept_set)
+    }
+    for row, found in strongest:
+        row["excited_by"] = [[value, *texts[number]] for number, value in found]
 
 
-def sentences(
-    source: Source, layer: int, site: str, units: list[int]
-) -> Iterator[tuple[int, float, str, list[str]]]:
-    """(unit, value, text, concepts) of the sentences that excite units of a site most.
-
-    Raises StoreError where the activations were dropped.
-    """
-    if not excited(source):
-        raise StoreError("the raw activations were dropped (experts.keep_activations is false)")
-    at = {**source.view.parameters, "layer": layer, "site": site, "units": units}
-    source.connection.execute("SET VARIABLE place = $place", {"place": at})
-    for row in source.ask_named("exciting_sentences", count=SENTENCES):
-        yield row["unit"], row["value"], row["text"], row["concepts"]
+def _strongest(
+    source: Source, read: Manifest, layer: int, site: str, experts: list[Detail]
+) -> list[list[tuple[int, float]]]:
+    """(sentence, value) of the sentences with the highest activations of each expert of one site. Equal
+    values go by the sentence's number."""
+    place = {"pooling": source.view.pooling, "layer": layer, "site": site, "run": read.fingerprint}
+    files = source.ask(_FILES, **place)
+    if not files:
+        return [[] for _ in experts]
+    (width,) = source.ask(_WIDTH, **place)
+    values = SiteFiles([read.folder / row["path"] for row in files], width["width"]).read()
+    values = values[[row["unit"] for row in experts]]
+    ids = np.concatenate([np.arange(row["first"], row["first"] + row["sentences"]) for row in files])
+    order = np.argsort(-values, axis=1, kind="stable")[:, :SENTENCES]
+    return [
+        [(int(ids[column]), float(own[column])) for column in columns]
+        for own, columns in zip(values, order, strict=True)
+    ]

@@ -93,8 +93,7 @@ class Lines:
 
 class Palette:
     """Which colour and symbol a group has, the same in all figures: there are more groups than
-    colours that
-    all readers tell apart, so groups of one colour have different symbols."""
+    colours that all readers tell apart, so groups of one colour have different symbols."""
 
     def __init__(self, groups: Sequence[str]) -> None:
         order = [group for group in dict.fromkeys(groups) if group != NO_DOMAIN]

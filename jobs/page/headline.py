@@ -78,7 +78,7 @@ def _sentences(human_set: str, rows: list[tuple[str, Row]], source: Source) -> l
     row = closely(rows, source)
     if row is None:
         return []
-    said = [agrees(f"Which concepts share experts in {source.view.label}", row, f"people ({human_set})")]
+    said = [agrees(f"Similarity by shared experts in {source.view.label}", row, f"people ({human_set})")]
     difference = differs(row)
     if difference:
         said.append(difference)
@@ -91,6 +91,7 @@ def _sentences(human_set: str, rows: list[tuple[str, Row]], source: Source) -> l
             said.append(f"The {label}, chosen on these very pairs, reaches {told}.")
     if row["ceiling"] is not None:
         said.append(f"People agree with people by {row['ceiling']:.2f} ({row['ceiling_source']}).")
+    said.append(f"Numbers are {STATISTICS[row['agreement']]}, with 95% intervals in brackets.")
     return said
 
 
@@ -101,15 +102,13 @@ def _figure(key: tuple[str, str], rows: list[tuple[str, Row]], source: Source) -
     if row is None:
         finding = f"Agreement with {human_set}"
     else:
-        finding = agrees(f"{source.view.label}:", row, human_set).rstrip(".").replace("::", ":")
+        finding = agrees(source.view.label, row, human_set).rstrip(".")
     things = TRIPLETS if agreement == TRIPLETS else "pairs"
     note = (
         f"{STATISTICS[agreement].capitalize()} with {human_set} on the same {first['n_pairs']:,} "
-        f"{things} "
-        f"of {count(first['n_concepts'], 'concept')} in every row; experts: {source.view.cut}. "
+        f"{things} of {count(first['n_concepts'], 'concept')} in every row; experts: {source.view.cut}. "
         f"Bars: 95% intervals ({INTERVALS[first['ci_by']]}). What is called best was chosen on "
-        f"these very "
-        "pairs, so it is flattered."
+        "these very pairs, so it is flattered."
     )
     if first["ceiling"] is not None:
         note += f" Line: people with people, {first['ceiling']:.2f} ({first['ceiling_source']})."

@@ -1,6 +1,5 @@
 """How the results were made: the sweep file, revisions, versions, counts, durations, what was
-dropped, and
-which controls were run."""
+dropped, and which controls were run."""
 
 from __future__ import annotations
 
@@ -54,8 +53,7 @@ def section(source: Source) -> Section:
         missing.append("The sweep file is kept when the sweep is done: run it to its end.")
     lead = [
         f"Concept set {source.concept_set}. Each stage is named by its fingerprint, which holds "
-        f"everything "
-        "that it depends on; durations are in seconds, sizes in MB."
+        "everything that it depends on; durations are in seconds, sizes in MB."
     ]
     kept = [each for each in tables if each.rows]
     return Section("made", "How it was made", lead, tables=kept, missing=missing)

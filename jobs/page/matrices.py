@@ -40,8 +40,7 @@ def section(source: Source, pairs: Pairs | None, leaves: list[int]) -> Section:
                 "similarity-people",
                 _nearest("people", pairs.names, pairs.people),
                 f"Mean scores of {source.human_set}, on its own scale, in the same order: {rated:,} "
-                f"rated "
-                "pairs. Where nothing is drawn, nobody was asked.",
+                "rated pairs. Where nothing is drawn, nobody was asked.",
                 pairs.matrix(pairs.people, order, f"score in {source.human_set}"),
             )
         )

@@ -62,8 +62,7 @@ class Pairs:
 
     def matrix(self, values: Floats, order: list[int], label: str, root: bool = False) -> Matrix:
         """Values in an order of the concepts or, of many, the means between groups that follow
-        each other
-        in it: domains where there are some, else runs of as many concepts."""
+        each other in it: domains where there are some, else runs of as many concepts."""
         values = values[np.ix_(order, order)]
         names = [self.names[place] for place in order]
         groups = [self.groups[place] for place in order]

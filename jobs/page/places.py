@@ -172,8 +172,7 @@ def _over_steps(source: Source, rows: list[Row], counts: list[Row]) -> Figure | 
     if len({row["step"] for row in own}) < 2:
         return (
             "No training steps to compare: name several checkpoints, `revisions: [step512, "
-            "step143000]`, "
-            "in the sweep file."
+            "step143000]`, in the sweep file."
         )
     return _over(source, "training", "training step", "step", own, counts)
 

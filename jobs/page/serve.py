@@ -3,8 +3,7 @@ wanted.
 
 Only who has the printed address, which holds a random token, gets an answer: a cookie takes the token's
 place after the first visit. A name in `Host` other than this machine's own is refused, so that no
-other site
-can make a browser ask here (DNS rebinding).
+other site can make a browser ask here (DNS rebinding).
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class View:
 
     @property
     def label(self) -> str:
-        return f"{self.model}@{self.revision}, {self.pooling} pooling"
+        return f"{self.model}@{self.revision} ({self.pooling} pooling)"
 
     @property
     def measured(self) -> str:

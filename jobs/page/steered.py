@@ -1,6 +1,5 @@
 """How forcing a concept's neurons changes what the model says, by how many are forced: of all
-concepts, and
-of one."""
+concepts, and of one."""
 
 from __future__ import annotations
 
@@ -56,8 +55,7 @@ def section(source: Source) -> Section:
         f"{source.view.label}: neurons forced to their on values, by how they were chosen; random "
         f"ones are "
         "the control. Means over concepts and neutral prompts; bands are 95% intervals. The number "
-        "that is "
-        "named was chosen for its effect."
+        "that is named was chosen for its effect."
     )
     return Section(anchor, title, [], [Figure("steering", finding, note, _lines(rows))])
 

@@ -60,8 +60,7 @@ def section(source: Source, pairs: Pairs | None, merges: Any) -> Section:
     if apart is None:
         missing.append(
             "No measure of the domains: two domains with two concepts or more are needed (column "
-            "`domain` "
-            "of the concepts), and a finished sweep."
+            "`domain` of the concepts), and a finished sweep."
         )
     return Section(anchor, title, [], figures, missing=missing)
 
@@ -79,16 +78,14 @@ def _tree(source: Source, pairs: Pairs, drawn: Drawing) -> Figure:
     else:
         finding = (
             f"The last {len(names):,} branches of the tree are joined at similarities of "
-            f"{highest:.3g} to "
-            f"{lowest:.3g}"
+            f"{highest:.3g} to {lowest:.3g}"
         )
         some = " A name with +n stands for n more concepts below it."
     note = (
         f"Average linkage on 1 - {view.measured} similarity of experts ({view.label}; "
         f"{view.cut}).{some} "
         "Concepts that are equally alike are joined in the order of the set. The axis starts near "
-        "the first "
-        "joint."
+        "the first joint."
     )
     return Figure(
         "tree",
@@ -138,8 +135,7 @@ def _graph(source: Source, pairs: Pairs) -> Figure | None:
     note = (
         f"Links: the highest {view.measured} similarities of experts, at least {edges[-1][2]:.3g} "
         f"({view.label}; {view.cut}); a wider line is a higher one. Where a concept lies means "
-        f"nothing beyond "
-        "its links."
+        "nothing beyond its links."
     )
     body = Graph(
         [pairs.names[place] for place in places],
@@ -182,8 +178,7 @@ def _separation(source: Source) -> Figure | None:
         f"Chance that two of one domain are more alike than two of different ones: "
         f"{row['n_concepts']:,} "
         f"concepts of {row['n_domains']} domains. 0.5 says nothing. Bars: 95% intervals. What is "
-        f"called best "
-        "was chosen on these domains."
+        "called best was chosen on these domains."
     )
     estimates = [
         Estimate(label, each["auc"], each["auc_low"], each["auc_high"], kind_of(each))
@@ -213,8 +208,7 @@ def _coherence(source: Source, pairs: Pairs) -> Figure | None:
         f"Mean {view.measured} similarity of two concepts of a domain ({view.label}; {view.cut}). "
         f"Grey: where "
         f"95% of {_DRAWS:,} groups of as many concepts, drawn from all, lie. q: p corrected over "
-        f"the domains "
-        "(Benjamini and Hochberg 1995)."
+        "the domains (Benjamini and Hochberg 1995)."
     )
     ordered = sorted(found, key=lambda one: -one[1].within)
     rows = [

@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jobs.page.colours import GRID, GROUPS, INK, KINDS, MUTED, SCALE
+from jobs.page.colours import GRID, GROUND, GROUPS, INK, KINDS, MUTED, SCALE
 from jobs.page.figure import (
     Estimate,
     Estimates,
@@ -29,6 +29,9 @@ from jobs.page.said import interval, number
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": INK}
 _LINE_HEIGHT, _ROW_HEIGHT = 16, 28
 _LABEL_LETTERS = 34
+_VALUE_WIDTH = 130
+"""Pixels for values at the right."""
+
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 _KIND_SYMBOLS = {"neurons": "circle", "control": "circle-open", "baseline": "diamond"}
 _MOST_TICKS = 5
@@ -123,7 +126,12 @@ def _estimates(body: Estimates) -> go.Figure:
             "showarrow": False,
         }
         figure.add_annotation(
-            x=0, xanchor="left", align="left", text="<br>".join(map(plain, lines)), **shared
+            x=0,
+            xanchor="left",
+            align="left",
+            text="<br>".join(map(plain, lines)),
+            bgcolor=GROUND,
+            **shared,
         )
         figure.add_annotation(
             x=1,
@@ -149,6 +157,7 @@ def _estimates(body: Estimates) -> go.Figure:
         height=int(ends[-1]) + 110,
         margin={"l": 12, "r": 12, "t": 60, "b": 50},
         showlegend=len({row.kind for row in body.rows}) > 1,
+        meta={"values": _VALUE_WIDTH},
         legend={"orientation": "h", "y": 1, "yanchor": "bottom", "yref": "paper", "x": 0},
     )
     if body.marks:
@@ -359,11 +368,18 @@ def _tree(body: Tree) -> go.Figure:
     n = len(body.names)
     figure.update_layout(
         height=16 * n + 150,
-        margin={"l": 10, "r": 12, "t": 10, "b": 50},
+        margin={"l": 10, "r": 24, "t": 10, "b": 50},
         showlegend=len(set(body.groups)) > 1,
         legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
     )
-    figure.update_xaxes(title=plain(body.axis), zeroline=False)
+    end = max((at for joint in body.joints for at, _ in joint), default=1.0)
+    past = (end - body.start) * 0.02
+    figure.update_xaxes(
+        title=plain(body.axis),
+        zeroline=False,
+        range=[body.start - past / 2, end + past],
+        nticks=_MOST_TICKS,
+    )
     figure.update_yaxes(
         tickmode="array",
         tickvals=list(range(n)),

@@ -51,10 +51,13 @@
         }
       }
     }
+    if (meta.values) layout.xaxis.domain = [0, 1 - meta.values / (width - 24)];
     if (meta.graph) {
       if (width < NARROW) layout.height = 520;
-      // names that would lie on each other are told by hovering and by the table
-      if (meta.graph > width / 8) for (const trace of data) if (trace.text) trace.mode = "markers";
+      // names that would lie on each other, or beyond the edge, are told by hovering and by the table
+      if (width < NARROW || meta.graph > width / 8) {
+        for (const trace of data) if (trace.text) trace.mode = "markers";
+      }
     }
     layout.width = width;
     return { data, layout };
