@@ -19,7 +19,7 @@ from cluster.shard import Settings
 from cluster.shard_actor import own_device, settle_in
 from cluster.steered_shard import LONGEST, SteeredShard, Tape
 from cluster.tokens import Tokenizer
-from cluster.weights import Weights, materialise
+from cluster.weights import Weights, materialise, read_config
 from storage.errors import UserError
 
 TOKEN_BUDGET = 1024
@@ -288,23 +288,33 @@ def choose(log_p: torch.Tensor, chances: Floats, temperature: float) -> Integers
 
 
 def tokens_of(
-    weights: Weights, prompts: Sequence[str], words: Sequence[str]
+    weights: Weights, prompts: Sequence[str], words: Sequence[str], further: int
 ) -> tuple[list[Ids], list[list[Word]]]:
     """Tokens of each prompt; and, for each word, of it after each of the prompts.
 
-    Raises UserError for a prompt or a word without tokens, and for what is too long for the model.
+    Raises UserError for a prompt or a word without tokens, and for a prompt that with a word, or with so
+    many further tokens, is too long for the model.
     """
-    tokenizer = Tokenizer(materialise(weights), LONGEST, weights.remote_code)
+    folder = materialise(weights)
+    tokenizer = Tokenizer(folder, LONGEST, weights.remote_code)
+    config = read_config(folder, weights.remote_code).get_text_config()
+    room = min(LONGEST, getattr(config, "max_position_embeddings", None) or LONGEST)
     starts = [tuple(tokenizer.after(prompt, "")[0]) for prompt in prompts]
-    for prompt, start in zip(prompts, starts, strict=True):
-        if not start:
-            raise UserError(f"steering.prompts: {prompt!r} has no token for model {weights.label}")
     found = []
     for word in words:
         after = [Word(*map(tuple, tokenizer.after(prompt, word))) for prompt in prompts]
-        if not all(each.before and each.tokens for each in after):
+        if not all(each.tokens for each in after):
             raise UserError(f"steering: the word {word!r} has no token for model {weights.label}")
         found.append(after)
+    for at, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+        if not start or not all(after[at].before for after in found):
+            raise UserError(f"steering.prompts: {prompt!r} has no token for model {weights.label}")
+        longest = max([len(start) + further, *(len(after[at].sequence) + 1 for after in found)])
+        if longest > room:
+            raise UserError(
+                f"steering.prompts: {prompt!r} comes to {longest} tokens with what follows it; "
+                f"model {weights.label} reads {room}"
+            )
     return starts, found
 
 

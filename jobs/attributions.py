@@ -99,17 +99,17 @@ def start_pipeline(
 
 
 def read_words(
-    weights: Weights, prompts: list[str], concepts: list[str]
+    weights: Weights, prompts: list[str], concepts: list[str], further: int = 0
 ) -> tuple[list[tuple[int, ...]], list[list[Word]]]:
     """Tokens of each prompt, and of each concept's word after each of them, from a worker, where the
-    model's tokenizer is."""
+    model's tokenizer is. So many further tokens are to fit after a prompt."""
     import ray
 
     from cluster.session import result
     from cluster.steering_pipeline import tokens_of
 
     found: tuple[list[tuple[int, ...]], list[list[Word]]] = result(
-        ray.remote(tokens_of).remote(weights, prompts, [word_of(name) for name in concepts])
+        ray.remote(tokens_of).remote(weights, prompts, [word_of(name) for name in concepts], further)
     )
     return found
 

@@ -194,7 +194,8 @@ def _question(stage: Stage, store: Path, weights: Weights, concepts: list[str]) 
 
     params = stage.params
     texts = stage.inputs["activations"].inputs["sentences"]
-    starts, words = attributions.read_words(weights, params["prompts"], concepts)
+    further = params["tokens"] if params["samples"] else 0
+    starts, words = attributions.read_words(weights, params["prompts"], concepts, further)
     known = {each.name: each for each in sentences.read_set(texts, store).concepts}
     random = np.random.default_rng(params["seed"])
     return _Question(

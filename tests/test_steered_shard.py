@@ -103,7 +103,9 @@ class Oracle:
                     )
                 )
             else:
-                hooks.append(named[name].register_forward_hook(lambda _, __, out, c=change: c(out)))
+                hooks.append(
+                    named[name].register_forward_hook(lambda _, __, out, c=change: _in_first(c, out))
+                )
         ids = torch.tensor([word.before + word.tokens])
         logits = self.model(ids).logits[0].log_softmax(-1)
         for hook in hooks:
@@ -123,6 +125,23 @@ class Oracle:
             return values
 
         return change
+
+
+def _in_first(change: Callable[[torch.Tensor], torch.Tensor], out: Any) -> Any:
+    return change(out) if isinstance(out, torch.Tensor) else (change(out[0]), *out[1:])
+
+
+def test_sites_that_are_named_are_forced(tiny_model: Path) -> None:
+    """What an attention gives comes as one of several values, what goes in as one of several arguments;
+    the residual stream beside a module's input stays what it is."""
+    for pattern in ("self_attn", "mlp.act_fn", "post_attention_layernorm:input"):
+        chain = shards_of(tiny_model, [pattern], 2)
+        sites = [site for shard in chain for site in shard.sites]
+        forced = some_forced(chain)
+        asked = words(tiny_model)
+        expected = [Oracle(tiny_model).log_p(word, sites, forced).item() for word in asked]
+        found = [each.sum() for each in log_p(chain, [row(word, forced) for word in asked])]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -17,10 +17,18 @@ import ray
 from cluster.forcing import NOTHING, Forced, Row, Values, Word
 from cluster.shard import Settings
 from cluster.steered_shard import SteeredShard
-from cluster.steering_pipeline import Growth, Sloped, SlopeUnit, SteeringPipeline, SteeringUnit
+from cluster.steering_pipeline import (
+    Growth,
+    Sloped,
+    SlopeUnit,
+    SteeringPipeline,
+    SteeringUnit,
+    tokens_of,
+)
 from cluster.tokens import Tokenizer
 from cluster.weights import Weights, resolve
 from storage.database import ask, open_store
+from storage.errors import UserError
 from tests import tiny
 from tests.planted import CPU
 from tests.test_steered_shard import Oracle
@@ -137,6 +145,20 @@ def _batches(rows: list[Row]) -> list[Any]:
     from cluster.forcing import cut as cut_rows
 
     return cut_rows(rows, 100)
+
+
+def test_what_the_model_cannot_read_is_said(tiny_weights: Weights) -> None:
+    """The tiny model has 64 positions, and no token for nothing."""
+    starts, words = tokens_of(tiny_weights, PROMPTS, ["cat", "dog"], 4)
+    assert len(starts) == len(words) == 2
+    assert [word.before for word in words[0]] == starts
+    for prompts, names, further, message in (
+        ([*PROMPTS, "mill " * 40], ["cat"], 0, "mill ' comes to"),
+        (PROMPTS, ["cat"], 62, "'My aunt drew one' comes to .* reads 64"),
+        (PROMPTS, [""], 0, "the word '' has no token"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tokens_of(tiny_weights, prompts, names, further)
 
 
 @pytest.fixture(scope="module")
