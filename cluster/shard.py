@@ -18,7 +18,7 @@ from cluster.partial import layer_count, load_layers
 from cluster.pooling import Pooler
 from cluster.sites import Site, find_sites, hidden_values
 from cluster.tokens import Batch, Text, Tokenizer, Tokens, pad
-from storage.activation_files import MEAN, RESIDUAL
+from storage.activation_files import LAST, MEAN, RESIDUAL
 from storage.errors import NeuralignError, UserError
 
 FLOAT16_LIMIT = float(torch.finfo(torch.float16).max)
@@ -45,7 +45,7 @@ class Settings:
 class Reading:
     """What a work unit's sentences did: arrays of shape (units, sentences) by (pooling, site).
 
-    Neurons are float16, the mean residual stream float32.
+    Neurons are float16, the residual stream (its mean and its last token) float32.
     """
 
     values: dict[Place, npt.NDArray[np.floating[Any]]]
@@ -131,7 +131,11 @@ class Shard:
             for site in self.sites
             for pooling in self.poolings
         }
-        out |= {(MEAN, site): torch.empty(len(texts), site.width) for site in self.residuals}
+        out |= {
+            (pooling, site): torch.empty(len(texts), site.width)
+            for site in self.residuals
+            for pooling in (MEAN, LAST)
+        }
         return Work(tokens, batches([len(sentence.ids) for sentence in tokens], budget), out)
 
     def step(self, work: Work, numbers: range, incoming: Hidden | None) -> Hidden:
@@ -238,6 +242,7 @@ class Shard:
         hidden = hidden_values(given)
         if self._now is not None and hidden is not None:
             self._now.pooled[MEAN, site] = self._now.pooler.mean(hidden)
+            self._now.pooled[LAST, site] = self._now.pooler.last(hidden)
             if site.layer == self.layers.stop - 1:
                 self._now.outgoing = hidden
 

@@ -84,6 +84,20 @@ def _find(model: str, revision: str, beside: Path, allowed: frozenset[str]) -> W
     return _on_hub(model, revision, allowed)
 
 
+def resolve_encoder(model: str, revision: str, beside: Path) -> Weights:
+    """Find a sentence encoder: a known asset, a folder with all that is below it, or an id on the
+    Hugging Face hub. Raises UserError when it cannot be found."""
+    path = (beside / Path(model).expanduser()).resolve()
+    if model in ASSETS:
+        path = ASSETS[model].path().parent
+    if path.is_dir():
+        files = {file for pattern in _FILES for file in path.rglob(pattern)}
+        digest = fingerprint({str(file.relative_to(path)): hash_file(file) for file in files})
+        return _local(model, revision, "folder", path, digest)
+    folder = _find_on_hub(model, revision)
+    return Weights(model, revision, f"commit:{folder.name}", "hub", model, folder.name)
+
+
 def materialise(weights: Weights) -> Path:
     """The folder of the weights on this machine, made when it is not there yet."""
     if weights.source == "hub":
@@ -218,17 +232,24 @@ def _hash_folder(folder: Path, allowed: frozenset[str]) -> str:
 
 
 def _on_hub(model: str, revision: str, allowed: frozenset[str]) -> Weights:
+    folder = _find_on_hub(model, MAIN if revision == RANDOM_INIT else revision)
+    check_causal_lm(model, json.loads((folder / "config.json").read_text()), allowed)
+    identity = _identity(f"commit:{folder.name}", revision)
+    return Weights(model, revision, identity, "hub", model, folder.name)
+
+
+def _find_on_hub(model: str, revision: str) -> Path:
+    """A folder with a model's configuration, which is named by the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
 
-    asked = MAIN if revision == RANDOM_INIT else revision
     try:
-        # with no network this finds what was downloaded before; the folder's name is the commit
-        folder = Path(snapshot_download(model, revision=asked, allow_patterns=["config.json"]))
+        # with no network this finds what was downloaded before
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=["config.json"]))
     except HFValidationError as error:
         raise UserError(f"model {model!r}: is no folder, no .gguf file and no hub id") from error
     except RevisionNotFoundError as error:
-        raise UserError(f"model {model!r}: has no revision {asked!r} on the hub") from error
+        raise UserError(f"model {model!r}: has no revision {revision!r} on the hub") from error
     except (HfHubHTTPError, OSError) as error:
         raise UserError(
             f"model {model!r}: is no folder or .gguf file here, and the Hugging Face hub does not "
@@ -236,9 +257,7 @@ def _on_hub(model: str, revision: str, allowed: frozenset[str]) -> Weights:
         ) from error
     if not (folder / "config.json").is_file():
         raise UserError(f"model {model!r}: the hub has no config.json of it")
-    check_causal_lm(model, json.loads((folder / "config.json").read_text()), allowed)
-    identity = _identity(f"commit:{folder.name}", revision)
-    return Weights(model, revision, identity, "hub", model, folder.name)
+    return folder
 
 
 def _first_line(error: Exception) -> str:

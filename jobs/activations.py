@@ -36,9 +36,10 @@ def plan(
     neurons: Neurons,
     texts: Stage,
     n_sentences: int,
+    of: str = "",
 ) -> Stage:
-    """The stage for one model at one revision over one concept set. How many shards and replicas run it
-    is no part of what it is: the values are the same."""
+    """The stage for one model at one revision over one concept set, or over a change of it, which `of`
+    names. How many shards and replicas run it is no part of what it is: the values are the same."""
     size = unit_size(n_sentences)
     params = {
         "model": weights.model,
@@ -56,7 +57,7 @@ def plan(
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, weights, model)
 
-    return Stage(KIND, weights.label, params, run, {"sentences": texts})
+    return Stage(KIND, f"{weights.label} {of}".rstrip(), params, run, {"sentences": texts})
 
 
 def unit_size(n_sentences: int) -> int:

@@ -154,7 +154,7 @@ def sentences(
     from storage.concepts import write_concepts
 
     planned, _ = _carry_out(file, stage.KIND)
-    (texts,), store = planned.of_kind(stage.KIND), planned.sweep.store_path
+    texts, store = planned.stages[0], planned.sweep.store_path
     made = stage.read_set(texts, store)
     if out is not None:
         write_concepts(out, made)

@@ -35,7 +35,9 @@ from storage.place import absolute, place
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Count = Annotated[int, Field(ge=1)]
-Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
+KnownBaseline = Literal[
+    "glove", "input-embedding", "contextual", "sentence-encoder", "shuffled", "random-init"
+]
 Control = Literal["split-half", "length-matched"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
 SetMeasure = Literal["jaccard", "overlap", "dice", "containment"]
@@ -238,6 +240,36 @@ class Human(_Part):
         )
 
 
+class WordVectors(_Part):
+    """A baseline: word vectors in a file."""
+
+    name: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+
+
+class SentenceEncoder(_Part):
+    """A baseline: a sentence encoder, in a folder or on the hub."""
+
+    name: str = Field(min_length=1)
+    encoder: str = Field(min_length=1)
+    revision: str = "main"
+
+
+def _baseline_kind(value: Any) -> str:
+    if isinstance(value, dict | _Part):
+        keys = value if isinstance(value, dict) else vars(value)
+        return "encoder" if "encoder" in keys else "vectors"
+    return "known"
+
+
+Baseline = Annotated[
+    Annotated[KnownBaseline, Tag("known")]
+    | Annotated[WordVectors, Tag("vectors")]
+    | Annotated[SentenceEncoder, Tag("encoder")],
+    Discriminator(_baseline_kind),
+]
+
+
 class Sweep(_Part):
     """Models x revisions, one concept set, human data and baselines."""
 
@@ -292,6 +324,7 @@ class Sweep(_Part):
         lists: dict[str, list[Any]] = {
             "human": [human.name for human in self.human],
             "agreement": list(self.agreement),
+            "baselines": [each if isinstance(each, str) else each.name for each in self.baselines],
             "controls": list(self.controls),
             "experts.threshold": self.experts.threshold,
             "experts.top": list(self.experts.top),
@@ -369,7 +402,8 @@ class _UniqueKeys(yaml.SafeLoader):
 def _explain(problem: dict[str, Any]) -> str:
     """One line for one problem that pydantic found."""
     # the parts that name a member of a union are no keys of the user's
-    kind = problem["loc"][1] if problem["loc"][:1] == ("concepts",) and len(problem["loc"]) > 1 else None
+    tag = {"concepts": 1, "baselines": 2}.get(str(problem["loc"][0]) if problem["loc"] else "", 99)
+    kind = problem["loc"][tag] if len(problem["loc"]) > tag else None
     location = tuple(
         part for part in problem["loc"] if part != kind and not _UNION_MEMBER.search(str(part))
     )
@@ -390,6 +424,8 @@ def _allowed_keys(location: tuple[Any, ...], kind: str | None = None) -> str:
         "brought": Brought,
         "harvest": Harvest,
         "generate": Generate,
+        "vectors": WordVectors,
+        "encoder": SentenceEncoder,
         "models": Model,
         "neurons": Neurons,
         "experts": Experts,

@@ -21,7 +21,6 @@ def print_outlook(console: Console, planned: Plan) -> None:
         table.add_column(name, overflow="fold")
     for name in ("units", "bytes to write"):
         table.add_column(name, justify="right")
-    models = {weights.label: weights for weights in planned.weights}
     total = 0
     for stage in planned.stages:
         done = stage.is_done(store)
@@ -29,7 +28,7 @@ def print_outlook(console: Console, planned: Plan) -> None:
         if stage.kind == activations.KIND:
             left = space.units_left(stage, store)
             units = f"{left} of {stage.params['units']}"
-            size = space.bytes_left(stage, models[stage.label], planned, store)
+            size = space.bytes_left(stage, space.weights_of(stage, planned), planned, store)
         total += size
         table.add_row(
             stage.kind,

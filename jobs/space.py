@@ -24,9 +24,8 @@ def check(planned: Plan, store: Path) -> None:
     room = free(store)
     if room is None:
         return
-    models = {weights.label: weights for weights in planned.weights}
     needed = [
-        bytes_left(stage, models[stage.label], planned, store)
+        bytes_left(stage, weights_of(stage, planned), planned, store)
         for stage in planned.of_kind(activations.KIND)
     ]
     # where activations are dropped, those of one model are there at a time
@@ -39,9 +38,19 @@ def check(planned: Plan, store: Path) -> None:
         )
 
 
+def weights_of(stage: Stage, planned: Plan) -> Weights:
+    """The weights that a stage of activations reads."""
+    (found,) = (
+        weights
+        for weights in planned.weights
+        if (weights.model, weights.revision) == (stage.params["model"], stage.params["revision"])
+    )
+    return found
+
+
 def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
     """Bytes of a model's activations that are not written yet: a float16 a neuron, sentence and pooling,
-    and a float32 a coordinate of the mean residual stream."""
+    and float32 for the residual stream, its mean and its last token."""
     from cluster.sites import describe
 
     left = units_left(stage, store)
@@ -51,7 +60,7 @@ def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> in
     poolings = len(stage.params["poolings"])
     neurons = sum(site.width for site in sites)
     layers = len({site.layer for site in sites})
-    sentence = neurons * poolings * _FLOAT16 + layers * hidden_size * _FLOAT32
+    sentence = neurons * poolings * _FLOAT16 + layers * hidden_size * 2 * _FLOAT32
     units: int = stage.params["units"]
     return sentence * len(planned.concepts.sentences) * left // units
 

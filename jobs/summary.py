@@ -13,6 +13,7 @@ from alignment.correlation import FEWEST_PAIRS
 from cluster.weights import RANDOM_INIT
 from jobs.alignment import TRIPLETS
 from jobs.baselines import HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
+from jobs.encoders import ENCODED_WORD, SENTENCE_ENCODER
 from jobs.similarity import EXPERTS
 from storage.activation_files import POOLINGS
 
@@ -34,7 +35,8 @@ INTERVALS = {
 _FOOTNOTE = (
     "All rows of a table are on the same pairs. Intervals (95%) allow for pairs that share a concept. "
     "What is best is chosen on these very pairs, so it is flattered. A dash: all similarities are "
-    "equal, or too few differ for an interval."
+    "equal, or too few differ for an interval. States are the hidden states after a layer: the mean of "
+    "a sentence's tokens, or the last."
 )
 
 
@@ -59,7 +61,10 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
         else:
             few.append(f"{human_set} {summary['human_pairs'].get(human_set, 0)}")
     if few:
-        say(f"Too few rated pairs for a correlation (fewer than {FEWEST_PAIRS}): {', '.join(few)}.")
+        say(
+            f"Too few rated pairs for a correlation (fewer than {FEWEST_PAIRS}, or of concepts that "
+            f"some representation lacks): {', '.join(few)}."
+        )
     say(_FOOTNOTE)
     _print_controls(console, summary)
     nearest = summary["nearest"]
@@ -204,12 +209,14 @@ def _best_layers(experts: list[dict[str, Any]], value: str) -> list[tuple[str, d
 
 def _baselines(rows: list[dict[str, Any]], value: str) -> list[tuple[str, dict[str, Any]]]:
     shown = []
-    hidden: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    hidden: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["representation"] == HIDDEN_STATE and row[value] is not None:
-            hidden.setdefault((row["model"], row["revision"]), []).append(row)
-        elif row["representation"] == WORD_VECTORS:
-            shown.append((f"{row['model']} {WORD_VECTORS}", row))
+            hidden.setdefault((row["model"], row["revision"], row["pooling"]), []).append(row)
+        elif row["representation"] in (WORD_VECTORS, SENTENCE_ENCODER):
+            shown.append((f"{row['model']} {row['representation']}", row))
+        elif row["representation"] == ENCODED_WORD:
+            shown.append((f"{row['model']} of the word alone", row))
         elif row["representation"] == INPUT_EMBEDDING:
             shown.append((INPUT_EMBEDDING, row))
     for candidates in hidden.values():
@@ -217,11 +224,11 @@ def _baselines(rows: list[dict[str, Any]], value: str) -> list[tuple[str, dict[s
         for name, row in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2])):
             how = row["measure"].removesuffix(" cosine").removesuffix("cosine")
             place = f"L{row['layer']} {how}".rstrip()
-            shown.append((f"{name} hidden state of {len(ordered)} ({place})", row))
+            shown.append((f"{name} of {len(ordered)} {row['pooling']} states ({place})", row))
     return shown
 
 
 def _named(label: str, row: dict[str, Any]) -> str:
-    if row["representation"] == WORD_VECTORS:
+    if row["representation"] in (WORD_VECTORS, SENTENCE_ENCODER, ENCODED_WORD):
         return label
     return f"{row['model']}@{row['revision']}: {label}"

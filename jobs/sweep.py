@@ -9,11 +9,12 @@ from pathlib import Path
 from alignment.words import NOUN
 from cluster.devices import native_dtype
 from cluster.session import disconnected_after
-from cluster.weights import RANDOM_INIT, Weights, resolve
+from cluster.weights import MAIN, RANDOM_INIT, Weights, resolve, resolve_encoder
 from jobs import (
     activations,
     alignment,
     baselines,
+    encoders,
     experts,
     generate,
     harvest,
@@ -24,7 +25,7 @@ from jobs import (
     similarity,
     space,
 )
-from jobs.config import Brought, Harvest, Model, Sweep
+from jobs.config import Brought, Harvest, Model, SentenceEncoder, Sweep, WordVectors
 from jobs.judgments import judge
 from jobs.progress import say
 from jobs.stage import Stage, ensure
@@ -33,6 +34,9 @@ from storage.concepts import ConceptSet, named, read_concepts, read_words
 from storage.database import is_activations
 from storage.errors import UserError
 from storage.manifest import drop
+
+ENCODER = "all-minilm-l6-v2"
+"""The baseline `sentence-encoder`."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,15 @@ def plan(sweep: Sweep) -> Plan:
     if concepts is None:
         return Plan(sweep, None, resolved, [texts])
     experts.check(concepts, sweep.experts)
-    stages = [texts, *([baselines.plan_word_vectors(texts)] if "glove" in sweep.baselines else [])]
+    stages = [texts, *_baseline_stages(sweep, texts)]
     for model, weights in models:
         stages += _model_stages(sweep, model, weights, texts, len(concepts.sentences))
+    if "shuffled" in sweep.baselines:
+        mixed = sentences.plan_shuffled(concepts, texts, sweep.concepts.language, sweep.seed)
+        stages.append(mixed)
+        for model, weights in models:
+            if not weights.random:
+                stages += _shuffled_stages(sweep, model, weights, mixed, len(concepts.sentences))
     compared, checks = (
         [stage for stage in stages if stage.kind == kind] for kind in (similarity.KIND, reliability.KIND)
     )
@@ -157,6 +167,31 @@ def _revisions(model: Model, sweep: Sweep) -> list[str]:
     return [*model.revisions, *([RANDOM_INIT] if control else [])]
 
 
+def _baseline_stages(sweep: Sweep, texts: Stage) -> Iterator[Stage]:
+    """What needs none of the sweep's models."""
+    for wanted in sweep.baselines:
+        if wanted == "glove":
+            yield baselines.plan_glove(texts)
+        elif wanted == "sentence-encoder":
+            encoder = resolve_encoder(ENCODER, MAIN, sweep.folder)
+            yield encoders.plan(ENCODER, encoder, texts)
+        elif isinstance(wanted, WordVectors):
+            yield baselines.plan_word_vectors(wanted.name, sweep.folder / wanted.path, texts)
+        elif isinstance(wanted, SentenceEncoder):
+            encoder = resolve_encoder(wanted.encoder, wanted.revision, sweep.folder)
+            yield encoders.plan(wanted.name, encoder, texts)
+
+
+def _shuffled_stages(
+    sweep: Sweep, model: Model, weights: Weights, mixed: Stage, n_sentences: int
+) -> Iterator[Stage]:
+    """Experts once more, on sentences whose words are shuffled."""
+    dtype = native_dtype() if model.dtype == "auto" else model.dtype
+    read = activations.plan(weights, model, dtype, sweep.neurons, mixed, n_sentences, sentences.SHUFFLED)
+    yield read
+    yield from _as_control(sweep, read, sentences.SHUFFLED)
+
+
 def _model_stages(
     sweep: Sweep, model: Model, weights: Weights, texts: Stage, n_sentences: int
 ) -> Iterator[Stage]:
@@ -176,21 +211,22 @@ def _model_stages(
 
 
 def _control_stages(sweep: Sweep, read: Stage) -> Iterator[Stage]:
-    """Experts found once more as controls, compared by the measure that is reported."""
-
-    def stages(control: str) -> tuple[Stage, Stage]:
-        scored = experts.plan(read, sweep.experts, sweep.seed, control)
-        return scored, similarity.plan(
-            scored, sweep.similarity.measures[:1], ["model"], sweep.experts.threshold
-        )
-
+    """Experts found once more as controls."""
     if "length-matched" in sweep.controls:
-        yield from stages(experts.LENGTH_MATCHED)
+        yield from _as_control(sweep, read, experts.LENGTH_MATCHED)
     if "split-half" in sweep.controls:
-        halves = [stages(half) for half in experts.HALVES]
+        halves = [_as_control(sweep, read, half) for half in experts.HALVES]
         for pair in halves:
             yield from pair
         yield reliability.plan(*(compared for _, compared in halves))
+
+
+def _as_control(sweep: Sweep, read: Stage, control: str) -> tuple[Stage, Stage]:
+    """The experts of a control, and their similarities by the measure that is reported."""
+    scored = experts.plan(read, sweep.experts, sweep.seed, control)
+    return scored, similarity.plan(
+        scored, sweep.similarity.measures[:1], ["model"], sweep.experts.threshold
+    )
 
 
 if __name__ == "__main__":
