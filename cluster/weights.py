@@ -70,13 +70,16 @@ def resolve(model: str, revision: str, beside: Path, allowed: frozenset[str] = f
 
 
 def _find(model: str, revision: str, beside: Path, allowed: frozenset[str]) -> Weights:
-    if model in ASSETS and ASSETS[model].file.endswith(".gguf"):
-        path = ASSETS[model].path()
-        return _local(model, revision, "gguf", path, ASSETS[model].sha256)
     path = (beside / Path(model).expanduser()).resolve()
-    if path.is_file() and path.suffix == ".gguf":
+    known = model in ASSETS and ASSETS[model].file.endswith(".gguf")
+    if known or (path.is_file() and path.suffix == ".gguf"):
+        if revision not in (MAIN, RANDOM_INIT):
+            raise _no_revision(model, revision, [])
+        if known:
+            return _local(model, revision, "gguf", ASSETS[model].path(), ASSETS[model].sha256)
         return _local(model, revision, "gguf", path, hash_file(path))
     if path.is_dir():
+        path = path if revision in (MAIN, RANDOM_INIT) else _checkpoint(model, path, revision)
         _check_folder(model, path, allowed)
         return _local(model, revision, "folder", path, _hash_folder(path, allowed))
     if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1:
@@ -178,11 +181,20 @@ def _names(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
+def _checkpoint(model: str, folder: Path, revision: str) -> Path:
+    """The subfolder of a model's folder that holds one of its revisions."""
+    there = sorted(config.parent.name for config in folder.glob("*/config.json"))
+    if revision not in there:
+        raise _no_revision(model, revision, there)
+    return folder / revision
+
+
+def _no_revision(model: str, revision: str, others: list[str]) -> UserError:
+    known = ", ".join([MAIN, RANDOM_INIT, *others])
+    return UserError(f"model {model!r}: has no revision {revision!r}; this local model has {known}")
+
+
 def _local(model: str, revision: str, source: str, path: Path, digest: str) -> Weights:
-    if revision not in (MAIN, RANDOM_INIT):
-        raise UserError(
-            f"model {model!r}: has no revision {revision!r}; a local model has {MAIN} and {RANDOM_INIT}"
-        )
     return Weights(model, revision, _identity(f"sha256:{digest}", revision), source, str(path))
 
 

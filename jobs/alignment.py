@@ -19,7 +19,7 @@ import pyarrow as pa
 from alignment.agreement import Measure, rater_ceiling
 from alignment.correlation import FEWEST_PAIRS, benjamini_hochberg, correlate, mantel
 from alignment.resampling import Estimates, Method
-from alignment.triplets import share_predicted
+from alignment.triplets import chance_of_share, share_predicted
 from jobs.baselines import WORD_VECTORS
 from jobs.judgments import Judgments
 from jobs.similarity import FILE
@@ -75,10 +75,12 @@ class _Task:
         )
 
     def p_values(self, matrices: Floats) -> Floats:
-        """p of each matrix's agreement; NaN where there is none, and for triplets."""
-        if self.measure is None:
-            return np.full(len(matrices), np.nan)
+        """p of each matrix's agreement; NaN where there is none."""
         how, measure = self.how, self.measure
+        if measure is None:
+            return np.array(
+                [chance_of_share(each, self.members, how.resamples, how.seed) for each in matrices]
+            )
         first, second = self.members.T
         return np.array(
             [
