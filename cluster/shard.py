@@ -33,12 +33,14 @@ Hidden = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is read; the same for all its shards."""
+    """How a model is read; the same for all its shards. `states` says whether the hidden states after
+    each layer are read too."""
 
     dtype: str
     sites: str | list[str]
     poolings: list[str]
     remote_code: bool = False
+    states: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Shard:
         self.device = torch.device(device)
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self.poolings = settings.poolings
+        self.states = (MEAN, LAST) if settings.states else ()
         self.layers = layers if layers is not None else range(layer_count(folder, settings.remote_code))
         self.model, numbered = load_layers(folder, self.layers, self.dtype, settings.remote_code)
         self.model.eval().to(self.device)
@@ -134,7 +137,7 @@ class Shard:
         out |= {
             (pooling, site): torch.empty(len(texts), site.width)
             for site in self.residuals
-            for pooling in (MEAN, LAST)
+            for pooling in self.states
         }
         return Work(tokens, batches([len(sentence.ids) for sentence in tokens], budget), out)
 
@@ -241,8 +244,9 @@ class Shard:
     def _take_residual(self, site: Site, given: Any) -> None:
         hidden = hidden_values(given)
         if self._now is not None and hidden is not None:
-            self._now.pooled[MEAN, site] = self._now.pooler.mean(hidden)
-            self._now.pooled[LAST, site] = self._now.pooler.last(hidden)
+            if self.states:
+                self._now.pooled[MEAN, site] = self._now.pooler.mean(hidden)
+                self._now.pooled[LAST, site] = self._now.pooler.last(hidden)
             if site.layer == self.layers.stop - 1:
                 self._now.outgoing = hidden
 

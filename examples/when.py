@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 CONCEPTS = HERE / "demo-concepts.csv"
 WIKIPEDIA = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 END = "<|endoftext|>"
-CONTEXT, BATCH = 64, 32
+CONTEXT, BATCH = 64, 16
 STORIES = 0.5
 """Share of a batch that is stories; the rest is Wikipedia."""
 LEARNING_RATE, WARM_UP = 2e-3, 20
@@ -172,9 +172,9 @@ def main() -> None:
     """Train what is not trained yet, sweep it, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("sweep", nargs="?", type=Path, default=HERE / "when.yaml")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--vocabulary", type=int, default=2048)
     given = parser.parse_args()
     wanted = read_sweep(given.sweep)
     model = wanted.models[0]

@@ -36,10 +36,12 @@ def plan(
     neurons: Neurons,
     texts: Stage,
     n_sentences: int,
+    states: bool,
     of: str = "",
 ) -> Stage:
     """The stage for one model at one revision over one concept set, or over a change of it, which `of`
-    names. How many shards and replicas run it is no part of what it is: the values are the same."""
+    names; with the hidden states after each layer or without. How many shards and replicas run it is no
+    part of what it is: the values are the same."""
     size = unit_size(n_sentences)
     params = {
         "model": weights.model,
@@ -49,6 +51,7 @@ def plan(
         "dtype": dtype,
         "sites": neurons.sites,
         "poolings": list(neurons.pooling),
+        "states": states,
         "token_budget": TOKEN_BUDGET,
         "sentences_in_unit": size,
         "units": -(-n_sentences // size),
@@ -114,6 +117,7 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
         stage.params["sites"],
         list(stage.params["poolings"]),
         weights.remote_code,
+        stage.params["states"],
     )
 
     connect()

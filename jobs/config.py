@@ -128,7 +128,8 @@ Concepts = Annotated[
 
 
 class Model(_Part):
-    """A model, the revisions of it to run, and where: how long to wait for a place on the cluster."""
+    """A model, the revisions of it to run, and where: how long to wait for a place on the cluster.
+    `config` is a copy of its config.json, for a plan where the model itself cannot be had."""
 
     id: str = Field(min_length=1)
     revisions: list[str] = Field(default=["main"], min_length=1)
@@ -138,6 +139,7 @@ class Model(_Part):
     gpus_per_shard: float = Field(default=1.0, ge=0)
     wait_seconds: float = Field(default=60.0, gt=0)
     allow: list[Literal["pickled-weights", "remote-code"]] = []
+    config: str | None = None
 
 
 class Neurons(_Part):

@@ -9,7 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.devices import visible_gpus
+from cluster.weights import load_config
 from jobs import activations, space
+from jobs.reckoning import print_reckoning
 from jobs.sweep import Plan
 
 
@@ -45,7 +47,8 @@ def print_outlook(console: Console, planned: Plan) -> None:
     )
     console.print(table)
     if planned.concepts is None:
-        console.print("What comes after the sentences is known once they are made.")
+        configs = {weights.model: load_config(weights) for weights in planned.weights}
+        print_reckoning(console, planned.sweep, configs)
         return
     free = space.free(store)
     there = "" if free is None else f"; free there: {free / 1e9:,.0f} GB"

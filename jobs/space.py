@@ -14,6 +14,7 @@ from storage.manifest import read_units
 from storage.place import is_remote
 
 if TYPE_CHECKING:
+    from cluster.sites import Site
     from jobs.sweep import Plan
 
 _FLOAT16, _FLOAT32 = 2, 4
@@ -50,7 +51,7 @@ def weights_of(stage: Stage, planned: Plan) -> Weights:
 
 def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
     """Bytes of a model's activations that are not written yet: a float16 a neuron, sentence and pooling,
-    and float32 for the residual stream, its mean and its last token."""
+    and float32 for the hidden states after each layer, their mean and the last token's."""
     from cluster.sites import describe
 
     left = units_left(stage, store)
@@ -58,11 +59,16 @@ def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> in
         return 0
     sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
     poolings = len(stage.params["poolings"])
-    neurons = sum(site.width for site in sites)
-    layers = len({site.layer for site in sites})
-    sentence = neurons * poolings * _FLOAT16 + layers * hidden_size * 2 * _FLOAT32
+    sentence = sentence_bytes(sites, hidden_size, poolings, stage.params["states"])
     units: int = stage.params["units"]
     return sentence * len(planned.concepts.sentences) * left // units
+
+
+def sentence_bytes(sites: list[Site], hidden_size: int, poolings: int, states: bool) -> int:
+    """Bytes of one sentence's activations; `states` says whether hidden states are kept."""
+    neurons = sum(site.width for site in sites)
+    layers = len({site.layer for site in sites}) if states else 0
+    return neurons * poolings * _FLOAT16 + layers * hidden_size * 2 * _FLOAT32
 
 
 def units_left(stage: Stage, store: Path) -> int:

@@ -187,7 +187,9 @@ def _shuffled_stages(
 ) -> Iterator[Stage]:
     """Experts once more, on sentences whose words are shuffled."""
     dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    read = activations.plan(weights, model, dtype, sweep.neurons, mixed, n_sentences, sentences.SHUFFLED)
+    read = activations.plan(
+        weights, model, dtype, sweep.neurons, mixed, n_sentences, False, sentences.SHUFFLED
+    )
     yield read
     yield from _as_control(sweep, read, sentences.SHUFFLED)
 
@@ -196,7 +198,9 @@ def _model_stages(
     sweep: Sweep, model: Model, weights: Weights, texts: Stage, n_sentences: int
 ) -> Iterator[Stage]:
     dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences)
+    input_embedding = "input-embedding" in sweep.baselines
+    contextual = "contextual" in sweep.baselines and not weights.random
+    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences, contextual)
     yield read
     scored = experts.plan(read, sweep.experts, sweep.seed)
     yield scored
@@ -204,8 +208,6 @@ def _model_stages(
     yield similarity.plan(scored, how.measures, how.scopes, which.threshold, which.top)
     if not weights.random:
         yield from _control_stages(sweep, read)
-    input_embedding = "input-embedding" in sweep.baselines
-    contextual = "contextual" in sweep.baselines
     if (input_embedding or contextual) and not weights.random:
         yield baselines.plan_embeddings(read, input_embedding, contextual)
 
