@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from cluster.batching import batches
+from cluster.dictionary import Dictionary, Encoder
 from cluster.partial import layer_count, load_layers
 from cluster.pooling import Pooler
 from cluster.sites import Site, find_sites, hidden_values
@@ -34,13 +36,14 @@ Hidden = list[torch.Tensor]
 @dataclass(frozen=True)
 class Settings:
     """How a model is read; the same for all its shards. `states` says whether the hidden states after
-    each layer are read too."""
+    each layer are read too; with a `dictionary`, its latents are read in the place of `sites`."""
 
     dtype: str
     sites: str | list[str]
     poolings: list[str]
     remote_code: bool = False
     states: bool = True
+    dictionary: Dictionary | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,11 @@ class Shard:
         self.model.eval().to(self.device)
         config = self.model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
-        self.sites = find_sites(self.model, numbered, settings.sites)
+        self._encoder: Encoder | None = None
+        if settings.dictionary is None:
+            self.sites = find_sites(self.model, numbered, settings.sites)
+        else:
+            self.sites = self._latents(settings.dictionary, numbered)
         self.residuals = [
             Site(number, RESIDUAL, "", "output", self.hidden_size) for number in self.layers
         ]
@@ -114,6 +121,18 @@ class Shard:
         self.tokenizer = Tokenizer(folder, longest, settings.remote_code)
         self._now: _Now | None = None
         self._watch(numbered)
+
+    def _latents(self, dictionary: Dictionary, numbered: dict[int, nn.Module]) -> list[Site]:
+        """The site of a dictionary's latents, where this shard holds its layer."""
+        if dictionary.layer not in numbered:
+            return []
+        width = self.hidden_size
+        if dictionary.module:
+            layers = {dictionary.layer: numbered[dictionary.layer]}
+            place = f"{re.escape(dictionary.module)}:{dictionary.side}"
+            width = find_sites(self.model, layers, [place])[0].width
+        self._encoder = Encoder(dictionary, width, self.device)
+        return [dictionary.site(self._encoder.width)]
 
     def read(self, texts: Sequence[Text], budget: int) -> Reading:
         """Run a work unit through a shard that holds the whole model."""
@@ -238,6 +257,8 @@ class Shard:
     def _take(self, site: Site, given: Any) -> None:
         hidden = hidden_values(given)
         if self._now is not None and hidden is not None:
+            if self._encoder is not None:
+                hidden = self._encoder(hidden)
             for pooling, values in self._now.pooler(hidden).items():
                 self._now.pooled[pooling, site] = values
 

@@ -257,17 +257,38 @@ class SentenceEncoder(_Part):
     revision: str = "main"
 
 
+class Latents(_Part):
+    """A baseline: the latents of a sparse autoencoder's encoder, in the place of a model's neurons. `at`
+    is a module of the layer with `:input` or `:output`; without it, the hidden state after the layer."""
+
+    name: str = Field(min_length=1)
+    dictionary: str = Field(min_length=1)
+    layer: int = Field(ge=0)
+    at: str = ""
+    activation: Literal["relu", "jumprelu", "topk"] = "relu"
+    k: Count | None = None
+    b_dec: Literal["subtract", "ignore"] | None = None
+    model: str | None = None
+
+    @model_validator(mode="after")
+    def _k(self) -> Self:
+        if (self.k is None) == (self.activation == "topk"):
+            raise ValueError("k: goes with activation: topk, and topk with it")
+        return self
+
+
 def _baseline_kind(value: Any) -> str:
     if isinstance(value, dict | _Part):
         keys = value if isinstance(value, dict) else vars(value)
-        return "encoder" if "encoder" in keys else "vectors"
+        return next((key for key in ("encoder", "dictionary") if key in keys), "vectors")
     return "known"
 
 
 Baseline = Annotated[
     Annotated[KnownBaseline, Tag("known")]
     | Annotated[WordVectors, Tag("vectors")]
-    | Annotated[SentenceEncoder, Tag("encoder")],
+    | Annotated[SentenceEncoder, Tag("encoder")]
+    | Annotated[Latents, Tag("dictionary")],
     Discriminator(_baseline_kind),
 ]
 
@@ -323,6 +344,12 @@ class Sweep(_Part):
                 if (model.id, revision) in seen:
                     raise ValueError(f"models: {model.id!r} at {revision!r} is listed twice")
                 seen.add((model.id, revision))
+        for each in self.baselines:
+            if isinstance(each, Latents) and not self.models_of(each):
+                raise ValueError(
+                    f"baselines: {each.name}: model: {each.model!r}: name the one of the models that "
+                    "the dictionary was trained on"
+                )
         lists: dict[str, list[Any]] = {
             "human": [human.name for human in self.human],
             "agreement": list(self.agreement),
@@ -349,6 +376,12 @@ class Sweep(_Part):
     def store_path(self) -> Path:
         """Where the results go. Raises StoreError for a URL that is none of an object store."""
         return place(self.store or f"results/{self.name}", self.folder)
+
+    def models_of(self, latents: Latents) -> list[Model]:
+        """The model that a dictionary is of: the one that it names, or the only one."""
+        if latents.model is None and len(self.models) == 1:
+            return self.models
+        return [model for model in self.models if model.id == latents.model]
 
     def human_sets(self) -> list[HumanSet]:
         """The human data sets, by name or by path."""
@@ -428,6 +461,7 @@ def _allowed_keys(location: tuple[Any, ...], kind: str | None = None) -> str:
         "generate": Generate,
         "vectors": WordVectors,
         "encoder": SentenceEncoder,
+        "dictionary": Latents,
         "models": Model,
         "neurons": Neurons,
         "experts": Experts,

@@ -57,9 +57,12 @@ def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> in
     left = units_left(stage, store)
     if not left or planned.concepts is None:
         return 0
-    sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
     poolings = len(stage.params["poolings"])
-    sentence = sentence_bytes(sites, hidden_size, poolings, stage.params["states"])
+    if "dictionary" in stage.params:
+        sentence = int(stage.params["dictionary"]["width"]) * poolings * _FLOAT16
+    else:
+        sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
+        sentence = sentence_bytes(sites, hidden_size, poolings, stage.params["states"])
     units: int = stage.params["units"]
     return sentence * len(planned.concepts.sentences) * left // units
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from alignment.words import NOUN
 from cluster.devices import native_dtype
 from cluster.session import disconnected_after
-from cluster.weights import MAIN, RANDOM_INIT, Weights, resolve, resolve_encoder
+from cluster.weights import MAIN, RANDOM_INIT, Weights, load_config, resolve, resolve_encoder
 from jobs import (
     activations,
     alignment,
@@ -25,7 +25,7 @@ from jobs import (
     similarity,
     space,
 )
-from jobs.config import Brought, Harvest, Model, SentenceEncoder, Sweep, WordVectors
+from jobs.config import Brought, Harvest, Latents, Model, SentenceEncoder, Sweep, WordVectors
 from jobs.judgments import judge
 from jobs.progress import say
 from jobs.stage import Stage, ensure
@@ -89,6 +89,10 @@ def plan(sweep: Sweep) -> Plan:
         for model, weights in models:
             if not weights.random:
                 stages += _shuffled_stages(sweep, model, weights, mixed, len(concepts.sentences))
+    for wanted in [each for each in sweep.baselines if isinstance(each, Latents)]:
+        for model, weights in models:
+            if model in sweep.models_of(wanted) and not weights.random:
+                stages += _latent_stages(sweep, wanted, model, weights, texts, len(concepts.sentences))
     compared, checks = (
         [stage for stage in stages if stage.kind == kind] for kind in (similarity.KIND, reliability.KIND)
     )
@@ -192,6 +196,39 @@ def _shuffled_stages(
     )
     yield read
     yield from _as_control(sweep, read, sentences.SHUFFLED)
+
+
+def _latent_stages(
+    sweep: Sweep, wanted: Latents, model: Model, weights: Weights, texts: Stage, n_sentences: int
+) -> Iterator[Stage]:
+    """Experts among the latents of a sparse autoencoder."""
+    from cluster.dictionary import Dictionary
+
+    module, _, side = wanted.at.rpartition(":")
+    if wanted.at and side not in ("input", "output"):
+        raise UserError(f"baselines: {wanted.name}: at: {wanted.at!r}: expected MODULE:input or :output")
+    layers = load_config(weights).get_text_config().num_hidden_layers
+    if wanted.layer >= layers:
+        raise UserError(
+            f"baselines: {wanted.name}: layer: {wanted.layer}: {model.id!r} has layers 0 to {layers - 1}"
+        )
+    dictionary = Dictionary(
+        wanted.name,
+        sweep.folder / wanted.dictionary,
+        wanted.layer,
+        module,
+        "input" if side == "input" else "output",
+        wanted.activation,
+        wanted.k,
+        None if wanted.b_dec is None else wanted.b_dec == "subtract",
+    )
+    dtype = native_dtype() if model.dtype == "auto" else model.dtype
+    control = f"{wanted.name} latents"
+    read = activations.plan(
+        weights, model, dtype, sweep.neurons, texts, n_sentences, False, control, dictionary
+    )
+    yield read
+    yield from _as_control(sweep, read, control)
 
 
 def _model_stages(

@@ -132,7 +132,7 @@ EXPERTS = _schema(
 
 CONTROL_EXPERTS = _schema(
     "model,revision,concept_set,pooling,control,concept,layer,site,unit",
-    [*EXPERTS, _field("control", _TEXT, "half 1, half 2, length-matched or shuffled")],
+    [*EXPERTS, _field("control", _TEXT, "half 1, half 2, length-matched, shuffled or NAME latents")],
 )
 
 INPUT_EMBEDDINGS = _schema(
