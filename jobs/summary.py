@@ -32,6 +32,7 @@ INTERVALS = {
     "concept-bootstrap": "concepts resampled",
     "pair-bootstrap": "pairs resampled, which is too narrow",
 }
+_SHOWN_LAYERS = 6
 _FOOTNOTE = (
     "All rows of a table are on the same pairs. Intervals (95%) allow for pairs that share a concept. "
     "What is best is chosen on these very pairs, so it is flattered. A dash: all similarities are "
@@ -57,6 +58,7 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
         if rows:
             say(_title(human_set, rows[0], summary["headline_threshold"]))
             console.print(_alignment_table(rows, summary["headline_threshold"]))
+            _print_layers(console, rows, summary["headline_threshold"])
             say("")
         else:
             few.append(f"{human_set} {summary['human_pairs'].get(human_set, 0)}")
@@ -76,6 +78,22 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
     say(f"  picture   {picture}", soft_wrap=True)
     say(f"  status    neuralign status {store}", soft_wrap=True)
     say(f'  SQL       neuralign sql {store} "{_QUESTION}"', soft_wrap=True)
+
+
+def _print_layers(console: Console, rows: list[dict[str, Any]], threshold: float) -> None:
+    """Print how the experts of single layers agree, of some layers from the first to the last."""
+    found = _trained_layers(rows, threshold)
+    if not found:
+        return
+    layers = sorted(next(iter(found.values())), key=lambda row: row["layer"])
+    steps = min(_SHOWN_LAYERS, len(layers)) - 1
+    shown = [layers[round(step * (len(layers) - 1) / max(1, steps))] for step in range(steps + 1)]
+    cells = [
+        f"L{row['layer']} {_with_interval(row['rho'], row['ci_low'], row['ci_high'])}" for row in shown
+    ]
+    console.print(
+        f"Neurons of one layer alone, {shown[0]['pooling']} pooling: {', '.join(cells)}", markup=False
+    )
 
 
 def _print_controls(console: Console, summary: dict[str, Any]) -> None:
@@ -168,7 +186,7 @@ def headline(
     ]
     shown = [(f"neurons, {text}", row) for text, row in neurons if row["revision"] != RANDOM_INIT]
     shown += _controls(rows, threshold)
-    shown += _best_layers(experts, value)
+    shown += _best_layers(rows, threshold, value)
     shown += _baselines(rows, value)
     shown += [
         (f"random weights, {text}", row) for text, row in neurons if row["revision"] == RANDOM_INIT
@@ -193,14 +211,33 @@ def _controls(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, d
     ]
 
 
-def _best_layers(experts: list[dict[str, Any]], value: str) -> list[tuple[str, dict[str, Any]]]:
-    """The layer of each trained model whose neurons agree best, by the first pooling."""
+def _trained_layers(
+    rows: list[dict[str, Any]], threshold: float
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The rows of single layers of each trained model, by the first pooling."""
+    experts = [
+        row
+        for row in rows
+        if (row["representation"], row["threshold"]) == (EXPERTS, threshold)
+        and row["revision"] != RANDOM_INIT
+    ]
+    first = min((row["pooling"] for row in experts), key=POOLINGS.index, default=None)
     layers: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in experts:
-        trained = row["revision"] != RANDOM_INIT and row["pooling"] == experts[0]["pooling"]
-        if trained and row["layer"] is not None and row[value] is not None:
+        if row["pooling"] == first and row["layer"] is not None:
             layers.setdefault((row["model"], row["revision"]), []).append(row)
-    best = [(max(found, key=lambda row: row[value]), len(found)) for found in layers.values()]
+    return layers
+
+
+def _best_layers(
+    rows: list[dict[str, Any]], threshold: float, value: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """The layer of each trained model whose neurons agree best, by the first pooling."""
+    layers = [
+        [row for row in found if row[value] is not None]
+        for found in _trained_layers(rows, threshold).values()
+    ]
+    best = [(max(found, key=lambda row: row[value]), len(found)) for found in layers if found]
     return [
         (f"best neurons of {count} layers (L{row['layer']}, {row['pooling']})", row)
         for row, count in best

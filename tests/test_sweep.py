@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 from scipy.stats import spearmanr
 
 from cluster.encoder import Encoder
@@ -76,6 +78,7 @@ baselines:
   - glove
   - {name: tiny, encoder: encoder}
   - shuffled
+  - {name: sae, dictionary: sae.safetensors, layer: 1}
   - random-init
 controls: [split-half, length-matched]
 """
@@ -92,6 +95,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         f"{word} {' '.join(map(str, row))}" for word, row in zip(tiny.CONCEPTS, numbers, strict=True)
     ]
     (folder / "vectors.txt").write_text("\n".join(lines) + "\n")
+    torch.manual_seed(0)
+    save_file({"W_enc": torch.randn(32, 80)}, folder / "sae.safetensors")
     file = tiny.write_sweep(folder, extra=_EXTRA)
     done = neuralign("run", file)
     assert done.returncode == 0, done.stderr
@@ -112,7 +117,7 @@ def test_a_finished_sweep_computes_nothing_and_says_so(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
     again = neuralign("run", study / "sweep.yaml")
     assert again.returncode == 0
-    assert "Nothing to compute: all 30 stages are done" in again.stderr
+    assert "Nothing to compute: all 33 stages are done" in again.stderr
     assert again.stdout == (study / "printed.txt").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
 
@@ -343,6 +348,31 @@ def test_shuffled_sentences_are_the_same_words_and_their_experts_a_control(study
     assert "neurons, max, shuffled" in (study / "printed.txt").read_text()
 
 
+def test_latents_are_selected_as_neurons_are(study: Path) -> None:
+    """Recomputed with scikit-learn from the latents, which must not be among the neurons."""
+    from sklearn.metrics import average_precision_score
+
+    with open_store(study / "results/sweep") as connection:
+        query = connection.sql
+        values = query(
+            "SELECT value FROM activations WHERE site = 'sae' AND pooling = 'max' "
+            "ORDER BY unit, sentence_id"
+        ).fetchnumpy()["value"]
+        found = query(
+            "SELECT concept, unit, ap_raw FROM control_experts "
+            "WHERE control = 'sae latents' AND pooling = 'max' AND layer = 1 AND site = 'sae'"
+        ).fetchall()
+        among_neurons = query("SELECT count(*) FROM experts WHERE site = 'sae'").fetchall()
+    matrix = values.reshape(80, 36)
+    of = np.array([name for name, _ in tiny.sentences()])
+    assert among_neurons == [(0,)]
+    assert len(found) > 20
+    for concept, unit, ap_raw in found:
+        expected = average_precision_score(of == concept, matrix[unit])
+        assert ap_raw == pytest.approx(expected, abs=1e-12)
+    assert "neurons, max, sae latents" in (study / "printed.txt").read_text()
+
+
 def test_every_kind_of_judgment_and_what_cannot_be_used_is_told(study: Path, tmp_path: Path) -> None:
     """Beside the pairs: triplets, other measures, raters; and a set without overlap, with too few
     pairs, with one score for all. None may end in a number that is none, or in silence."""
@@ -477,10 +507,10 @@ def test_sql_reads_the_store_and_nothing_else(study: Path, query: str, message: 
 
 def test_status_and_plan_tell_what_is_done(study: Path) -> None:
     status = neuralign("status", study / "results/sweep").stdout
-    assert status.count(" done ") == 30
+    assert status.count(" done ") == 33
     plan = neuralign("plan", study / "sweep.yaml").stdout
     assert "6 concepts, 36 sentences, 2 models" in plan
-    assert plan.count(" done ") == 30
+    assert plan.count(" done ") == 33
     shutil.copytree(study / "model", study / "other/model")
     file = tiny.write_sweep(study / "other")
     plan = neuralign("plan", file).stdout
@@ -493,7 +523,7 @@ def test_each_stage_can_be_run_alone_and_numbers_come_again(study: Path, tmp_pat
     """Nothing in a result may depend on when, in which order or by which process it was computed."""
     for name in ("model", "encoder"):
         shutil.copytree(study / name, tmp_path / name)
-    for name in ("sweep.yaml", "concepts.csv", "human.csv", "vectors.txt"):
+    for name in ("sweep.yaml", "concepts.csv", "human.csv", "vectors.txt", "sae.safetensors"):
         shutil.copy(study / name, tmp_path)
     file, store = tmp_path / "sweep.yaml", tmp_path / "results/sweep"
     assert python_m("jobs.experts", file).returncode == 0
