@@ -58,12 +58,12 @@ _VIEWS = """
 
 | column | type | meaning |
 | --- | --- | --- |
-| model, revision, concept_set, pooling, threshold | | as in `similarity`; only revisions that a step names |
+| model, revision, concept_set, pooling, threshold | | as in `similarity`; revisions named by a step |
 | step | int64 | the step of training, from the revision's name |
 | n_experts | double | median over the concepts of how many experts they have |
 | revision_before | string | the checkpoint before |
 | stability | double | mean over the concepts of `expert_stability` with it |
-| human_set, agreement, measure, n_pairs, rho, ci_low, ci_high | | as in `alignment`, of the whole model |
+| human_set, agreement, measure, n_pairs, rho, ci_low, ci_high | | as in `alignment` |
 | run_experts | string | the run that the experts are of; `run` is the alignment's |
 """
 
