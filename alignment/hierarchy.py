@@ -9,7 +9,6 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from scipy.cluster import hierarchy
 
 from alignment.resampling import Estimates, Method, estimate
 
@@ -152,6 +151,9 @@ def grow_tree(similarities: Floats, domains: Integers) -> Tree:
     tree says little. `domains` numbers each concept's domain.
     """
     distances = 1 - similarities
+    # slow to load
+    from scipy.cluster import hierarchy
+
     merges = np.asarray(hierarchy.linkage(np.maximum(distances, 0), "average"), np.float64)
     joined = hierarchy.cophenet(merges)
     cophenetic = float("nan")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +32,10 @@ STEPS = 4
 still works; each piece holds whole batches."""
 
 _ROW_GROUP_BYTES = 4 << 20
+_COMMITS_AT_ONCE = 4
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -110,11 +116,17 @@ class ShardActor:
         input embeddings of the words. `_last_step` is there to be waited for."""
         with self._named_errors():
             reading = self._shard.finish(self._open.pop(unit.number))
-        files = []
-        for (pooling, site), values in reading.values.items():
+
+        def write(place: Place) -> FileRecord:
+            pooling, site = place
+            values = reading.values[place]
             row_group = max(1, _ROW_GROUP_BYTES // values[0].nbytes) * values.shape[1]
             name = f"{activation_folder(pooling, site.layer, site.name)}/{unit.name}.parquet"
-            files.append(write_values(folder, name, values, row_group))
+            return write_values(folder, name, values, row_group)
+
+        # most of a commit is waiting for the disk, or for a bucket
+        with ThreadPoolExecutor(_COMMITS_AT_ONCE) as threads:
+            files = list(threads.map(write, reading.values))
         if words:
             files.append(self._write_embeddings(folder, words))
         receipt = Receipt(files, list(reading.values), reading.tokens, reading.truncated)
@@ -133,7 +145,9 @@ class ShardActor:
         gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
         folder = materialise(self._weights)
         layers = shard_layers(folder, *self._place, self._weights.remote_code)
-        return Shard(folder, self._settings, layers, "cuda" if gpu else "cpu")
+        shard = Shard(folder, self._settings, layers, "cuda" if gpu else "cpu")
+        _keep_freed_memory()
+        return shard
 
     def _write_embeddings(self, folder: Path, words: Sequence[str]) -> FileRecord:
         rows = [
@@ -142,3 +156,12 @@ class ShardActor:
         ]
         table = pa.Table.from_pylist(rows, schemas.INPUT_EMBEDDINGS)
         return write_table(folder, INPUT_EMBEDDINGS_FILE, table)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of large tensors. It would give each back to the system when it is
+    freed, and every layer would wait for fresh pages again."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -13,7 +13,7 @@ from cluster.weights import Weights
 from jobs import sentences
 from jobs.config import Model, Neurons
 from jobs.progress import progress
-from jobs.stage import Outcome, Stage, run_missing_units
+from jobs.stage import Lane, Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.activation_files import INPUT_EMBEDDINGS_FILE, SiteFiles, activation_folder
 from storage.commit import FileRecord, write_table
@@ -41,12 +41,11 @@ def plan(
     texts: Stage,
     n_sentences: int,
     states: bool,
-    of: str = "",
     dictionary: Dictionary | None = None,
 ) -> Stage:
-    """The stage for one model at one revision over one concept set, or over a change of it, which `of`
-    names; with the hidden states after each layer or without; or of a dictionary's latents alone. How
-    many shards and replicas run it is no part of what it is: the values are the same."""
+    """The stage for one model at one revision over one concept set, with the hidden states after each
+    layer or without; or of a dictionary's latents alone. How many shards and replicas run it is no part
+    of what it is: the values are the same."""
     size = unit_size(n_sentences)
     params = {
         "model": weights.model,
@@ -68,7 +67,8 @@ def plan(
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, weights, model, dictionary)
 
-    return Stage(KIND, f"{weights.label} {of}".rstrip(), params, run, {"sentences": texts})
+    lane = Lane.GPUS if model.gpus_per_shard else Lane.CPUS
+    return Stage(KIND, weights.label, params, run, {"sentences": texts}, lane)
 
 
 def unit_size(n_sentences: int) -> int:

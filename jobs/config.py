@@ -29,7 +29,7 @@ from alignment.expertise import REFERENCE_PREVALENCE
 from alignment.quality import LANGUAGES
 from alignment.resampling import Method
 from storage.concepts import FEWEST_SENTENCES, POOL
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 from storage.human import DEFAULT_COLUMNS, Comparison, HumanSet, Kind, Taxonomy, known_set, known_sets
 from storage.place import absolute, place
 
@@ -43,6 +43,9 @@ Threshold = Annotated[float, Field(ge=0, lt=1)]
 SetMeasure = Literal["jaccard", "overlap", "dice", "containment"]
 Scope = Literal["model", "layer", "site"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+_JOB_FOLDER = "working_dir_files"
+"""Below it, Ray keeps each job's copy of its working folder."""
+
 OTHERS = "others"
 OWN = "own"
 
@@ -128,8 +131,9 @@ Concepts = Annotated[
 
 
 class Model(_Part):
-    """A model, the revisions of it to run, and where: how long to wait for a place on the cluster.
-    `config` is a copy of its config.json, for a plan where the model itself cannot be had."""
+    """A model, the revisions of it to run (`all`, or patterns such as `step*`, are those that the hub
+    has at the time), and where: how long to wait for a place on the cluster. `config` is a copy of its
+    config.json, for a plan where the model itself cannot be had."""
 
     id: str = Field(min_length=1)
     revisions: list[str] = Field(default=["main"], min_length=1)
@@ -140,6 +144,11 @@ class Model(_Part):
     wait_seconds: float = Field(default=60.0, gt=0)
     allow: list[Literal["pickled-weights", "remote-code"]] = []
     config: str | None = None
+
+    @field_validator("revisions", mode="before")
+    @classmethod
+    def _revisions(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class Neurons(_Part):
@@ -300,6 +309,7 @@ class Sweep(_Part):
     store: str = ""
     concepts: Concepts
     models: list[Model] = Field(min_length=1)
+    models_in: str = ""
     neurons: Neurons = Neurons()
     experts: Experts = Experts()
     similarity: Similarity = Similarity()
@@ -373,9 +383,22 @@ class Sweep(_Part):
         return self.file.resolve().parent
 
     @property
+    def models_folder(self) -> Path:
+        """The folder that relative paths of models are relative to: the file's own by default."""
+        return self.folder / self.models_in
+
+    @property
     def store_path(self) -> Path:
-        """Where the results go. Raises StoreError for a URL that is none of an object store."""
-        return place(self.store or f"results/{self.name}", self.folder)
+        """Where the results go. Raises StoreError for a URL that is none of an object store, and for a
+        folder that goes with the Ray job that runs the sweep."""
+        store = place(self.store or f"results/{self.name}", self.folder)
+        if _JOB_FOLDER in store.parts:
+            raise StoreError(
+                f"{self.file}: store: {store} is in this job's copy of its working folder, which no "
+                "other node sees and which goes with the job; give `store:` the absolute path of a "
+                "folder that all nodes share, or s3://bucket/prefix"
+            )
+        return store
 
     def models_of(self, latents: Latents) -> list[Model]:
         """The model that a dictionary is of: the one that it names, or the only one."""

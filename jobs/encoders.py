@@ -14,7 +14,7 @@ from jobs import sentences
 from jobs.baselines import COSINE, Vectors, compare, concept_means
 from jobs.progress import progress
 from jobs.similarity import FILE, KIND
-from jobs.stage import Outcome, Stage
+from jobs.stage import Lane, Outcome, Stage
 from storage.commit import write_table
 
 SENTENCE_ENCODER = "sentence encoder"
@@ -37,7 +37,7 @@ def plan(name: str, weights: Weights, texts: Stage) -> Stage:
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, weights)
 
-    return Stage(KIND, name, params, run, {"sentences": texts})
+    return Stage(KIND, name, params, run, {"sentences": texts}, Lane.CPUS)
 
 
 def _run(stage: Stage, store: Path, weights: Weights) -> Outcome:

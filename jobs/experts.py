@@ -25,7 +25,7 @@ from alignment.expertise import (
 from jobs import activations, sentences
 from jobs.config import OTHERS, OWN, Experts
 from jobs.progress import progress
-from jobs.stage import Outcome, Stage, run_missing_units
+from jobs.stage import Lane, Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.activation_files import RESIDUAL, SiteFiles
 from storage.commit import FileRecord, write_table
@@ -41,6 +41,7 @@ LENGTH_MATCHED = "length-matched"
 _OTHER_LABELS = (*HALVES, LENGTH_MATCHED)
 SITES_FOLDER = "experts"
 _TASKS_IN_FLIGHT_PER_CPU = 2
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ def plan(read: Stage, wanted: Experts, seed: int, control: str | None = None) ->
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, wanted)
 
-    label = f"{params['model']}@{params['revision']} {control or ''}".rstrip()
-    return Stage(CONTROL_KIND if control else KIND, label, params, run, {"activations": read})
+    label = f"{read.label} {control}" if control else read.label
+    kind = CONTROL_KIND if control else KIND
+    return Stage(kind, label, params, run, {"activations": read}, Lane.CPUS)
 
 
 def check(concepts: ConceptSet, wanted: Experts) -> None:
@@ -144,10 +146,12 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
                     files = activations.site_files(read, store, site.pooling, site.layer, site.site)
                     reference = task.remote(files, site, shared, concepts, dict(stage.params), folder)
                     flying[reference] = site
-                (reference,), _ = ray.wait(list(flying))
-                site = flying.pop(reference)
-                yield site.name, [result(reference)], {}
-                advance(1)
+                # with an end, so that the wait can be interrupted
+                finished, _ = ray.wait(list(flying), timeout=_POLL_SECONDS)
+                for reference in finished:
+                    site = flying.pop(reference)
+                    yield site.name, [result(reference)], {}
+                    advance(1)
 
     connect()
     files, _ = run_missing_units(folder, units, run)

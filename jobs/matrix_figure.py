@@ -6,8 +6,6 @@ import io
 import itertools
 
 import numpy as np
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 
 _INCHES_PER_CONCEPT = 0.135
 _NO_DOMAIN = "(no domain)"
@@ -20,6 +18,10 @@ def draw_matrix(
 ) -> bytes:
     """A PNG of the matrix. `similarities` holds each pair once, the smaller name first; None, for a
     pair without experts, is left grey."""
+    # slow to load
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
     order = [domain for domain in dict.fromkeys(domains.values()) if domain] + [None]
     names = sorted(domains, key=lambda name: (order.index(domains[name]), name != domains[name]))
     matrix = np.full((len(names), len(names)), np.nan)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.sizes import Size
 from cluster.weights import RANDOM_INIT
 from jobs import space
 from jobs.config import Brought, Generate, Harvest, Model, Sweep
@@ -119,15 +120,14 @@ def _cost(sweep: Sweep, model: Model, config: Any, n_sentences: int) -> _Cost:
     from cluster.sites import body_size, describe
 
     sites, hidden_size = describe(config, sweep.neurons.sites)
+    size = Size(len({site.layer for site in sites}), sum(site.width for site in sites), hidden_size)
     control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
-    layers: int = config.get_text_config().num_hidden_layers
-    neurons = sum(site.width for site in sites)
     states = "contextual" in sweep.baselines
-    each = space.sentence_bytes(sites, hidden_size, len(sweep.neurons.pooling), states)
+    each = space.sentence_bytes(size, len(sweep.neurons.pooling), states)
     return _Cost(
         revisions=len(model.revisions) + control,
-        layers=layers,
-        neurons=neurons,
+        layers=size.layers,
+        neurons=size.neurons,
         bytes=each * n_sentences,
         flop=2.0 * body_size(config) * TOKENS * n_sentences,
     )

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.weights import Weights, load_config
+from cluster.sizes import Size, size_of
+from cluster.weights import Weights
 from jobs import activations
 from jobs.stage import Stage
 from storage.errors import UserError
@@ -14,10 +15,11 @@ from storage.manifest import read_units
 from storage.place import is_remote
 
 if TYPE_CHECKING:
-    from cluster.sites import Site
     from jobs.sweep import Plan
 
 _FLOAT16, _FLOAT32 = 2, 4
+MODELS_AT_ONCE = 2
+"""Where activations are dropped once they are scored, those of so many models are there at a time."""
 
 
 def check(planned: Plan, store: Path) -> None:
@@ -25,12 +27,14 @@ def check(planned: Plan, store: Path) -> None:
     room = free(store)
     if room is None:
         return
+    models = {weights.label: weights for weights in planned.weights}
     needed = [
-        bytes_left(stage, weights_of(stage, planned), planned, store)
+        bytes_left(stage, models[stage.label], planned, store)
         for stage in planned.of_kind(activations.KIND)
     ]
-    # where activations are dropped, those of one model are there at a time
-    most = sum(needed) if planned.sweep.experts.keep_activations else max(needed, default=0)
+    if not planned.sweep.experts.keep_activations:
+        needed = sorted(needed)[-MODELS_AT_ONCE:]
+    most = sum(needed)
     if most > room:
         raise UserError(
             f"{store}: the activations need {most / 1e9:,.2f} GB, {room / 1e9:,.2f} GB are free; "
@@ -39,39 +43,31 @@ def check(planned: Plan, store: Path) -> None:
         )
 
 
-def weights_of(stage: Stage, planned: Plan) -> Weights:
-    """The weights that a stage of activations reads."""
-    (found,) = (
-        weights
-        for weights in planned.weights
-        if (weights.model, weights.revision) == (stage.params["model"], stage.params["revision"])
-    )
-    return found
-
-
 def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
-    """Bytes of a model's activations that are not written yet: a float16 a neuron, sentence and pooling,
-    and float32 for the hidden states after each layer, their mean and the last token's."""
-    from cluster.sites import describe
-
+    """Bytes of a model's activations that are not written yet."""
     left = units_left(stage, store)
-    if not left or planned.concepts is None:
+    units: int = stage.params["units"]
+    return bytes_of(stage, weights, planned) * left // units if left else 0
+
+
+def bytes_of(stage: Stage, weights: Weights, planned: Plan) -> int:
+    """Bytes of a model's activations."""
+    if planned.concepts is None:
         return 0
     poolings = len(stage.params["poolings"])
     if "dictionary" in stage.params:
         sentence = int(stage.params["dictionary"]["width"]) * poolings * _FLOAT16
     else:
-        sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
-        sentence = sentence_bytes(sites, hidden_size, poolings, stage.params["states"])
-    units: int = stage.params["units"]
-    return sentence * len(planned.concepts.sentences) * left // units
+        size = size_of(weights, stage.params["sites"])
+        sentence = sentence_bytes(size, poolings, stage.params["states"])
+    return sentence * len(planned.concepts.sentences)
 
 
-def sentence_bytes(sites: list[Site], hidden_size: int, poolings: int, states: bool) -> int:
-    """Bytes of one sentence's activations; `states` says whether hidden states are kept."""
-    neurons = sum(site.width for site in sites)
-    layers = len({site.layer for site in sites}) if states else 0
-    return neurons * poolings * _FLOAT16 + layers * hidden_size * 2 * _FLOAT32
+def sentence_bytes(size: Size, poolings: int, states: bool) -> int:
+    """Bytes of one sentence's activations: a float16 a neuron and pooling and, where hidden states are
+    kept, float32 for their mean and the last token's after each layer."""
+    of_states = size.layers * size.hidden * 2 * _FLOAT32 if states else 0
+    return size.neurons * poolings * _FLOAT16 + of_states
 
 
 def units_left(stage: Stage, store: Path) -> int:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from alignment.words import NOUN
+from cluster import hub
 from cluster.devices import native_dtype
-from cluster.session import disconnected_after
-from cluster.weights import MAIN, RANDOM_INIT, Weights, load_config, resolve, resolve_encoder
+from cluster.reach import check_reach
+from cluster.session import connect, disconnected_after, is_shared
+from cluster.weights import (
+    MAIN,
+    RANDOM_INIT,
+    Weights,
+    load_config,
+    local_revisions,
+    resolve,
+    resolve_encoder,
+)
 from jobs import (
     activations,
     alignment,
@@ -27,16 +38,19 @@ from jobs import (
 )
 from jobs.config import Brought, Harvest, Latents, Model, SentenceEncoder, Sweep, WordVectors
 from jobs.judgments import judge
+from jobs.overlap import in_order, side_by_side
 from jobs.progress import say
-from jobs.stage import Stage, ensure
+from jobs.stage import Stage
 from storage import layout
 from storage.concepts import ConceptSet, named, read_concepts, read_words
 from storage.database import is_activations
-from storage.errors import UserError
+from storage.errors import UserError, WorkFailed
 from storage.manifest import drop
 
 ENCODER = "all-minilm-l6-v2"
 """The baseline `sentence-encoder`."""
+LATENTS = "latents"
+"""What the control of a dictionary ends with."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,10 @@ class Plan:
     def of_kind(self, kind: str) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind]
 
+    def readers(self, read: Stage) -> list[Stage]:
+        """The stages that read a stage."""
+        return [stage for stage in self.stages if read in stage.inputs.values()]
+
     def until(self, kind: str | None) -> list[Stage]:
         """The stages of a kind and those that they are made of; all without one."""
         if kind is None:
@@ -65,17 +83,29 @@ class Plan:
         return [stage for stage in self.stages if id(stage) in needed]
 
 
-def plan(sweep: Sweep) -> Plan:
-    """Check everything that a sweep names and lay out its stages. Writes nothing."""
+@dataclass(frozen=True)
+class Done:
+    """What a run came to: how many stages it carried out, the plan of the models that did not fail, and
+    what stopped the others."""
+
+    planned: Plan
+    ran: int
+    failures: list[str] = field(default_factory=list)
+
+
+def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
+    """Check everything that a sweep names and lay out its stages, `without` the models of these labels.
+    Writes nothing."""
     texts, concepts = _sentences(sweep)
     named_concepts = concepts.concepts if concepts else []
     senses = {concept.name: concept.sense for concept in named_concepts}
     human = [judge(each, list(senses), senses) for each in sweep.human_sets()]
     models = [
-        (model, resolve(model.id, revision, sweep.folder, frozenset(model.allow)))
+        (model, resolve(model.id, revision, sweep.models_folder, frozenset(model.allow)))
         for model in sweep.models
         for revision in _revisions(model, sweep)
     ]
+    models = [(model, weights) for model, weights in models if weights.label not in without]
     resolved = [weights for _, weights in models]
     if concepts is None:
         return Plan(sweep, None, resolved, [texts])
@@ -117,29 +147,70 @@ def with_sentences(planned: Plan) -> Plan:
     return plan(planned.sweep)
 
 
-def run(planned: Plan, until: str | None = None) -> int:
-    """Run the stages that are not done, up to those of the kind `until`; return how many were run."""
+def run(planned: Plan, until: str | None = None) -> Done:
+    """Run the stages that are not done, up to those of the kind `until`.
+
+    Stages of different models run side by side, and a model that fails does not stop the others: what
+    compares models then compares those that are left.
+    """
     store = layout.create(planned.sweep.store_path)
-    ran = 0
+    ran, failed = 0, dict[str, str]()
     space.check(planned, store)
     with disconnected_after():
-        for stage in planned.until(until):
-            if ensure(stage, store):
+        stages = planned.until(until)
+        if is_shared() and not all(stage.is_done(store) for stage in stages):
+            connect()
+            check_reach(store)
+        several = len(planned.weights) > 1
+        overlapped = partial(side_by_side, may_start=partial(_may_start, planned))
+        for stage, has_run, error in (overlapped if several else in_order)(stages, store):
+            if error is not None:
+                failed[_model_of(stage, error)] = f"{stage.name}: {error}"
+                say(f"{stage.name}: failed; the other models go on")
+            if has_run:
                 ran += 1
                 result = stage.result(store)
                 say(f"{stage.name}: done in {result.seconds:.1f} s")
                 for note in result.notes:
                     say(f"  note: {note}")
             if not planned.sweep.experts.keep_activations:
-                _drop_activations(planned, store)
-    return ran
+                _drop_activations(planned, stage, store)
+        if not failed:
+            return Done(planned, ran)
+        if len(failed) == len(planned.weights):
+            raise WorkFailed("all models failed", list(failed.values()))
+        rest = run(plan(planned.sweep, without=failed), until)
+    return Done(rest.planned, ran + rest.ran, [*failed.values(), *rest.failures])
 
 
-def _drop_activations(planned: Plan, store: Path) -> None:
-    """Delete the raw activations of the models that all stages have read that would."""
-    for read in planned.of_kind(activations.KIND):
-        readers = [stage for stage in planned.stages if read in stage.inputs.values()]
-        if all(stage.is_done(store) for stage in [read, *readers]):
+def _model_of(stage: Stage, error: Exception) -> str:
+    """The label of the one model that a stage is of. Raises its error where it is of several."""
+    models = {each.label for each in stage.with_inputs() if each.kind == activations.KIND}
+    if len(models) != 1:
+        raise error
+    return models.pop()
+
+
+def _may_start(planned: Plan, stage: Stage, ended: Collection[str]) -> bool:
+    """Where activations are dropped once all stages have read them, those of two models are there at a
+    time; the next model's wait."""
+    if stage.kind != activations.KIND or planned.sweep.experts.keep_activations:
+        return True
+    before = planned.of_kind(activations.KIND)
+    unread = [
+        read
+        for read in before[: before.index(stage)]
+        if not all(reader.fingerprint in ended for reader in [read, *planned.readers(read)])
+    ]
+    return len(unread) < space.MODELS_AT_ONCE
+
+
+def _drop_activations(planned: Plan, ended: Stage, store: Path) -> None:
+    """Delete the raw activations that a stage wrote or read, if all have read them that would."""
+    for read in [ended, *ended.inputs.values()]:
+        if read.kind != activations.KIND:
+            continue
+        if all(stage.is_done(store) for stage in [read, *planned.readers(read)]):
             freed = drop(read.result(store), is_activations, "experts.keep_activations is false")
             if freed:
                 say(f"{read.name}: {freed / 1e6:,.0f} MB of raw activations dropped")
@@ -168,7 +239,8 @@ def _sentences(sweep: Sweep) -> tuple[Stage, ConceptSet | None]:
 
 def _revisions(model: Model, sweep: Sweep) -> list[str]:
     control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
-    return [*model.revisions, *([RANDOM_INIT] if control else [])]
+    asked = [*model.revisions, *([RANDOM_INIT] if control else [])]
+    return hub.expand(model.id, asked, local_revisions(model.id, sweep.models_folder))
 
 
 def _baseline_stages(sweep: Sweep, texts: Stage) -> Iterator[Stage]:
@@ -177,12 +249,12 @@ def _baseline_stages(sweep: Sweep, texts: Stage) -> Iterator[Stage]:
         if wanted == "glove":
             yield baselines.plan_glove(texts)
         elif wanted == "sentence-encoder":
-            encoder = resolve_encoder(ENCODER, MAIN, sweep.folder)
+            encoder = resolve_encoder(ENCODER, MAIN, sweep.models_folder)
             yield encoders.plan(ENCODER, encoder, texts)
         elif isinstance(wanted, WordVectors):
             yield baselines.plan_word_vectors(wanted.name, sweep.folder / wanted.path, texts)
         elif isinstance(wanted, SentenceEncoder):
-            encoder = resolve_encoder(wanted.encoder, wanted.revision, sweep.folder)
+            encoder = resolve_encoder(wanted.encoder, wanted.revision, sweep.models_folder)
             yield encoders.plan(wanted.name, encoder, texts)
 
 
@@ -191,9 +263,7 @@ def _shuffled_stages(
 ) -> Iterator[Stage]:
     """Experts once more, on sentences whose words are shuffled."""
     dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    read = activations.plan(
-        weights, model, dtype, sweep.neurons, mixed, n_sentences, False, sentences.SHUFFLED
-    )
+    read = activations.plan(weights, model, dtype, sweep.neurons, mixed, n_sentences, False)
     yield read
     yield from _as_control(sweep, read, sentences.SHUFFLED)
 
@@ -223,12 +293,9 @@ def _latent_stages(
         None if wanted.b_dec is None else wanted.b_dec == "subtract",
     )
     dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    control = f"{wanted.name} latents"
-    read = activations.plan(
-        weights, model, dtype, sweep.neurons, texts, n_sentences, False, control, dictionary
-    )
+    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences, False, dictionary)
     yield read
-    yield from _as_control(sweep, read, control)
+    yield from _as_control(sweep, read, f"{wanted.name} {LATENTS}")
 
 
 def _model_stages(

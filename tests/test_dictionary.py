@@ -169,12 +169,8 @@ def test_latents_are_planned_as_a_control_of_the_one_model(tmp_path: Path, tiny_
     file = tiny.write_sweep(tmp_path, extra=f"baselines: [random-init, {wanted}]\n")
     stages = plan(read_sweep(file)).stages
     found = [(stage.kind, stage.label) for stage in stages if "latents" in stage.label]
-    assert found == [
-        ("activations", "model@main sae latents"),
-        ("controls", "model@main sae latents"),
-        ("similarity", "model@main sae latents"),
-    ]
-    (compared,) = (
-        stage for stage in stages if stage.label == found[2][1] and stage.kind == "similarity"
-    )
+    assert found == [("controls", "model@main sae latents"), ("similarity", "model@main sae latents")]
+    read = [stage.params["sites"] for stage in stages if stage.kind == "activations"]
+    assert read == ["mlp", "mlp", ["sae"]]
+    compared = next(stage for stage in stages if (stage.kind, stage.label) == found[1])
     assert compared.params["representation"] == "experts, sae latents"

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cluster.weights import resolve
+from cluster.hub import expand
+from cluster.weights import local_revisions, resolve
 from jobs.config import read_sweep
 from jobs.reckoning import print_reckoning, read_configs
 from storage.database import open_store
@@ -31,8 +32,14 @@ def test_a_revision_of_a_folder_is_its_subfolder(tmp_path: Path) -> None:
     assert step.location == str(model / "step1")
     control = resolve(str(model), "random-init", tmp_path)
     assert control.location == str(model)
+    tiny.make_model(model / "step10")
+    assert expand("m", ["step*", "main"], local_revisions(str(model), tmp_path)) == [
+        "step1",
+        "step10",
+        "main",
+    ]
     for wrong in ("step2", "../model", ".", "step1/../step1"):
-        with pytest.raises(UserError, match=r"this local model has main, random-init, step1$"):
+        with pytest.raises(UserError, match=r"this local model has main, random-init, step1, step10$"):
             resolve(str(model), wrong, tmp_path)
 
 
