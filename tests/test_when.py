@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from cluster.hub import expand
 from cluster.weights import local_revisions, resolve
+from jobs.cli import app
 from jobs.config import read_sweep
 from jobs.reckoning import print_reckoning, read_configs
 from storage.database import open_store
@@ -118,6 +120,16 @@ def test_the_papers_grid_has_a_price_without_its_weights(tmp_path: Path) -> None
     assert f"{total / 1e12:.2f} TB" in printed
     assert "men: 2,005 pairs" in printed
     assert max(map(len, printed.splitlines())) <= 80
+    (tmp_path / "words.csv").write_text("concept\ncat\ndog\n")
+    file = tmp_path / "offline.yaml"
+    file.write_text(
+        "concepts: {source: generate, words: words.csv, model: ./writer}\n"
+        f"models: [{{id: ./nowhere, config: {ROOT}/examples/pythia/70m.json}}]\n"
+    )
+    told = CliRunner().invoke(app, ["plan", str(file)])
+    assert told.exit_code == 0
+    assert "It cannot run here: model './writer': there is no file or folder" in told.stdout
+    assert "2 concepts, 64 sentences" in told.stdout
     for config, message in (("none.json", "no such file"), ("bad.json", "is no configuration")):
         (tmp_path / "bad.json").write_text("{}")
         (tmp_path / "sweep.yaml").write_text(
