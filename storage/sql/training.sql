@@ -6,9 +6,9 @@ WITH thresholds AS (
     SELECT DISTINCT threshold FROM similarity WHERE threshold IS NOT NULL
 ),
 steps AS (
-    SELECT *, lag(revision) OVER (PARTITION BY model ORDER BY step) AS revision_before
+    SELECT *, lag(revision) OVER (PARTITION BY model, concept_set ORDER BY step) AS revision_before
     FROM (
-        SELECT DISTINCT model, revision,
+        SELECT DISTINCT model, revision, concept_set,
             TRY_CAST(regexp_extract(revision, 'step[-_]?(\d+)', 1) AS BIGINT) AS step
         FROM experts
     )
@@ -39,7 +39,7 @@ SELECT
     a.human_set, a.agreement, a.measure, a.n_pairs, a.rho, a.ci_low, a.ci_high,
     c.run AS run_experts, a.run
 FROM counted c
-JOIN steps s USING (model, revision)
+JOIN steps s USING (model, revision, concept_set)
 LEFT JOIN kept k
     ON k.pooling = c.pooling AND k.threshold = c.threshold
     AND least(revision, revision_before) = k.revision_a
