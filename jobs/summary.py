@@ -12,7 +12,7 @@ from rich.table import Table
 from alignment.correlation import FEWEST_PAIRS
 from cluster.weights import RANDOM_INIT
 from jobs.alignment import TRIPLETS
-from jobs.baselines import HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
+from jobs.baselines import CENTRED_COSINE, HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
 from jobs.encoders import ENCODED_WORD, SENTENCE_ENCODER
 from jobs.similarity import EXPERTS
 from storage.activation_files import POOLINGS
@@ -32,12 +32,12 @@ INTERVALS = {
     "concept-bootstrap": "concepts resampled",
     "pair-bootstrap": "pairs resampled, which is too narrow",
 }
-_SHOWN_LAYERS = 6
+_SHOWN_LAYERS, _CELLS_IN_ROW = 6, 3
 _FOOTNOTE = (
     "All rows of a table are on the same pairs. Intervals (95%) allow for pairs that share a concept. "
     "What is best is chosen on these very pairs, so it is flattered. A dash: all similarities are "
     "equal, or too few differ for an interval. States are the hidden states after a layer: the mean of "
-    "a sentence's tokens, or the last."
+    "a sentence's tokens, or the last; *: less the mean over all concepts."
 )
 
 
@@ -91,9 +91,11 @@ def _print_layers(console: Console, rows: list[dict[str, Any]], threshold: float
     cells = [
         f"L{row['layer']} {_with_interval(row['rho'], row['ci_low'], row['ci_high'])}" for row in shown
     ]
-    console.print(
-        f"Neurons of one layer alone, {shown[0]['pooling']} pooling: {', '.join(cells)}", markup=False
-    )
+    console.print(f"Neurons of single layers, {shown[0]['pooling']} pooling:", markup=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for start in range(0, len(cells), _CELLS_IN_ROW):
+        table.add_row(*map(escape, cells[start : start + _CELLS_IN_ROW]))
+    console.print(table)
 
 
 def _print_controls(console: Console, summary: dict[str, Any]) -> None:
@@ -247,7 +249,7 @@ def _best_layers(
 def _baselines(rows: list[dict[str, Any]], value: str) -> list[tuple[str, dict[str, Any]]]:
     shown = []
     hidden: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["representation"] != WORD_VECTORS):
         if row["representation"] == HIDDEN_STATE and row[value] is not None:
             hidden.setdefault((row["model"], row["revision"], row["pooling"]), []).append(row)
         elif row["representation"] in (WORD_VECTORS, SENTENCE_ENCODER):
@@ -259,8 +261,7 @@ def _baselines(rows: list[dict[str, Any]], value: str) -> list[tuple[str, dict[s
     for candidates in hidden.values():
         ordered = sorted(candidates, key=lambda row: row[value])
         for name, row in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2])):
-            how = row["measure"].removesuffix(" cosine").removesuffix("cosine")
-            place = f"L{row['layer']} {how}".rstrip()
+            place = f"L{row['layer']}" + ("*" if row["measure"] == CENTRED_COSINE else "")
             shown.append((f"{name} of {len(ordered)} {row['pooling']} states ({place})", row))
     return shown
 
