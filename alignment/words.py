@@ -59,6 +59,18 @@ def find_word(text: str, concept: str | Word) -> list[tuple[int, int]]:
     return [match.span() for match in word_pattern(concept).finditer(text)]
 
 
+def shuffled(text: str, words: Sequence[str | Word], random: np.random.Generator) -> str:
+    """The words of a text in another order, each with the marks that stand at it; `words`, which may be
+    of several parts, are kept whole."""
+    spans = sorted(span for word in words for span in find_word(text, word))
+    pieces, end = [""], 0
+    for match in re.finditer(r"\S+", text):
+        inside = any(start < match.start() < stop for start, stop in spans)
+        pieces[-1:] = [pieces[-1] + text[end : match.end()]] if inside else [pieces[-1], match.group()]
+        end = match.end()
+    return " ".join(random.permutation(pieces[1:]))
+
+
 def normal_form(word: str) -> str:
     """A word as it is compared: lower case, its parts with one space between them."""
     return " ".join(re.split(r"[\s_-]+", word.strip().lower()))

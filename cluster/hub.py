@@ -42,18 +42,19 @@ def commits(model: str) -> dict[str, str]:
     return {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
 
 
-def expand(model: str, revisions: Sequence[str], is_local: bool) -> list[str]:
+def expand(model: str, revisions: Sequence[str], local: Sequence[str] | None) -> list[str]:
     """The revisions that are asked for, with `all` and patterns such as `step*` written out: the names
     of branches and tags that match, their numbers in order.
 
-    A local model has one revision. Raises UserError for a pattern that matches none.
+    `local` are the revisions of a model that is not on the hub. Raises UserError for a pattern that
+    matches none.
     """
     found: dict[str, None] = {}
     for asked in revisions:
         if asked != ALL and not any(mark in asked for mark in _PATTERN_MARKS):
             found[asked] = None
             continue
-        known = ["main"] if is_local else sorted(commits(model), key=_in_numbers)
+        known = sorted(commits(model) if local is None else local, key=_in_numbers)
         matching = [name for name in known if asked == ALL or fnmatchcase(name, asked)]
         if not matching:
             has = ", ".join(known[:20]) or "none"

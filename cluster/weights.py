@@ -71,13 +71,16 @@ def resolve(model: str, revision: str, beside: Path, allowed: frozenset[str] = f
 
 
 def _find(model: str, revision: str, beside: Path, allowed: frozenset[str]) -> Weights:
-    if model in ASSETS and ASSETS[model].file.endswith(".gguf"):
-        path = ASSETS[model].path()
-        return _local(model, revision, "gguf", path, ASSETS[model].sha256)
     path = (beside / Path(model).expanduser()).resolve()
-    if path.is_file() and path.suffix == ".gguf":
+    known = model in ASSETS and ASSETS[model].file.endswith(".gguf")
+    if known or (path.is_file() and path.suffix == ".gguf"):
+        if revision not in (MAIN, RANDOM_INIT):
+            raise _no_revision(model, revision, [])
+        if known:
+            return _local(model, revision, "gguf", ASSETS[model].path(), ASSETS[model].sha256)
         return _local(model, revision, "gguf", path, hash_file(path))
     if path.is_dir():
+        path = path if revision in (MAIN, RANDOM_INIT) else _checkpoint(model, path, revision)
         _check_folder(model, path, allowed)
         return _local(model, revision, "folder", path, _hash_folder(path, allowed))
     if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1:
@@ -85,9 +88,26 @@ def _find(model: str, revision: str, beside: Path, allowed: frozenset[str]) -> W
     return _on_hub(model, revision, allowed)
 
 
-def is_local(model: str, beside: Path) -> bool:
-    """Whether a model is an asset, a file or a folder, and not on the hub."""
-    return model in ASSETS or (beside / Path(model).expanduser()).exists()
+def local_revisions(model: str, beside: Path) -> list[str] | None:
+    """The revisions of an asset, a file or a folder; None for a model on the hub."""
+    path = beside / Path(model).expanduser()
+    if model in ASSETS or not path.is_dir():
+        return [MAIN] if model in ASSETS or path.exists() else None
+    return [MAIN, *_checkpoints(path)]
+
+
+def resolve_encoder(model: str, revision: str, beside: Path) -> Weights:
+    """Find a sentence encoder: a known asset, a folder with all that is below it, or an id on the
+    Hugging Face hub. Raises UserError when it cannot be found."""
+    path = (beside / Path(model).expanduser()).resolve()
+    if model in ASSETS:
+        path = ASSETS[model].path().parent
+    if path.is_dir():
+        files = {file for pattern in _FILES for file in path.rglob(pattern)}
+        digest = fingerprint({str(file.relative_to(path)): hash_file(file) for file in files})
+        return _local(model, revision, "folder", path, digest)
+    commit = hub.commits(model).get(revision) or _named_commit(model, revision)
+    return Weights(model, revision, f"commit:{commit}", "hub", model, commit)
 
 
 def materialise(weights: Weights) -> Path:
@@ -182,11 +202,24 @@ def _names(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
+def _checkpoint(model: str, folder: Path, revision: str) -> Path:
+    """The subfolder of a model's folder that holds one of its revisions."""
+    there = _checkpoints(folder)
+    if revision not in there:
+        raise _no_revision(model, revision, there)
+    return folder / revision
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    return sorted(config.parent.name for config in folder.glob("*/config.json"))
+
+
+def _no_revision(model: str, revision: str, others: list[str]) -> UserError:
+    known = ", ".join([MAIN, RANDOM_INIT, *others])
+    return UserError(f"model {model!r}: has no revision {revision!r}; this local model has {known}")
+
+
 def _local(model: str, revision: str, source: str, path: Path, digest: str) -> Weights:
-    if revision not in (MAIN, RANDOM_INIT):
-        raise UserError(
-            f"model {model!r}: has no revision {revision!r}; a local model has {MAIN} and {RANDOM_INIT}"
-        )
     return Weights(model, revision, _identity(f"sha256:{digest}", revision), source, str(path))
 
 

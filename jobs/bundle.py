@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from jobs.config import Brought, Generate, Harvest, Sweep
+from jobs.config import Brought, Generate, Harvest, Latents, Sweep, WordVectors
 from storage.errors import UserError
 from storage.fingerprint import fingerprint, hash_file
 from storage.layout import FORMAT
@@ -84,6 +84,8 @@ def _named_files(sweep: Sweep) -> Iterator[tuple[str, Path]]:
                 )
     if isinstance(wanted, Generate) and wanted.wordnet is not None:
         names.append(wanted.wordnet)
+    names += [each.path for each in sweep.baselines if isinstance(each, WordVectors)]
+    names += [each.dictionary for each in sweep.baselines if isinstance(each, Latents)]
     for human in sweep.human:
         names += [name for name in (human.path, human.items) if name is not None]
     for name in dict.fromkeys(names):

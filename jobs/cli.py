@@ -71,9 +71,20 @@ def plan(file: SweepFile) -> None:
     """Print what a sweep would run, and run nothing."""
     from jobs.config import read_sweep
     from jobs.outlook import print_outlook
+    from jobs.reckoning import print_reckoning, read_configs
     from jobs.sweep import plan as plan_sweep
+    from storage.errors import UserError
 
-    print_outlook(_out(), plan_sweep(read_sweep(file)))
+    wanted = read_sweep(file)
+    try:
+        planned = plan_sweep(wanted)
+    except UserError as error:
+        if not all(model.config for model in wanted.models):
+            raise
+        _out().print(f"It cannot run here: {error}", markup=False, soft_wrap=True)
+        print_reckoning(_out(), wanted, read_configs(wanted))
+    else:
+        print_outlook(_out(), planned)
 
 
 Address = Annotated[
@@ -238,7 +249,7 @@ def sentences(
     from storage.concepts import write_concepts
 
     planned = _carry_out(file, stage.KIND).planned
-    (texts,), store = planned.of_kind(stage.KIND), planned.sweep.store_path
+    texts, store = planned.stages[0], planned.sweep.store_path
     made = stage.read_set(texts, store)
     if out is not None:
         write_concepts(out, made)

@@ -35,7 +35,9 @@ from storage.place import absolute, place
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Count = Annotated[int, Field(ge=1)]
-Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
+KnownBaseline = Literal[
+    "glove", "input-embedding", "contextual", "sentence-encoder", "shuffled", "random-init"
+]
 Control = Literal["split-half", "length-matched"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
 SetMeasure = Literal["jaccard", "overlap", "dice", "containment"]
@@ -130,7 +132,8 @@ Concepts = Annotated[
 
 class Model(_Part):
     """A model, the revisions of it to run (`all`, or patterns such as `step*`, are those that the hub
-    has at the time), and where: how long to wait for a place on the cluster."""
+    has at the time), and where: how long to wait for a place on the cluster. `config` is a copy of its
+    config.json, for a plan where the model itself cannot be had."""
 
     id: str = Field(min_length=1)
     revisions: list[str] = Field(default=["main"], min_length=1)
@@ -140,6 +143,7 @@ class Model(_Part):
     gpus_per_shard: float = Field(default=1.0, ge=0)
     wait_seconds: float = Field(default=60.0, gt=0)
     allow: list[Literal["pickled-weights", "remote-code"]] = []
+    config: str | None = None
 
     @field_validator("revisions", mode="before")
     @classmethod
@@ -285,6 +289,57 @@ class Human(_Part):
         )
 
 
+class WordVectors(_Part):
+    """A baseline: word vectors in a file."""
+
+    name: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+
+
+class SentenceEncoder(_Part):
+    """A baseline: a sentence encoder, in a folder or on the hub."""
+
+    name: str = Field(min_length=1)
+    encoder: str = Field(min_length=1)
+    revision: str = "main"
+
+
+class Latents(_Part):
+    """A baseline: the latents of a sparse autoencoder's encoder, in the place of a model's neurons. `at`
+    is a module of the layer with `:input` or `:output`; without it, the hidden state after the layer."""
+
+    name: str = Field(min_length=1)
+    dictionary: str = Field(min_length=1)
+    layer: int = Field(ge=0)
+    at: str = ""
+    activation: Literal["relu", "jumprelu", "topk"] = "relu"
+    k: Count | None = None
+    b_dec: Literal["subtract", "ignore"] | None = None
+    model: str | None = None
+
+    @model_validator(mode="after")
+    def _k(self) -> Self:
+        if (self.k is None) == (self.activation == "topk"):
+            raise ValueError("k: goes with activation: topk, and topk with it")
+        return self
+
+
+def _baseline_kind(value: Any) -> str:
+    if isinstance(value, dict | _Part):
+        keys = value if isinstance(value, dict) else vars(value)
+        return next((key for key in ("encoder", "dictionary") if key in keys), "vectors")
+    return "known"
+
+
+Baseline = Annotated[
+    Annotated[KnownBaseline, Tag("known")]
+    | Annotated[WordVectors, Tag("vectors")]
+    | Annotated[SentenceEncoder, Tag("encoder")]
+    | Annotated[Latents, Tag("dictionary")],
+    Discriminator(_baseline_kind),
+]
+
+
 class Sweep(_Part):
     """Models x revisions, one concept set, human data and baselines."""
 
@@ -338,9 +393,16 @@ class Sweep(_Part):
                 if (model.id, revision) in seen:
                     raise ValueError(f"models: {model.id!r} at {revision!r} is listed twice")
                 seen.add((model.id, revision))
+        for each in self.baselines:
+            if isinstance(each, Latents) and not self.models_of(each):
+                raise ValueError(
+                    f"baselines: {each.name}: model: {each.model!r}: name the one of the models that "
+                    "the dictionary was trained on"
+                )
         lists: dict[str, list[Any]] = {
             "human": [human.name for human in self.human],
             "agreement": list(self.agreement),
+            "baselines": [each if isinstance(each, str) else each.name for each in self.baselines],
             "controls": list(self.controls),
             "experts.threshold": self.experts.threshold,
             "experts.top": list(self.experts.top),
@@ -387,6 +449,12 @@ class Sweep(_Part):
                 "folder that all nodes share, or s3://bucket/prefix"
             )
         return store
+
+    def models_of(self, latents: Latents) -> list[Model]:
+        """The model that a dictionary is of: the one that it names, or the only one."""
+        if latents.model is None and len(self.models) == 1:
+            return self.models
+        return [model for model in self.models if model.id == latents.model]
 
     def human_sets(self) -> list[HumanSet]:
         """The human data sets, by name or by path."""
@@ -442,7 +510,8 @@ class _UniqueKeys(yaml.SafeLoader):
 def _explain(problem: dict[str, Any]) -> str:
     """One line for one problem that pydantic found."""
     # the parts that name a member of a union are no keys of the user's
-    kind = problem["loc"][1] if problem["loc"][:1] == ("concepts",) and len(problem["loc"]) > 1 else None
+    tag = {"concepts": 1, "baselines": 2}.get(str(problem["loc"][0]) if problem["loc"] else "", 99)
+    kind = problem["loc"][tag] if len(problem["loc"]) > tag else None
     location = tuple(
         part for part in problem["loc"] if part != kind and not _UNION_MEMBER.search(str(part))
     )
@@ -463,6 +532,9 @@ def _allowed_keys(location: tuple[Any, ...], kind: str | None = None) -> str:
         "brought": Brought,
         "harvest": Harvest,
         "generate": Generate,
+        "vectors": WordVectors,
+        "encoder": SentenceEncoder,
+        "dictionary": Latents,
         "models": Model,
         "neurons": Neurons,
         "experts": Experts,

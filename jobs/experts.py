@@ -38,6 +38,7 @@ KIND = "experts"
 CONTROL_KIND = "controls"
 HALVES = ("half 1", "half 2")
 LENGTH_MATCHED = "length-matched"
+_OTHER_LABELS = (*HALVES, LENGTH_MATCHED)
 SITES_FOLDER = "experts"
 _TASKS_IN_FLIGHT_PER_CPU = 2
 _POLL_SECONDS = 0.5
@@ -55,25 +56,28 @@ class _Site:
 
 
 def plan(read: Stage, wanted: Experts, seed: int, control: str | None = None) -> Stage:
-    """The stage that scores the activations of one model, or scores them once more as a control: on one
-    half of the sentences, or with negatives as long as the positives.
+    """The stage that scores the activations of one model, or does so as a control: once more, on one
+    half of the sentences or with negatives as long as the positives; or activations that are a control
+    by themselves, such as those of shuffled sentences.
 
-    Negatives of a control are always other concepts' positives.
+    Negatives of halves, and negatives as long as the positives, are always other concepts' positives.
     """
     sampled = wanted.sampled is not None
+    relabelled = control in _OTHER_LABELS
     params = {
         **{name: read.params[name] for name in ("model", "revision", "concept_set")},
-        "negatives": wanted.negatives if sampled or not control else OTHERS,
+        "negatives": wanted.negatives if sampled or not relabelled else OTHERS,
         "prevalence": wanted.prevalence,
         "floor": wanted.floor,
-        "seed": seed if sampled or control else 0,
+        "seed": seed if sampled or relabelled else 0,
         **({"control": control} if control else {}),
     }
 
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, wanted)
 
-    kind, label = (CONTROL_KIND, f"{read.label} {control}") if control else (KIND, read.label)
+    label = f"{read.label} {control}" if control else read.label
+    kind = CONTROL_KIND if control else KIND
     return Stage(kind, label, params, run, {"activations": read}, Lane.CPUS)
 
 
@@ -157,7 +161,7 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
 def _labels(stage: Stage, texts: Stage, store: Path, wanted: Experts) -> tuple[Labels, Integers]:
     """The labels, and the sentences that they are of."""
     control = stage.params.get("control")
-    if control is None:
+    if control not in _OTHER_LABELS:
         labels = read_labels(stage, texts, store, wanted)
         return labels, np.arange(labels.n_sentences)
     try:

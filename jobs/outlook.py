@@ -20,10 +20,12 @@ from rich.table import Table
 
 from cluster.devices import visible_gpus
 from cluster.sizes import Size, size_of
+from cluster.weights import load_config
 from jobs import activations, experts, space
 from jobs.duration import duration
+from jobs.reckoning import print_reckoning
 from jobs.stage import Stage
-from jobs.sweep import Plan
+from jobs.sweep import LATENTS, Plan
 from storage import layout, manifest
 from storage.place import entries, size
 
@@ -55,7 +57,8 @@ def print_outlook(console: Console, planned: Plan) -> None:
     left = list(_left(planned, store))
     console.print(_by_stage(left) if len(left) <= _MOST_ROWS else _by_model(left, planned))
     if planned.concepts is None:
-        console.print("What comes after the sentences is known once they are made.")
+        configs = {weights.model: load_config(weights) for weights in planned.weights}
+        print_reckoning(console, planned.sweep, configs)
         return
     kinds = Counter(each.stage.kind for each in left)
     done = Counter(each.stage.kind for each in left if each.done)
@@ -150,11 +153,12 @@ class _Sizes:
 
     def work(self, kind: str, params: Any) -> float | None:
         """Neurons x sentences for experts, and x the model's width for activations; 1 for others. None
-        for a model or sentences that are not in the plan."""
+        for a model or sentences that are not in the plan, and for latents."""
         if kind not in (activations.KIND, experts.KIND, experts.CONTROL_KIND):
             return 1.0
         weights = self._weights.get((params["model"], params["revision"]))
-        if weights is None or params["concept_set"] != self._concept_set:
+        latents = "dictionary" in params or str(params.get("control")).endswith(LATENTS)
+        if latents or weights is None or params["concept_set"] != self._concept_set:
             return None
         if weights.model not in self._known:
             self._known[weights.model] = size_of(weights, self._sites)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.sizes import size_of
+from cluster.sizes import Size, size_of
 from cluster.weights import Weights
 from jobs import activations
 from jobs.stage import Stage
@@ -51,14 +51,23 @@ def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> in
 
 
 def bytes_of(stage: Stage, weights: Weights, planned: Plan) -> int:
-    """Bytes of a model's activations: a float16 a neuron, sentence and pooling, and a float32 a
-    coordinate of the mean residual stream."""
+    """Bytes of a model's activations."""
     if planned.concepts is None:
         return 0
-    size = size_of(weights, stage.params["sites"])
     poolings = len(stage.params["poolings"])
-    sentence = size.neurons * poolings * _FLOAT16 + size.layers * size.hidden * _FLOAT32
+    if "dictionary" in stage.params:
+        sentence = int(stage.params["dictionary"]["width"]) * poolings * _FLOAT16
+    else:
+        size = size_of(weights, stage.params["sites"])
+        sentence = sentence_bytes(size, poolings, stage.params["states"])
     return sentence * len(planned.concepts.sentences)
+
+
+def sentence_bytes(size: Size, poolings: int, states: bool) -> int:
+    """Bytes of one sentence's activations: a float16 a neuron and pooling and, where hidden states are
+    kept, float32 for their mean and the last token's after each layer."""
+    of_states = size.layers * size.hidden * 2 * _FLOAT32 if states else 0
+    return size.neurons * poolings * _FLOAT16 + of_states
 
 
 def units_left(stage: Stage, store: Path) -> int:

@@ -12,12 +12,21 @@ from cluster import hub
 from cluster.devices import native_dtype
 from cluster.reach import check_reach
 from cluster.session import connect, disconnected_after, is_shared
-from cluster.weights import RANDOM_INIT, Weights, is_local, resolve
+from cluster.weights import (
+    MAIN,
+    RANDOM_INIT,
+    Weights,
+    load_config,
+    local_revisions,
+    resolve,
+    resolve_encoder,
+)
 from jobs import (
     activations,
     alignment,
     attributions,
     baselines,
+    encoders,
     experts,
     generate,
     harvest,
@@ -29,7 +38,7 @@ from jobs import (
     space,
     steering,
 )
-from jobs.config import Brought, Harvest, Model, Sweep
+from jobs.config import Brought, Harvest, Latents, Model, SentenceEncoder, Sweep, WordVectors
 from jobs.judgments import judge
 from jobs.overlap import in_order, side_by_side
 from jobs.progress import say
@@ -39,6 +48,11 @@ from storage.concepts import ConceptSet, named, read_concepts, read_words
 from storage.database import is_activations
 from storage.errors import UserError, WorkFailed
 from storage.manifest import drop
+
+ENCODER = "all-minilm-l6-v2"
+"""The baseline `sentence-encoder`."""
+LATENTS = "latents"
+"""What the control of a dictionary ends with."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +114,19 @@ def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
     experts.check(concepts, sweep.experts)
     if sweep.steering is not None:
         attributions.check(concepts, sweep.steering)
-    stages = [texts, *([baselines.plan_word_vectors(texts)] if "glove" in sweep.baselines else [])]
+    stages = [texts, *_baseline_stages(sweep, texts)]
     for model, weights in models:
         stages += _model_stages(sweep, model, weights, texts, len(concepts.sentences))
+    if "shuffled" in sweep.baselines:
+        mixed = sentences.plan_shuffled(concepts, texts, sweep.concepts.language, sweep.seed)
+        stages.append(mixed)
+        for model, weights in models:
+            if not weights.random:
+                stages += _shuffled_stages(sweep, model, weights, mixed, len(concepts.sentences))
+    for wanted in [each for each in sweep.baselines if isinstance(each, Latents)]:
+        for model, weights in models:
+            if model in sweep.models_of(wanted) and not weights.random:
+                stages += _latent_stages(sweep, wanted, model, weights, texts, len(concepts.sentences))
     compared = [stage for stage in stages if stage.kind == similarity.KIND]
     how = alignment.How(sweep.agreement, sweep.interval, sweep.resamples, sweep.seed)
     aligned = alignment.plan(sweep.name, texts, compared, human, how)
@@ -219,14 +243,71 @@ def _sentences(sweep: Sweep) -> tuple[Stage, ConceptSet | None]:
 def _revisions(model: Model, sweep: Sweep) -> list[str]:
     control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
     asked = [*model.revisions, *([RANDOM_INIT] if control else [])]
-    return hub.expand(model.id, asked, is_local(model.id, sweep.models_folder))
+    return hub.expand(model.id, asked, local_revisions(model.id, sweep.models_folder))
+
+
+def _baseline_stages(sweep: Sweep, texts: Stage) -> Iterator[Stage]:
+    """What needs none of the sweep's models."""
+    for wanted in sweep.baselines:
+        if wanted == "glove":
+            yield baselines.plan_glove(texts)
+        elif wanted == "sentence-encoder":
+            encoder = resolve_encoder(ENCODER, MAIN, sweep.models_folder)
+            yield encoders.plan(ENCODER, encoder, texts)
+        elif isinstance(wanted, WordVectors):
+            yield baselines.plan_word_vectors(wanted.name, sweep.folder / wanted.path, texts)
+        elif isinstance(wanted, SentenceEncoder):
+            encoder = resolve_encoder(wanted.encoder, wanted.revision, sweep.models_folder)
+            yield encoders.plan(wanted.name, encoder, texts)
+
+
+def _shuffled_stages(
+    sweep: Sweep, model: Model, weights: Weights, mixed: Stage, n_sentences: int
+) -> Iterator[Stage]:
+    """Experts once more, on sentences whose words are shuffled."""
+    dtype = native_dtype() if model.dtype == "auto" else model.dtype
+    read = activations.plan(weights, model, dtype, sweep.neurons, mixed, n_sentences, False)
+    yield read
+    yield from _as_control(sweep, read, sentences.SHUFFLED)
+
+
+def _latent_stages(
+    sweep: Sweep, wanted: Latents, model: Model, weights: Weights, texts: Stage, n_sentences: int
+) -> Iterator[Stage]:
+    """Experts among the latents of a sparse autoencoder."""
+    from cluster.dictionary import Dictionary
+
+    module, _, side = wanted.at.rpartition(":")
+    if wanted.at and side not in ("input", "output"):
+        raise UserError(f"baselines: {wanted.name}: at: {wanted.at!r}: expected MODULE:input or :output")
+    layers = load_config(weights).get_text_config().num_hidden_layers
+    if wanted.layer >= layers:
+        raise UserError(
+            f"baselines: {wanted.name}: layer: {wanted.layer}: {model.id!r} has layers 0 to {layers - 1}"
+        )
+    dictionary = Dictionary(
+        wanted.name,
+        sweep.folder / wanted.dictionary,
+        wanted.layer,
+        module,
+        "input" if side == "input" else "output",
+        wanted.activation,
+        wanted.k,
+        None if wanted.b_dec is None else wanted.b_dec == "subtract",
+    )
+    dtype = native_dtype() if model.dtype == "auto" else model.dtype
+    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences, False, dictionary)
+    yield read
+    yield from _as_control(sweep, read, f"{wanted.name} {LATENTS}")
 
 
 def _model_stages(
     sweep: Sweep, model: Model, weights: Weights, texts: Stage, n_sentences: int
 ) -> Iterator[Stage]:
     dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences)
+    input_embedding = "input-embedding" in sweep.baselines
+    contextual = "contextual" in sweep.baselines and not weights.random
+    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences, contextual)
     yield read
     scored = experts.plan(read, sweep.experts, sweep.seed)
     yield scored
@@ -238,28 +319,27 @@ def _model_stages(
             attributed = attributions.plan(scored, weights, model, sweep.steering)
             yield attributed
             yield steering.plan(read, attributed, weights, model, sweep.steering, sweep.seed)
-    input_embedding = "input-embedding" in sweep.baselines
-    contextual = "contextual" in sweep.baselines
     if (input_embedding or contextual) and not weights.random:
         yield baselines.plan_embeddings(read, input_embedding, contextual)
 
 
 def _control_stages(sweep: Sweep, read: Stage) -> Iterator[Stage]:
-    """Experts found once more as controls, compared by the measure that is reported."""
-
-    def stages(control: str) -> tuple[Stage, Stage]:
-        scored = experts.plan(read, sweep.experts, sweep.seed, control)
-        return scored, similarity.plan(
-            scored, sweep.similarity.measures[:1], ["model"], sweep.experts.threshold
-        )
-
+    """Experts found once more as controls."""
     if "length-matched" in sweep.controls:
-        yield from stages(experts.LENGTH_MATCHED)
+        yield from _as_control(sweep, read, experts.LENGTH_MATCHED)
     if "split-half" in sweep.controls:
-        halves = [stages(half) for half in experts.HALVES]
+        halves = [_as_control(sweep, read, half) for half in experts.HALVES]
         for pair in halves:
             yield from pair
         yield reliability.plan(*(compared for _, compared in halves))
+
+
+def _as_control(sweep: Sweep, read: Stage, control: str) -> tuple[Stage, Stage]:
+    """The experts of a control, and their similarities by the measure that is reported."""
+    scored = experts.plan(read, sweep.experts, sweep.seed, control)
+    return scored, similarity.plan(
+        scored, sweep.similarity.measures[:1], ["model"], sweep.experts.threshold
+    )
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ MLP_HIDDEN = "mlp.hidden"
 RESIDUAL = "residual"
 """Site: the residual stream after a layer."""
 
-MEAN = "mean"
-"""Pooling of the residual stream: the mean over all real tokens."""
+MEAN, LAST = "mean", "last"
+"""Poolings of the residual stream: the mean over all real tokens, and the value at the last."""
 
 
 def activation_folder(pooling: str, layer: int, site: str) -> str:

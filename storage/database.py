@@ -47,8 +47,8 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "hierarchy_merges": ("hierarchy", "merges.parquet", schemas.HIERARCHY_MERGES),
 }
 
-VIEWS = ("expert_places", "expert_stability")
-"""What the tables say of where experts sit and when they settle."""
+VIEWS = ("expert_places", "expert_stability", "training")
+"""What the tables say of where experts sit and when they come and settle."""
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _READING = re.compile(r"\s*(EXPLAIN\s+(ANALYZE\s+)?)?(SELECT|WITH|FROM|PIVOT|UNPIVOT|VALUES)\b", re.I)

@@ -140,7 +140,7 @@ EXPERTS_VIEW = EXPERTS.append(_ATTRIBUTION.with_nullable(True))
 
 CONTROL_EXPERTS = _schema(
     "model,revision,concept_set,pooling,control,concept,layer,site,unit",
-    [*EXPERTS, _field("control", _TEXT, "half 1, half 2 or length-matched")],
+    [*EXPERTS, _field("control", _TEXT, "half 1, half 2, length-matched, shuffled or NAME latents")],
 )
 
 ATTRIBUTIONS = _schema(
@@ -236,12 +236,12 @@ _REPRESENTATION = [
     _field(
         "representation",
         _TEXT,
-        "experts (also of controls), hidden state, input embedding or word vectors",
+        "experts (also of controls), hidden state, input embedding, word vectors or sentence encoder",
     ),
-    _field("model", _TEXT, "the model, or the name of the word vectors"),
+    _field("model", _TEXT, "the model, or the name of the word vectors or the encoder"),
     _field("revision", _TEXT, "the model's revision", nullable=True),
     _field("concept_set", _TEXT, "concept set that it comes from"),
-    _field("pooling", _TEXT, "pooling of the experts' activations", nullable=True),
+    _field("pooling", _TEXT, "pooling of the activations", nullable=True),
     _field("layer", pa.int32(), "layer, null for all of them", nullable=True),
     _field("site", _TEXT, "kind of site, null for all of them", nullable=True),
     _field("measure", _TEXT, "jaccard, overlap, dice, containment, cosine or centred cosine"),

@@ -53,6 +53,18 @@ _VIEWS = """
 | n_a, n_b, n_shared | int64 | experts of the concept in each, and in both |
 | stability | double | Jaccard similarity of the two sets |
 | run_a, run_b | string | the runs that the experts are of |
+
+## training
+
+| column | type | meaning |
+| --- | --- | --- |
+| model, revision, concept_set, pooling, threshold | | as in `similarity`; revisions named by a step |
+| step | int64 | the step of training, from the revision's name |
+| n_experts | double | median over the concepts of how many experts they have |
+| revision_before | string | the checkpoint before |
+| stability | double | mean over the concepts of `expert_stability` with it |
+| human_set, agreement, measure, n_pairs, rho, ci_low, ci_high | | as in `alignment` |
+| run_experts | string | the run that the experts are of; `run` is the alignment's |
 """
 
 
