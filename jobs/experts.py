@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.expertise import (
+from alignment.expertise import expertise, on_and_off
+from alignment.labels import (
     Labels,
-    expertise,
     labels_against_others,
     labels_against_pool,
     labels_matched_in_length,
     labels_of_own,
-    on_and_off,
     split_half,
 )
 from jobs import activations, sentences

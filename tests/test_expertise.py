@@ -12,16 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from alignment.expertise import (
-    REFERENCE_PREVALENCE,
-    Labels,
-    Scores,
-    expertise,
-    labels_against_others,
-    labels_matched_in_length,
-    on_and_off,
-    split_half,
-)
+from alignment.expertise import REFERENCE_PREVALENCE, Scores, expertise, on_and_off
+from alignment.labels import Labels, labels_against_others, labels_matched_in_length, split_half
 
 TOLERANCE = 1e-12
 Values = npt.NDArray[np.floating[Any]]
@@ -145,15 +137,20 @@ def test_sampled_negatives_are_drawn_from_the_others_also_where_sentences_are_sh
     assert set(labels.negatives()[1]) < {0, 1, 5}
 
 
-def test_on_and_off_values_are_those_of_numpy() -> None:
-    random = np.random.default_rng(1)
-    values = random.standard_normal((4, 30)).astype(np.float16)
-    positives, negatives = np.arange(7), np.arange(7, 30)
-    p50, p90, off = on_and_off(values, positives, negatives)
-    exact = values.astype(np.float64)
-    np.testing.assert_allclose(p50, np.median(exact[:, :7], axis=1), rtol=1e-6)
-    np.testing.assert_allclose(p90, np.percentile(exact[:, :7], 90, axis=1), rtol=1e-6)
-    np.testing.assert_allclose(off, exact[:, 7:].mean(axis=1), rtol=1e-6)
+@settings(max_examples=30, deadline=None)
+@given(problems())
+def test_on_and_off_values_are_those_of_numpy(problem: tuple[Values, Labels]) -> None:
+    values, labels = problem
+    neurons, concepts = (each.ravel() for each in np.indices((len(values), labels.n_concepts)))
+    chosen = np.random.default_rng(0).permutation(len(neurons))[: len(neurons) // 2 + 1]
+    neurons, concepts = neurons[chosen], concepts[chosen]
+    p50, p90, off = on_and_off(values, labels, neurons, concepts)
+    exact, positives, negatives = values.astype(np.float64), labels.positives(), labels.negatives()
+    for at, (neuron, concept) in enumerate(zip(neurons, concepts, strict=True)):
+        on = exact[neuron, positives[concept]]
+        assert p50[at] == pytest.approx(np.median(on), rel=1e-6)
+        assert p90[at] == pytest.approx(np.percentile(on, 90), rel=1e-6)
+        assert off[at] == pytest.approx(exact[neuron, negatives[concept]].mean(), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
