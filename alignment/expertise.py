@@ -10,6 +10,7 @@ Expertise as average precision: Suau et al. 2022, arXiv 2110.02802, section 3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,11 @@ REFERENCE_PREVALENCE = 400 / 1400
 
 Values = npt.NDArray[np.floating[Any]]
 
-_SORTED_BYTES = 64 << 20
-"""What the sort may take at once, unless a single neuron needs more."""
+_SORTED_BYTES = 4 << 20
+"""What is sorted and walked at once, unless a single neuron is more: little enough for the caches."""
+
+_SHUFFLED_BYTES = 64 << 20
+"""What shuffled labels may take at once, unless a single shuffle is more."""
 
 _FORMATS: dict[np.dtype[Any], tuple[type[np.unsignedinteger[Any]], int, int]] = {
     np.dtype(np.float16): (np.uint16, 0x8000, 0x7C00),
@@ -72,7 +76,7 @@ def expertise(values: Values, labels: Labels, prevalence: float = REFERENCE_PREV
 
 
 def expertise_and_chance(
-    values: Values, labels: Labels, dealt: Integers, prevalence: float = REFERENCE_PREVALENCE
+    values: Values, labels: Labels, dealt: Ids, prevalence: float = REFERENCE_PREVALENCE
 ) -> tuple[Scores, Tally]:
     """Expertise, and how many neurons are how good under labels that mean nothing.
 
@@ -108,6 +112,12 @@ def tally(ap: Floats) -> Tally:
     return Tally(ap.max(axis=0, initial=0.0, keepdims=True), _above(counts))
 
 
+def joined(tallies: Sequence[Tally]) -> Tally:
+    """Tallies of the same neurons under one labelling after the other, as one."""
+    best = np.concatenate([each.best for each in tallies])
+    return Tally(best, np.concatenate([each.above for each in tallies]))
+
+
 def on_and_off(
     values: Values, labels: Labels, neurons: Integers, concepts: Integers
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -135,7 +145,7 @@ def on_and_off(
 
 
 def _scores(
-    values: Values, labels: Labels, prevalence: float, dealt: Integers | None
+    values: Values, labels: Labels, prevalence: float, dealt: Ids | None
 ) -> tuple[Scores, Tally]:
     check(values, labels, prevalence)
     kinds = labels.kinds
@@ -148,25 +158,31 @@ def _scores(
     counts = np.zeros((n_shuffles, labels.n_concepts, STEPS), np.int64)
     # without shuffles the sort may forget which sentence is which: only its kind matters
     ids = kinds.of if dealt is None else np.arange(labels.n_sentences, dtype=np.uint32)
-    given = None if dealt is None else np.ascontiguousarray(kinds.of[dealt].T)
     at_once = max(1, _SORTED_BYTES // (8 * max(1, labels.n_sentences)))
+    parts = _parts(n_shuffles, labels.n_sentences)
+    held: slice | None = None
+    given = np.empty((0, 0), np.uint32)
     for first in range(0, len(values), at_once):
         rows = slice(first, first + at_once)
         order, shift = _sorted(values[rows], ids)
-        if given is not None:
-            walk_shuffled(
-                order, shift, given, *tables, kinds.own, weight, labels.n_positive, best, counts
-            )
+        for part in parts:
+            if dealt is not None and held != part:
+                held, given = part, np.ascontiguousarray(kinds.of[dealt[part]].T)
+            shuffled = (best[part], counts[part])
+            walk_shuffled(order, shift, given, *tables, kinds.own, weight, labels.n_positive, *shuffled)
+        if dealt is not None:
             relabel(order, shift, kinds.of)
         walk(order, shift, *tables, kinds.own, weight, ap[rows], ap_raw[rows], above[rows])
     ap /= labels.n_positive
     ap_raw /= labels.n_positive
     auroc = 1 - above / (2 * labels.n_positive * labels.n_negative)
-    observed = tally(ap)
-    tallied = Tally(
-        np.concatenate([observed.best, best]), np.concatenate([observed.above, _above(counts)])
-    )
-    return Scores(ap, ap_raw, auroc), tallied
+    return Scores(ap, ap_raw, auroc), joined([tally(ap), Tally(best, _above(counts))])
+
+
+def _parts(n_shuffles: int, n_sentences: int) -> list[slice]:
+    """The shuffles that are walked at once."""
+    at_once = max(1, _SHUFFLED_BYTES // (8 * max(1, n_sentences)))
+    return [slice(first, first + at_once) for first in range(0, n_shuffles, at_once)]
 
 
 def _sorted(values: Values, ids: Ids) -> tuple[npt.NDArray[np.unsignedinteger[Any]], int]:

@@ -80,7 +80,8 @@ class Labels:
     def n_negative(self) -> Integers:
         """How many negatives each concept has."""
         listed = np.bincount(self.negative_concepts, minlength=self.n_concepts)
-        return self.shared.sum() - self._n_marked + listed
+        counts: Integers = self.shared.sum() - self._n_marked + listed
+        return counts
 
     @cached_property
     def _n_marked(self) -> Integers:
@@ -298,7 +299,8 @@ def split_half(sentences: Integers, concepts: Integers, n_sentences: int, seed: 
     half[order] = np.arange(n_sentences) % 2
     return half
 
-def shuffles(labels: Labels, count: int, seed: int) -> Integers:
+
+def shuffles(labels: Labels, count: int, seed: int) -> Ids:
     """Ways to deal the labels anew: of shape (count, sentences), the sentence whose labels each gets.
 
     Labels go together, so that sentences of several concepts stay such, and only among sentences that
@@ -324,7 +326,7 @@ def shuffles(labels: Labels, count: int, seed: int) -> Integers:
     links = coo_array((np.ones(len(rows), np.bool_), (rows, places)), shape=(size, size))
     linked = connected_components(links, directed=False)[1][: labels.n_sentences]
     order = np.argsort(linked, kind="stable")
-    dealt = np.empty((count, labels.n_sentences), np.int64)
+    dealt = np.empty((count, labels.n_sentences), np.uint32)
     for number in range(count):
         lot = np.random.default_rng([seed, number]).random(labels.n_sentences)
         dealt[number, order] = np.lexsort((lot, linked))
@@ -366,6 +368,7 @@ def _draw_evenly(
             f"concept {concept} has {len(distinct)} possible negatives; {wanted} were asked for"
         )
     return distinct[:wanted]
+
 
 def _taken(starts: Integers, members: Integers, rows: Integers) -> tuple[Integers, Integers]:
     """Some of the rows of compressed rows, in the order given."""

@@ -174,13 +174,10 @@ def walk_shuffled(
     # what belongs to a shuffle and a concept is at their common place
     width = n_concepts + 1
     places = np.empty(kinds.shape, np.uint32)
-    marks = np.empty(kinds.shape, np.int64)
-    for sentence in range(n_sentences):
+    for each in range(n_sentences):
         for shuffle in range(n_shuffles):
-            kind = kinds[sentence, shuffle]
-            places[sentence, shuffle] = first_of[kind] + shuffle * width
-            marks[sentence, shuffle] = mark[kind]
-    all_marked = marks.min() == 1
+            places[each, shuffle] = first_of[kinds[each, shuffle]] + shuffle * width
+    all_marked = mark.min() == 1
     owned, weights = np.empty(n_shuffles * width), np.empty(n_shuffles * width)
     for place in range(n_shuffles * width):
         weights[place] = weight[place % width]
@@ -206,7 +203,7 @@ def walk_shuffled(
                     tp[given[shuffle]] += 1
                 if not all_marked:
                     for shuffle in range(n_shuffles):
-                        marked[shuffle] += marks[sentence, shuffle]
+                        marked[shuffle] += mark[kinds[sentence, shuffle]]
                 if with_more or with_listed:
                     for shuffle in range(n_shuffles):
                         kind = kinds[sentence, shuffle]
@@ -238,12 +235,13 @@ def walk_shuffled(
             first = last
         for shuffle in range(n_shuffles):
             for concept in range(n_concepts):
-                ap = precision[shuffle * width + concept] / n_positive[concept]
-                best[shuffle, concept] = max(best[shuffle, concept], ap)
-                step = min(np.int64(ap * STEPS), STEPS - 1)
+                score = precision[shuffle * width + concept] / n_positive[concept]
+                if score > best[shuffle, concept]:
+                    best[shuffle, concept] = score
+                step = min(int(score * STEPS), STEPS - 1)
                 # the product is rounded: an AP that is a step itself is not above it
-                if step / STEPS >= ap:
+                if step / STEPS >= score:
                     step -= 1
-                elif step + 1 < STEPS and (step + 1) / STEPS < ap:
+                elif step + 1 < STEPS and (step + 1) / STEPS < score:
                     step += 1
                 counts[shuffle, concept, step] += 1

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 import torch
@@ -30,6 +33,7 @@ STEPS = 4
 still works; each piece holds whole batches."""
 
 _ROW_GROUP_BYTES = 4 << 20
+_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class WorkUnit:
     first: int
     texts: list[Text]
     budget: int
+    of: int = 0
+    """Sentences of all units together."""
 
     @property
     def name(self) -> str:
@@ -62,6 +68,13 @@ class Receipt:
         return Receipt(
             earlier.files + self.files, earlier.places + self.places, self.tokens, self.truncated
         )
+
+
+def _units_in_group(values: npt.NDArray[np.floating[Any]], sentences: int) -> int:
+    """Neurons in a row group: fewer where there are many sentences, so that who reads some neurons of
+    all work units need not hold more."""
+    of_all = int(max(sentences, values.shape[1]) * values.itemsize)
+    return max(1, min(_ROW_GROUP_BYTES // int(values[0].nbytes), _BLOCK_BYTES // of_all))
 
 
 class ShardActor:
@@ -112,7 +125,7 @@ class ShardActor:
             reading = self._shard.finish(self._open.pop(unit.number))
         files = []
         for (pooling, site), values in reading.values.items():
-            row_group = max(1, _ROW_GROUP_BYTES // values[0].nbytes) * values.shape[1]
+            row_group = _units_in_group(values, unit.of) * values.shape[1]
             name = f"{activation_folder(pooling, site.layer, site.name)}/{unit.name}.parquet"
             files.append(write_values(folder, name, values, row_group))
         if words:
