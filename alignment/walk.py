@@ -236,8 +236,7 @@ def walk_shuffled(
         for shuffle in range(n_shuffles):
             for concept in range(n_concepts):
                 score = precision[shuffle * width + concept] / n_positive[concept]
-                if score > best[shuffle, concept]:
-                    best[shuffle, concept] = score
+                best[shuffle, concept] = max(best[shuffle, concept], score)
                 step = min(int(score * STEPS), STEPS - 1)
                 # the product is rounded: an AP that is a step itself is not above it
                 if step / STEPS >= score:

@@ -58,11 +58,12 @@ _PAIRS_AT_ONCE = 2 << 20
 
 @dataclass(frozen=True)
 class _Labelled:
-    """The labels, the sentences that they are of, and how they are shuffled."""
+    """The labels, the sentences that they are of, how they are shuffled, and where they are scored."""
 
     labels: Labels
     kept: Integers
     dealt: Ids
+    on_gpu: bool
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def read_labels(stage: Stage, texts: Stage, store: Path, wanted: Experts) -> Lab
 def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
     import ray
 
-    from cluster.session import connect, cpus, result
+    from cluster.session import connect, cpus, gpus, result
 
     folder = stage.folder(store)
     read = stage.inputs["activations"]
@@ -146,7 +147,7 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
     labels, kept = _labels(stage, texts, store, wanted)
     _ = labels.kinds  # found once here, not by every task
     dealt = shuffles(labels, stage.params["permutations"], stage.params["seed"])
-    labelled = _Labelled(labels, kept, dealt)
+    labelled = _Labelled(labels, kept, dealt, wanted.gpus > 0)
     units = {
         site.name: site
         for site in (
@@ -175,6 +176,8 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
                 advance(1)
 
     connect()
+    if wanted.gpus > 0 and gpus() < wanted.gpus:
+        raise UserError(f"experts.gpus: {wanted.gpus}: the cluster has {gpus()} GPUs")
     files, _ = run_missing_units(folder, units, run)
     if stage.params["scores"]:
         columns = {"number": np.arange(len(concepts)), "concept": concepts}
@@ -253,11 +256,9 @@ def _score_site(
 def _score(
     values: npt.NDArray[np.floating[Any]], labelled: _Labelled, prevalence: float
 ) -> tuple[Scores, Tally]:
-    """The scores of some neurons and their tally: on the GPU that the task was given, if any."""
-    import ray
-
+    """The scores of some neurons and their tally: on the GPU that the task was given, if it was."""
     labels, dealt = labelled.labels, labelled.dealt
-    if ray.get_gpu_ids():
+    if labelled.on_gpu:
         from alignment.expertise_torch import expertise_and_chance_on
 
         return expertise_and_chance_on("cuda", values, labels, dealt, prevalence)

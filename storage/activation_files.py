@@ -78,7 +78,7 @@ class SiteFiles:
             values = np.empty((units, sentences), kind)
             place = 0
             for file in files:
-                values[:, place : place + file.sentences] = file.take(units)
+                file.take(values[:, place : place + file.sentences])
                 place += file.sentences
             yield first, values
 
@@ -92,7 +92,7 @@ class _UnitFile:
             place = (table.schema_arrow.metadata or {}).get(PLACE, b"").decode()
             if not place or not str(path).endswith(f"/{place}"):
                 raise StoreError(
-                    f"{path}: holds what belongs elsewhere ({place or 'nowhere'}); delete it and run again"
+                    f"{path}: belongs elsewhere ({place or 'nowhere'}); delete it, run again"
                 )
             if table.metadata.num_rows % width or not table.metadata.num_rows:
                 raise StoreError(
@@ -102,18 +102,24 @@ class _UnitFile:
             self.sentences: int = table.metadata.num_rows // width
             self.units_in_group: int = max(1, table.metadata.row_group(0).num_rows // self.sentences)
         self._next_group = 0
-        self._rest: Values = np.empty(0, self.kind)
+        self._rest: Values = np.empty((0, self.sentences), self.kind)
 
-    def take(self, units: int) -> Values:
-        """The activations of the next units, of shape (units, sentences)."""
-        parts, left = [self._rest], units * self.sentences - len(self._rest)
-        if left > 0:
+    def take(self, out: Values) -> None:
+        """Fill `out`, of shape (units, sentences), with the activations of the next units."""
+        place = self._move(out, 0)
+        if place < len(out):
             with open_table(self.path) as table:
-                while left > 0:
+                while place < len(out):
                     column = table.read_row_group(self._next_group).column(0)
-                    parts += [chunk.to_numpy() for chunk in column.chunks]
-                    left -= len(column)
+                    self._rest = column.to_numpy().reshape(-1, self.sentences)
                     self._next_group += 1
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        self._rest = whole[units * self.sentences :].copy()
-        return whole[: units * self.sentences].reshape(units, self.sentences)
+                    place = self._move(out, place)
+        # not a view that holds the whole row group
+        self._rest = self._rest.copy()
+
+    def _move(self, out: Values, place: int) -> int:
+        """Fill `out` from a place on with what is left of the last row group; the place after it."""
+        units = min(len(self._rest), len(out) - place)
+        out[place : place + units] = self._rest[:units]
+        self._rest = self._rest[units:]
+        return place + units

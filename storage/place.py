@@ -99,8 +99,12 @@ def read_table(path: Path) -> pa.Table:
 def open_table(path: Path) -> Iterator[pq.ParquetFile]:
     """A Parquet file to be read part by part. Raises StoreError when it cannot be read."""
     try:
-        with path.open("rb") as file, pq.ParquetFile(file) as table:
-            yield table
+        if is_remote(path):
+            with path.open("rb") as file, pq.ParquetFile(file) as table:
+                yield table
+        else:
+            with pq.ParquetFile(path) as table:
+                yield table
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
 
