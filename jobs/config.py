@@ -9,7 +9,7 @@ import difflib
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -38,9 +38,8 @@ Count = Annotated[int, Field(ge=1)]
 Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
 Control = Literal["split-half", "length-matched"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
-SetMeasure = Literal["jaccard", "overlap", "dice", "containment"]
-VectorMeasure = Literal["cosine", "spearman", "kl"]
-VECTOR_MEASURES = get_args(VectorMeasure)
+SimilarityMeasure = Literal["jaccard", "overlap", "dice", "containment", "cosine", "spearman", "kl"]
+VECTOR_MEASURES = ("cosine", "spearman", "kl")
 """Measures on the APs of all neurons, which must then be kept."""
 Scope = Literal["model", "layer", "site"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -189,7 +188,7 @@ class Similarity(_Part):
     among the neurons of the whole model, of each layer or, where there are several, of each kind of
     site. The first measure is the one that is reported."""
 
-    measures: list[SetMeasure | VectorMeasure] = Field(default=["jaccard"], min_length=1)
+    measures: list[SimilarityMeasure] = Field(default=["jaccard"], min_length=1)
     scopes: list[Scope] = Field(default=["model", "layer", "site"], min_length=1)
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -31,11 +32,12 @@ from jobs import activations, sentences
 from jobs.config import OTHERS, OWN, Experts
 from jobs.progress import progress
 from jobs.stage import Outcome, Stage, run_missing_units
-from storage import schemas
+from storage import schemas, sql
 from storage.activation_files import RESIDUAL, SiteFiles, activation_folder
 from storage.commit import FileRecord, write_table, write_values
 from storage.concepts import NEGATIVE, POOL, ConceptSet
 from storage.errors import StoreError, UserError
+from storage.place import let_read
 
 Integers = npt.NDArray[np.int64]
 
@@ -48,6 +50,8 @@ CHANCE_FOLDER = "chance"
 SCORES_FOLDER = "scores"
 SCORED_FILE = "scored-concepts.parquet"
 _TASKS_IN_FLIGHT_PER_CPU = 2
+_TOLD = 0.5
+"""The threshold of the papers, for the notes."""
 
 _BLOCK_BYTES = 64 << 20
 """Activations that a task holds at once, unless those of a single neuron are more."""
@@ -179,10 +183,30 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
     if wanted.gpus > 0 and gpus() < wanted.gpus:
         raise UserError(f"experts.gpus: {wanted.gpus}: the cluster has {gpus()} GPUs")
     files, _ = run_missing_units(folder, units, run)
+    notes = _told(folder, files) if stage.params["permutations"] else []
     if stage.params["scores"]:
         columns = {"number": np.arange(len(concepts)), "concept": concepts}
         files.append(write_table(folder, SCORED_FILE, pa.table(columns, schemas.SCORED_CONCEPTS)))
-    return Outcome(files)
+    return Outcome(files, notes)
+
+
+def _told(folder: Path, files: list[FileRecord]) -> list[str]:
+    """How many experts there are by chance, in a line for each pooling."""
+    paths = [folder / each.path for each in files if each.path.startswith(f"{CHANCE_FOLDER}/")]
+    with duckdb.connect() as connection:
+        counted = connection.from_parquet(let_read(connection, paths), hive_partitioning=False)
+        counted.project("*, '' AS run").create_view("chance_counts")
+        rows = connection.sql(sql.query("chance")).filter(f"threshold = {_TOLD}").to_arrow_table()
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.to_pylist():
+        found.setdefault(row["pooling"], []).append(row)
+    return [
+        f"{pooling} pooling: {sum(row['p'] * (row['shuffles'] + 1) < 1.5 for row in own)} of {len(own)} "
+        f"concepts have more neurons with AP > {_TOLD} than in any of {own[0]['shuffles']} shuffles of "
+        f"the labels; in the median {np.median([row['n_experts'] for row in own]):.0f} neurons, "
+        f"{np.median([row['chance_mean'] for row in own]):.1f} by chance"
+        for pooling, own in found.items()
+    ]
 
 
 def _labels(stage: Stage, texts: Stage, store: Path, wanted: Experts) -> tuple[Labels, Integers]:
