@@ -271,6 +271,8 @@ def _score_site(
             name = f"{SCORES_FOLDER}/{place}/{first:07d}.parquet"
             ap = scores.ap.astype(np.float32)
             committed.append(write_values(folder, name, ap, ap.size))
+        # before the next block is made
+        del block, values
     if params["permutations"] and tallied is not None:
         table = _chance(tallied, concepts, site, params)
         committed.append(write_table(folder, f"{CHANCE_FOLDER}/{site.name}.parquet", table))

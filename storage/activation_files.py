@@ -81,6 +81,7 @@ class SiteFiles:
                 file.take(values[:, place : place + file.sentences])
                 place += file.sentences
             yield first, values
+            del values
 
 
 class _UnitFile:
