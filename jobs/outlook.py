@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.devices import visible_gpus
-from jobs import activations, space
+from jobs import activations, experts, space
 from jobs.sweep import Plan
 
 
@@ -30,6 +30,8 @@ def print_outlook(console: Console, planned: Plan) -> None:
             left = space.units_left(stage, store)
             units = f"{left} of {stage.params['units']}"
             size = space.bytes_left(stage, models[stage.label], planned, store)
+        elif stage.kind == experts.KIND:
+            size = space.score_bytes_left(stage, models[stage.label], planned, store)
         total += size
         table.add_row(
             stage.kind,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from itertools import product
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -69,20 +68,16 @@ def _spearman(paths: Sequence[Path], n_concepts: int) -> Floats:
 
 def _table(matrix: Floats, measure: str, concepts: Sequence[str], place: dict[str, Any]) -> pa.Table:
     """The rows of a matrix: one a pair, or one for each order of it where they differ."""
-    one_way = measure != "kl"
-    pairs = [
-        (a, b)
-        for (a, first), (b, second) in product(enumerate(concepts), repeat=2)
-        if (first < second if one_way else a != b)
-    ]
-    rows, columns = np.array(pairs).T
-    found = matrix[rows, columns]
+    order = np.array(concepts)
+    wanted = order[:, None] != order if measure == "kl" else order[:, None] < order
+    rows, columns = np.nonzero(wanted)
+    names = pa.array(concepts)
     return pa.table(
         {
-            **{name: pa.repeat(pa.scalar(value), len(pairs)) for name, value in place.items()},
-            "measure": pa.repeat(pa.scalar(measure), len(pairs)),
-            "concept_a": [concepts[row] for row in rows],
-            "concept_b": [concepts[column] for column in columns],
-            "similarity": pa.array(found, from_pandas=True),
+            **{name: pa.repeat(pa.scalar(value), len(rows)) for name, value in place.items()},
+            "measure": pa.repeat(pa.scalar(measure), len(rows)),
+            "concept_a": names.take(rows),
+            "concept_b": names.take(columns),
+            "similarity": pa.array(matrix[wanted], from_pandas=True),
         }
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.weights import Weights, load_config
-from jobs import activations
+from jobs import activations, experts
 from jobs.stage import Stage
 from storage.errors import UserError
 from storage.manifest import read_units
@@ -20,7 +20,7 @@ _FLOAT16, _FLOAT32 = 2, 4
 
 
 def check(planned: Plan, store: Path) -> None:
-    """Raise UserError when the activations that a sweep has still to write do not fit."""
+    """Raise UserError when the activations, and scores, that a sweep has still to write do not fit."""
     room = free(store)
     if room is None:
         return
@@ -31,6 +31,10 @@ def check(planned: Plan, store: Path) -> None:
     ]
     # where activations are dropped, those of one model are there at a time
     most = sum(needed) if planned.sweep.experts.keep_activations else max(needed, default=0)
+    most += sum(
+        score_bytes_left(stage, models[stage.label], planned, store)
+        for stage in planned.of_kind(experts.KIND)
+    )
     if most > room:
         raise UserError(
             f"{store}: the activations need {most / 1e9:,.2f} GB, {room / 1e9:,.2f} GB are free; "
@@ -42,18 +46,31 @@ def check(planned: Plan, store: Path) -> None:
 def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
     """Bytes of a model's activations that are not written yet: a float16 a neuron, sentence and pooling,
     and a float32 a coordinate of the mean residual stream."""
-    from cluster.sites import describe
-
     left = units_left(stage, store)
     if not left or planned.concepts is None:
         return 0
-    sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
-    poolings = len(stage.params["poolings"])
-    neurons = sum(site.width for site in sites)
-    layers = len({site.layer for site in sites})
-    sentence = neurons * poolings * _FLOAT16 + layers * hidden_size * _FLOAT32
+    neurons, layers, hidden_size = _sizes(stage, weights)
+    sentence = neurons * len(stage.params["poolings"]) * _FLOAT16 + layers * hidden_size * _FLOAT32
     units: int = stage.params["units"]
     return sentence * len(planned.concepts.sentences) * left // units
+
+
+def score_bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
+    """Bytes of a model's scores that are not written yet, where all are kept: a float32 a neuron,
+    concept and pooling."""
+    if not stage.params["scores"] or planned.concepts is None or stage.is_done(store):
+        return 0
+    read = stage.inputs["activations"]
+    neurons, _, _ = _sizes(read, weights)
+    return neurons * len(read.params["poolings"]) * len(planned.concepts.concepts) * _FLOAT32
+
+
+def _sizes(stage: Stage, weights: Weights) -> tuple[int, int, int]:
+    """Neurons, layers and hidden size of the model of a stage `activations`."""
+    from cluster.sites import describe
+
+    sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
+    return sum(site.width for site in sites), len({site.layer for site in sites}), hidden_size
 
 
 def units_left(stage: Stage, store: Path) -> int:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,11 +21,11 @@ import storage
 from alignment.expertise import expertise
 from alignment.labels import labels_against_others, shuffles
 from cluster.shard import Settings
-from jobs import experts, sweep
+from jobs import experts, space, sweep
 from jobs.config import read_sweep
 from storage.activation_files import SiteFiles
 from storage.commit import write_values
-from storage.errors import StoreError
+from storage.errors import StoreError, UserError
 from storage.verify import verify
 from tests import tiny
 from tests.faults import in_one_process
@@ -210,6 +211,20 @@ def test_every_neuron_has_its_score_and_the_experts_have_theirs(store: Path) -> 
     assert len(joined) == above[0][0] > 100
     assert all(same and found == np.float32(exact) for exact, found, same in joined)
     assert not list(verify(store))
+
+
+def test_the_room_that_scores_need_is_known_before(store: Path) -> None:
+    file = store.parent.parent / "sweep.yaml"
+    for where, expected in ((store, 0), (store.parent / "other", 2 * 3 * 48 * 6 * 4)):
+        planned = sweep.plan(read_sweep(file, where))
+        (stage,) = planned.of_kind(experts.KIND)
+        assert space.score_bytes_left(stage, planned.weights[0], planned, where) == expected
+        with patch("jobs.space.free", lambda _: 100):
+            if expected:
+                with pytest.raises(UserError, match="make space"):
+                    space.check(planned, where)
+            else:
+                space.check(planned, where)
 
 
 def test_the_view_of_chance_counts_what_the_experts_are(store: Path) -> None:
