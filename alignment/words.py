@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from typing import TYPE_CHECKING
 
-import inflect
 import numpy as np
 import numpy.typing as npt
 from ahocorasick_rs import BytesAhoCorasick, MatchKind
+
+if TYPE_CHECKING:
+    import inflect
 
 NOUN = "noun"
 
@@ -147,6 +150,9 @@ def _byte_patterns(word: Word) -> set[bytes]:
 
 @cache
 def _engine() -> inflect.engine:
+    # slow to load
+    import inflect
+
     return inflect.engine()
 
 

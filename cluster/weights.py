@@ -16,6 +16,7 @@ from typing import Any
 
 import platformdirs
 
+from cluster import hub
 from storage.assets import ASSETS
 from storage.commit import sync
 from storage.errors import UserError
@@ -84,13 +85,17 @@ def _find(model: str, revision: str, beside: Path, allowed: frozenset[str]) -> W
     return _on_hub(model, revision, allowed)
 
 
+def is_local(model: str, beside: Path) -> bool:
+    """Whether a model is an asset, a file or a folder, and not on the hub."""
+    return model in ASSETS or (beside / Path(model).expanduser()).exists()
+
+
 def materialise(weights: Weights) -> Path:
     """The folder of the weights on this machine, made when it is not there yet."""
     if weights.source == "hub":
         folder = _download(weights)
     elif weights.source == "gguf":
-        # the plain weights serve the random-init control too, so their name leaves it out
-        name = fingerprint({"gguf": weights.identity.split("+")[0]})
+        name = _converted_name(weights)
         folder = _cached(name, lambda target: _convert_gguf(Path(weights.location), target))
     else:
         folder = Path(weights.location)
@@ -99,6 +104,19 @@ def materialise(weights: Weights) -> Path:
         trained = folder
         folder = _cached(name, lambda target: _draw_random(trained, target, weights.remote_code))
     return folder
+
+
+def known_config(weights: Weights) -> dict[str, Any]:
+    """The content of config.json where it is quickly had; empty for a model with code of its own and for
+    a GGUF file that was not converted yet."""
+    if weights.remote_code:
+        return {}
+    if weights.source == "hub":
+        return hub.config_of(weights.location, weights.commit or MAIN)
+    folder = Path(weights.location) if weights.source == "folder" else _cache(_converted_name(weights))
+    file = folder / "config.json"
+    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return content
 
 
 def load_config(weights: Weights) -> Any:
@@ -218,31 +236,25 @@ def _hash_folder(folder: Path, allowed: frozenset[str]) -> str:
 
 
 def _on_hub(model: str, revision: str, allowed: frozenset[str]) -> Weights:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
-
     asked = MAIN if revision == RANDOM_INIT else revision
+    commit = hub.commits(model).get(asked) or _named_commit(model, asked)
+    check_causal_lm(model, hub.config_of(model, commit), allowed)
+    identity = _identity(f"commit:{commit}", revision)
+    return Weights(model, revision, identity, "hub", model, commit)
+
+
+def _named_commit(model: str, revision: str) -> str:
+    """The commit of a revision that is neither branch nor tag: a hash, or the start of one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+
     try:
         # with no network this finds what was downloaded before; the folder's name is the commit
-        folder = Path(snapshot_download(model, revision=asked, allow_patterns=["config.json"]))
-    except HFValidationError as error:
-        raise UserError(f"model {model!r}: is no folder, no .gguf file and no hub id") from error
+        return Path(snapshot_download(model, revision=revision, allow_patterns=["config.json"])).name
     except RevisionNotFoundError as error:
-        raise UserError(f"model {model!r}: has no revision {asked!r} on the hub") from error
+        raise UserError(f"model {model!r}: has no revision {revision!r} on the hub") from error
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"model {model!r}: is no folder or .gguf file here, and the Hugging Face hub does not "
-            f"give it: {_first_line(error)}"
-        ) from error
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model {model!r}: the hub has no config.json of it")
-    check_causal_lm(model, json.loads((folder / "config.json").read_text()), allowed)
-    identity = _identity(f"commit:{folder.name}", revision)
-    return Weights(model, revision, identity, "hub", model, folder.name)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+        raise hub.not_given(model, error) from error
 
 
 def _download(weights: Weights) -> Path:
@@ -258,8 +270,17 @@ def _download(weights: Weights) -> Path:
     return folder
 
 
+def _converted_name(weights: Weights) -> str:
+    # the plain weights serve the random-init control too, so their name leaves it out
+    return fingerprint({"gguf": weights.identity.split("+")[0]})
+
+
+def _cache(name: str) -> Path:
+    return Path(platformdirs.user_cache_dir("neuralign")) / "models" / name
+
+
 def _cached(name: str, make: Any) -> Path:
-    final = Path(platformdirs.user_cache_dir("neuralign")) / "models" / name
+    final = _cache(name)
     if final.is_dir():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from cluster.weights import Weights
 from jobs import sentences
 from jobs.config import Model, Neurons
 from jobs.progress import progress
-from jobs.stage import Outcome, Stage, run_missing_units
+from jobs.stage import Lane, Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.activation_files import INPUT_EMBEDDINGS_FILE, SiteFiles, activation_folder
 from storage.commit import FileRecord, write_table
@@ -56,7 +56,8 @@ def plan(
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, weights, model)
 
-    return Stage(KIND, weights.label, params, run, {"sentences": texts})
+    lane = Lane.GPUS if model.gpus_per_shard else Lane.CPUS
+    return Stage(KIND, weights.label, params, run, {"sentences": texts}, lane)
 
 
 def unit_size(n_sentences: int) -> int:

@@ -29,7 +29,7 @@ from alignment.expertise import REFERENCE_PREVALENCE
 from alignment.quality import LANGUAGES
 from alignment.resampling import Method
 from storage.concepts import FEWEST_SENTENCES, POOL
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 from storage.human import DEFAULT_COLUMNS, Comparison, HumanSet, Kind, Taxonomy, known_set, known_sets
 from storage.place import absolute, place
 
@@ -43,6 +43,9 @@ VECTOR_MEASURES = ("cosine", "spearman", "kl")
 """Measures on the APs of all neurons, which must then be kept."""
 Scope = Literal["model", "layer", "site"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+_JOB_FOLDER = "working_dir_files"
+"""Below it, Ray keeps each job's copy of its working folder."""
+
 OTHERS = "others"
 OWN = "own"
 
@@ -128,7 +131,8 @@ Concepts = Annotated[
 
 
 class Model(_Part):
-    """A model, the revisions of it to run, and where: how long to wait for a place on the cluster."""
+    """A model, the revisions of it to run (`all`, or patterns such as `step*`, are those that the hub
+    has at the time), and where: how long to wait for a place on the cluster."""
 
     id: str = Field(min_length=1)
     revisions: list[str] = Field(default=["main"], min_length=1)
@@ -138,6 +142,11 @@ class Model(_Part):
     gpus_per_shard: float = Field(default=1.0, ge=0)
     wait_seconds: float = Field(default=60.0, gt=0)
     allow: list[Literal["pickled-weights", "remote-code"]] = []
+
+    @field_validator("revisions", mode="before")
+    @classmethod
+    def _revisions(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class Neurons(_Part):
@@ -202,6 +211,44 @@ class Similarity(_Part):
         return self
 
 
+NEUTRAL_PROMPTS = [
+    "I could not stop thinking about the",
+    "He told them a long story about the",
+    "What she remembered most was the",
+    "Nobody had noticed the",
+    "The next page showed a picture of a",
+    "There was nothing there but a",
+    "Somewhere nearby there was a",
+    "In the dream I saw a",
+]
+
+
+class Steering(_Part):
+    """Forcing experts, to see whether they make the model say the concept's word: after which prompts,
+    of which concepts (all by default) and by which pooling (the first by default), how many neurons at a
+    time; how many one at a time, for how many concepts (all by default); and how texts go on (at
+    temperature 0 with the likeliest token)."""
+
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field(default=NEUTRAL_PROMPTS, min_length=2)
+    concepts: list[str] | None = Field(default=None, min_length=1)
+    pooling: Pooling | None = None
+    k: list[Count] = Field(default=[1, 3, 10, 30, 100, 300], min_length=1)
+    singles: int = Field(default=100, ge=0)
+    single_concepts: Count | None = None
+    samples: int = Field(default=2, ge=0)
+    tokens: Count = 12
+    temperature: float = Field(default=1.0, ge=0)
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+
+    @field_validator("prompts")
+    @classmethod
+    def _bare(cls, value: list[str]) -> list[str]:
+        for prompt in value:
+            if prompt != prompt.strip():
+                raise ValueError(f"{prompt!r} begins or ends with white space; the word brings its own")
+        return value
+
+
 class Human(_Part):
     """Human judgments: a known data set by its name, or a file with how to read it."""
 
@@ -252,9 +299,11 @@ class Sweep(_Part):
     store: str = ""
     concepts: Concepts
     models: list[Model] = Field(min_length=1)
+    models_in: str = ""
     neurons: Neurons = Neurons()
     experts: Experts = Experts()
     similarity: Similarity = Similarity()
+    steering: Steering | None = None
     human: list[Human] = Field(default=[Human(name="men")], min_length=1)
     baselines: list[Baseline] = ["input-embedding", "contextual"]
     controls: list[Control] = []
@@ -315,6 +364,17 @@ class Sweep(_Part):
             "similarity.measures": list(self.similarity.measures),
             "similarity.scopes": list(self.similarity.scopes),
         }
+        if self.steering is not None:
+            lists |= {
+                "steering.prompts": self.steering.prompts,
+                "steering.concepts": list(self.steering.concepts or []),
+                "steering.k": list(self.steering.k),
+            }
+            if self.steering.pooling not in (None, *self.neurons.pooling):
+                raise ValueError(
+                    f"steering.pooling: {self.steering.pooling!r} is none of neurons.pooling: "
+                    f"{', '.join(self.neurons.pooling)}"
+                )
         for key, values in lists.items():
             for value in values:
                 if values.count(value) > 1:
@@ -327,9 +387,22 @@ class Sweep(_Part):
         return self.file.resolve().parent
 
     @property
+    def models_folder(self) -> Path:
+        """The folder that relative paths of models are relative to: the file's own by default."""
+        return self.folder / self.models_in
+
+    @property
     def store_path(self) -> Path:
-        """Where the results go. Raises StoreError for a URL that is none of an object store."""
-        return place(self.store or f"results/{self.name}", self.folder)
+        """Where the results go. Raises StoreError for a URL that is none of an object store, and for a
+        folder that goes with the Ray job that runs the sweep."""
+        store = place(self.store or f"results/{self.name}", self.folder)
+        if _JOB_FOLDER in store.parts:
+            raise StoreError(
+                f"{self.file}: store: {store} is in this job's copy of its working folder, which no "
+                "other node sees and which goes with the job; give `store:` the absolute path of a "
+                "folder that all nodes share, or s3://bucket/prefix"
+            )
+        return store
 
     def human_sets(self) -> list[HumanSet]:
         """The human data sets, by name or by path."""
@@ -411,6 +484,7 @@ def _allowed_keys(location: tuple[Any, ...], kind: str | None = None) -> str:
         "experts": Experts,
         "human": Human,
         "similarity": Similarity,
+        "steering": Steering,
     }
     owner = parts.get(kind or str(location[0]), Sweep) if len(location) > 1 else Sweep
     allowed = [name for name in owner.model_fields if name != "file"]

@@ -31,7 +31,7 @@ from alignment.walk import Ids
 from jobs import activations, sentences
 from jobs.config import OTHERS, OWN, Experts
 from jobs.progress import progress
-from jobs.stage import Outcome, Stage, run_missing_units
+from jobs.stage import Lane, Outcome, Stage, run_missing_units
 from storage import schemas, sql
 from storage.activation_files import RESIDUAL, SiteFiles, activation_folder
 from storage.commit import FileRecord, write_table, write_values
@@ -50,6 +50,7 @@ CHANCE_FOLDER = "chance"
 SCORES_FOLDER = "scores"
 SCORED_FILE = "scored-concepts.parquet"
 _TASKS_IN_FLIGHT_PER_CPU = 2
+_POLL_SECONDS = 0.5
 _TOLD = 0.5
 """The threshold of the papers, for the notes."""
 
@@ -103,7 +104,7 @@ def plan(read: Stage, wanted: Experts, seed: int, control: str | None = None) ->
         return _run(stage, store, wanted)
 
     kind, label = (CONTROL_KIND, f"{read.label} {control}") if control else (KIND, read.label)
-    return Stage(kind, label, params, run, {"activations": read})
+    return Stage(kind, label, params, run, {"activations": read}, Lane.CPUS)
 
 
 def check(concepts: ConceptSet, wanted: Experts) -> None:
@@ -174,10 +175,12 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
                     files = activations.site_files(read, store, site.pooling, site.layer, site.site)
                     reference = task.remote(files, site, shared, concepts, dict(stage.params), folder)
                     flying[reference] = site
-                (reference,), _ = ray.wait(list(flying))
-                site = flying.pop(reference)
-                yield site.name, result(reference), {}
-                advance(1)
+                # with an end, so that the wait can be interrupted
+                finished, _ = ray.wait(list(flying), timeout=_POLL_SECONDS)
+                for reference in finished:
+                    site = flying.pop(reference)
+                    yield site.name, result(reference), {}
+                    advance(1)
 
     connect()
     if wanted.gpus > 0 and gpus() < wanted.gpus:

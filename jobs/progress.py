@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,30 +30,42 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress(label: str, total: int, of: str, already: int = 0) -> Iterator[Advance]:
-    """Show the progress of `total` things called `of`, of which `already` were done before."""
-    if console.is_terminal:
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-        ) as bars:
-            started = time.monotonic()
-            task = bars.add_task(label, total=total, completed=already, rate="")
-            done = 0
-
-            def advance(count: int, /) -> None:
-                nonlocal done
-                done += count
-                rate = done / (time.monotonic() - started)
-                bars.update(task, advance=count, rate=f"{rate:.0f} {of}/s")
-
-            yield advance
-    else:
+    """Show the progress of `total` things called `of`, of which `already` were done before. Work that
+    goes on side by side has its bars below one another."""
+    if not console.is_terminal:
         yield _Lines(label, total, of, already)
+        return
+    started = time.monotonic()
+    with _bars_lock:
+        task = _bars.add_task(label, total=total, completed=already, rate="")
+        _bars.start()
+    done = 0
+
+    def advance(count: int, /) -> None:
+        nonlocal done
+        done += count
+        rate = done / (time.monotonic() - started)
+        _bars.update(task, advance=count, rate=f"{rate:.0f} {of}/s")
+
+    try:
+        yield advance
+    finally:
+        with _bars_lock:
+            _bars.remove_task(task)
+            if not _bars.tasks:
+                _bars.stop()
+
+
+_bars = Progress(
+    TextColumn("{task.description}"),
+    BarColumn(bar_width=20),
+    TaskProgressColumn(),
+    TextColumn("{task.fields[rate]}"),
+    TimeRemainingColumn(compact=True),
+    console=console,
+    transient=True,
+)
+_bars_lock = threading.Lock()
 
 
 class _Lines:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.weights import Weights, load_config
+from cluster.sizes import size_of
+from cluster.weights import Weights
 from jobs import activations, experts
 from jobs.stage import Stage
 from storage.errors import UserError
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from jobs.sweep import Plan
 
 _FLOAT16, _FLOAT32 = 2, 4
+MODELS_AT_ONCE = 2
+"""Where activations are dropped once they are scored, those of so many models are there at a time."""
 
 
 def check(planned: Plan, store: Path) -> None:
-    """Raise UserError when the activations, and scores, that a sweep has still to write do not fit."""
+    """Raise UserError when the activations that a sweep has still to write do not fit."""
     room = free(store)
     if room is None:
         return
@@ -29,9 +32,9 @@ def check(planned: Plan, store: Path) -> None:
         bytes_left(stage, models[stage.label], planned, store)
         for stage in planned.of_kind(activations.KIND)
     ]
-    # where activations are dropped, those of one model are there at a time
-    most = sum(needed) if planned.sweep.experts.keep_activations else max(needed, default=0)
-    most += sum(
+    if not planned.sweep.experts.keep_activations:
+        needed = sorted(needed)[-MODELS_AT_ONCE:]
+    most = sum(needed) + sum(
         score_bytes_left(stage, models[stage.label], planned, store)
         for stage in planned.of_kind(experts.KIND)
     )
@@ -44,15 +47,21 @@ def check(planned: Plan, store: Path) -> None:
 
 
 def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
-    """Bytes of a model's activations that are not written yet: a float16 a neuron, sentence and pooling,
-    and a float32 a coordinate of the mean residual stream."""
+    """Bytes of a model's activations that are not written yet."""
     left = units_left(stage, store)
-    if not left or planned.concepts is None:
-        return 0
-    neurons, layers, hidden_size = _sizes(stage, weights)
-    sentence = neurons * len(stage.params["poolings"]) * _FLOAT16 + layers * hidden_size * _FLOAT32
     units: int = stage.params["units"]
-    return sentence * len(planned.concepts.sentences) * left // units
+    return bytes_of(stage, weights, planned) * left // units if left else 0
+
+
+def bytes_of(stage: Stage, weights: Weights, planned: Plan) -> int:
+    """Bytes of a model's activations: a float16 a neuron, sentence and pooling, and a float32 a
+    coordinate of the mean residual stream."""
+    if planned.concepts is None:
+        return 0
+    size = size_of(weights, stage.params["sites"])
+    poolings = len(stage.params["poolings"])
+    sentence = size.neurons * poolings * _FLOAT16 + size.layers * size.hidden * _FLOAT32
+    return sentence * len(planned.concepts.sentences)
 
 
 def score_bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
@@ -61,16 +70,8 @@ def score_bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path)
     if not stage.params["scores"] or planned.concepts is None or stage.is_done(store):
         return 0
     read = stage.inputs["activations"]
-    neurons, _, _ = _sizes(read, weights)
-    return neurons * len(read.params["poolings"]) * len(planned.concepts.concepts) * _FLOAT32
-
-
-def _sizes(stage: Stage, weights: Weights) -> tuple[int, int, int]:
-    """Neurons, layers and hidden size of the model of a stage `activations`."""
-    from cluster.sites import describe
-
-    sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
-    return sum(site.width for site in sites), len({site.layer for site in sites}), hidden_size
+    pairs = size_of(weights, read.params["sites"]).neurons * len(planned.concepts.concepts)
+    return pairs * len(read.params["poolings"]) * _FLOAT32
 
 
 def units_left(stage: Stage, store: Path) -> int:

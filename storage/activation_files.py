@@ -33,6 +33,8 @@ MLP_HIDDEN = "mlp.hidden"
 RESIDUAL = "residual"
 """Site: the residual stream after a layer."""
 
+_BLOCK_BYTES = 64 << 20
+
 MEAN = "mean"
 """Pooling of the residual stream: the mean over all real tokens."""
 
@@ -82,6 +84,16 @@ class SiteFiles:
                 place += file.sentences
             yield first, values
             del values
+
+    def read_units(self, units: npt.NDArray[np.int64]) -> Values:
+        """Activations of some units, of shape (units, sentences)."""
+        parts, found = [], []
+        for first, block in self.blocks(_BLOCK_BYTES):
+            inside = np.flatnonzero((units >= first) & (units < first + len(block)))
+            parts.append(block[units[inside] - first])
+            found.append(inside)
+        values: Values = np.concatenate(parts)[np.argsort(np.concatenate(found))]
+        return values
 
 
 class _UnitFile:

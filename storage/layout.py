@@ -6,6 +6,7 @@ STORE/<stage>/<label>-<fingerprint>/         one stage, done or under way
     _DROPPED.json                            its raw activations were deleted on purpose
     _RUNNING.json, _FAILED.json              a stage under way, or what stopped it
     _units/<unit>.json                       one finished unit of the stage
+STORE/_schedules/<name>/                     what was decided of each slot of a schedule
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ KINDS = (
     "activations",
     "experts",
     "controls",
+    "attributions",
+    "steering",
     "similarity",
     "reliability",
     "alignment",
@@ -37,6 +40,7 @@ RUNNING = "_RUNNING.json"
 FAILED = "_FAILED.json"
 DROPPED = "_DROPPED.json"
 UNITS = "_units"
+SCHEDULES = "_schedules"
 
 _LONGEST_LABEL = 60
 _LONGEST_NAME = 150

@@ -85,6 +85,7 @@ one that the file is named by.
 def page() -> str:
     """The whole page."""
     tables = {name: schema for name, (_, _, schema) in TABLES.items()} | {"runs": schemas.RUNS}
+    tables["experts"] = schemas.EXPERTS_VIEW
     parts = [_HEAD, *(_section(name, schema) for name, schema in tables.items())]
     parts += [_VIEWS, _CHANCE, _ACTIVATIONS]
     return "".join(parts)
