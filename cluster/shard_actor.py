@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 import torch
@@ -32,6 +35,7 @@ STEPS = 4
 still works; each piece holds whole batches."""
 
 _ROW_GROUP_BYTES = 4 << 20
+_BLOCK_BYTES = 64 << 20
 _COMMITS_AT_ONCE = 4
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -46,6 +50,8 @@ class WorkUnit:
     first: int
     texts: list[Text]
     budget: int
+    of: int = 0
+    """Sentences of all units together."""
 
     @property
     def name(self) -> str:
@@ -68,6 +74,13 @@ class Receipt:
         return Receipt(
             earlier.files + self.files, earlier.places + self.places, self.tokens, self.truncated
         )
+
+
+def _units_in_group(values: npt.NDArray[np.floating[Any]], sentences: int) -> int:
+    """Neurons in a row group: fewer where there are many sentences, so that who reads some neurons of
+    all work units need not hold more."""
+    of_all = int(max(sentences, values.shape[1]) * values.itemsize)
+    return max(1, min(_ROW_GROUP_BYTES // int(values[0].nbytes), _BLOCK_BYTES // of_all))
 
 
 def settle_in() -> None:
@@ -130,7 +143,7 @@ class ShardActor:
         def write(place: Place) -> FileRecord:
             pooling, site = place
             values = reading.values[place]
-            row_group = max(1, _ROW_GROUP_BYTES // values[0].nbytes) * values.shape[1]
+            row_group = _units_in_group(values, unit.of) * values.shape[1]
             name = f"{activation_folder(pooling, site.layer, site.name)}/{unit.name}.parquet"
             return write_values(folder, name, values, row_group)
 

@@ -124,7 +124,7 @@ def _run(
     read = sentences.read_texts(stage.inputs["sentences"], store)
     texts = [Text(text, spans) for text, spans in read]
     units = [
-        WorkUnit(number, first, texts[first : first + size], TOKEN_BUDGET)
+        WorkUnit(number, first, texts[first : first + size], TOKEN_BUDGET, len(texts))
         for number, first in enumerate(range(0, len(texts), size))
     ]
     words = sentences.read_concept_names(stage.inputs["sentences"], store)

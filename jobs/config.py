@@ -40,7 +40,9 @@ KnownBaseline = Literal[
 ]
 Control = Literal["split-half", "length-matched"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
-SetMeasure = Literal["jaccard", "overlap", "dice", "containment"]
+SimilarityMeasure = Literal["jaccard", "overlap", "dice", "containment", "cosine", "spearman", "kl"]
+VECTOR_MEASURES = ("cosine", "spearman", "kl")
+"""Measures on the APs of all neurons, which must then be kept."""
 Scope = Literal["model", "layer", "site"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 _JOB_FOLDER = "working_dir_files"
@@ -166,6 +168,9 @@ class Experts(_Part):
     prevalence: float = Field(default=REFERENCE_PREVALENCE, gt=0, lt=1)
     floor: Threshold = 0.4
     top: list[Count] = []
+    permutations: int = Field(default=19, ge=0)
+    scores: bool = False
+    gpus: float = Field(default=0.0, ge=0)
     keep_activations: bool = True
 
     @field_validator("negatives")
@@ -192,11 +197,11 @@ class Experts(_Part):
 
 
 class Similarity(_Part):
-    """How the experts of two concepts are compared: by which measures, and among the neurons of the
-    whole model, of each layer or, where there are several, of each kind of site. The first measure is
-    the one that is reported."""
+    """How the experts of two concepts, or the APs of all neurons, are compared: by which measures, and
+    among the neurons of the whole model, of each layer or, where there are several, of each kind of
+    site. The first measure is the one that is reported."""
 
-    measures: list[SetMeasure] = Field(default=["jaccard"], min_length=1)
+    measures: list[SimilarityMeasure] = Field(default=["jaccard"], min_length=1)
     scopes: list[Scope] = Field(default=["model", "layer", "site"], min_length=1)
 
     @model_validator(mode="after")
@@ -205,6 +210,8 @@ class Similarity(_Part):
             raise ValueError("scopes: model is missing; the report shows the whole model")
         if self.measures[0] == "containment":
             raise ValueError("measures: containment is not symmetric; name another one first")
+        if self.measures[0] in VECTOR_MEASURES:
+            raise ValueError(f"measures: {self.measures[0]} has no threshold; name another one first")
         return self
 
 
@@ -384,6 +391,15 @@ class Sweep(_Part):
         if not isinstance(value, list):
             return value
         return [{"name": item} if isinstance(item, str) else item for item in value]
+
+    @model_validator(mode="after")
+    def _scores_are_kept(self) -> Sweep:
+        for measure in self.similarity.measures:
+            if measure in VECTOR_MEASURES and not self.experts.scores:
+                raise ValueError(
+                    f"similarity.measures: {measure!r} needs all neurons' APs: experts: {{scores: true}}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _no_run_twice(self) -> Sweep:

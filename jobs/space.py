@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cluster.sizes import Size, size_of
 from cluster.weights import Weights
-from jobs import activations
+from jobs import activations, experts
 from jobs.stage import Stage
 from storage.errors import UserError
 from storage.manifest import read_units
@@ -34,7 +34,10 @@ def check(planned: Plan, store: Path) -> None:
     ]
     if not planned.sweep.experts.keep_activations:
         needed = sorted(needed)[-MODELS_AT_ONCE:]
-    most = sum(needed)
+    most = sum(needed) + sum(
+        score_bytes_left(stage, models[stage.label], planned, store)
+        for stage in planned.of_kind(experts.KIND)
+    )
     if most > room:
         raise UserError(
             f"{store}: the activations need {most / 1e9:,.2f} GB, {room / 1e9:,.2f} GB are free; "
@@ -68,6 +71,16 @@ def sentence_bytes(size: Size, poolings: int, states: bool) -> int:
     kept, float32 for their mean and the last token's after each layer."""
     of_states = size.layers * size.hidden * 2 * _FLOAT32 if states else 0
     return size.neurons * poolings * _FLOAT16 + of_states
+
+
+def score_bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
+    """Bytes of a model's scores that are not written yet, where all are kept: a float32 a neuron,
+    concept and pooling."""
+    if not stage.params["scores"] or planned.concepts is None or stage.is_done(store):
+        return 0
+    read = stage.inputs["activations"]
+    pairs = size_of(weights, read.params["sites"]).neurons * len(planned.concepts.concepts)
+    return pairs * len(read.params["poolings"]) * _FLOAT32
 
 
 def units_left(stage: Stage, store: Path) -> int:

@@ -29,6 +29,8 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "sites": ("activations", "sites.parquet", schemas.SITES),
     "activation_files": ("activations", "files.parquet", schemas.ACTIVATION_FILES),
     "experts": ("experts", "experts", schemas.EXPERTS),
+    "chance_counts": ("experts", "chance", schemas.CHANCE),
+    "scored_concepts": ("experts", "scored-concepts.parquet", schemas.SCORED_CONCEPTS),
     "similarity": ("similarity", "similarity.parquet", schemas.SIMILARITY),
     "alignment": ("alignment", "alignment.parquet", schemas.ALIGNMENT),
     "control_experts": ("controls", "experts", schemas.CONTROL_EXPERTS),
@@ -47,8 +49,8 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "hierarchy_merges": ("hierarchy", "merges.parquet", schemas.HIERARCHY_MERGES),
 }
 
-VIEWS = ("expert_places", "expert_stability", "training")
-"""What the tables say of where experts sit and when they come and settle."""
+VIEWS = ("expert_places", "expert_stability", "training", "chance")
+"""Where experts sit, when they come and settle, and how many there are by chance."""
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _READING = re.compile(r"\s*(EXPLAIN\s+(ANALYZE\s+)?)?(SELECT|WITH|FROM|PIVOT|UNPIVOT|VALUES)\b", re.I)
@@ -72,6 +74,32 @@ FROM read_parquet(
     {files}, filename = true, file_row_number = true, hive_partitioning = false
 ) AS v
 JOIN activation_files AS f ON f.run = {run} AND f.path = substr(v.filename, {prefix})
+"""
+
+_SCORES_OF_RUN = """
+SELECT
+    {model} AS model, {revision} AS revision, {concept_set} AS concept_set,
+    url_decode(regexp_extract(v.filename, 'pooling=([^/]*)/[^/]*/[^/]*/[^/]*$', 1)) AS pooling,
+    regexp_extract(v.filename, 'layer=([^/]*)/[^/]*/[^/]*$', 1)::INTEGER AS layer,
+    url_decode(regexp_extract(v.filename, 'site=([^/]*)/[^/]*$', 1)) AS site,
+    (
+        regexp_extract(v.filename, '([0-9]*).parquet$', 1)::BIGINT + v.file_row_number // {concepts}
+    )::INTEGER AS unit,
+    c.concept,
+    v.value AS ap,
+    {run} AS run
+FROM read_parquet(
+    {files}, filename = true, file_row_number = true, hive_partitioning = false
+) AS v
+JOIN scored_concepts AS c ON c.run = {run} AND c.number = v.file_row_number % {concepts}
+"""
+
+_NO_SCORES = """
+SELECT
+    NULL::VARCHAR AS model, NULL::VARCHAR AS revision, NULL::VARCHAR AS concept_set,
+    NULL::VARCHAR AS pooling, NULL::INTEGER AS layer, NULL::VARCHAR AS site, NULL::INTEGER AS unit,
+    NULL::VARCHAR AS concept, NULL::FLOAT AS ap, NULL::VARCHAR AS run
+WHERE false
 """
 
 _NO_ACTIVATIONS = """
@@ -160,6 +188,7 @@ def _create_views(
     for view in VIEWS:
         connection.execute(f"CREATE VIEW {view} AS {sql.query(view)}")
     _create_activations(connection, done["activations"])
+    _create_scores(connection, done["experts"])
     _create_runs(connection, [each for kind in layout.KINDS for each in done[kind]])
 
 
@@ -224,6 +253,18 @@ def _create_activations(connection: duckdb.DuckDBPyConnection, done: list[Manife
         if (paths := [each.folder / record.path for record in each.kept if is_activations(record)])
     ]
     connection.execute(f"CREATE VIEW activations AS {' UNION ALL '.join(parts) or _NO_ACTIVATIONS}")
+
+
+def _create_scores(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) -> None:
+    parts = []
+    for each in done:
+        listed = [record.rows for record in each.files if record.path == "scored-concepts.parquet"]
+        if listed:
+            described = {name: _quoted(each.params[name]) for name in _CONSTANT}
+            files = _list(each.paths("scores"))
+            of_run = {"run": _quoted(each.fingerprint), "files": files, "concepts": listed[0]}
+            parts.append(_SCORES_OF_RUN.format(**described, **of_run))
+    connection.execute(f"CREATE VIEW scores AS {' UNION ALL '.join(parts) or _NO_SCORES}")
 
 
 def _create_runs(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) -> None:

@@ -135,6 +135,30 @@ EXPERTS = _schema(
     ],
 )
 
+CHANCE = _schema(
+    "model,revision,concept_set,pooling,layer,site,concept,shuffle",
+    [
+        _MODEL,
+        _REVISION,
+        _CONCEPT_SET,
+        _POOLING,
+        _LAYER,
+        _SITE,
+        _CONCEPT,
+        _field("shuffle", pa.int32(), "0: the labels as they are; from 1: shuffled over the sentences"),
+        _field("best_ap", pa.float64(), "highest AP of the site's neurons"),
+        _field("n_above", pa.list_(pa.int64()), "neurons with an AP above 0, 0.05, 0.1, ... 0.95"),
+    ],
+)
+
+SCORED_CONCEPTS = _schema(
+    "number",
+    [
+        _field("number", pa.int64(), "place of the concept in the files of scores, from 0"),
+        _CONCEPT,
+    ],
+)
+
 EXPERTS_VIEW = EXPERTS.append(_ATTRIBUTION.with_nullable(True))
 """The view `experts`: the table and what the stage `attributions` found, where it was run."""
 
@@ -244,7 +268,7 @@ _REPRESENTATION = [
     _field("pooling", _TEXT, "pooling of the activations", nullable=True),
     _field("layer", pa.int32(), "layer, null for all of them", nullable=True),
     _field("site", _TEXT, "kind of site, null for all of them", nullable=True),
-    _field("measure", _TEXT, "jaccard, overlap, dice, containment, cosine or centred cosine"),
+    _field("measure", _TEXT, "jaccard, overlap, dice, containment, spearman, kl or (centred) cosine"),
     _field("threshold", pa.float64(), "experts have an AP strictly above it", nullable=True),
     _field("top", pa.int64(), "or: experts are so many neurons with the highest AP", nullable=True),
 ]
@@ -256,8 +280,12 @@ SIMILARITY = _schema(
     f"{_PLACE},concept_a,concept_b",
     [
         *_REPRESENTATION,
-        _field("concept_a", _TEXT, "one concept; it sorts before the other, except for containment"),
-        _field("concept_b", _TEXT, "the other concept; containment is the share of a's that b has"),
+        _field("concept_a", _TEXT, "one concept; it sorts before the other, but in containment and kl"),
+        _field(
+            "concept_b",
+            _TEXT,
+            "the other concept; containment is the share of a's that b has, kl is -KL(a || b)",
+        ),
         _field("similarity", pa.float64(), "null where too few experts leave it undefined", True),
         _field("n_a", pa.int64(), "experts of concept_a", nullable=True),
         _field("n_b", pa.int64(), "experts of concept_b", nullable=True),
