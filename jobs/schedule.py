@@ -147,7 +147,7 @@ def keep(file: Path, line: str, zone: str | None, connect: Callable[[], JobServe
     where = fingerprint([sweep.name, absolute(sweep.store_path)])[:8]
     scheduler = Scheduler(slots, cron, f"neuralign-{layout.slug(sweep.name)}-{where}", submitter)
     say(f"{sweep.name}: next at {next(cron.after(datetime.now(UTC))).isoformat()} ({cron.zone})")
-    silent_until = 0.0  # after an error  # after an error
+    silent_until = 0.0  # after an error
     while True:
         try:
             if time.monotonic() >= silent_until:
