@@ -23,6 +23,7 @@ from alignment.labels import labels_against_others, shuffles
 from cluster.shard import Settings
 from jobs import experts, space, sweep
 from jobs.config import read_sweep
+from storage import activation_files
 from storage.activation_files import SiteFiles
 from storage.commit import write_values
 from storage.errors import StoreError, UserError
@@ -73,6 +74,16 @@ def test_blocks_are_the_site_and_each_row_group_is_read_once(
     assert np.array_equal(np.concatenate([block for _, block in blocks]), values)
     assert all(block.nbytes <= max(most, 120) for _, block in blocks)
     assert len(read) == 3 * -(-10 // units_in_group)
+
+
+def test_some_units_are_read_in_the_order_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steering forces neurons to what they were seen to do: not to what their neighbours do."""
+    monkeypatch.setattr(activation_files, "_BLOCK_BYTES", 60 * 2 * 4)
+    values = np.random.default_rng(0).standard_normal((10, 60)).astype(np.float16)
+    units = np.array([7, 0, 9, 3, 4, 7])
+    assert np.array_equal(_files(tmp_path, values, [40, 20], 3).read_units(units), values[units])
 
 
 def test_how_a_site_is_cut_into_blocks_does_not_show(
