@@ -117,6 +117,107 @@ def _area(places: Any, same: Any, weights: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
+class Coherence:
+    """How alike a domain's concepts are, against as many concepts drawn from all.
+
+    `within` is the mean similarity of two of the domain; `low` and `high` hold 95% of the means of drawn
+    groups, `by_chance` is their median, `p` how often one is as high.
+    """
+
+    members: int
+    within: float
+    by_chance: float
+    low: float
+    high: float
+    p: float
+
+
+def coherence(similarity: Floats, domains: Integers, draws: int, seed: int) -> list[Coherence | None]:
+    """How alike the concepts of each domain are; None for a domain of one.
+
+    `similarity` has shape (concepts, concepts) and is symmetric; `domains` numbers each concept's domain
+    from 0, with -1 for none. Groups are drawn without replacement from all concepts.
+    """
+    random = np.random.default_rng(seed)
+    order = random.permuted(np.tile(np.arange(len(domains)), (draws, 1)), axis=1)
+    drawn: dict[int, Floats] = {}
+    found: list[Coherence | None] = []
+    for domain in range(domains.max() + 1):
+        members = np.flatnonzero(domains == domain)
+        size = len(members)
+        if size < 2:
+            found.append(None)
+            continue
+        if size not in drawn:
+            drawn[size] = _mean_within(similarity, order[:, :size])
+        within = _mean_within(similarity, members[None])
+        share, chance, p = _against_chance(np.concatenate([within, drawn[size]]))
+        low, high = np.quantile(drawn[size], [0.025, 0.975])
+        found.append(Coherence(size, share, chance, float(low), float(high), p))
+    return found
+
+
+def _mean_within(similarity: Floats, groups: Integers) -> Floats:
+    """Mean similarity of two different members, of each group: a row of `groups`."""
+    size = groups.shape[1]
+    means = np.empty(len(groups))
+    for start in range(0, len(groups), _DRAWS_AT_ONCE):
+        rows = groups[start : start + _DRAWS_AT_ONCE]
+        square = similarity[rows[:, :, None], rows[:, None, :]]
+        own = np.trace(square, axis1=1, axis2=2)
+        means[start : start + len(rows)] = (square.sum(axis=(1, 2)) - own) / (size * (size - 1))
+    return means
+
+
+def link(similarities: Floats) -> Floats:
+    """Merges by average linkage on 1 - similarity, as SciPy's `linkage`, from similarities in the order
+    of `np.triu_indices(n, 1)`."""
+    # slow to load
+    from scipy.cluster import hierarchy
+
+    return np.asarray(hierarchy.linkage(np.maximum(1 - similarities, 0), "average"), np.float64)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A tree as brackets. `leaves` are the nodes at places 0, 1, ... (concepts first, then merges that
+    were not opened), `below` the first concept and how many of each; a bracket is four corners
+    (distance, place)."""
+
+    leaves: list[int]
+    below: list[tuple[int, int]]
+    brackets: list[list[tuple[float, float]]]
+
+
+def draw_tree(merges: Floats, most: int) -> Drawing:
+    """Where the branches of a tree (`link`) lie when at most so many leaves are drawn: the last merges,
+    each at its distance, in the middle of what it joins."""
+    n = len(merges) + 1
+    opened = range(max(n, 2 * n - most), 2 * n - 1)
+    first_of, size_of = list(range(n)), [1] * n
+    for left, _, _, size in merges:
+        first_of.append(first_of[int(left)])
+        size_of.append(int(size))
+    leaves: list[int] = []
+    left_to_see = [2 * n - 2]
+    while left_to_see:
+        node = left_to_see.pop()
+        if node in opened:
+            left_to_see += [int(merges[node - n, 1]), int(merges[node - n, 0])]
+        else:
+            leaves.append(node)
+    at = {node: (0.0, float(place)) for place, node in enumerate(leaves)}
+    brackets = []
+    for node in opened:
+        left, right, distance, _ = merges[node - n]
+        (from_left, upper), (from_right, lower) = at[int(left)], at[int(right)]
+        brackets.append([(from_left, upper), (distance, upper), (distance, lower), (from_right, lower)])
+        at[node] = (float(distance), (upper + lower) / 2)
+    below = [(first_of[node], size_of[node]) for node in leaves]
+    return Drawing(leaves, below, brackets)
+
+
+@dataclass(frozen=True)
 class Cut:
     """The tree cut into clusters, against the domains."""
 
@@ -150,11 +251,10 @@ def grow_tree(similarities: Floats, domains: Integers) -> Tree:
     Concepts that are equally alike are joined in their order, so where most similarities are equal the
     tree says little. `domains` numbers each concept's domain.
     """
-    distances = 1 - similarities
-    # slow to load
     from scipy.cluster import hierarchy
 
-    merges = np.asarray(hierarchy.linkage(np.maximum(distances, 0), "average"), np.float64)
+    distances = 1 - similarities
+    merges = link(similarities)
     joined = hierarchy.cophenet(merges)
     cophenetic = float("nan")
     if np.ptp(joined) > 0 and np.ptp(distances) > 0:

@@ -18,7 +18,7 @@ from cluster.batching import batches
 from cluster.dictionary import Dictionary, Encoder
 from cluster.partial import layer_count, load_layers
 from cluster.pooling import Pooler
-from cluster.sites import Site, find_sites, hidden_values
+from cluster.sites import Site, find_sites, hidden_values, with_hidden
 from cluster.tokens import Batch, Text, Tokenizer, Tokens, pad
 from storage.activation_files import LAST, MEAN, RESIDUAL
 from storage.errors import NeuralignError, UserError
@@ -250,9 +250,7 @@ class Shard:
     def _inject(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if self._now is None or self._now.incoming is None:
             return None
-        if inputs:
-            return (self._now.incoming, *inputs[1:]), named
-        return inputs, {**named, "hidden_states": self._now.incoming}
+        return with_hidden(self._now.incoming, inputs, named)
 
     def _take(self, site: Site, given: Any) -> None:
         hidden = hidden_values(given)

@@ -70,15 +70,25 @@ class Receipt:
         )
 
 
+def settle_in() -> None:
+    """Prepare an actor's process: it sees the devices that it was given, and loads without a word."""
+    if not ray.get_gpu_ids():
+        # Ray leaves the devices of the machine visible to an actor that was given none
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+
+
+def own_device() -> str:
+    """The device of the actor that asks."""
+    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+
+
 class ShardActor:
     """Holds layers on one device. Steps run one after another; commits run beside them."""
 
     def __init__(self, weights: Weights, settings: Settings, shard: int, shards: int) -> None:
-        if not ray.get_gpu_ids():
-            # Ray leaves the devices of the machine visible to an actor that was given none
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        logging.getLogger("transformers").setLevel(logging.ERROR)
-        transformers_logging.disable_progress_bar()
+        settle_in()
         self._weights = weights
         self._settings = settings
         self._place = (shard, shards)
@@ -142,10 +152,9 @@ class ShardActor:
     @cached_property
     def _shard(self) -> Shard:
         # loaded by the first step, so that being placed and being loaded are told apart
-        gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
         folder = materialise(self._weights)
         layers = shard_layers(folder, *self._place, self._weights.remote_code)
-        shard = Shard(folder, self._settings, layers, "cuda" if gpu else "cpu")
+        shard = Shard(folder, self._settings, layers, own_device())
         _keep_freed_memory()
         return shard
 

@@ -95,6 +95,15 @@ def hidden_values(given: Any) -> torch.Tensor | None:
     return given if isinstance(given, torch.Tensor) else None
 
 
+def with_hidden(
+    hidden: torch.Tensor, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What goes into a layer, with another hidden state."""
+    if inputs:
+        return (hidden, *inputs[1:]), named
+    return inputs, {**named, "hidden_states": hidden}
+
+
 def _hidden_size(model: nn.Module) -> int:
     size: int = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
     return size

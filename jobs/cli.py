@@ -274,6 +274,35 @@ def compare(
 
 
 @app.command()
+def report(
+    store: StorePath,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where to; by default STORE's name-report."),
+    ] = None,
+) -> None:
+    """Write the page of a store's newest sweep, and its figures as PNG and SVG."""
+    from jobs.report import write_newest
+    from storage.place import place
+
+    root = place(store)
+    for path in write_newest(root, out or Path(f"{root.name or 'store'}-report")):
+        print(_short(path))
+
+
+@app.command()
+def serve(
+    store: StorePath,
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 is any free one.")] = 0,
+) -> None:
+    """Serve the page of a store's newest sweep to this machine alone, with every detail live."""
+    from jobs.page.serve import serve as serve_store
+    from storage.place import place
+
+    serve_store(place(store), port)
+
+
+@app.command()
 def human() -> None:
     """Print the human data sets that are known by name."""
     from jobs.compare import print_human_sets
@@ -307,7 +336,8 @@ def run_file(until: str | None = None) -> None:
 
 
 def _run(file: Path, until: str | None) -> None:
-    from jobs import report
+    from jobs import report, steering
+    from jobs.dose_table import print_doses
     from jobs.progress import say
     from jobs.summary import print_summary
 
@@ -318,7 +348,10 @@ def _run(file: Path, until: str | None) -> None:
     if until is None:
         (last,) = planned.of_kind(report.KIND)
         summary = report.read_summary(last, store)
-        print_summary(_out(), summary, _short(store), _short(report.picture(last, store)))
+        print_summary(_out(), summary, _short(store), _short(report.page(last, store)))
+    if until in (None, steering.KIND):
+        for stage in planned.of_kind(steering.KIND):
+            print_doses(_out(), stage, store, _short(steering.picture(stage, store)))
     if done.failures:
         raise WorkFailed(f"{len(done.failures)} models failed", done.failures)
 

@@ -208,6 +208,44 @@ class Similarity(_Part):
         return self
 
 
+NEUTRAL_PROMPTS = [
+    "I could not stop thinking about the",
+    "He told them a long story about the",
+    "What she remembered most was the",
+    "Nobody had noticed the",
+    "The next page showed a picture of a",
+    "There was nothing there but a",
+    "Somewhere nearby there was a",
+    "In the dream I saw a",
+]
+
+
+class Steering(_Part):
+    """Forcing experts, to see whether they make the model say the concept's word: after which prompts,
+    of which concepts (all by default) and by which pooling (the first by default), how many neurons at a
+    time; how many one at a time, for how many concepts (all by default); and how texts go on (at
+    temperature 0 with the likeliest token)."""
+
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field(default=NEUTRAL_PROMPTS, min_length=2)
+    concepts: list[str] | None = Field(default=None, min_length=1)
+    pooling: Pooling | None = None
+    k: list[Count] = Field(default=[1, 3, 10, 30, 100, 300], min_length=1)
+    singles: int = Field(default=100, ge=0)
+    single_concepts: Count | None = None
+    samples: int = Field(default=2, ge=0)
+    tokens: Count = 12
+    temperature: float = Field(default=1.0, ge=0)
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+
+    @field_validator("prompts")
+    @classmethod
+    def _bare(cls, value: list[str]) -> list[str]:
+        for prompt in value:
+            if prompt != prompt.strip():
+                raise ValueError(f"{prompt!r} begins or ends with white space; the word brings its own")
+        return value
+
+
 class Human(_Part):
     """Human judgments: a known data set by its name, or a file with how to read it."""
 
@@ -313,6 +351,7 @@ class Sweep(_Part):
     neurons: Neurons = Neurons()
     experts: Experts = Experts()
     similarity: Similarity = Similarity()
+    steering: Steering | None = None
     human: list[Human] = Field(default=[Human(name="men")], min_length=1)
     baselines: list[Baseline] = ["input-embedding", "contextual"]
     controls: list[Control] = []
@@ -371,6 +410,17 @@ class Sweep(_Part):
             "similarity.measures": list(self.similarity.measures),
             "similarity.scopes": list(self.similarity.scopes),
         }
+        if self.steering is not None:
+            lists |= {
+                "steering.prompts": self.steering.prompts,
+                "steering.concepts": list(self.steering.concepts or []),
+                "steering.k": list(self.steering.k),
+            }
+            if self.steering.pooling not in (None, *self.neurons.pooling):
+                raise ValueError(
+                    f"steering.pooling: {self.steering.pooling!r} is none of neurons.pooling: "
+                    f"{', '.join(self.neurons.pooling)}"
+                )
         for key, values in lists.items():
             for value in values:
                 if values.count(value) > 1:
@@ -490,6 +540,7 @@ def _allowed_keys(location: tuple[Any, ...], kind: str | None = None) -> str:
         "experts": Experts,
         "human": Human,
         "similarity": Similarity,
+        "steering": Steering,
     }
     owner = parts.get(kind or str(location[0]), Sweep) if len(location) > 1 else Sweep
     allowed = [name for name in owner.model_fields if name != "file"]

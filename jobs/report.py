@@ -1,49 +1,55 @@
-"""Stage `report`: a summary of the sweep and a picture of its similarity matrix."""
+"""Stage `report`: the page of a sweep and a summary to print; and, on demand, the page of any
+store, with
+its figures for papers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
-from jobs import sentences
+from jobs import activations, alignment, hierarchy, reliability, sentences, similarity, steering
 from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE, TRIPLETS_FILE
 from jobs.hierarchy import SUMMARY_FILE as SUMMARY_TABLE
-from jobs.matrix_figure import draw_matrix
 from jobs.reliability import RELIABILITY_FILE
 from jobs.similarity import EXPERTS, FILE
 from jobs.stage import Outcome, Stage
+from jobs.steering import DOSES_FILE
 from jobs.summary import is_shown
 from storage.commit import write_bytes, write_json
+from storage.database import open_store
 from storage.place import let_read, read_bytes, read_table
+
+if TYPE_CHECKING:
+    from jobs.page.figure import Section
+    from jobs.page.source import Study
 
 KIND = "report"
 SUMMARY_FILE = "summary.json"
-MATRIX_FILE = "similarity.png"
+PAGE_FILE = "report.html"
 HEADLINE_THRESHOLD = 0.5
 
 _NEAREST = 4
 _SHOWN_CONCEPTS = 6
 
 
-def plan(
-    name: str,
-    aligned: Stage,
-    compared: list[Stage],
-    texts: Stage,
-    checks: list[Stage],
-    trees: list[Stage],
-) -> Stage:
-    """The last stage of a sweep; `compared` holds the similarity stages, the first model's first,
-    `checks` those of reliability, `trees` those of the hierarchy."""
-    experts = next(stage for stage in compared if stage.params["representation"] == EXPERTS)
-    inputs = {"alignment": aligned, "similarity": experts, "sentences": texts}
-    inputs |= {f"reliability {number}": stage for number, stage in enumerate(checks)}
-    inputs |= {f"hierarchy {number}": stage for number, stage in enumerate(trees)}
-    return Stage(KIND, name, {"headline_threshold": HEADLINE_THRESHOLD}, _run, inputs)
+def plan(name: str, stages: Sequence[Stage], asked: Mapping[str, Any]) -> Stage:
+    """The last stage of a sweep, made of all its others; `asked` is what the sweep file asks for.
+
+    The activations are read where they are there still, but are no input: what was dropped after scoring
+    is not computed again for a page.
+    """
+    inputs = {
+        f"{stage.kind} {number}": stage
+        for number, stage in enumerate(stages)
+        if stage.kind != activations.KIND
+    }
+    params = {"headline_threshold": HEADLINE_THRESHOLD, "sweep": dict(asked)}
+    return Stage(KIND, name, params, _run, inputs)
 
 
 def read_summary(stage: Stage, store: Path) -> dict[str, Any]:
@@ -53,29 +59,72 @@ def read_summary(stage: Stage, store: Path) -> dict[str, Any]:
     return summary
 
 
-def picture(stage: Stage, store: Path) -> Path:
-    """The picture of the similarity matrix."""
-    (path,) = stage.result(store).paths(MATRIX_FILE)
+def page(stage: Stage, store: Path) -> Path:
+    """The page."""
+    (path,) = stage.result(store).paths(PAGE_FILE)
     return path
 
 
+def write_newest(store: Path, out: Path) -> list[Path]:
+    """Write the page of a store's newest sweep, of what is done of it, and its figures as PNG and SVG.
+
+    Raises UserError for a store in which nothing is done.
+    """
+    from jobs.page.render import paper_figures
+    from jobs.page.source import newest_study
+
+    html, found = _render(store, newest_study(store))
+    written = []
+    for name, content in [(PAGE_FILE, html), *paper_figures(found)]:
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        written.append(path)
+    return written
+
+
+def _render(store: Path, study: Study) -> tuple[bytes, list[Section]]:
+    """The page as a file, and the sections that it holds."""
+    from jobs.page.render import page as render_page
+    from jobs.page.render import sections
+    from jobs.page.source import Source
+
+    with open_store(store, study.runs) as connection:
+        source = Source(connection, study)
+        found = sections(source)
+        return render_page(source, study.name, found).encode(), found
+
+
 def _run(stage: Stage, store: Path) -> Outcome:
-    aligned, experts = stage.inputs["alignment"], stage.inputs["similarity"]
-    texts = stage.inputs["sentences"]
+    from jobs.page.source import Study
+
+    runs = {each.fingerprint: each.result(store) for each in stage.with_inputs() if each is not stage}
+    html, _ = _render(store, Study(stage.label, runs, stage.params["sweep"]))
+    folder = stage.folder(store)
+    summary = _summary(stage, store)
+    return Outcome([write_bytes(folder, PAGE_FILE, html), write_json(folder, SUMMARY_FILE, summary)])
+
+
+def _summary(stage: Stage, store: Path) -> dict[str, Any]:
+    """What the end of a sweep prints."""
+    (aligned,) = _of(stage, alignment.KIND)
+    experts = next(
+        each for each in _of(stage, similarity.KIND) if each.params["representation"] == EXPERTS
+    )
+    texts = experts.inputs["experts"].inputs["activations"].inputs["sentences"]
     read = experts.inputs["experts"].inputs["activations"]
     domains = sentences.read_domains(texts, store)
     pooling = read.params["poolings"][0]
     threshold = _nearest_threshold(experts.params["thresholds"])
     matrix = _similarities(experts, store, pooling, threshold)
-    described = f"{read.label}, {pooling} pooling, AP > {threshold}"
     (table,) = aligned.result(store).paths(ALIGNMENT_FILE)
     (pairs,) = aligned.result(store).paths(PAIRS_FILE)
     (triplets,) = aligned.result(store).paths(TRIPLETS_FILE)
     judged = pa.concat_tables([read_table(path).select(["human_set"]) for path in (pairs, triplets)])
     n_judged = judged.group_by("human_set").aggregate([([], "count_all")])
     measure = experts.params["measures"][0]
-    trees = _rows(stage, "hierarchy", SUMMARY_TABLE, store)
-    summary = {
+    trees = _rows(_of(stage, hierarchy.KIND), SUMMARY_TABLE, store)
+    return {
         "sweep": stage.label,
         "concept_set": texts.params["concept_set"],
         "n_concepts": len(domains),
@@ -85,24 +134,23 @@ def _run(stage: Stage, store: Path) -> Outcome:
         "human_pairs": {row["human_set"]: row["count_all"] for row in n_judged.to_pylist()},
         "human_sets": list(aligned.params["human"]),
         "alignment": [row for row in read_table(table).to_pylist() if is_shown(row, measure)],
-        "reliability": _rows(stage, "reliability", RELIABILITY_FILE, store),
+        "reliability": _rows(_of(stage, reliability.KIND), RELIABILITY_FILE, store),
         "hierarchy": [row for row in trees if is_shown(row, measure)],
+        "steering": _rows(_of(stage, steering.KIND), DOSES_FILE, store),
         "nearest": {
-            "of": described,
+            "of": f"{read.label}, {pooling} pooling, AP > {threshold}",
             "concepts": {name: _nearest(matrix, name, list(domains)) for name in _examples(domains)},
         },
     }
-    folder = stage.folder(store)
-    files = [
-        write_bytes(folder, MATRIX_FILE, draw_matrix(matrix, domains, described)),
-        write_json(folder, SUMMARY_FILE, summary),
-    ]
-    return Outcome(files)
 
 
-def _rows(stage: Stage, kind: str, name: str, store: Path) -> list[dict[str, Any]]:
+def _of(stage: Stage, kind: str) -> list[Stage]:
+    return [each for each in stage.inputs.values() if each.kind == kind]
+
+
+def _rows(stages: list[Stage], name: str, store: Path) -> list[dict[str, Any]]:
     """Rows of a table from all the stages of a kind that the report reads."""
-    found = [each.result(store).paths(name) for each in stage.inputs.values() if each.kind == kind]
+    found = [each.result(store).paths(name) for each in stages]
     return [row for (path,) in found for row in read_table(path).to_pylist()]
 
 

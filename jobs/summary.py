@@ -41,7 +41,7 @@ _FOOTNOTE = (
 )
 
 
-def print_summary(console: Console, summary: dict[str, Any], store: Path, picture: Path) -> None:
+def print_summary(console: Console, summary: dict[str, Any], store: Path, page: Path) -> None:
     """Print what a sweep found, to fit 80 columns."""
 
     def say(line: str, soft_wrap: bool = False) -> None:
@@ -75,7 +75,8 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, pictur
         shown = ", ".join(f"{other} {value:.2f}" for other, value in found if value)
         say(f"  {name:12} {shown or '(shares no experts)'}")
     say("\nWhere to look next:")
-    say(f"  picture   {picture}", soft_wrap=True)
+    say(f"  page      {page}", soft_wrap=True)
+    say(f"  details   neuralign serve {store}", soft_wrap=True)
     say(f"  status    neuralign status {store}", soft_wrap=True)
     say(f'  SQL       neuralign sql {store} "{_QUESTION}"', soft_wrap=True)
 
@@ -171,7 +172,7 @@ def is_shown(row: dict[str, Any], measure: str) -> bool:
 
 
 def headline(
-    rows: list[dict[str, Any]], threshold: float, value: str = "rho"
+    rows: list[dict[str, Any]], threshold: float | None, value: str = "rho"
 ) -> list[tuple[str, dict[str, Any]]]:
     """The rows that answer whether neurons align better than embeddings, with their labels: the
     experts of each model and pooling at one threshold, each baseline, of the hidden states the best
@@ -199,7 +200,7 @@ def headline(
     return [(_named(label, row), row) for label, row in shown]
 
 
-def _controls(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, dict[str, Any]]]:
+def _controls(rows: list[dict[str, Any]], threshold: float | None) -> list[tuple[str, dict[str, Any]]]:
     """The experts that were found as a control, by the first pooling."""
     prefix = f"{EXPERTS}, "
     found = [
@@ -214,7 +215,7 @@ def _controls(rows: list[dict[str, Any]], threshold: float) -> list[tuple[str, d
 
 
 def _trained_layers(
-    rows: list[dict[str, Any]], threshold: float
+    rows: list[dict[str, Any]], threshold: float | None
 ) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """The rows of single layers of each trained model, by the first pooling."""
     experts = [
@@ -232,7 +233,7 @@ def _trained_layers(
 
 
 def _best_layers(
-    rows: list[dict[str, Any]], threshold: float, value: str
+    rows: list[dict[str, Any]], threshold: float | None, value: str
 ) -> list[tuple[str, dict[str, Any]]]:
     """The layer of each trained model whose neurons agree best, by the first pooling."""
     layers = [

@@ -24,6 +24,7 @@ from cluster.weights import (
 from jobs import (
     activations,
     alignment,
+    attributions,
     baselines,
     encoders,
     experts,
@@ -35,6 +36,7 @@ from jobs import (
     sentences,
     similarity,
     space,
+    steering,
 )
 from jobs.config import Brought, Harvest, Latents, Model, SentenceEncoder, Sweep, WordVectors
 from jobs.judgments import judge
@@ -110,6 +112,8 @@ def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
     if concepts is None:
         return Plan(sweep, None, resolved, [texts])
     experts.check(concepts, sweep.experts)
+    if sweep.steering is not None:
+        attributions.check(concepts, sweep.steering)
     stages = [texts, *_baseline_stages(sweep, texts)]
     for model, weights in models:
         stages += _model_stages(sweep, model, weights, texts, len(concepts.sentences))
@@ -123,9 +127,7 @@ def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
         for model, weights in models:
             if model in sweep.models_of(wanted) and not weights.random:
                 stages += _latent_stages(sweep, wanted, model, weights, texts, len(concepts.sentences))
-    compared, checks = (
-        [stage for stage in stages if stage.kind == kind] for kind in (similarity.KIND, reliability.KIND)
-    )
+    compared = [stage for stage in stages if stage.kind == similarity.KIND]
     how = alignment.How(sweep.agreement, sweep.interval, sweep.resamples, sweep.seed)
     aligned = alignment.plan(sweep.name, texts, compared, human, how)
     trees: list[Stage] = []
@@ -135,8 +137,9 @@ def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
             for each in compared
             if not similarity.is_control(each)
         ]
-    told = report.plan(sweep.name, aligned, compared, texts, checks, trees)
-    return Plan(sweep, concepts, resolved, [*stages, aligned, *trees, told])
+    stages += [aligned, *trees]
+    asked = sweep.model_dump(mode="json", exclude={"store"})
+    return Plan(sweep, concepts, resolved, [*stages, report.plan(sweep.name, stages, asked)])
 
 
 def with_sentences(planned: Plan) -> Plan:
@@ -312,6 +315,10 @@ def _model_stages(
     yield similarity.plan(scored, how.measures, how.scopes, which.threshold, which.top)
     if not weights.random:
         yield from _control_stages(sweep, read)
+        if sweep.steering is not None:
+            attributed = attributions.plan(scored, weights, model, sweep.steering)
+            yield attributed
+            yield steering.plan(read, attributed, weights, model, sweep.steering, sweep.seed)
     if (input_embedding or contextual) and not weights.random:
         yield baselines.plan_embeddings(read, input_embedding, contextual)
 

@@ -50,6 +50,10 @@ class SiteFiles:
         parts = [self._read_one(path) for path in self.paths]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
+    def read_units(self, units: npt.NDArray[np.int64]) -> npt.NDArray[np.floating[Any]]:
+        """Activations of some units, of shape (units, sentences), with one file in memory at a time."""
+        return np.concatenate([self._read_one(path)[units] for path in self.paths], axis=1)
+
     def _read_one(self, path: Path) -> npt.NDArray[np.floating[Any]]:
         chunks = read_table(path).column(0).chunks
         values: npt.NDArray[np.floating[Any]] = np.concatenate([chunk.to_numpy() for chunk in chunks])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "similarity": ("similarity", "similarity.parquet", schemas.SIMILARITY),
     "alignment": ("alignment", "alignment.parquet", schemas.ALIGNMENT),
     "control_experts": ("controls", "experts", schemas.CONTROL_EXPERTS),
+    "attributions": ("attributions", "attributions", schemas.ATTRIBUTIONS),
+    "steering": ("steering", "steering", schemas.STEERING),
+    "steering_doses": ("steering", "doses.parquet", schemas.STEERING_DOSES),
+    "steering_prompts": ("steering", "prompts", schemas.STEERING_PROMPTS),
+    "steering_neurons": ("steering", "neurons", schemas.STEERING_NEURONS),
     "reliability": ("reliability", "reliability.parquet", schemas.RELIABILITY),
     "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
     "human_triplets": ("alignment", "human-triplets.parquet", schemas.HUMAN_TRIPLETS),
@@ -77,13 +83,14 @@ WHERE false
 """
 
 
-def open_store(root: Path) -> duckdb.DuckDBPyConnection:
-    """A connection with the store's views that can read the store and nothing else.
+def open_store(root: Path, among: Container[str] | None = None) -> duckdb.DuckDBPyConnection:
+    """A connection with the store's views that can read the store and nothing else. With `among`, the
+    fingerprints of some runs, the views hold these alone.
 
     Raises StoreError when `root` is no store of this version.
     """
     connection = duckdb.connect()
-    _create_views(connection, root)
+    _create_views(connection, root, among)
     connection.execute(f"SET allowed_directories = [{_quoted(absolute(root))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
@@ -134,14 +141,22 @@ def is_activations(record: FileRecord) -> bool:
     return record.path.startswith("pooling=")
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+def _create_views(
+    connection: duckdb.DuckDBPyConnection, root: Path, among: Container[str] | None = None
+) -> None:
     layout.check(root)
     let_read(connection, [root])
-    done = {kind: list(manifest.done(root, kind)) for kind in layout.KINDS}
+    done = {
+        kind: [each for each in manifest.done(root, kind) if among is None or each.fingerprint in among]
+        for kind in layout.KINDS
+    }
     for each in [each for kind in layout.KINDS for each in done[kind]]:
         each.check_files()
     for view, (kind, name, schema) in TABLES.items():
-        connection.execute(f"CREATE VIEW {view} AS {_select(done[kind], name, schema)}")
+        rows = _select(done[kind], name, schema)
+        if view == "experts":
+            rows = _with_attributions(rows, done["experts"], done["attributions"])
+        connection.execute(f"CREATE VIEW {view} AS {rows}")
     for view in VIEWS:
         connection.execute(f"CREATE VIEW {view} AS {sql.query(view)}")
     _create_activations(connection, done["activations"])
@@ -164,6 +179,27 @@ def _select(done: list[Manifest], name: str, schema: pa.Schema) -> str:
         return " UNION ALL ".join(parts)
     columns = ", ".join(f'NULL::{_sql_type(field.type)} AS "{field.name}"' for field in schema)
     return f"SELECT {columns}, NULL::VARCHAR AS run WHERE false"
+
+
+def _with_attributions(rows: str, experts: list[Manifest], attributions: list[Manifest]) -> str:
+    """A query over the experts with what steering estimates of them: null where no stage did, and by the
+    stage that was finished last where several did."""
+    latest: dict[str, Manifest] = {}
+    for each in sorted(attributions, key=lambda each: each.finished):
+        latest[each.inputs["experts"]] = each
+    parts = [
+        f"SELECT {_quoted(of.fingerprint)} AS run, pooling, concept, layer, site, unit, attribution "
+        f"FROM read_parquet({_list(paths)}, hive_partitioning = false)"
+        for of in experts
+        if of.folder.name in latest and (paths := latest[of.folder.name].paths("attributions"))
+    ]
+    if not parts:
+        return f"SELECT * EXCLUDE (run), NULL::DOUBLE AS attribution, run FROM ({rows})"
+    return (
+        f"SELECT e.* EXCLUDE (run), a.attribution, e.run FROM ({rows}) AS e "
+        f"LEFT JOIN ({' UNION ALL '.join(parts)}) AS a "
+        "USING (run, pooling, concept, layer, site, unit)"
+    )
 
 
 def _columns(schema: pa.Schema, of: Manifest) -> str:

@@ -59,7 +59,7 @@ def find_garbage(root: Path) -> Iterator[Garbage]:
             newest[each.label] = each if before is None else max(before, each, key=_age)
     needed: set[str] = set()
     for each in newest.values():
-        needed |= _made_of(each, done)
+        needed |= manifest.made_of(each, done)
     for each in done.values():
         if newest and not under_way and each.folder.name not in needed:
             yield Garbage(each, True, sum(record.bytes for record in each.kept))
@@ -75,15 +75,6 @@ def find_garbage(root: Path) -> Iterator[Garbage]:
 
 def _age(stage: Manifest) -> tuple[str, str]:
     return stage.finished, stage.fingerprint
-
-
-def _made_of(stage: Manifest, done: dict[str, Manifest]) -> set[str]:
-    """Names of the folders of a stage and of all that it was made of."""
-    found = {stage.folder.name}
-    for name in stage.inputs.values():
-        if name in done:
-            found |= _made_of(done[name], done)
-    return found
 
 
 def _is_scored(stage: Manifest, done: dict[str, Manifest]) -> bool:

@@ -26,6 +26,8 @@ KINDS = (
     "activations",
     "experts",
     "controls",
+    "attributions",
+    "steering",
     "similarity",
     "reliability",
     "alignment",

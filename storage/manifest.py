@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,6 +40,7 @@ class Manifest:
     seconds: float
     notes: list[str] = field(default_factory=list)
     finished: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
 
     def commit(self) -> None:
@@ -120,6 +121,7 @@ def read(folder: Path) -> Manifest | None:
             seconds=found["seconds"],
             notes=found["notes"],
             finished=found["finished"],
+            versions=found["versions"],
             dropped=frozenset(read_sealed(dropped)["files"] if size(dropped) is not None else ()),
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -137,6 +139,15 @@ def done(root: Path, kind: str) -> Iterator[Manifest]:
 def stages(root: Path, kind: str) -> list[Path]:
     """The folders of all stages of one kind, done or not, in the order of their names."""
     return [path for path in entries(root / kind) if path.suffix != TEMPORARY_SUFFIX]
+
+
+def made_of(stage: Manifest, done: Mapping[str, Manifest]) -> set[str]:
+    """Names of the folders of a stage and of all that it was made of, among those that are done."""
+    found = {stage.folder.name}
+    for name in stage.inputs.values():
+        if name in done:
+            found |= made_of(done[name], done)
+    return found
 
 
 def drop(manifest: Manifest, is_dropped: Callable[[FileRecord], bool], why: str) -> int:

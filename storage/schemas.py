@@ -28,6 +28,11 @@ _LAYER = _field("layer", pa.int32(), "number of the layer, from 0")
 _SITE = _field("site", _TEXT, "place in the layer, for example mlp.hidden")
 _UNIT = _field("unit", pa.int32(), "coordinate in the site, from 0")
 _AP = "average precision as a detector of the concept"
+_ATTRIBUTION = _field(
+    "attribution",
+    pa.float64(),
+    "estimated change of log P of the concept's word when the neuron is forced to on_p50",
+)
 
 CONCEPTS = _schema(
     "concept_set,concept",
@@ -130,9 +135,93 @@ EXPERTS = _schema(
     ],
 )
 
+EXPERTS_VIEW = EXPERTS.append(_ATTRIBUTION.with_nullable(True))
+"""The view `experts`: the table and what the stage `attributions` found, where it was run."""
+
 CONTROL_EXPERTS = _schema(
     "model,revision,concept_set,pooling,control,concept,layer,site,unit",
     [*EXPERTS, _field("control", _TEXT, "half 1, half 2, length-matched, shuffled or NAME latents")],
+)
+
+ATTRIBUTIONS = _schema(
+    "model,revision,concept_set,pooling,concept,layer,site,unit",
+    [
+        _MODEL,
+        _REVISION,
+        _CONCEPT_SET,
+        _POOLING,
+        _CONCEPT,
+        _LAYER,
+        _SITE,
+        _UNIT,
+        _ATTRIBUTION,
+    ],
+)
+
+_STEERED = [
+    _MODEL,
+    _REVISION,
+    _CONCEPT_SET,
+    _POOLING,
+    _CONCEPT,
+    _field("selection", _TEXT, "which neurons are forced: none, ap, attribution or random"),
+    _field("k", pa.int64(), "how many neurons are forced to their on value"),
+]
+
+_EFFECTS = [
+    _field("change", pa.float64(), "mean change of log P of the concept's word, in nats"),
+    _field("change_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+    _field("change_high", pa.float64(), "upper end", nullable=True),
+    _field("others", pa.float64(), "mean change of log P of the other concepts' words", nullable=True),
+    _field("others_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+    _field("others_high", pa.float64(), "upper end", nullable=True),
+    _field("containing", pa.float64(), "share of continuations that have the concept's word", True),
+    _field("containing_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+    _field("containing_high", pa.float64(), "upper end", nullable=True),
+]
+
+STEERING = _schema(
+    "model,revision,concept_set,pooling,concept,selection,k",
+    [*_STEERED, _field("n_prompts", pa.int64(), "neutral prompts"), *_EFFECTS],
+)
+
+STEERING_PROMPTS = _schema(
+    "model,revision,concept_set,pooling,concept,selection,k,prompt",
+    [
+        *_STEERED,
+        _field("prompt", _TEXT, "the neutral prompt"),
+        _field("log_p", pa.float64(), "log P of the concept's word after the prompt, in nats"),
+        _field("change", pa.float64(), "log_p less that without forcing"),
+        _field("others", pa.float64(), "mean change of log P of the other concepts' words", True),
+        _field("containing", pa.int64(), "continuations that have the concept's word"),
+        _field("continuations", pa.list_(_TEXT), "how the model goes on from the prompt"),
+    ],
+)
+
+STEERING_DOSES = _schema(
+    "model,revision,concept_set,pooling,selection,k",
+    [
+        *(field for field in _STEERED if field.name != "concept"),
+        _field("n_concepts", pa.int64(), "concepts that have so many neurons to force"),
+        _field("n_prompts", pa.int64(), "neutral prompts"),
+        *_EFFECTS,
+        _field("positive", pa.float64(), "share of concepts whose change is above 0"),
+    ],
+)
+
+STEERING_NEURONS = _schema(
+    "model,revision,concept_set,pooling,concept,layer,site,unit",
+    [
+        *(field for field in _STEERED if field.name not in ("selection", "k")),
+        _LAYER,
+        _SITE,
+        _UNIT,
+        _field("ap", pa.float64(), f"{_AP}, at the reference prevalence"),
+        _ATTRIBUTION,
+        _field("change", pa.float64(), "mean change of log P of the word, this neuron alone forced"),
+        _field("change_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+        _field("change_high", pa.float64(), "upper end", nullable=True),
+    ],
 )
 
 INPUT_EMBEDDINGS = _schema(

@@ -71,6 +71,7 @@ _VIEWS = """
 def page() -> str:
     """The whole page."""
     tables = {name: schema for name, (_, _, schema) in TABLES.items()} | {"runs": schemas.RUNS}
+    tables["experts"] = schemas.EXPERTS_VIEW
     parts = [_HEAD, *(_section(name, schema) for name, schema in tables.items()), _VIEWS, _ACTIVATIONS]
     return "".join(parts)
 

@@ -15,7 +15,16 @@ from scipy.spatial.distance import squareform
 from scipy.stats import kstest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, roc_auc_score
 
-from alignment.hierarchy import containment, grow_tree, polysemy, recovery, separation
+from alignment.hierarchy import (
+    coherence,
+    containment,
+    draw_tree,
+    grow_tree,
+    link,
+    polysemy,
+    recovery,
+    separation,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -175,3 +184,56 @@ def test_polysemy_counts_neurons_whose_concepts_are_of_one_domain() -> None:
     nothing = polysemy(np.eye(4, dtype=np.bool_), np.array([0, 0, 1, 1]), draws=5, seed=0)
     assert nothing.shared == 0
     assert np.isnan(nothing.one_domain)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_domains_coherence_is_that_of_a_count_by_hand(seed: int) -> None:
+    similarities, domains = made(seed, n=9)
+    square = squareform(similarities)
+    found = coherence(square, domains, 300, seed)
+    for domain, each in enumerate(found):
+        members = np.flatnonzero(domains == domain)
+        if len(members) < 2:
+            assert each is None
+            continue
+        assert each is not None
+        pairs = list(itertools.combinations(members, 2))
+        assert each.members == len(members)
+        assert each.within == pytest.approx(np.mean([square[pair] for pair in pairs]))
+        groups = list(itertools.combinations(range(9), len(members)))
+        means = [
+            np.mean([square[pair] for pair in itertools.combinations(group, 2)]) for group in groups
+        ]
+        # the groups drawn are some of all that there are
+        assert min(means) - 1e-12 <= each.low <= each.by_chance <= each.high <= max(means) + 1e-12
+        exact = np.mean(np.array(means) >= each.within - 1e-12)
+        assert each.p == pytest.approx(exact, abs=0.15)
+
+
+def test_domains_of_none_and_of_one_are_no_groups() -> None:
+    """A concept without a domain is drawn from, but makes no group."""
+    square = np.ones((5, 5))
+    first, second = coherence(square, np.array([0, 0, 1, -1, -1]), 50, 0)
+    assert second is None
+    assert first is not None
+    assert (first.within, first.low, first.high, first.p) == (1.0, 1.0, 1.0, 1.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 14))
+def test_a_drawn_tree_is_scipys_whole_or_with_its_last_branches(seed: int, most: int) -> None:
+    similarities, _ = made(seed)
+    merges = link(similarities)
+    drawn = draw_tree(merges, most)
+    expected = scipys.dendrogram(merges, p=most, truncate_mode="lastp", no_plot=True)
+    brackets = {
+        tuple((distance, (place - 5) / 10) for place, distance in zip(*each, strict=True))
+        for each in zip(expected["icoord"], expected["dcoord"], strict=True)
+    }
+    assert {tuple(each) for each in drawn.brackets} == brackets
+    assert drawn.leaves == expected["leaves"]
+    assert sum(size for _, size in drawn.below) == 14
+    assert len({first for first, _ in drawn.below}) == len(drawn.leaves) == most
+    distances = [each[1][0] for each in drawn.brackets]
+    assert distances == sorted(distances)

@@ -1,0 +1,265 @@
+"use strict";
+(() => {
+  const read = (id) => JSON.parse(document.getElementById(id).textContent);
+  const figures = read("figures");
+  const concepts = read("concepts");
+  const dark = read("dark");
+  const live = document.body.hasAttribute("data-live");
+  const number = document.body.dataset.view;
+  const packSize = Number(document.body.dataset.pack);
+  const isDark = window.matchMedia("(prefers-color-scheme: dark)");
+  const NARROW = 640;
+
+  // what was packed (gzip, base64), as text
+  async function unpack(text) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  }
+
+  // Text and children only: nothing that comes from data is ever taken for HTML.
+  function make(name, attributes, ...children) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
+    made.append(...children);
+    return made;
+  }
+
+  // --- figures ---------------------------------------------------------------------------------
+
+  const COLOURS = /color$/;
+  function coloured(value, key) {
+    if (typeof value === "string") return COLOURS.test(key) && dark[value] ? dark[value] : value;
+    if (Array.isArray(value)) return value.map((inner) => coloured(inner, key));
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, coloured(inner, name)]));
+    }
+    return value;
+  }
+
+  // colours for the ground, and what fits the width
+  function fitted(figure, width) {
+    const { data, layout } = isDark.matches ? coloured(figure, "") : structuredClone(figure);
+    const meta = layout.meta || {};
+    if (meta.matrix) {
+      layout.height = Math.min(width + 120, 1150);
+      if ((width - 110) / meta.matrix < 9) {
+        const many = meta.groups.vals.length > 40;
+        for (const axis of [layout.xaxis, layout.yaxis]) {
+          axis.tickvals = many ? [] : meta.groups.vals;
+          axis.ticktext = many ? [] : meta.groups.text;
+        }
+      }
+    }
+    if (meta.graph) {
+      if (width < NARROW) layout.height = 520;
+      // names that would lie on each other are told by hovering and by the table
+      if (meta.graph > width / 8) for (const trace of data) if (trace.text) trace.mode = "markers";
+    }
+    layout.width = width;
+    return { data, layout };
+  }
+
+  // the concept that a point stands for
+  function nameAt(point, names) {
+    if (names && point.pointIndex) return names[point.pointIndex[0]];
+    return Array.isArray(point.customdata) ? point.customdata[1] : null;
+  }
+
+  async function draw(div) {
+    const Plotly = await plotly();
+    const figure = div.figure || figures[div.dataset.figure];
+    const { data, layout } = fitted(figure, div.clientWidth);
+    const first = !div.dataset.drawn;
+    await Plotly.react(div, data, layout, { displayModeBar: false, responsive: false });
+    div.dataset.drawn = String(div.clientWidth);
+    if (!first) return;
+    div.dataset.after = String(Math.round(performance.now()));
+    const names = (figure.layout.meta || {}).names;
+    div.on("plotly_click", (event) => {
+      const name = nameAt(event.points[0], names);
+      if (concepts.includes(name)) location.hash = "concept=" + encodeURIComponent(name);
+    });
+  }
+
+  let loading = null;
+  function plotly() {
+    loading ??= unpack(document.getElementById("plotly").textContent).then((source) => {
+      document.head.append(Object.assign(document.createElement("script"), { textContent: source }));
+      return window.Plotly;
+    });
+    return loading;
+  }
+
+  // one figure at a time, those in sight first, so that the page stays at hand
+  const waiting = new Set(document.querySelectorAll(".plot"));
+  let drawing = false;
+  async function drawNext() {
+    if (drawing) return;
+    drawing = true;
+    while (waiting.size) {
+      const seen = [...waiting].find((div) => {
+        const { top, bottom } = div.getBoundingClientRect();
+        return bottom > -200 && top < innerHeight + 400;
+      });
+      const next = seen || waiting.values().next().value;
+      waiting.delete(next);
+      await draw(next);
+      await new Promise((resolve) => setTimeout(resolve, seen ? 0 : 30));
+    }
+    drawing = false;
+  }
+  function drawAgain(changed) {
+    for (const div of document.querySelectorAll(".plot")) {
+      if (div.dataset.drawn && changed(div)) waiting.add(div);
+    }
+    drawNext();
+  }
+  isDark.addEventListener("change", () => drawAgain(() => true));
+  let resized = 0;
+  addEventListener("resize", () => {
+    clearTimeout(resized);
+    resized = setTimeout(() => drawAgain((div) => div.dataset.drawn !== String(div.clientWidth)), 150);
+  });
+
+  // --- tables ----------------------------------------------------------------------------------
+
+  function sort(button) {
+    const th = button.closest("th");
+    const column = [...th.parentNode.children].indexOf(th);
+    const down = th.getAttribute("aria-sort") === "ascending";
+    for (const other of th.parentNode.children) other.setAttribute("aria-sort", "none");
+    th.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const body = th.closest("table").tBodies[0];
+    const value = (row) => {
+      const cell = row.cells[column];
+      return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value);
+    };
+    const rows = [...body.rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      // what has no value comes last, either way
+      if (x === "–" || y === "–") return (x === "–") - (y === "–");
+      const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y));
+      return down ? -order : order;
+    });
+    body.append(...rows);
+  }
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("th button");
+    if (button) sort(button);
+  });
+
+  // --- one concept -----------------------------------------------------------------------------
+
+  const shown = (value, digits = 3) =>
+    value === null || value === undefined ? "–" : typeof value === "number" && !Number.isInteger(value)
+      ? value.toPrecision(digits) : String(value);
+  const link = (name) => make("a", { href: "#concept=" + encodeURIComponent(name) }, name);
+  const cell = (value) => value instanceof Node ? make("td", {}, value)
+    : typeof value === "number" ? make("td", { class: "number" }, shown(value)) : make("td", {}, shown(value));
+
+  function table(label, columns, rows) {
+    const head = make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name)));
+    const body = rows.map((row) => make("tr", {}, ...row.map(cell)));
+    return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+      make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
+  }
+  const card = (title, ...children) => make("div", {}, make("h3", {}, title), ...children);
+
+  async function fetchDetail(name) {
+    if (live) {
+      const answer = await fetch("api/concept?" + new URLSearchParams({ name, view: number }));
+      if (!answer.ok) throw new Error(await answer.text());
+      return answer.json();
+    }
+    const place = concepts.indexOf(name);
+    const pack = document.querySelectorAll(".pack")[Math.floor(place / packSize)];
+    return JSON.parse(await unpack(pack.textContent))[place % packSize];
+  }
+
+  const excitedBy = (expert) => make("div", {},
+    make("p", {}, `Layer ${expert.layer}, ${expert.site}, unit ${expert.unit} (AP ${shown(expert.ap)}) is most active on:`),
+    ...expert.excited_by.map(([value, text, about]) => make("blockquote", {},
+      `${shown(value)}: ${text}` + (about.length ? ` (${about.join(", ")})` : ""))));
+
+  function experts(detail) {
+    const attributed = detail.experts.some((row) => row.attribution !== undefined && row.attribution !== null);
+    const columns = ["layer", "site", "unit", "AP", "AUROC", "median on", "mean off"];
+    const rows = detail.experts.map((row) => [row.layer, row.site, row.unit, row.ap, row.auroc, row.on_p50,
+      row.off_mean, ...(attributed ? [row.attribution] : [])]);
+    return table("Experts", attributed ? [...columns, "attribution"] : columns, rows);
+  }
+
+  function steering(found) {
+    if (!found) return [];
+    const plot = make("div", { class: "plot", role: "img", "aria-label": "Steering, dose and response" });
+    plot.figure = found.figure;
+    waiting.add(plot);
+    const samples = found.samples.flatMap(({ selection, k, prompt, continuations }) => [
+      make("p", {}, `${k} neurons (${selection}) forced:`),
+      ...continuations.map((text) => make("blockquote", {}, make("i", {}, prompt), " ", text)),
+    ]);
+    return [card("Forcing its neurons", plot, ...samples)];
+  }
+
+  function render(detail) {
+    const about = [detail.domain && `Domain: ${detail.domain}.`, detail.sense && `Sense: ${detail.sense}.`,
+      `${detail.sentences} sentences.`, detail.n_experts !== null && `${detail.n_experts} experts.`];
+    const excited = detail.experts.filter((row) => (row.excited_by || []).length);
+    const near = (rows, unit) => rows.length
+      ? table("Nearest", ["concept", unit], rows.map(([name, value]) => [link(name), value]))
+      : make("p", {}, "None.");
+    const ranks = detail.disagreements.map(([name, similarity, score, model, people]) =>
+      [link(name), similarity, score, `${Math.round(100 * model)}%`, `${Math.round(100 * people)}%`]);
+    return [
+      make("h3", { id: "shown-concept" }, detail.name),
+      make("p", {}, about.filter(Boolean).join(" ")),
+      make("div", { class: "cards" },
+        card("Best experts", experts(detail)),
+        ...(excited.length ? [card("What excites them", ...excited.map(excitedBy))] : []),
+        card("Nearest in the model", near(detail.model, "similarity of experts")),
+        card("Nearest to people", near(detail.people, "human score")),
+        card("Where they differ most", ranks.length
+          ? table("Disagreements", ["with", "similarity of experts", "human score", "rank in the model", "rank for people"], ranks)
+          : make("p", {}, "No pair of it was rated."),
+          ...(ranks.length ? [make("p", { class: "note" }, "Ranks among all rated pairs: 0% is the most alike, 100% the least.")] : [])),
+        ...steering(detail.steering)),
+    ];
+  }
+
+  async function showConcept() {
+    const wanted = location.hash.match(/^#concept=(.+)$/);
+    if (!wanted) return;
+    const name = decodeURIComponent(wanted[1]);
+    const place = document.getElementById("detail");
+    if (!place) return;
+    if (!concepts.includes(name)) {
+      place.replaceChildren(make("p", {}, `No concept is called ${name}.`));
+    } else {
+      try {
+        place.replaceChildren(...render(await fetchDetail(name)));
+        place.dataset.concept = name;
+        drawNext();
+      } catch (error) {
+        place.replaceChildren(make("p", {}, String(error.message || error)));
+      }
+    }
+    document.getElementById("concept").scrollIntoView();
+    place.focus({ preventScroll: true });
+  }
+  const choose = document.getElementById("choose");
+  if (choose) {
+    choose.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const name = document.getElementById("name").value.trim();
+      const hash = "#concept=" + encodeURIComponent(name);
+      if (location.hash === hash) showConcept(); else location.hash = hash;
+    });
+  }
+  addEventListener("hashchange", showConcept);
+  const view = document.getElementById("view");
+  if (view) view.addEventListener("change", () => location.assign("?view=" + view.value));
+
+  drawNext();
+  showConcept();
+})();
