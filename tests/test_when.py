@@ -52,10 +52,10 @@ def test_the_example_trains_a_model_and_its_table_is_that_of_its_checkpoints(tmp
     )
     sizes = ["--width", "16", "--layers", "2", "--vocabulary", "300"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples/when.py"), str(tmp_path / "when.yaml"), *sizes],
+        [sys.executable, str(ROOT / "examples/when.py"), str(file), *sizes],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
@@ -64,19 +64,19 @@ def test_the_example_trains_a_model_and_its_table_is_that_of_its_checkpoints(tmp
     losses = [line.split()[3] for line in done.stdout.splitlines() if line.startswith("step  ")]
     assert len(losses) == 3
     assert float(losses[2]) < float(losses[0])
-    with open_store(tmp_path / "results/when") as connection:
+    with open_store(tmp_path / "results/sweep") as connection:
         rows = connection.sql(
             "SELECT step, revision, revision_before, stability, n_experts, rho FROM training "
             "WHERE pooling = 'max' AND threshold = 0.5 ORDER BY step"
         ).fetchall()
         experts = connection.sql(
-            "SELECT revision, concept, layer, unit FROM experts WHERE ap > 0.5"
+            "SELECT revision, concept, layer, unit FROM experts WHERE pooling = 'max' AND ap > 0.5"
         ).fetchall()
         concepts = [name for (name,) in connection.sql("SELECT concept FROM concepts").fetchall()]
         aligned = dict(
             connection.sql(
                 "SELECT revision, rho FROM alignment WHERE representation = 'experts' "
-                "AND threshold = 0.5 AND layer IS NULL AND site IS NULL"
+                "AND pooling = 'max' AND threshold = 0.5 AND layer IS NULL AND site IS NULL"
             ).fetchall()
         )
     sets: dict[tuple[str, str], set[tuple[int, int]]] = {}
