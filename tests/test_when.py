@@ -47,9 +47,9 @@ def test_a_revision_of_a_folder_is_its_subfolder(tmp_path: Path) -> None:
 
 def test_the_example_trains_a_model_and_its_table_is_that_of_its_checkpoints(tmp_path: Path) -> None:
     """The example itself, on a model that is smaller still and a handful of steps."""
-    (tmp_path / "when.yaml").write_text(
-        "concepts: facts.csv\nmodels: [{id: model, revisions: [step0, step2, step10], dtype: float32}]\n"
-    )
+    file = tiny.write_sweep(tmp_path)
+    checkpoints = "dtype: float32, revisions: [step0, step2, step10]"
+    file.write_text(file.read_text().replace("dtype: float32", checkpoints))
     sizes = ["--width", "16", "--layers", "2", "--vocabulary", "300"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples/when.py"), str(file), *sizes],
