@@ -61,7 +61,7 @@ def test_the_example_trains_a_model_and_its_table_is_that_of_its_checkpoints(tmp
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    losses = [line.split()[3] for line in done.stdout.splitlines() if line.startswith("step  ")]
+    losses = [line.split()[3] for line in done.stdout.splitlines() if "  loss " in line]
     assert len(losses) == 3
     assert float(losses[2]) < float(losses[0])
     with open_store(tmp_path / "results/sweep") as connection:
