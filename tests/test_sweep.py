@@ -60,8 +60,8 @@ def rows(store: Path) -> dict[str, list[Any]]:
     views = (
         "concepts sentences memberships sites activations experts similarity alignment human_pairs "
         "human_triplets human_dropped hierarchy_summary hierarchy_domains hierarchy_cuts "
-        "hierarchy_merges control_experts reliability chance_counts chance expert_places expert_stability "
-        "training"
+        "hierarchy_merges control_experts reliability chance_counts chance expert_places "
+        "expert_stability training"
     )
     with open_store(store) as connection:
         return {

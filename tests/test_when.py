@@ -47,36 +47,36 @@ def test_a_revision_of_a_folder_is_its_subfolder(tmp_path: Path) -> None:
 
 def test_the_example_trains_a_model_and_its_table_is_that_of_its_checkpoints(tmp_path: Path) -> None:
     """The example itself, on a model that is smaller still and a handful of steps."""
-    (tmp_path / "when.yaml").write_text(
-        "concepts: facts.csv\nmodels: [{id: model, revisions: [step0, step2, step10], dtype: float32}]\n"
-    )
+    file = tiny.write_sweep(tmp_path)
+    checkpoints = "dtype: float32, revisions: [step0, step2, step10]"
+    file.write_text(file.read_text().replace("dtype: float32", checkpoints))
     sizes = ["--width", "16", "--layers", "2", "--vocabulary", "300"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples/when.py"), str(tmp_path / "when.yaml"), *sizes],
+        [sys.executable, str(ROOT / "examples/when.py"), str(file), *sizes],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    losses = [line.split()[3] for line in done.stdout.splitlines() if line.startswith("step  ")]
+    losses = [line.split()[3] for line in done.stdout.splitlines() if "  loss " in line]
     assert len(losses) == 3
     assert float(losses[2]) < float(losses[0])
-    with open_store(tmp_path / "results/when") as connection:
+    with open_store(tmp_path / "results/sweep") as connection:
         rows = connection.sql(
             "SELECT step, revision, revision_before, stability, n_experts, rho FROM training "
             "WHERE pooling = 'max' AND threshold = 0.5 ORDER BY step"
         ).fetchall()
         experts = connection.sql(
-            "SELECT revision, concept, layer, unit FROM experts WHERE ap > 0.5"
+            "SELECT revision, concept, layer, unit FROM experts WHERE pooling = 'max' AND ap > 0.5"
         ).fetchall()
         concepts = [name for (name,) in connection.sql("SELECT concept FROM concepts").fetchall()]
         aligned = dict(
             connection.sql(
                 "SELECT revision, rho FROM alignment WHERE representation = 'experts' "
-                "AND threshold = 0.5 AND layer IS NULL AND site IS NULL"
+                "AND pooling = 'max' AND threshold = 0.5 AND layer IS NULL AND site IS NULL"
             ).fetchall()
         )
     sets: dict[tuple[str, str], set[tuple[int, int]]] = {}

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.weights import RANDOM_INIT
 from jobs.alignment import TRIPLETS
+from jobs.baselines import HIDDEN_STATE
 from jobs.page.figure import BASELINE, CONTROL, NEURONS, Estimate, Estimates, Figure, Section
 from jobs.page.said import agrees, chance, count, differs, interval
 from jobs.page.source import Source
@@ -86,7 +87,8 @@ def _sentences(human_set: str, rows: list[tuple[str, Row]], source: Source) -> l
         same = (row["pooling"], other["representation"]) == (other["pooling"], EXPERTS)
         if row["revision"] != RANDOM_INIT and other["revision"] == RANDOM_INIT and same:
             said.append(agrees(f"The control ({label})", other, "people"))
-        if label.removeprefix(f"{row['model']}@{row['revision']}: ").startswith("best hidden state"):
+        best = label.removeprefix(f"{row['model']}@{row['revision']}: ").startswith("best of")
+        if best and other["representation"] == HIDDEN_STATE:
             told = interval(other["rho"], other["ci_low"], other["ci_high"])
             said.append(f"The {label}, chosen on these very pairs, reaches {told}.")
     if row["ceiling"] is not None:
