@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ def in_order(stages: Sequence[Stage], store: Path) -> Iterator[Ended]:
 
 
 def side_by_side(
-    stages: Sequence[Stage], store: Path, may_start: Callable[[Stage, Collection[str]], bool]
+    stages: Sequence[Stage], store: Path, may_start: Callable[[Stage, Set[str]], bool]
 ) -> Iterator[Ended]:
     """Carry out the stages that are not done, each after those that it reads, in threads.
 
@@ -67,6 +67,8 @@ def side_by_side(
                 ended = lanes.next_ended()
                 (lost if ended.error else done).add(ended.stage.fingerprint)
                 yield ended
+            elif waiting:
+                raise RuntimeError(f"nothing lets {waiting[0].name} start")
     finally:
         lanes.stop()
 
