@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -30,6 +31,7 @@ _TALKERS = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashb
 _EXISTS = "already exists"
 _NOT_FOUND = "status code 404"
 _MOST_ATTEMPTS = 10_000
+_environment = threading.Lock()
 
 
 class JobServer:
@@ -228,15 +230,16 @@ def _token_header() -> dict[str, str]:
 @contextmanager
 def _only(address: str) -> Iterator[None]:
     """Ray lets RAY_ADDRESS overrule the address that a client is given."""
-    before = os.environ.get(_ADDRESS)
-    os.environ[_ADDRESS] = address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_ADDRESS]
-        else:
-            os.environ[_ADDRESS] = before
+    with _environment:
+        before = os.environ.get(_ADDRESS)
+        os.environ[_ADDRESS] = address
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_ADDRESS]
+            else:
+                os.environ[_ADDRESS] = before
 
 
 def _minor(version: str | None) -> str | None:

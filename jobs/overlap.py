@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ def in_order(stages: Sequence[Stage], store: Path) -> Iterator[Ended]:
 
 
 def side_by_side(
-    stages: Sequence[Stage], store: Path, may_start: Callable[[Stage, Collection[str]], bool]
+    stages: Sequence[Stage], store: Path, may_start: Callable[[Stage, Set[str]], bool]
 ) -> Iterator[Ended]:
     """Carry out the stages that are not done, each after those that it reads, in threads.
 
@@ -67,6 +67,8 @@ def side_by_side(
                 ended = lanes.next_ended()
                 (lost if ended.error else done).add(ended.stage.fingerprint)
                 yield ended
+            elif waiting:
+                raise RuntimeError(f"nothing lets {waiting[0].name} start")
     finally:
         lanes.stop()
 
@@ -83,8 +85,12 @@ class _Lanes:
 
     def start(self, stage: Stage) -> bool:
         """Start a stage unless another is on a lane that it needs; whether it was started."""
-        needed = self._needed(stage)
-        if any(needed & held for _, held in self._threads.values()):
+        if self._taken(self._had({stage.lane})):
+            return False
+        # what was dropped is made again by the stage that reads it
+        again = {each.lane for each in stage.inputs.values() if each.result(self._store).dropped}
+        needed = self._had({stage.lane, *again})
+        if self._taken(needed):
             return False
         thread = threading.Thread(target=self._work, args=(stage,), name=stage.name, daemon=True)
         self._threads[stage.fingerprint] = (thread, needed)
@@ -107,10 +113,11 @@ class _Lanes:
         for thread, _ in self._threads.values():
             thread.join(_SECONDS_TO_STOP)
 
-    def _needed(self, stage: Stage) -> set[Lane]:
-        lanes = {stage.lane}
-        # what was dropped is made again by the stage that reads it
-        lanes |= {each.lane for each in stage.inputs.values() if each.result(self._store).dropped}
+    def _taken(self, lanes: set[Lane]) -> bool:
+        return any(lanes & held for _, held in self._threads.values())
+
+    def _had(self, lanes: set[Lane]) -> set[Lane]:
+        """The lanes as the cluster has them."""
         if lanes == {Lane.HERE}:
             return lanes
         from cluster.session import connect, gpus

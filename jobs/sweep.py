@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -165,7 +165,9 @@ def run(planned: Plan, until: str | None = None) -> Done:
             connect()
             check_reach(store)
         several = len(planned.weights) > 1
-        overlapped = partial(side_by_side, may_start=partial(_may_start, planned))
+        keep = planned.sweep.experts.keep_activations
+        may_start = (lambda *_: True) if keep else partial(_may_start, _with_readers(stages))
+        overlapped = partial(side_by_side, may_start=may_start)
         for stage, has_run, error in (overlapped if several else in_order)(stages, store):
             if error is not None:
                 failed[_model_of(stage, error)] = f"{stage.name}: {error}"
@@ -176,7 +178,7 @@ def run(planned: Plan, until: str | None = None) -> Done:
                 say(f"{stage.name}: done in {result.seconds:.1f} s")
                 for note in result.notes:
                     say(f"  note: {note}")
-            if not planned.sweep.experts.keep_activations:
+            if not keep:
                 _drop_activations(planned, stage, store)
         if not failed:
             return Done(planned, ran)
@@ -194,18 +196,27 @@ def _model_of(stage: Stage, error: Exception) -> str:
     return models.pop()
 
 
-def _may_start(planned: Plan, stage: Stage, ended: Collection[str]) -> bool:
-    """Where activations are dropped once all stages have read them, those of two models are there at a
-    time; the next model's wait."""
-    if stage.kind != activations.KIND or planned.sweep.experts.keep_activations:
-        return True
-    before = planned.of_kind(activations.KIND)
-    unread = [
-        read
-        for read in before[: before.index(stage)]
-        if not all(reader.fingerprint in ended for reader in [read, *planned.readers(read)])
-    ]
-    return len(unread) < space.MODELS_AT_ONCE
+def _with_readers(stages: list[Stage]) -> dict[str, set[str]]:
+    """Fingerprints of the stages of activations, in order, each with its own and its readers'."""
+    found = {each.fingerprint: {each.fingerprint} for each in stages if each.kind == activations.KIND}
+    for stage in stages:
+        for read in stage.inputs.values():
+            if read.fingerprint in found:
+                found[read.fingerprint].add(stage.fingerprint)
+    return found
+
+
+def _may_start(with_readers: dict[str, set[str]], stage: Stage, ended: Set[str]) -> bool:
+    """Where activations are dropped once the stages of a run have read them, those of two models are
+    there at a time; the next model's wait."""
+    unread = 0
+    for read, needed in with_readers.items():
+        if stage.fingerprint not in with_readers or read == stage.fingerprint:
+            return True
+        unread += not needed <= ended
+        if unread == space.MODELS_AT_ONCE:
+            return False
+    return True
 
 
 def _drop_activations(planned: Plan, ended: Stage, store: Path) -> None:

@@ -23,20 +23,26 @@ _SECONDS = 90
 
 
 class Head(NamedTuple):
-    """Where the job server of a head is, and where its metrics are."""
+    """Where the job server of a head is, and the file by which Prometheus finds its metrics."""
 
     address: str
-    metrics: str
+    metrics: Path
 
 
 @contextmanager
 def ray_head(cpus: int = 2) -> Iterator[Head]:
-    """Start a head whose metrics are new every second."""
+    """Start a head."""
     # the sockets of a session have long names of their own
     folder = Path(tempfile.mkdtemp(prefix="nr", dir="/tmp"))
-    gcs, dashboard, agent, client, metrics = _free_ports(5)
+    gcs, dashboard, agent, client = _free_ports(4)
     command = [
-        *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
+        *(
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+        ),
         *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
         *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
         *("--include-dashboard=true", f"--temp-dir={folder}", f"--num-cpus={cpus}"),
@@ -55,7 +61,7 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait(address, head)
-        yield Head(address, f"http://127.0.0.1:{metrics}/metrics")
+        yield Head(address, folder / "prom_metrics_service_discovery.json")
     finally:
         started = psutil.Process(head.pid).children(recursive=True)
         head.send_signal(signal.SIGTERM)

@@ -4,6 +4,7 @@ a local run and end with its own exit code; a slot must be one job, though sched
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -85,15 +86,10 @@ def studies(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, head: He
         )
         for name, command in commands.items()
     }
-    metrics = ""
-    while started["submitted"].poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(head.metrics, timeout=5) as answer:  # noqa: S310
-            metrics += "".join(line.decode() for line in answer if b"neuralign" in line)
-        time.sleep(0.5)
     ended = {name: process.communicate(timeout=_SECONDS) for name, process in started.items()}
     for name, process in started.items():
         assert process.returncode == 0, (name, ended[name])
-    return {"files": files, "folder": folder, "output": ended, "metrics": metrics}
+    return {"files": files, "folder": folder, "output": ended}
 
 
 def test_a_submitted_sweep_gives_the_rows_of_a_local_run(studies: dict[str, Any]) -> None:
@@ -108,10 +104,37 @@ def test_a_submitted_sweep_gives_the_rows_of_a_local_run(studies: dict[str, Any]
         assert "Alignment with mine" in output
 
 
-def test_progress_is_shown_to_prometheus(studies: dict[str, Any]) -> None:
-    for name in ("done_total", "left", "per_second"):
-        assert f"ray_neuralign_{name}{{" in studies["metrics"]
-    assert 'stage="activations model@main"' in studies["metrics"]
+_COUNTS = """
+import time, ray
+from cluster.metrics import counted
+ray.init(log_to_driver=False)
+count = counted("activations model@main", "sentences", total=100, already=10)
+for _ in range(30):
+    count(1)
+    time.sleep(1)
+"""
+
+
+def test_progress_is_shown_to_prometheus(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "counts.py").write_text(_COUNTS)
+    server = JobServer(head.address)
+    server.submit("counts", "python counts.py", tmp_path, {}, lambda _: False)
+    shown: dict[str, float] = {}
+    deadline = time.monotonic() + 60
+    while len(shown) < 3 and time.monotonic() < deadline:
+        time.sleep(0.5)
+        (found,) = json.loads(head.metrics.read_text())
+        for target in found["targets"]:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://{target}/metrics") as all_of,
+            ):
+                for line in all_of.read().decode().splitlines():
+                    if line.startswith("ray_neuralign_") and 'stage="activations model@main"' in line:
+                        shown[line.split("{")[0]] = float(line.split()[-1])
+    server._client.stop_job("counts")
+    assert shown["ray_neuralign_done_total"] + shown["ray_neuralign_left"] == 90
+    assert 0 < shown["ray_neuralign_per_second"] < 3
 
 
 def test_the_same_sweep_submitted_again_is_the_same_job(studies: dict[str, Any], address: str) -> None:
@@ -213,6 +236,18 @@ def test_three_slots_are_three_jobs_though_the_scheduler_is_killed_between_submi
         assert "was submitted before" in again.stderr
         assert server.follow(slots()[-1], lambda _: None) == 0
     assert slots() == [f"slot-20260601T000{minute}Z" for minute in (1, 2, 3)]
+
+
+def test_the_doctor_says_what_is_wrong_and_what_to_do(studies: dict[str, Any], address: str) -> None:
+    file = studies["files"]["here"]
+    found = neuralign("doctor", file, "--address", address).stdout
+    for line in ("well   packages: all there", "well   job server: ", "well   sweep ", "well   store: "):
+        assert line in found
+    done = neuralign("doctor", file.parent / "none.yaml", "--address", "http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "WRONG  job server: " in done.stdout
+    assert "nobody answers" in done.stdout
+    assert "none.yaml: no such file" in done.stdout
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +18,7 @@ import pytest
 
 from jobs.overlap import side_by_side
 from jobs.stage import Lane, Outcome, Stage
+from jobs.sweep import _may_start, _with_readers
 from storage import layout
 from storage.database import open_store
 from storage.errors import StoreError, UserError, WorkFailed
@@ -149,6 +152,36 @@ def test_a_stage_that_is_held_back_starts_when_others_ended(tmp_path: Path) -> N
     list(side_by_side(stages, store, may_start))
     assert record.order.index("compared 0") < record.order.index("read 2")
     shutil.rmtree(store)
+
+
+def test_a_stage_that_nothing_lets_start_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
+    stages = _models(Record(), 1, lambda _: None)
+    store = layout.create(tmp_path / "store")
+    with pytest.raises(RuntimeError, match="nothing lets report read 0 start"):
+        list(side_by_side(stages, store, lambda *_: False))
+
+
+def test_where_activations_are_dropped_those_of_two_models_are_there_at_a_time(tmp_path: Path) -> None:
+    """Also in a run up to the experts, in which not all stages are that would read them."""
+    record = Record()
+    stages = [
+        replace(stage, kind="activations" if stage.label.startswith("read") else "experts")
+        for stage in _models(record, 5, lambda label: time.sleep(0.1 * label.startswith("scored")))
+    ]
+    by_label = {stage.label: stage for stage in stages}
+    stages = [
+        replace(stage, inputs={name: by_label[each.label] for name, each in stage.inputs.items()})
+        for stage in stages
+        if not stage.label.startswith("compared")
+    ]
+    store = layout.create(tmp_path / "store")
+    ended = [
+        each.stage.label
+        for each in side_by_side(stages, store, partial(_may_start, _with_readers(stages)))
+    ]
+    assert len(ended) == len(stages)
+    for number in range(2, 5):
+        assert ended.index(f"read {number}") > ended.index(f"scored {number - 2}")
 
 
 def test_a_sweep_goes_on_without_the_model_that_fails_and_tells_of_it(
