@@ -9,7 +9,6 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from scipy.cluster import hierarchy
 
 from alignment.resampling import Estimates, Method, estimate
 
@@ -171,17 +170,19 @@ def _mean_within(similarity: Floats, groups: Integers) -> Floats:
 
 
 def link(similarities: Floats) -> Floats:
-    """Merges by average linkage on 1 - similarity, as SciPy's `linkage`, from similarities in the
-    order of `np.triu_indices(n, 1)`."""
+    """Merges by average linkage on 1 - similarity, as SciPy's `linkage`, from similarities in the order
+    of `np.triu_indices(n, 1)`."""
+    # slow to load
+    from scipy.cluster import hierarchy
+
     return np.asarray(hierarchy.linkage(np.maximum(1 - similarities, 0), "average"), np.float64)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A tree as brackets. `leaves` are the nodes at places 0, 1, ... (concepts first, then merges
-    that were
-    not opened), `below` the first concept and how many of each; a bracket is four corners (distance,
-    place)."""
+    """A tree as brackets. `leaves` are the nodes at places 0, 1, ... (concepts first, then merges that
+    were not opened), `below` the first concept and how many of each; a bracket is four corners
+    (distance, place)."""
 
     leaves: list[int]
     below: list[tuple[int, int]]
@@ -189,8 +190,8 @@ class Drawing:
 
 
 def draw_tree(merges: Floats, most: int) -> Drawing:
-    """Where the branches of a tree (`link`) lie when at most so many leaves are drawn: the last
-    merges, each at its distance, in the middle of what it joins."""
+    """Where the branches of a tree (`link`) lie when at most so many leaves are drawn: the last merges,
+    each at its distance, in the middle of what it joins."""
     n = len(merges) + 1
     opened = range(max(n, 2 * n - most), 2 * n - 1)
     first_of, size_of = list(range(n)), [1] * n
@@ -250,6 +251,8 @@ def grow_tree(similarities: Floats, domains: Integers) -> Tree:
     Concepts that are equally alike are joined in their order, so where most similarities are equal the
     tree says little. `domains` numbers each concept's domain.
     """
+    from scipy.cluster import hierarchy
+
     distances = 1 - similarities
     merges = link(similarities)
     joined = hierarchy.cophenet(merges)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -94,6 +93,9 @@ class Estimates:
             variance = dyadic_variance(without_concept, without_pair, self.pairs_of, self.n_pairs)
             if np.isnan(variance):
                 return none
+            # slow to load
+            from scipy import stats
+
             half = stats.t.ppf((1 + LEVEL) / 2, len(self.pairs_of) - 1) * np.sqrt(variance)
             return Interval(estimate, float(estimate - half), float(estimate + half))
         if np.isnan(resampled).mean() > _MOST_UNDEFINED:

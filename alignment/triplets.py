@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from alignment.resampling import Estimates, Method, estimate
+from alignment.resampling import Estimates, Method, blocks, estimate
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _PAIRS_AT_ONCE = 64
+_ROUNDING = 1e-9
 
 
 def share_predicted(
@@ -28,9 +29,7 @@ def share_predicted(
     choice by lot, so a representation that is constant predicts a third. `members` has shape (triplets,
     3).
     """
-    best = np.maximum(alike, others.max(axis=2))
-    tied = (alike == best).astype(float) + (others == best[:, :, None]).sum(axis=2)
-    predicted = np.where(alike == best, 1 / tied, 0.0)
+    predicted = _credit(alike, others)
 
     def statistic(weights: Floats) -> Floats:
         with np.errstate(invalid="ignore"):
@@ -38,6 +37,39 @@ def share_predicted(
         return share
 
     return estimate(statistic, members, (0, 1), method, resamples, seed)
+
+
+def chance_of_share(matrix: Floats, members: Integers, permutations: int = 2000, seed: int = 0) -> float:
+    """Two-sided p value of the share of choices that a similarity matrix predicts.
+
+    The names of the matrix's concepts are permuted, as Mantel (1967) does for correlations: a third is
+    then predicted on average, and p is how often a share is as far from it as the observed, which
+    counts among them. `matrix` has shape (concepts, concepts) and is symmetric; `members` (triplets, 3),
+    the odd one last.
+    """
+    first, second, odd = members.T
+
+    def shares(names: Integers) -> Floats:
+        a, b, c = names[:, first], names[:, second], names[:, odd]
+        others = np.stack([matrix[a, c], matrix[b, c]], axis=2)
+        found: Floats = _credit(matrix[a, b], others).mean(axis=1)
+        return found
+
+    own = np.arange(len(matrix))[None]
+    observed = abs(shares(own)[0] - 1 / 3)
+    random = np.random.default_rng(seed)
+    as_far = 0
+    for rows in blocks(permutations, 3 * max(len(members), len(matrix))):
+        names = random.permuted(np.repeat(own, len(rows), axis=0), axis=1)
+        as_far += int((np.abs(shares(names) - 1 / 3) >= observed - _ROUNDING).sum())
+    return (1 + as_far) / (1 + permutations)
+
+
+def _credit(alike: Floats, others: Floats) -> Floats:
+    """1 where the two that were kept are the most alike, a part where others are so too, else 0."""
+    best = np.maximum(alike, others.max(axis=2))
+    tied = (alike == best).astype(float) + (others == best[:, :, None]).sum(axis=2)
+    return np.where(alike == best, 1 / tied, 0.0)
 
 
 def triplet_similarity(vectors: Floats, wanted: Integers) -> Floats:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from typing import TYPE_CHECKING
 
-import inflect
 import numpy as np
 import numpy.typing as npt
 from ahocorasick_rs import BytesAhoCorasick, MatchKind
+
+if TYPE_CHECKING:
+    import inflect
 
 NOUN = "noun"
 
@@ -54,6 +57,18 @@ def word_pattern(concept: str | Word) -> re.Pattern[str]:
 def find_word(text: str, concept: str | Word) -> list[tuple[int, int]]:
     """Start and end, in characters, of each occurrence of the concept's word in the text."""
     return [match.span() for match in word_pattern(concept).finditer(text)]
+
+
+def shuffled(text: str, words: Sequence[str | Word], random: np.random.Generator) -> str:
+    """The words of a text in another order, each with the marks that stand at it; `words`, which may be
+    of several parts, are kept whole."""
+    spans = sorted(span for word in words for span in find_word(text, word))
+    pieces, end = [""], 0
+    for match in re.finditer(r"\S+", text):
+        inside = any(start < match.start() < stop for start, stop in spans)
+        pieces[-1:] = [pieces[-1] + text[end : match.end()]] if inside else [pieces[-1], match.group()]
+        end = match.end()
+    return " ".join(random.permutation(pieces[1:]))
 
 
 def normal_form(word: str) -> str:
@@ -147,6 +162,9 @@ def _byte_patterns(word: Word) -> set[bytes]:
 
 @cache
 def _engine() -> inflect.engine:
+    # slow to load
+    import inflect
+
     return inflect.engine()
 
 

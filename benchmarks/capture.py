@@ -11,8 +11,8 @@ from cluster.tokens import pad
 from cluster.weights import materialise
 from jobs.activations import TOKEN_BUDGET
 
-_SENTENCES = 1024
-_ROUNDS = 3
+_SENTENCES = 2048
+_ROUNDS = 2
 _UNIT = "sentences/s"
 
 
@@ -22,8 +22,7 @@ def capture() -> None:
     torch.set_num_threads(1)
     texts = zoo.demo_texts(_SENTENCES)
     shard = Shard(materialise(zoo.demo_model()), zoo.SETTINGS)
-    units = [texts[first : first + zoo.IN_UNIT] for first in range(0, len(texts), zoo.IN_UNIT)]
-    work = [shard.begin(unit, TOKEN_BUDGET) for unit in units]
+    work = [shard.begin(unit, TOKEN_BUDGET) for unit in zoo.in_units(texts)]
 
     def bare() -> None:
         with torch.inference_mode():

@@ -19,12 +19,12 @@ from cluster.shard import Settings
 from cluster.shard_actor import WorkUnit
 from cluster.tokens import Text
 from cluster.weights import Weights, resolve
-from jobs.activations import TOKEN_BUDGET
+from jobs.activations import TOKEN_BUDGET, unit_size
 from storage.concepts import read_concepts
 
 SETTINGS = Settings(native_dtype(), "mlp", ["max", "concept", "context"])
 
-IN_UNIT = 128
+_WARM_UP = 128
 _CONCEPTS = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
 
 
@@ -52,7 +52,7 @@ def pipelines(*shards: int) -> Iterator[list[Pipeline]]:
     made = [Pipeline(demo_model(), SETTINGS, count, resources) for count in shards]
     try:
         for pipeline in made:
-            run([pipeline], demo_texts(IN_UNIT))
+            run([pipeline], demo_texts(_WARM_UP))
         yield made
     finally:
         for pipeline in made:
@@ -60,12 +60,18 @@ def pipelines(*shards: int) -> Iterator[list[Pipeline]]:
         ray.shutdown()
 
 
+def in_units(texts: list[Text]) -> list[list[Text]]:
+    """Sentences cut into work units as the stage would."""
+    size = unit_size(len(texts))
+    return [texts[first : first + size] for first in range(0, len(texts), size)]
+
+
 def run(replicas: list[Pipeline], texts: list[Text]) -> None:
     """Read and commit all sentences, units dealt to the replicas in turn; two units wait at each."""
     store = Path(tempfile.mkdtemp())
+    cut = in_units(texts)
     units = [
-        WorkUnit(number, first, texts[first : first + IN_UNIT], TOKEN_BUDGET)
-        for number, first in enumerate(range(0, len(texts), IN_UNIT))
+        WorkUnit(number, number * len(cut[0]), part, TOKEN_BUDGET) for number, part in enumerate(cut)
     ]
     try:
         flying: list[Any] = []

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from cluster.checkpoint import is_pickled, of_layers, open_tensors
 from cluster.weights import read_config
@@ -56,14 +56,15 @@ def shard_layers(folder: Path, shard: int, shards: int, remote_code: bool = Fals
 
 
 def load_layers(
-    folder: Path, layers: range, dtype: torch.dtype, remote_code: bool = False
+    folder: Path, layers: range, dtype: torch.dtype, remote_code: bool = False, head: bool = False
 ) -> tuple[Any, dict[int, nn.Module]]:
-    """The model's body with only the layers of the range; and these layers by their numbers.
+    """The model's body, or with `head` the model that ends in logits, with only the layers of the range;
+    and these layers by their numbers.
 
     Of the weights outside the layers, the input embedding is left out unless the range begins with
-    layer 0. The model's own code runs only with `remote_code`. Raises UserError for a range that is not
-    within the model, files that cannot be read, and weights that the files lack (transformers would
-    draw them at random).
+    layer 0 or the head shares it. The model's own code runs only with `remote_code`. Raises UserError
+    for a range that is not within the model, files that cannot be read, and weights that the files lack
+    (transformers would draw them at random).
     """
     config = read_config(folder, remote_code)
     count = config.get_text_config().num_hidden_layers
@@ -71,7 +72,8 @@ def load_layers(
         raise UserError(
             f"{folder}: has layers 0 to {count - 1}; asked for {layers.start} to {layers.stop - 1}"
         )
-    partial = _with_layers(_architecture(config, folder, remote_code), layers)
+    embeds = layers.start == 0 or (head and config.get_text_config().tie_word_embeddings)
+    partial = _with_layers(_architecture(config, folder, remote_code, head), layers, embeds)
     model, lacking = _load(partial, folder, config, dtype, of_layers(layers))
     if lacking:
         # the numbers in the names may count something else than layers
@@ -106,18 +108,21 @@ def _load(
     return model, sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
 
 
-def _architecture(config: Any, folder: Path, remote_code: bool) -> Any:
-    """The class of the model's body: transformers' own, or that of the folder's code."""
-    if type(config) in MODEL_MAPPING:
-        return MODEL_MAPPING[type(config)]
+def _architecture(config: Any, folder: Path, remote_code: bool, head: bool) -> Any:
+    """The class of the model, without its head or with: transformers', or that of the folder's code."""
+    known = MODEL_FOR_CAUSAL_LM_MAPPING if head else MODEL_MAPPING
+    if type(config) in known:
+        return known[type(config)]
     own = getattr(config, "auto_map", None) or {}
-    if not remote_code or "AutoModel" not in own:
-        raise UserError(f"{folder}: {type(config).__name__} has no model body (AutoModel) to load")
-    return get_class_from_dynamic_module(own["AutoModel"], folder)
+    name, what = ("AutoModelForCausalLM", "head") if head else ("AutoModel", "body")
+    if not remote_code or name not in own:
+        raise UserError(f"{folder}: {type(config).__name__} has no model {what} ({name}) to load")
+    return get_class_from_dynamic_module(own[name], folder)
 
 
-def _with_layers(whole: Any, layers: range) -> Any:
-    """The architecture's class, but its instances have only the layers of the range."""
+def _with_layers(whole: Any, layers: range, embeds: bool) -> Any:
+    """The architecture's class, but its instances have only the layers of the range, and the input
+    embedding only if `embeds`."""
 
     class Partial(whole):  # type: ignore[misc]
         def __init__(self, config: Any, *arguments: Any, **settings: Any) -> None:
@@ -138,7 +143,7 @@ def _with_layers(whole: Any, layers: range) -> Any:
             self.__dict__["numbered_layers"] = {
                 int(number): layer for number, layer in held.named_children()
             }
-            if layers.start:
+            if not embeds:
                 self.set_input_embeddings(nn.Identity())
 
     # transformers looks old names of weights up by that of the class, if the class is its own

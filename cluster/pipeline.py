@@ -20,8 +20,36 @@ COMMIT = "commit"
 """Commits of a shard run beside its steps, one after another."""
 
 
-class Pipeline:
-    """A chain of shard actors in one placement group: packed on a node where they fit.
+class Chain:
+    """The shards of one replica as actors in one placement group: packed on a node where they fit."""
+
+    def __init__(
+        self, actor: Any, weights: Weights, settings: Settings, shards: int, resources: dict[str, float]
+    ) -> None:
+        self.asks = f"{shards} shards of {resources}"
+        self._group = placement_group([resources] * shards, strategy="PACK")
+        self._shards: list[Any] = [
+            actor.options(
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, number),
+            ).remote(weights, settings, number, shards)
+            for number in range(shards)
+        ]
+
+    def ready(self) -> Any:
+        """A reference that is there as soon as every shard is placed."""
+        return self._group.ready()
+
+    def stop(self) -> None:
+        """Kill the actors and give their resources back."""
+        for shard in self._shards:
+            ray.kill(shard)
+        remove_placement_group(self._group)
+
+
+class Pipeline(Chain):
+    """A chain that reads activations.
 
     Hidden states go from shard to shard through `transport`, one of Ray's tensor transports: by default
     from device to device with NCCL where each shard has a whole GPU and Ray offers it there, and through
@@ -36,26 +64,13 @@ class Pipeline:
         resources: dict[str, float],
         transport: str | None = None,
     ) -> None:
-        self.asks = f"{shards} shards of {resources}"
-        self._group = placement_group([resources] * shards, strategy="PACK")
-        self._whole_gpus = resources.get("GPU", 0) >= 1
-        self._transport = transport
-        self._connected = False
         actor = ray.remote(  # type: ignore[call-overload]
             concurrency_groups={COMMIT: 1}, enable_tensor_transport=True
         )(ShardActor)
-        self._shards: list[Any] = [
-            actor.options(
-                num_cpus=resources.get("CPU", 0),
-                num_gpus=resources.get("GPU", 0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, number),
-            ).remote(weights, settings, number, shards)
-            for number in range(shards)
-        ]
-
-    def ready(self) -> Any:
-        """A reference that is there as soon as every shard is placed."""
-        return self._group.ready()
+        super().__init__(actor, weights, settings, shards, resources)
+        self._whole_gpus = resources.get("GPU", 0) >= 1
+        self._transport = transport
+        self._connected = False
 
     def submit(self, unit: WorkUnit, folder: Path, words: Sequence[str]) -> Any:
         """Send a unit through all shards, which must be placed; the reference of its receipt."""
@@ -78,12 +93,6 @@ class Pipeline:
                     given, folder, words if number == 0 else (), receipt, last[number]
                 )
         return receipt
-
-    def stop(self) -> None:
-        """Kill the actors and give their resources back."""
-        for shard in self._shards:
-            ray.kill(shard)
-        remove_placement_group(self._group)
 
     def _connect(self) -> None:
         """Let the shards know each other, where tensors go straight from one to the next."""

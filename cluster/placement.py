@@ -34,19 +34,20 @@ def place(
     replicas: int | Literal["auto"],
     gpus_per_shard: float,
 ) -> Placement:
-    """Where a model goes: on GPUs where the cluster has any, else one CPU core a shard.
+    """Where a model goes: on GPUs where the cluster has any, else one CPU core a shard. A shard on a GPU
+    asks for no CPU, so that experts that are scored on all CPUs never keep it waiting.
 
     Left to itself, a model is cut into as many shards as its weights need on such GPUs, and into one on
     CPUs; and there are as many replicas as fit. Raises UserError for more than the cluster has.
     """
     on_gpus = gpus() > 0 and gpus_per_shard > 0
-    resources = {"CPU": 1.0, **({"GPU": gpus_per_shard} if on_gpus else {})}
+    resources = {"GPU": gpus_per_shard} if on_gpus else {"CPU": 1.0}
     if shards == "auto":
         shards = _needed(weights, dtype, gpus_per_shard) if on_gpus else 1
     layers = load_config(weights).get_text_config().num_hidden_layers
     if shards > layers:
         raise UserError(f"model {weights.label}: has {layers} layers, too few for {shards} shards")
-    room = min(cpus(), gpus() / gpus_per_shard if on_gpus else cpus())
+    room = gpus() / gpus_per_shard if on_gpus else cpus()
     fit = int(room // shards)
     if fit < (1 if replicas == "auto" else replicas):
         asked = f"{shards} shards" + ("" if replicas == "auto" else f" x {replicas} replicas")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cluster.tokens import Batch
-from storage.activation_files import MEAN
+from storage.activation_files import LAST, MEAN
 
 
 class Pooler:
@@ -38,7 +38,7 @@ class Pooler:
         shaped = hidden.reshape(*self._shape, hidden.shape[-1])
         pools: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             MEAN: self.mean,
-            "last": self._at_last,
+            LAST: self.last,
         }
         pooled = {name: pools[name](shaped) for name in self._poolings if name in pools}
         if len(pooled) < len(self._poolings):
@@ -49,7 +49,8 @@ class Pooler:
         """Mean over the real tokens, in float32."""
         return (self._weights @ hidden.float()).squeeze(1)
 
-    def _at_last(self, hidden: torch.Tensor) -> torch.Tensor:
+    def last(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The values at the last real token."""
         return hidden[self._rows, self._last]
 
     def _maxima(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:

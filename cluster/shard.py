@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ import torch
 from torch import nn
 
 from cluster.batching import batches
+from cluster.dictionary import Dictionary, Encoder
 from cluster.partial import layer_count, load_layers
 from cluster.pooling import Pooler
-from cluster.sites import Site, find_sites, hidden_values
+from cluster.sites import Site, find_sites, hidden_values, with_hidden
 from cluster.tokens import Batch, Text, Tokenizer, Tokens, pad
-from storage.activation_files import MEAN, RESIDUAL
+from storage.activation_files import LAST, MEAN, RESIDUAL
 from storage.errors import NeuralignError, UserError
 
 FLOAT16_LIMIT = float(torch.finfo(torch.float16).max)
@@ -33,19 +35,22 @@ Hidden = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is read; the same for all its shards."""
+    """How a model is read; the same for all its shards. `states` says whether the hidden states after
+    each layer are read too; with a `dictionary`, its latents are read in the place of `sites`."""
 
     dtype: str
     sites: str | list[str]
     poolings: list[str]
     remote_code: bool = False
+    states: bool = True
+    dictionary: Dictionary | None = None
 
 
 @dataclass(frozen=True)
 class Reading:
     """What a work unit's sentences did: arrays of shape (units, sentences) by (pooling, site).
 
-    Neurons are float16, the mean residual stream float32.
+    Neurons are float16, the residual stream (its mean and its last token) float32.
     """
 
     values: dict[Place, npt.NDArray[np.floating[Any]]]
@@ -98,12 +103,17 @@ class Shard:
         self.device = torch.device(device)
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self.poolings = settings.poolings
+        self.states = (MEAN, LAST) if settings.states else ()
         self.layers = layers if layers is not None else range(layer_count(folder, settings.remote_code))
         self.model, numbered = load_layers(folder, self.layers, self.dtype, settings.remote_code)
         self.model.eval().to(self.device)
         config = self.model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
-        self.sites = find_sites(self.model, numbered, settings.sites)
+        self._encoder: Encoder | None = None
+        if settings.dictionary is None:
+            self.sites = find_sites(self.model, numbered, settings.sites)
+        else:
+            self.sites = self._latents(settings.dictionary, numbered)
         self.residuals = [
             Site(number, RESIDUAL, "", "output", self.hidden_size) for number in self.layers
         ]
@@ -111,6 +121,18 @@ class Shard:
         self.tokenizer = Tokenizer(folder, longest, settings.remote_code)
         self._now: _Now | None = None
         self._watch(numbered)
+
+    def _latents(self, dictionary: Dictionary, numbered: dict[int, nn.Module]) -> list[Site]:
+        """The site of a dictionary's latents, where this shard holds its layer."""
+        if dictionary.layer not in numbered:
+            return []
+        width = self.hidden_size
+        if dictionary.module:
+            layers = {dictionary.layer: numbered[dictionary.layer]}
+            place = f"{re.escape(dictionary.module)}:{dictionary.side}"
+            width = find_sites(self.model, layers, [place])[0].width
+        self._encoder = Encoder(dictionary, width, self.device)
+        return [dictionary.site(self._encoder.width)]
 
     def read(self, texts: Sequence[Text], budget: int) -> Reading:
         """Run a work unit through a shard that holds the whole model."""
@@ -131,7 +153,11 @@ class Shard:
             for site in self.sites
             for pooling in self.poolings
         }
-        out |= {(MEAN, site): torch.empty(len(texts), site.width) for site in self.residuals}
+        out |= {
+            (pooling, site): torch.empty(len(texts), site.width)
+            for site in self.residuals
+            for pooling in self.states
+        }
         return Work(tokens, batches([len(sentence.ids) for sentence in tokens], budget), out)
 
     def step(self, work: Work, numbers: range, incoming: Hidden | None) -> Hidden:
@@ -224,20 +250,22 @@ class Shard:
     def _inject(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if self._now is None or self._now.incoming is None:
             return None
-        if inputs:
-            return (self._now.incoming, *inputs[1:]), named
-        return inputs, {**named, "hidden_states": self._now.incoming}
+        return with_hidden(self._now.incoming, inputs, named)
 
     def _take(self, site: Site, given: Any) -> None:
         hidden = hidden_values(given)
         if self._now is not None and hidden is not None:
+            if self._encoder is not None:
+                hidden = self._encoder(hidden)
             for pooling, values in self._now.pooler(hidden).items():
                 self._now.pooled[pooling, site] = values
 
     def _take_residual(self, site: Site, given: Any) -> None:
         hidden = hidden_values(given)
         if self._now is not None and hidden is not None:
-            self._now.pooled[MEAN, site] = self._now.pooler.mean(hidden)
+            if self.states:
+                self._now.pooled[MEAN, site] = self._now.pooler.mean(hidden)
+                self._now.pooled[LAST, site] = self._now.pooler.last(hidden)
             if site.layer == self.layers.stop - 1:
                 self._now.outgoing = hidden
 

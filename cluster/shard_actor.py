@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 import torch
@@ -30,6 +35,11 @@ STEPS = 4
 still works; each piece holds whole batches."""
 
 _ROW_GROUP_BYTES = 4 << 20
+_BLOCK_BYTES = 64 << 20
+_COMMITS_AT_ONCE = 4
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,8 @@ class WorkUnit:
     first: int
     texts: list[Text]
     budget: int
+    of: int = 0
+    """Sentences of all units together."""
 
     @property
     def name(self) -> str:
@@ -64,15 +76,32 @@ class Receipt:
         )
 
 
+def _units_in_group(values: npt.NDArray[np.floating[Any]], sentences: int) -> int:
+    """Neurons in a row group: fewer where there are many sentences, so that who reads some neurons of
+    all work units need not hold more."""
+    of_all = int(max(sentences, values.shape[1]) * values.itemsize)
+    return max(1, min(_ROW_GROUP_BYTES // int(values[0].nbytes), _BLOCK_BYTES // of_all))
+
+
+def settle_in() -> None:
+    """Prepare an actor's process: it sees the devices that it was given, and loads without a word."""
+    if not ray.get_gpu_ids():
+        # Ray leaves the devices of the machine visible to an actor that was given none
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+
+
+def own_device() -> str:
+    """The device of the actor that asks."""
+    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+
+
 class ShardActor:
     """Holds layers on one device. Steps run one after another; commits run beside them."""
 
     def __init__(self, weights: Weights, settings: Settings, shard: int, shards: int) -> None:
-        if not ray.get_gpu_ids():
-            # Ray leaves the devices of the machine visible to an actor that was given none
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        logging.getLogger("transformers").setLevel(logging.ERROR)
-        transformers_logging.disable_progress_bar()
+        settle_in()
         self._weights = weights
         self._settings = settings
         self._place = (shard, shards)
@@ -110,11 +139,17 @@ class ShardActor:
         input embeddings of the words. `_last_step` is there to be waited for."""
         with self._named_errors():
             reading = self._shard.finish(self._open.pop(unit.number))
-        files = []
-        for (pooling, site), values in reading.values.items():
-            row_group = max(1, _ROW_GROUP_BYTES // values[0].nbytes) * values.shape[1]
+
+        def write(place: Place) -> FileRecord:
+            pooling, site = place
+            values = reading.values[place]
+            row_group = _units_in_group(values, unit.of) * values.shape[1]
             name = f"{activation_folder(pooling, site.layer, site.name)}/{unit.name}.parquet"
-            files.append(write_values(folder, name, values, row_group))
+            return write_values(folder, name, values, row_group)
+
+        # most of a commit is waiting for the disk, or for a bucket
+        with ThreadPoolExecutor(_COMMITS_AT_ONCE) as threads:
+            files = list(threads.map(write, reading.values))
         if words:
             files.append(self._write_embeddings(folder, words))
         receipt = Receipt(files, list(reading.values), reading.tokens, reading.truncated)
@@ -130,10 +165,11 @@ class ShardActor:
     @cached_property
     def _shard(self) -> Shard:
         # loaded by the first step, so that being placed and being loaded are told apart
-        gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
         folder = materialise(self._weights)
         layers = shard_layers(folder, *self._place, self._weights.remote_code)
-        return Shard(folder, self._settings, layers, "cuda" if gpu else "cpu")
+        shard = Shard(folder, self._settings, layers, own_device())
+        _keep_freed_memory()
+        return shard
 
     def _write_embeddings(self, folder: Path, words: Sequence[str]) -> FileRecord:
         rows = [
@@ -142,3 +178,12 @@ class ShardActor:
         ]
         table = pa.Table.from_pylist(rows, schemas.INPUT_EMBEDDINGS)
         return write_table(folder, INPUT_EMBEDDINGS_FILE, table)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of large tensors. It would give each back to the system when it is
+    freed, and every layer would wait for fresh pages again."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

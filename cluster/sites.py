@@ -81,11 +81,27 @@ def describe(
     return find_sites(model, dict(enumerate(find_layers(model))), wanted), _hidden_size(model)
 
 
+def body_size(config: PretrainedConfig) -> int:
+    """Weights of a model's layers: those that each token is multiplied with."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    return sum(weights.numel() for weights in find_layers(model).parameters())
+
+
 def hidden_values(given: Any) -> torch.Tensor | None:
     """The hidden state in what goes into a module by position, or comes out of it."""
     if isinstance(given, tuple):
         given = given[0] if given else None
     return given if isinstance(given, torch.Tensor) else None
+
+
+def with_hidden(
+    hidden: torch.Tensor, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What goes into a layer, with another hidden state."""
+    if inputs:
+        return (hidden, *inputs[1:]), named
+    return inputs, {**named, "hidden_states": hidden}
 
 
 def _hidden_size(model: nn.Module) -> int:

@@ -80,6 +80,26 @@ class Tokenizer:
             if _overlap(text, offset, (1, len(text)))
         ]
 
+    def after(self, prompt: str, word: str) -> tuple[list[int], list[int]]:
+        """Tokens of a prompt, with the special ones that begin a text, and of a word that follows it.
+
+        Without a word the second is empty.
+        """
+        text = f"{prompt} {word}" if word else prompt
+        encoded = self._tokenizer(
+            text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
+        )
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        real = [at for at, special in enumerate(encoded["special_tokens_mask"]) if not special]
+        of_word = [at for at in real if offsets[at][1] > len(prompt)]
+        # what may stand at the end of a text is left out
+        end = min(of_word, default=real[-1] + 1 if real else 0)
+        return ids[:end], [ids[at] for at in of_word]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, without special ones."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
     def _one(
         self, text: Text, ids: list[int], offsets: list[tuple[int, int]], special: list[int]
     ) -> Tokens:

@@ -16,6 +16,7 @@ from typing import Any
 
 import platformdirs
 
+from cluster import hub
 from storage.assets import ASSETS
 from storage.commit import sync
 from storage.errors import UserError
@@ -70,13 +71,16 @@ def resolve(model: str, revision: str, beside: Path, allowed: frozenset[str] = f
 
 
 def _find(model: str, revision: str, beside: Path, allowed: frozenset[str]) -> Weights:
-    if model in ASSETS and ASSETS[model].file.endswith(".gguf"):
-        path = ASSETS[model].path()
-        return _local(model, revision, "gguf", path, ASSETS[model].sha256)
     path = (beside / Path(model).expanduser()).resolve()
-    if path.is_file() and path.suffix == ".gguf":
+    known = model in ASSETS and ASSETS[model].file.endswith(".gguf")
+    if known or (path.is_file() and path.suffix == ".gguf"):
+        if revision not in (MAIN, RANDOM_INIT):
+            raise _no_revision(model, revision, [])
+        if known:
+            return _local(model, revision, "gguf", ASSETS[model].path(), ASSETS[model].sha256)
         return _local(model, revision, "gguf", path, hash_file(path))
     if path.is_dir():
+        path = path if revision in (MAIN, RANDOM_INIT) else _checkpoint(model, path, revision)
         _check_folder(model, path, allowed)
         return _local(model, revision, "folder", path, _hash_folder(path, allowed))
     if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1:
@@ -84,13 +88,34 @@ def _find(model: str, revision: str, beside: Path, allowed: frozenset[str]) -> W
     return _on_hub(model, revision, allowed)
 
 
+def local_revisions(model: str, beside: Path) -> list[str] | None:
+    """The revisions of an asset, a file or a folder; None for a model on the hub."""
+    path = beside / Path(model).expanduser()
+    if model in ASSETS or not path.is_dir():
+        return [MAIN] if model in ASSETS or path.exists() else None
+    return [MAIN, *_checkpoints(path)]
+
+
+def resolve_encoder(model: str, revision: str, beside: Path) -> Weights:
+    """Find a sentence encoder: a known asset, a folder with all that is below it, or an id on the
+    Hugging Face hub. Raises UserError when it cannot be found."""
+    path = (beside / Path(model).expanduser()).resolve()
+    if model in ASSETS:
+        path = ASSETS[model].path().parent
+    if path.is_dir():
+        files = {file for pattern in _FILES for file in path.rglob(pattern)}
+        digest = fingerprint({str(file.relative_to(path)): hash_file(file) for file in files})
+        return _local(model, revision, "folder", path, digest)
+    commit = hub.commits(model).get(revision) or _named_commit(model, revision)
+    return Weights(model, revision, f"commit:{commit}", "hub", model, commit)
+
+
 def materialise(weights: Weights) -> Path:
     """The folder of the weights on this machine, made when it is not there yet."""
     if weights.source == "hub":
         folder = _download(weights)
     elif weights.source == "gguf":
-        # the plain weights serve the random-init control too, so their name leaves it out
-        name = fingerprint({"gguf": weights.identity.split("+")[0]})
+        name = _converted_name(weights)
         folder = _cached(name, lambda target: _convert_gguf(Path(weights.location), target))
     else:
         folder = Path(weights.location)
@@ -99,6 +124,19 @@ def materialise(weights: Weights) -> Path:
         trained = folder
         folder = _cached(name, lambda target: _draw_random(trained, target, weights.remote_code))
     return folder
+
+
+def known_config(weights: Weights) -> dict[str, Any]:
+    """The content of config.json where it is quickly had; empty for a model with code of its own and for
+    a GGUF file that was not converted yet."""
+    if weights.remote_code:
+        return {}
+    if weights.source == "hub":
+        return hub.config_of(weights.location, weights.commit or MAIN)
+    folder = Path(weights.location) if weights.source == "folder" else _cache(_converted_name(weights))
+    file = folder / "config.json"
+    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return content
 
 
 def load_config(weights: Weights) -> Any:
@@ -164,11 +202,24 @@ def _names(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
+def _checkpoint(model: str, folder: Path, revision: str) -> Path:
+    """The subfolder of a model's folder that holds one of its revisions."""
+    there = _checkpoints(folder)
+    if revision not in there:
+        raise _no_revision(model, revision, there)
+    return folder / revision
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    return sorted(config.parent.name for config in folder.glob("*/config.json"))
+
+
+def _no_revision(model: str, revision: str, others: list[str]) -> UserError:
+    known = ", ".join([MAIN, RANDOM_INIT, *others])
+    return UserError(f"model {model!r}: has no revision {revision!r}; this local model has {known}")
+
+
 def _local(model: str, revision: str, source: str, path: Path, digest: str) -> Weights:
-    if revision not in (MAIN, RANDOM_INIT):
-        raise UserError(
-            f"model {model!r}: has no revision {revision!r}; a local model has {MAIN} and {RANDOM_INIT}"
-        )
     return Weights(model, revision, _identity(f"sha256:{digest}", revision), source, str(path))
 
 
@@ -218,31 +269,25 @@ def _hash_folder(folder: Path, allowed: frozenset[str]) -> str:
 
 
 def _on_hub(model: str, revision: str, allowed: frozenset[str]) -> Weights:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
-
     asked = MAIN if revision == RANDOM_INIT else revision
+    commit = hub.commits(model).get(asked) or _named_commit(model, asked)
+    check_causal_lm(model, hub.config_of(model, commit), allowed)
+    identity = _identity(f"commit:{commit}", revision)
+    return Weights(model, revision, identity, "hub", model, commit)
+
+
+def _named_commit(model: str, revision: str) -> str:
+    """The commit of a revision that is neither branch nor tag: a hash, or the start of one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+
     try:
         # with no network this finds what was downloaded before; the folder's name is the commit
-        folder = Path(snapshot_download(model, revision=asked, allow_patterns=["config.json"]))
-    except HFValidationError as error:
-        raise UserError(f"model {model!r}: is no folder, no .gguf file and no hub id") from error
+        return Path(snapshot_download(model, revision=revision, allow_patterns=["config.json"])).name
     except RevisionNotFoundError as error:
-        raise UserError(f"model {model!r}: has no revision {asked!r} on the hub") from error
+        raise UserError(f"model {model!r}: has no revision {revision!r} on the hub") from error
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"model {model!r}: is no folder or .gguf file here, and the Hugging Face hub does not "
-            f"give it: {_first_line(error)}"
-        ) from error
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model {model!r}: the hub has no config.json of it")
-    check_causal_lm(model, json.loads((folder / "config.json").read_text()), allowed)
-    identity = _identity(f"commit:{folder.name}", revision)
-    return Weights(model, revision, identity, "hub", model, folder.name)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+        raise hub.not_given(model, error) from error
 
 
 def _download(weights: Weights) -> Path:
@@ -258,8 +303,17 @@ def _download(weights: Weights) -> Path:
     return folder
 
 
+def _converted_name(weights: Weights) -> str:
+    # the plain weights serve the random-init control too, so their name leaves it out
+    return fingerprint({"gguf": weights.identity.split("+")[0]})
+
+
+def _cache(name: str) -> Path:
+    return Path(platformdirs.user_cache_dir("neuralign")) / "models" / name
+
+
 def _cached(name: str, make: Any) -> Path:
-    final = Path(platformdirs.user_cache_dir("neuralign")) / "models" / name
+    final = _cache(name)
     if final.is_dir():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -13,11 +13,15 @@ from cluster.weights import Weights
 from jobs import sentences
 from jobs.config import Model, Neurons
 from jobs.progress import progress
-from jobs.stage import Outcome, Stage, run_missing_units
+from jobs.stage import Lane, Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.activation_files import INPUT_EMBEDDINGS_FILE, SiteFiles, activation_folder
 from storage.commit import FileRecord, write_table
+from storage.fingerprint import hash_file
 from storage.place import read_table
+
+if TYPE_CHECKING:
+    from cluster.dictionary import Dictionary
 
 KIND = "activations"
 SITES_FILE = "sites.parquet"
@@ -36,9 +40,12 @@ def plan(
     neurons: Neurons,
     texts: Stage,
     n_sentences: int,
+    states: bool,
+    dictionary: Dictionary | None = None,
 ) -> Stage:
-    """The stage for one model at one revision over one concept set. How many shards and replicas run it
-    is no part of what it is: the values are the same."""
+    """The stage for one model at one revision over one concept set, with the hidden states after each
+    layer or without; or of a dictionary's latents alone. How many shards and replicas run it is no part
+    of what it is: the values are the same."""
     size = unit_size(n_sentences)
     params = {
         "model": weights.model,
@@ -48,15 +55,20 @@ def plan(
         "dtype": dtype,
         "sites": neurons.sites,
         "poolings": list(neurons.pooling),
+        "states": states,
         "token_budget": TOKEN_BUDGET,
         "sentences_in_unit": size,
         "units": -(-n_sentences // size),
     }
 
-    def run(stage: Stage, store: Path) -> Outcome:
-        return _run(stage, store, weights, model)
+    if dictionary is not None:
+        params |= {"sites": [dictionary.name], "dictionary": _described(dictionary)}
 
-    return Stage(KIND, weights.label, params, run, {"sentences": texts})
+    def run(stage: Stage, store: Path) -> Outcome:
+        return _run(stage, store, weights, model, dictionary)
+
+    lane = Lane.GPUS if model.gpus_per_shard else Lane.CPUS
+    return Stage(KIND, weights.label, params, run, {"sentences": texts}, lane)
 
 
 def unit_size(n_sentences: int) -> int:
@@ -90,7 +102,15 @@ def read_input_embeddings(stage: Stage, store: Path) -> dict[str, list[float]]:
     return {row["concept"]: row["vector"] for row in read_table(path).to_pylist()}
 
 
-def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
+def _described(dictionary: Dictionary) -> dict[str, Any]:
+    """What an encoder is: its numbers, where it is read and how."""
+    facts = {name: value for name, value in vars(dictionary).items() if name != "path"}
+    return {**facts, "width": dictionary.check(), "sha256": hash_file(dictionary.path)}
+
+
+def _run(
+    stage: Stage, store: Path, weights: Weights, model: Model, dictionary: Dictionary | None
+) -> Outcome:
     from cluster.pipeline import Pipeline
     from cluster.placement import place
     from cluster.queue import WorkQueue
@@ -104,7 +124,7 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
     read = sentences.read_texts(stage.inputs["sentences"], store)
     texts = [Text(text, spans) for text, spans in read]
     units = [
-        WorkUnit(number, first, texts[first : first + size], TOKEN_BUDGET)
+        WorkUnit(number, first, texts[first : first + size], TOKEN_BUDGET, len(texts))
         for number, first in enumerate(range(0, len(texts), size))
     ]
     words = sentences.read_concept_names(stage.inputs["sentences"], store)
@@ -113,6 +133,8 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
         stage.params["sites"],
         list(stage.params["poolings"]),
         weights.remote_code,
+        stage.params["states"],
+        dictionary,
     )
 
     connect()

@@ -19,7 +19,7 @@ import pyarrow as pa
 from alignment.agreement import Measure, rater_ceiling
 from alignment.correlation import FEWEST_PAIRS, benjamini_hochberg, correlate, mantel
 from alignment.resampling import Estimates, Method
-from alignment.triplets import share_predicted
+from alignment.triplets import chance_of_share, share_predicted
 from jobs.baselines import WORD_VECTORS
 from jobs.judgments import Judgments
 from jobs.similarity import FILE
@@ -75,10 +75,12 @@ class _Task:
         )
 
     def p_values(self, matrices: Floats) -> Floats:
-        """p of each matrix's agreement; NaN where there is none, and for triplets."""
-        if self.measure is None:
-            return np.full(len(matrices), np.nan)
+        """p of each matrix's agreement; NaN where there is none."""
         how, measure = self.how, self.measure
+        if measure is None:
+            return np.array(
+                [chance_of_share(each, self.members, how.resamples, how.seed) for each in matrices]
+            )
         first, second = self.members.T
         return np.array(
             [
@@ -112,6 +114,15 @@ def _run(stage: Stage, store: Path, human: list[Judgments], how: How) -> Outcome
         if name != "sentences"
         for path in each.result(store).paths(FILE)
     ]
+    # the sweep's first word vectors are what the others are compared with
+    reference = next(
+        (
+            each.params["model"]
+            for each in stage.inputs.values()
+            if each.params.get("representation") == WORD_VECTORS
+        ),
+        None,
+    )
     rows: list[dict[str, Any]] = []
     notes = []
     with duckdb.connect() as connection:
@@ -124,7 +135,7 @@ def _run(stage: Stage, store: Path, human: list[Judgments], how: How) -> Outcome
             tasks, why_not = _tasks(judgments, common, how)
             notes += why_not
             for task in tasks:
-                rows += _rows(connection, task)
+                rows += _rows(connection, task, reference)
     return Outcome([*_judgment_files(stage.folder(store), human), _file(stage, store, rows)], notes)
 
 
@@ -191,21 +202,27 @@ def _tasks(judgments: Judgments, concepts: list[str], how: How) -> tuple[list[_T
     return [_Task(judgments, how, each, concepts, members, scores) for each in how.measures], []
 
 
-def _rows(connection: duckdb.DuckDBPyConnection, task: _Task) -> list[dict[str, Any]]:
-    """Rows of the `alignment` table, family after family."""
+def _rows(
+    connection: duckdb.DuckDBPyConnection, task: _Task, vectors: str | None
+) -> list[dict[str, Any]]:
+    """Rows of the `alignment` table, family after family; `vectors` are the word vectors that they are
+    compared with."""
     families = connection.sql(sql.query("families")).to_arrow_table().to_pylist()
-    # the word vectors come first: others are compared with them
-    families.sort(key=lambda family: family["representation"] != WORD_VECTORS)
     queries = [(family, connection.cursor()) for family in families]
     reference: tuple[str, Estimates] | None = None
-    if families[0]["representation"] == WORD_VECTORS:
-        _, matrices = _matrices(*queries[0], task.concepts)
-        estimates = task.estimates(matrices)
-        if np.isfinite(estimates.values[0]):
-            reference = f"{families[0]['model']} {WORD_VECTORS}", estimates
+    for query in queries:
+        if _called(query[0]) == f"{vectors} {WORD_VECTORS}":
+            _, matrices = _matrices(*query, task.concepts)
+            estimates = task.estimates(matrices)
+            if np.isfinite(estimates.values[0]):
+                reference = _called(query[0]), estimates
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = [pool.submit(_family_rows, *query, task, reference) for query in queries]
         return [row for rows in found for row in rows.result()]
+
+
+def _called(family: dict[str, Any]) -> str:
+    return f"{family['model']} {family['representation']}"
 
 
 def _family_rows(
@@ -239,7 +256,8 @@ def _family_rows(
             "ceiling": ceiling,
             "ceiling_source": source,
         }
-        if reference is not None and family["representation"] != WORD_VECTORS and row["rho"] is not None:
+        compared = reference is not None and _called(family) != reference[0]
+        if reference is not None and compared and row["rho"] is not None:
             name, theirs = reference
             difference = estimates.difference(one, theirs, 0)
             row |= {

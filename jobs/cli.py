@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,10 @@ import typer
 from rich.console import Console
 
 from storage import __version__
-from storage.errors import NeuralignError
+from storage.errors import NeuralignError, WorkFailed
 
 if TYPE_CHECKING:
-    from jobs.sweep import Plan
+    from jobs.sweep import Done
 
 app = typer.Typer(
     help="Which neurons of a language model stand for a concept, and do humans see it the same way?",
@@ -70,18 +71,112 @@ def plan(file: SweepFile) -> None:
     """Print what a sweep would run, and run nothing."""
     from jobs.config import read_sweep
     from jobs.outlook import print_outlook
+    from jobs.reckoning import print_reckoning, read_configs
     from jobs.sweep import plan as plan_sweep
+    from storage.errors import UserError
 
-    print_outlook(_out(), plan_sweep(read_sweep(file)))
+    wanted = read_sweep(file)
+    try:
+        planned = plan_sweep(wanted)
+    except UserError as error:
+        if not all(model.config for model in wanted.models):
+            raise
+        _out().print(f"It cannot run here: {error}", markup=False, soft_wrap=True)
+        print_reckoning(_out(), wanted, read_configs(wanted))
+    else:
+        print_outlook(_out(), planned)
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="The head's job server; RAY_API_SERVER_ADDRESS by default."),
+]
+Follow = Annotated[bool, typer.Option("--follow", help="Print its output, and exit with its code.")]
 
 
 @app.command()
-def status(store: StorePath) -> None:
-    """Show which stages of a store are done, running or failed."""
-    from jobs.status import print_status
+def submit(file: SweepFile, address: Address = None, follow: Follow = False) -> int:
+    """Submit a sweep to a cluster as a Ray job; submitted twice it is one job."""
+    from cluster.job_server import JobServer
+    from jobs.config import read_sweep
+    from jobs.progress import say
+    from jobs.submit import submit as submit_sweep
+
+    sweep = read_sweep(file)
+    server = JobServer(address)
+    name, is_new = submit_sweep(server, sweep)
+    did = "submitted" if is_new else "was submitted before"
+    say(f"{name}: {did} to {server.address}; results go to {sweep.store_path}")
+    if not follow:
+        print(name)
+        return 0
+    return server.follow(name, _write)
+
+
+@app.command()
+def schedule(
+    file: SweepFile,
+    cron: Annotated[str, typer.Option(metavar="LINE", help="When: five fields, as cron has them.")],
+    timezone: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Such as Europe/Berlin; this machine's by default."),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Submit a sweep at the times of a cron line, each time once, until the process is ended."""
+    from cluster.job_server import JobServer
+    from jobs.schedule import keep
+
+    keep(file, cron, timezone, lambda: JobServer(address))
+
+
+@app.command()
+def logs(
+    job: Annotated[
+        str | None, typer.Argument(metavar="JOB", help="Its id; without it, all jobs.")
+    ] = None,
+    address: Address = None,
+    follow: Follow = False,
+) -> int:
+    """Print the output of a submitted job, or list the jobs."""
+    from cluster.job_server import JobServer
+    from jobs.submit import SWEEP
+
+    server = JobServer(address)
+    if job is None:
+        for each in server.jobs():
+            print(each.submission_id, each.status, (each.metadata or {}).get(SWEEP, ""), sep="  ")
+        return 0
+    written = server.logs(job)
+    if follow:
+        return server.follow(job, _write)
+    _write(written)
+    return 0
+
+
+@app.command()
+def status(
+    store: StorePath,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again.")] = False,
+) -> None:
+    """Show which stages of a store are done, running, stopped or failed."""
+    from jobs import status as shown
     from storage.place import place
 
-    print_status(_out(), place(store))
+    (shown.watch if watch else shown.print_status)(_out(), place(store))
+
+
+@app.command()
+def doctor(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A sweep file to look at too.")
+    ] = None,
+    address: Address = None,
+) -> int:
+    """Look at versions, devices, Ray, memory, disk, store and hub, and say what to do."""
+    from jobs.doctor import examine
+
+    return examine(_out(), file, address)
 
 
 @app.command()
@@ -153,8 +248,8 @@ def sentences(
     from jobs.show import print_concepts, print_sample
     from storage.concepts import write_concepts
 
-    planned, _ = _carry_out(file, stage.KIND)
-    (texts,), store = planned.of_kind(stage.KIND), planned.sweep.store_path
+    planned = _carry_out(file, stage.KIND).planned
+    texts, store = planned.stages[0], planned.sweep.store_path
     made = stage.read_set(texts, store)
     if out is not None:
         write_concepts(out, made)
@@ -241,22 +336,28 @@ def run_file(until: str | None = None) -> None:
 
 
 def _run(file: Path, until: str | None) -> None:
-    from jobs import report
+    from jobs import report, steering
+    from jobs.dose_table import print_doses
     from jobs.progress import say
     from jobs.summary import print_summary
 
-    planned, ran = _carry_out(file, until)
-    store = planned.sweep.store_path
-    if not ran:
+    done = _carry_out(file, until)
+    planned, store = done.planned, done.planned.sweep.store_path
+    if not done.ran and not done.failures:
         say(f"Nothing to compute: all {len(planned.until(until))} stages are done in {_short(store)}.")
     if until is None:
         (last,) = planned.of_kind(report.KIND)
         summary = report.read_summary(last, store)
         print_summary(_out(), summary, _short(store), _short(report.page(last, store)))
+    if until in (None, steering.KIND):
+        for stage in planned.of_kind(steering.KIND):
+            print_doses(_out(), stage, store, _short(steering.picture(stage, store)))
+    if done.failures:
+        raise WorkFailed(f"{len(done.failures)} models failed", done.failures)
 
 
-def _carry_out(file: Path, until: str | None) -> tuple[Plan, int]:
-    """Run the stages of a sweep file that are not done; the whole plan, and how many were run."""
+def _carry_out(file: Path, until: str | None) -> Done:
+    """Run the stages of a sweep file that are not done."""
     from cluster.session import disconnected_after
     from jobs import sweep
     from jobs.config import read_sweep
@@ -264,8 +365,8 @@ def _carry_out(file: Path, until: str | None) -> tuple[Plan, int]:
     planned = sweep.plan(read_sweep(file))
     to_make = planned.concepts is None
     with disconnected_after():
-        planned = sweep.with_sentences(planned)
-        return planned, sweep.run(planned, until) + to_make
+        done = sweep.run(sweep.with_sentences(planned), until)
+        return replace(done, ran=done.ran + to_make)
 
 
 def _short(path: Path) -> Path:
@@ -276,6 +377,10 @@ def _short(path: Path) -> Path:
         return path
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _out() -> Console:

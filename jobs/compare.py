@@ -88,7 +88,7 @@ def _print(console: Console, human_set: str, rows: list[dict[str, Any]], thresho
     console.print(table)
     console.print(
         f"Intervals: {INTERVALS[first['ci_by']]}. p permutes the concepts. What is best is chosen on "
-        "these very pairs.",
+        "these very pairs. *: less the mean over all concepts.",
         markup=False,
     )
     if first["ceiling"] is not None:

@@ -29,18 +29,25 @@ from alignment.expertise import REFERENCE_PREVALENCE
 from alignment.quality import LANGUAGES
 from alignment.resampling import Method
 from storage.concepts import FEWEST_SENTENCES, POOL
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 from storage.human import DEFAULT_COLUMNS, Comparison, HumanSet, Kind, Taxonomy, known_set, known_sets
 from storage.place import absolute, place
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Count = Annotated[int, Field(ge=1)]
-Baseline = Literal["glove", "input-embedding", "contextual", "random-init"]
+KnownBaseline = Literal[
+    "glove", "input-embedding", "contextual", "sentence-encoder", "shuffled", "random-init"
+]
 Control = Literal["split-half", "length-matched"]
 Threshold = Annotated[float, Field(ge=0, lt=1)]
-SetMeasure = Literal["jaccard", "overlap", "dice", "containment"]
+SimilarityMeasure = Literal["jaccard", "overlap", "dice", "containment", "cosine", "spearman", "kl"]
+VECTOR_MEASURES = ("cosine", "spearman", "kl")
+"""Measures on the APs of all neurons, which must then be kept."""
 Scope = Literal["model", "layer", "site"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+_JOB_FOLDER = "working_dir_files"
+"""Below it, Ray keeps each job's copy of its working folder."""
+
 OTHERS = "others"
 OWN = "own"
 
@@ -126,7 +133,9 @@ Concepts = Annotated[
 
 
 class Model(_Part):
-    """A model, the revisions of it to run, and where: how long to wait for a place on the cluster."""
+    """A model, the revisions of it to run (`all`, or patterns such as `step*`, are those that the hub
+    has at the time), and where: how long to wait for a place on the cluster. `config` is a copy of its
+    config.json, for a plan where the model itself cannot be had."""
 
     id: str = Field(min_length=1)
     revisions: list[str] = Field(default=["main"], min_length=1)
@@ -136,6 +145,12 @@ class Model(_Part):
     gpus_per_shard: float = Field(default=1.0, ge=0)
     wait_seconds: float = Field(default=60.0, gt=0)
     allow: list[Literal["pickled-weights", "remote-code"]] = []
+    config: str | None = None
+
+    @field_validator("revisions", mode="before")
+    @classmethod
+    def _revisions(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class Neurons(_Part):
@@ -153,6 +168,9 @@ class Experts(_Part):
     prevalence: float = Field(default=REFERENCE_PREVALENCE, gt=0, lt=1)
     floor: Threshold = 0.4
     top: list[Count] = []
+    permutations: int = Field(default=19, ge=0)
+    scores: bool = False
+    gpus: float = Field(default=0.0, ge=0)
     keep_activations: bool = True
 
     @field_validator("negatives")
@@ -179,11 +197,11 @@ class Experts(_Part):
 
 
 class Similarity(_Part):
-    """How the experts of two concepts are compared: by which measures, and among the neurons of the
-    whole model, of each layer or, where there are several, of each kind of site. The first measure is
-    the one that is reported."""
+    """How the experts of two concepts, or the APs of all neurons, are compared: by which measures, and
+    among the neurons of the whole model, of each layer or, where there are several, of each kind of
+    site. The first measure is the one that is reported."""
 
-    measures: list[SetMeasure] = Field(default=["jaccard"], min_length=1)
+    measures: list[SimilarityMeasure] = Field(default=["jaccard"], min_length=1)
     scopes: list[Scope] = Field(default=["model", "layer", "site"], min_length=1)
 
     @model_validator(mode="after")
@@ -192,7 +210,47 @@ class Similarity(_Part):
             raise ValueError("scopes: model is missing; the report shows the whole model")
         if self.measures[0] == "containment":
             raise ValueError("measures: containment is not symmetric; name another one first")
+        if self.measures[0] in VECTOR_MEASURES:
+            raise ValueError(f"measures: {self.measures[0]} has no threshold; name another one first")
         return self
+
+
+NEUTRAL_PROMPTS = [
+    "I could not stop thinking about the",
+    "He told them a long story about the",
+    "What she remembered most was the",
+    "Nobody had noticed the",
+    "The next page showed a picture of a",
+    "There was nothing there but a",
+    "Somewhere nearby there was a",
+    "In the dream I saw a",
+]
+
+
+class Steering(_Part):
+    """Forcing experts, to see whether they make the model say the concept's word: after which prompts,
+    of which concepts (all by default) and by which pooling (the first by default), how many neurons at a
+    time; how many one at a time, for how many concepts (all by default); and how texts go on (at
+    temperature 0 with the likeliest token)."""
+
+    prompts: list[Annotated[str, Field(min_length=1)]] = Field(default=NEUTRAL_PROMPTS, min_length=2)
+    concepts: list[str] | None = Field(default=None, min_length=1)
+    pooling: Pooling | None = None
+    k: list[Count] = Field(default=[1, 3, 10, 30, 100, 300], min_length=1)
+    singles: int = Field(default=100, ge=0)
+    single_concepts: Count | None = None
+    samples: int = Field(default=2, ge=0)
+    tokens: Count = 12
+    temperature: float = Field(default=1.0, ge=0)
+    dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+
+    @field_validator("prompts")
+    @classmethod
+    def _bare(cls, value: list[str]) -> list[str]:
+        for prompt in value:
+            if prompt != prompt.strip():
+                raise ValueError(f"{prompt!r} begins or ends with white space; the word brings its own")
+        return value
 
 
 class Human(_Part):
@@ -238,6 +296,57 @@ class Human(_Part):
         )
 
 
+class WordVectors(_Part):
+    """A baseline: word vectors in a file."""
+
+    name: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+
+
+class SentenceEncoder(_Part):
+    """A baseline: a sentence encoder, in a folder or on the hub."""
+
+    name: str = Field(min_length=1)
+    encoder: str = Field(min_length=1)
+    revision: str = "main"
+
+
+class Latents(_Part):
+    """A baseline: the latents of a sparse autoencoder's encoder, in the place of a model's neurons. `at`
+    is a module of the layer with `:input` or `:output`; without it, the hidden state after the layer."""
+
+    name: str = Field(min_length=1)
+    dictionary: str = Field(min_length=1)
+    layer: int = Field(ge=0)
+    at: str = ""
+    activation: Literal["relu", "jumprelu", "topk"] = "relu"
+    k: Count | None = None
+    b_dec: Literal["subtract", "ignore"] | None = None
+    model: str | None = None
+
+    @model_validator(mode="after")
+    def _k(self) -> Self:
+        if (self.k is None) == (self.activation == "topk"):
+            raise ValueError("k: goes with activation: topk, and topk with it")
+        return self
+
+
+def _baseline_kind(value: Any) -> str:
+    if isinstance(value, dict | _Part):
+        keys = value if isinstance(value, dict) else vars(value)
+        return next((key for key in ("encoder", "dictionary") if key in keys), "vectors")
+    return "known"
+
+
+Baseline = Annotated[
+    Annotated[KnownBaseline, Tag("known")]
+    | Annotated[WordVectors, Tag("vectors")]
+    | Annotated[SentenceEncoder, Tag("encoder")]
+    | Annotated[Latents, Tag("dictionary")],
+    Discriminator(_baseline_kind),
+]
+
+
 class Sweep(_Part):
     """Models x revisions, one concept set, human data and baselines."""
 
@@ -245,9 +354,11 @@ class Sweep(_Part):
     store: str = ""
     concepts: Concepts
     models: list[Model] = Field(min_length=1)
+    models_in: str = ""
     neurons: Neurons = Neurons()
     experts: Experts = Experts()
     similarity: Similarity = Similarity()
+    steering: Steering | None = None
     human: list[Human] = Field(default=[Human(name="men")], min_length=1)
     baselines: list[Baseline] = ["input-embedding", "contextual"]
     controls: list[Control] = []
@@ -282,6 +393,15 @@ class Sweep(_Part):
         return [{"name": item} if isinstance(item, str) else item for item in value]
 
     @model_validator(mode="after")
+    def _scores_are_kept(self) -> Sweep:
+        for measure in self.similarity.measures:
+            if measure in VECTOR_MEASURES and not self.experts.scores:
+                raise ValueError(
+                    f"similarity.measures: {measure!r} needs all neurons' APs: experts: {{scores: true}}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _no_run_twice(self) -> Sweep:
         seen = set()
         for model in self.models:
@@ -289,9 +409,16 @@ class Sweep(_Part):
                 if (model.id, revision) in seen:
                     raise ValueError(f"models: {model.id!r} at {revision!r} is listed twice")
                 seen.add((model.id, revision))
+        for each in self.baselines:
+            if isinstance(each, Latents) and not self.models_of(each):
+                raise ValueError(
+                    f"baselines: {each.name}: model: {each.model!r}: name the one of the models that "
+                    "the dictionary was trained on"
+                )
         lists: dict[str, list[Any]] = {
             "human": [human.name for human in self.human],
             "agreement": list(self.agreement),
+            "baselines": [each if isinstance(each, str) else each.name for each in self.baselines],
             "controls": list(self.controls),
             "experts.threshold": self.experts.threshold,
             "experts.top": list(self.experts.top),
@@ -299,6 +426,17 @@ class Sweep(_Part):
             "similarity.measures": list(self.similarity.measures),
             "similarity.scopes": list(self.similarity.scopes),
         }
+        if self.steering is not None:
+            lists |= {
+                "steering.prompts": self.steering.prompts,
+                "steering.concepts": list(self.steering.concepts or []),
+                "steering.k": list(self.steering.k),
+            }
+            if self.steering.pooling not in (None, *self.neurons.pooling):
+                raise ValueError(
+                    f"steering.pooling: {self.steering.pooling!r} is none of neurons.pooling: "
+                    f"{', '.join(self.neurons.pooling)}"
+                )
         for key, values in lists.items():
             for value in values:
                 if values.count(value) > 1:
@@ -311,9 +449,28 @@ class Sweep(_Part):
         return self.file.resolve().parent
 
     @property
+    def models_folder(self) -> Path:
+        """The folder that relative paths of models are relative to: the file's own by default."""
+        return self.folder / self.models_in
+
+    @property
     def store_path(self) -> Path:
-        """Where the results go. Raises StoreError for a URL that is none of an object store."""
-        return place(self.store or f"results/{self.name}", self.folder)
+        """Where the results go. Raises StoreError for a URL that is none of an object store, and for a
+        folder that goes with the Ray job that runs the sweep."""
+        store = place(self.store or f"results/{self.name}", self.folder)
+        if _JOB_FOLDER in store.parts:
+            raise StoreError(
+                f"{self.file}: store: {store} is in this job's copy of its working folder, which no "
+                "other node sees and which goes with the job; give `store:` the absolute path of a "
+                "folder that all nodes share, or s3://bucket/prefix"
+            )
+        return store
+
+    def models_of(self, latents: Latents) -> list[Model]:
+        """The model that a dictionary is of: the one that it names, or the only one."""
+        if latents.model is None and len(self.models) == 1:
+            return self.models
+        return [model for model in self.models if model.id == latents.model]
 
     def human_sets(self) -> list[HumanSet]:
         """The human data sets, by name or by path."""
@@ -369,7 +526,8 @@ class _UniqueKeys(yaml.SafeLoader):
 def _explain(problem: dict[str, Any]) -> str:
     """One line for one problem that pydantic found."""
     # the parts that name a member of a union are no keys of the user's
-    kind = problem["loc"][1] if problem["loc"][:1] == ("concepts",) and len(problem["loc"]) > 1 else None
+    tag = {"concepts": 1, "baselines": 2}.get(str(problem["loc"][0]) if problem["loc"] else "", 99)
+    kind = problem["loc"][tag] if len(problem["loc"]) > tag else None
     location = tuple(
         part for part in problem["loc"] if part != kind and not _UNION_MEMBER.search(str(part))
     )
@@ -390,11 +548,15 @@ def _allowed_keys(location: tuple[Any, ...], kind: str | None = None) -> str:
         "brought": Brought,
         "harvest": Harvest,
         "generate": Generate,
+        "vectors": WordVectors,
+        "encoder": SentenceEncoder,
+        "dictionary": Latents,
         "models": Model,
         "neurons": Neurons,
         "experts": Experts,
         "human": Human,
         "similarity": Similarity,
+        "steering": Steering,
     }
     owner = parts.get(kind or str(location[0]), Sweep) if len(location) > 1 else Sweep
     allowed = [name for name in owner.model_fields if name != "file"]

@@ -70,7 +70,7 @@ class _Unit:
 
 def plan(sweep: Sweep, wanted: Generate, concepts: Sequence[Concept]) -> Stage:
     """The stage in which the sweep's model writes the sentences of the concepts."""
-    weights = resolve(wanted.model, wanted.revision, sweep.folder)
+    weights = resolve(wanted.model, wanted.revision, sweep.models_folder)
     settings = Settings(
         choose_engine(wanted.engine),
         native_dtype() if wanted.dtype == "auto" else wanted.dtype,

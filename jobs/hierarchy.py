@@ -132,7 +132,7 @@ def _add(
     summary |= _recovered(square, names, of, number, stage)
     rows["cuts.parquet"] += [{**place, **asdict(cut)} for cut in tree.cuts]
     rows["merges.parquet"] += [{**place, **merge} for merge in _merges(tree, names)]
-    if row["representation"] == EXPERTS:
+    if row["representation"] == EXPERTS and (row["threshold"], row["top"]) != (None, None):
         experts = _expert_sets(connection, row, len(names))
         # each draw counts every neuron anew, so there are fewer
         found = polysemy(experts, domains, stage.params["draws"] // 20, stage.params["seed"])

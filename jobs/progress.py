@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from cluster.metrics import counted
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -29,30 +32,56 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress(label: str, total: int, of: str, already: int = 0) -> Iterator[Advance]:
-    """Show the progress of `total` things called `of`, of which `already` were done before."""
-    if console.is_terminal:
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            transient=True,
-        ) as bars:
-            started = time.monotonic()
-            task = bars.add_task(label, total=total, completed=already, rate="")
-            done = 0
+    """Show the progress of `total` things called `of`, of which `already` were done before, to the user
+    and as metrics. Work that goes on side by side has its bars below one another."""
+    count = counted(label, of, total, already)
+    with (_bar if console.is_terminal else _lines)(label, total, of, already) as shown:
 
-            def advance(count: int, /) -> None:
-                nonlocal done
-                done += count
-                rate = done / (time.monotonic() - started)
-                bars.update(task, advance=count, rate=f"{rate:.0f} {of}/s")
+        def advance(done: int, /) -> None:
+            count(done)
+            shown(done)
 
-            yield advance
-    else:
-        yield _Lines(label, total, of, already)
+        yield advance
+
+
+@contextmanager
+def _lines(label: str, total: int, of: str, already: int) -> Iterator[Advance]:
+    yield _Lines(label, total, of, already)
+
+
+@contextmanager
+def _bar(label: str, total: int, of: str, already: int) -> Iterator[Advance]:
+    started = time.monotonic()
+    with _bars_lock:
+        task = _bars.add_task(label, total=total, completed=already, rate="")
+        _bars.start()
+    done = 0
+
+    def advance(count: int, /) -> None:
+        nonlocal done
+        done += count
+        rate = done / (time.monotonic() - started)
+        _bars.update(task, advance=count, rate=f"{rate:.0f} {of}/s")
+
+    try:
+        yield advance
+    finally:
+        with _bars_lock:
+            _bars.remove_task(task)
+            if not _bars.tasks:
+                _bars.stop()
+
+
+_bars = Progress(
+    TextColumn("{task.description}"),
+    BarColumn(bar_width=20),
+    TaskProgressColumn(),
+    TextColumn("{task.fields[rate]}"),
+    TimeRemainingColumn(compact=True),
+    console=console,
+    transient=True,
+)
+_bars_lock = threading.Lock()
 
 
 class _Lines:

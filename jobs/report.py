@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
-from jobs import activations, alignment, hierarchy, reliability, sentences, similarity
+from jobs import activations, alignment, hierarchy, reliability, sentences, similarity, steering
 from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE, TRIPLETS_FILE
 from jobs.hierarchy import SUMMARY_FILE as SUMMARY_TABLE
 from jobs.page.source import HEADLINE_THRESHOLD, Source, Study, newest_study
 from jobs.reliability import RELIABILITY_FILE
 from jobs.similarity import EXPERTS, FILE
 from jobs.stage import Outcome, Stage
+from jobs.steering import DOSES_FILE
 from jobs.summary import is_shown
 from storage.commit import write_bytes, write_json
 from storage.database import open_store
@@ -129,6 +130,7 @@ def _summary(stage: Stage, store: Path) -> dict[str, Any]:
         "alignment": [row for row in read_table(table).to_pylist() if is_shown(row, measure)],
         "reliability": _rows(_of(stage, reliability.KIND), RELIABILITY_FILE, store),
         "hierarchy": [row for row in trees if is_shown(row, measure)],
+        "steering": _rows(_of(stage, steering.KIND), DOSES_FILE, store),
         "nearest": {
             "of": f"{read.label}, {pooling} pooling, AP > {threshold}",
             "concepts": {name: _nearest(matrix, name, list(domains)) for name in _examples(domains)},

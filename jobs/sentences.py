@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alignment.quality import Collected, Gate
-from alignment.words import NOUN, Word, find_word
+from alignment.words import NOUN, Word, find_word, shuffled
 from jobs.stage import Outcome, Stage
 from storage import schemas
 from storage.commit import FileRecord, write_table
@@ -26,6 +26,7 @@ CONCEPTS_FILE = "concepts.parquet"
 SENTENCES_FILE = "sentences.parquet"
 MEMBERSHIPS_FILE = "memberships.parquet"
 DROPPED_FILE = "dropped.parquet"
+SHUFFLED = "shuffled"
 
 
 def plan(concepts: ConceptSet, language: str = "en") -> Stage:
@@ -38,6 +39,25 @@ def plan(concepts: ConceptSet, language: str = "en") -> Stage:
 
     params = {"concept_set": concepts.label, "content": concepts.content_hash, "language": language}
     return Stage(KIND, concepts.name, params, run)
+
+
+def plan_shuffled(concepts: ConceptSet, texts: Stage, language: str, seed: int) -> Stage:
+    """The stage for the sentences of another one with the words of each in an order drawn by lot: the
+    concepts' words stay, what the sentences say of them does not."""
+    label = f"{texts.params['concept_set']} {SHUFFLED}"
+
+    def run(stage: Stage, store: Path) -> Outcome:
+        random = np.random.default_rng(seed)
+        words = {concept.name: word_of(concept, language) for concept in concepts.concepts}
+        mixed = [
+            replace(each, text=shuffled(each.text, [words[name] for name in each.concepts], random))
+            for each in concepts.sentences
+        ]
+        changed = replace(concepts, sentences=mixed)
+        return Outcome(write(stage, store, changed, language, {}))
+
+    params = {"concept_set": label, "language": language, "seed": seed}
+    return Stage(KIND, f"{texts.label} {SHUFFLED}", params, run, {"sentences": texts})
 
 
 def label_of(name: str, params: Mapping[str, Any]) -> str:

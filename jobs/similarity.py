@@ -1,5 +1,6 @@
 """Stage `similarity`: how similar two concepts' experts are, by DuckDB SQL over the experts: those of
-the whole model, of each layer and of each kind of site, or of a control."""
+the whole model, of each layer and of each kind of site, or of a control; and how similar the APs of all
+neurons there are."""
 
 from __future__ import annotations
 
@@ -13,10 +14,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from jobs import sentences
-from jobs.experts import SITES_FOLDER
+from jobs import activations, sentences
+from jobs.config import VECTOR_MEASURES
+from jobs.experts import SCORES_FOLDER, SITES_FOLDER
+from jobs.score_similarity import score_similarities
 from jobs.stage import Outcome, Stage
 from storage import schemas, sql
+from storage.activation_files import RESIDUAL, activation_folder
 from storage.commit import write_table
 from storage.place import let_read
 
@@ -52,6 +56,7 @@ def _run(stage: Stage, store: Path) -> Outcome:
     read = experts.inputs["activations"]
     paths = experts.result(store).paths(SITES_FOLDER)
     concepts = sentences.read_concept_names(read.inputs["sentences"], store)
+    measures = stage.params["measures"]
     with connect() as connection:
         connection.from_parquet(let_read(connection, paths), hive_partitioning=False).create_view(
             "experts"
@@ -60,14 +65,43 @@ def _run(stage: Stage, store: Path) -> Outcome:
             connection,
             concepts,
             read.params["poolings"],
-            **{name: stage.params[name] for name in ("measures", "scopes", "thresholds", "top")},
+            [each for each in measures if each not in VECTOR_MEASURES],
+            **{name: stage.params[name] for name in ("scopes", "thresholds", "top")},
         )
+    of_vectors = [each for each in measures if each in VECTOR_MEASURES]
+    if of_vectors:
+        files = _score_files(experts, store, stage.params["scopes"])
+        tables += score_similarities(files, concepts, of_vectors)
     constant = {
         **{name: stage.params[name] for name in ("model", "revision", "concept_set")},
         "representation": stage.params["representation"],
     }
     rows = pa.concat_tables([complete(table, constant) for table in tables])
     return Outcome([write_table(stage.folder(store), FILE, rows)])
+
+
+def _score_files(
+    experts: Stage, store: Path, scopes: Sequence[str]
+) -> list[tuple[dict[str, Any], list[Path]]]:
+    """The files of scores of each place that the scopes name, with the place's columns."""
+    sites = [
+        row
+        for row in activations.read_sites(experts.inputs["activations"], store)
+        if row["site"] != RESIDUAL
+    ]
+    several = len({row["site"] for row in sites}) > 1
+    made = experts.result(store)
+    places: dict[tuple[Any, ...], list[Path]] = {}
+    for scope, row in product(scopes, sites):
+        if scope == "site" and not several:
+            continue
+        layer = row["layer"] if scope == "layer" else None
+        site = row["site"] if scope == "site" else None
+        folder = activation_folder(row["pooling"], row["layer"], row["site"])
+        found = sorted(made.paths(f"{SCORES_FOLDER}/{folder}"))
+        places.setdefault((row["pooling"], layer, site), []).extend(found)
+    names = ("pooling", "layer", "site")
+    return [(dict(zip(names, place, strict=True)), paths) for place, paths in places.items()]
 
 
 def similarities(

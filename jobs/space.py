@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.weights import Weights, load_config
-from jobs import activations
+from cluster.sizes import Size, size_of
+from cluster.weights import Weights
+from jobs import activations, experts
 from jobs.stage import Stage
 from storage.errors import UserError
 from storage.manifest import read_units
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from jobs.sweep import Plan
 
 _FLOAT16, _FLOAT32 = 2, 4
+MODELS_AT_ONCE = 2
+"""Where activations are dropped once they are scored, those of so many models are there at a time."""
 
 
 def check(planned: Plan, store: Path) -> None:
@@ -29,8 +32,12 @@ def check(planned: Plan, store: Path) -> None:
         bytes_left(stage, models[stage.label], planned, store)
         for stage in planned.of_kind(activations.KIND)
     ]
-    # where activations are dropped, those of one model are there at a time
-    most = sum(needed) if planned.sweep.experts.keep_activations else max(needed, default=0)
+    if not planned.sweep.experts.keep_activations:
+        needed = sorted(needed)[-MODELS_AT_ONCE:]
+    most = sum(needed) + sum(
+        score_bytes_left(stage, models[stage.label], planned, store)
+        for stage in planned.of_kind(experts.KIND)
+    )
     if most > room:
         raise UserError(
             f"{store}: the activations need {most / 1e9:,.2f} GB, {room / 1e9:,.2f} GB are free; "
@@ -40,20 +47,40 @@ def check(planned: Plan, store: Path) -> None:
 
 
 def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
-    """Bytes of a model's activations that are not written yet: a float16 a neuron, sentence and pooling,
-    and a float32 a coordinate of the mean residual stream."""
-    from cluster.sites import describe
-
+    """Bytes of a model's activations that are not written yet."""
     left = units_left(stage, store)
-    if not left or planned.concepts is None:
-        return 0
-    sites, hidden_size = describe(load_config(weights), stage.params["sites"], weights.remote_code)
-    poolings = len(stage.params["poolings"])
-    neurons = sum(site.width for site in sites)
-    layers = len({site.layer for site in sites})
-    sentence = neurons * poolings * _FLOAT16 + layers * hidden_size * _FLOAT32
     units: int = stage.params["units"]
-    return sentence * len(planned.concepts.sentences) * left // units
+    return bytes_of(stage, weights, planned) * left // units if left else 0
+
+
+def bytes_of(stage: Stage, weights: Weights, planned: Plan) -> int:
+    """Bytes of a model's activations."""
+    if planned.concepts is None:
+        return 0
+    poolings = len(stage.params["poolings"])
+    if "dictionary" in stage.params:
+        sentence = int(stage.params["dictionary"]["width"]) * poolings * _FLOAT16
+    else:
+        size = size_of(weights, stage.params["sites"])
+        sentence = sentence_bytes(size, poolings, stage.params["states"])
+    return sentence * len(planned.concepts.sentences)
+
+
+def sentence_bytes(size: Size, poolings: int, states: bool) -> int:
+    """Bytes of one sentence's activations: a float16 a neuron and pooling and, where hidden states are
+    kept, float32 for their mean and the last token's after each layer."""
+    of_states = size.layers * size.hidden * 2 * _FLOAT32 if states else 0
+    return size.neurons * poolings * _FLOAT16 + of_states
+
+
+def score_bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
+    """Bytes of a model's scores that are not written yet, where all are kept: a float32 a neuron,
+    concept and pooling."""
+    if not stage.params["scores"] or planned.concepts is None or stage.is_done(store):
+        return 0
+    read = stage.inputs["activations"]
+    pairs = size_of(weights, read.params["sites"]).neurons * len(planned.concepts.concepts)
+    return pairs * len(read.params["poolings"]) * _FLOAT32
 
 
 def units_left(stage: Stage, store: Path) -> int:

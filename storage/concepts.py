@@ -194,7 +194,8 @@ def _concept(row: Mapping[str, str], where: str, known: dict[str, Concept]) -> C
     concept = Concept(
         row["concept"], row["domain"] or None, row["sense"] or None, _PARTS_OF_SPEECH.get(pos)
     )
-    _check_name(concept.name, where, known)
+    if concept.name not in known:
+        _check_name(concept.name, where, known)
     before = known.setdefault(concept.name, concept)
     for key, now in vars(concept).items():
         then = getattr(before, key)

@@ -29,9 +29,16 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "sites": ("activations", "sites.parquet", schemas.SITES),
     "activation_files": ("activations", "files.parquet", schemas.ACTIVATION_FILES),
     "experts": ("experts", "experts", schemas.EXPERTS),
+    "chance_counts": ("experts", "chance", schemas.CHANCE),
+    "scored_concepts": ("experts", "scored-concepts.parquet", schemas.SCORED_CONCEPTS),
     "similarity": ("similarity", "similarity.parquet", schemas.SIMILARITY),
     "alignment": ("alignment", "alignment.parquet", schemas.ALIGNMENT),
     "control_experts": ("controls", "experts", schemas.CONTROL_EXPERTS),
+    "attributions": ("attributions", "attributions", schemas.ATTRIBUTIONS),
+    "steering": ("steering", "steering", schemas.STEERING),
+    "steering_doses": ("steering", "doses.parquet", schemas.STEERING_DOSES),
+    "steering_prompts": ("steering", "prompts", schemas.STEERING_PROMPTS),
+    "steering_neurons": ("steering", "neurons", schemas.STEERING_NEURONS),
     "reliability": ("reliability", "reliability.parquet", schemas.RELIABILITY),
     "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
     "human_triplets": ("alignment", "human-triplets.parquet", schemas.HUMAN_TRIPLETS),
@@ -42,8 +49,8 @@ TABLES: dict[str, tuple[str, str, pa.Schema]] = {
     "hierarchy_merges": ("hierarchy", "merges.parquet", schemas.HIERARCHY_MERGES),
 }
 
-VIEWS = ("expert_places", "expert_stability")
-"""What the tables say of where experts sit and when they settle."""
+VIEWS = ("expert_places", "expert_stability", "training", "chance")
+"""Where experts sit, when they come and settle, and how many there are by chance."""
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _READING = re.compile(r"\s*(EXPLAIN\s+(ANALYZE\s+)?)?(SELECT|WITH|FROM|PIVOT|UNPIVOT|VALUES)\b", re.I)
@@ -67,6 +74,32 @@ FROM read_parquet(
     {files}, filename = true, file_row_number = true, hive_partitioning = false
 ) AS v
 JOIN activation_files AS f ON f.run = {run} AND f.path = substr(v.filename, {prefix})
+"""
+
+_SCORES_OF_RUN = """
+SELECT
+    {model} AS model, {revision} AS revision, {concept_set} AS concept_set,
+    url_decode(regexp_extract(v.filename, 'pooling=([^/]*)/[^/]*/[^/]*/[^/]*$', 1)) AS pooling,
+    regexp_extract(v.filename, 'layer=([^/]*)/[^/]*/[^/]*$', 1)::INTEGER AS layer,
+    url_decode(regexp_extract(v.filename, 'site=([^/]*)/[^/]*$', 1)) AS site,
+    (
+        regexp_extract(v.filename, '([0-9]*).parquet$', 1)::BIGINT + v.file_row_number // {concepts}
+    )::INTEGER AS unit,
+    c.concept,
+    v.value AS ap,
+    {run} AS run
+FROM read_parquet(
+    {files}, filename = true, file_row_number = true, hive_partitioning = false
+) AS v
+JOIN scored_concepts AS c ON c.run = {run} AND c.number = v.file_row_number % {concepts}
+"""
+
+_NO_SCORES = """
+SELECT
+    NULL::VARCHAR AS model, NULL::VARCHAR AS revision, NULL::VARCHAR AS concept_set,
+    NULL::VARCHAR AS pooling, NULL::INTEGER AS layer, NULL::VARCHAR AS site, NULL::INTEGER AS unit,
+    NULL::VARCHAR AS concept, NULL::FLOAT AS ap, NULL::VARCHAR AS run
+WHERE false
 """
 
 _NO_ACTIVATIONS = """
@@ -148,10 +181,14 @@ def _create_views(
     for each in [each for kind in layout.KINDS for each in done[kind]]:
         each.check_files()
     for view, (kind, name, schema) in TABLES.items():
-        connection.execute(f"CREATE VIEW {view} AS {_select(done[kind], name, schema)}")
+        rows = _select(done[kind], name, schema)
+        if view == "experts":
+            rows = _with_attributions(rows, done["experts"], done["attributions"])
+        connection.execute(f"CREATE VIEW {view} AS {rows}")
     for view in VIEWS:
         connection.execute(f"CREATE VIEW {view} AS {sql.query(view)}")
     _create_activations(connection, done["activations"])
+    _create_scores(connection, done["experts"])
     _create_runs(connection, [each for kind in layout.KINDS for each in done[kind]])
 
 
@@ -171,6 +208,27 @@ def _select(done: list[Manifest], name: str, schema: pa.Schema) -> str:
         return " UNION ALL ".join(parts)
     columns = ", ".join(f'NULL::{_sql_type(field.type)} AS "{field.name}"' for field in schema)
     return f"SELECT {columns}, NULL::VARCHAR AS run WHERE false"
+
+
+def _with_attributions(rows: str, experts: list[Manifest], attributions: list[Manifest]) -> str:
+    """A query over the experts with what steering estimates of them: null where no stage did, and by the
+    stage that was finished last where several did."""
+    latest: dict[str, Manifest] = {}
+    for each in sorted(attributions, key=lambda each: each.finished):
+        latest[each.inputs["experts"]] = each
+    parts = [
+        f"SELECT {_quoted(of.fingerprint)} AS run, pooling, concept, layer, site, unit, attribution "
+        f"FROM read_parquet({_list(paths)}, hive_partitioning = false)"
+        for of in experts
+        if of.folder.name in latest and (paths := latest[of.folder.name].paths("attributions"))
+    ]
+    if not parts:
+        return f"SELECT * EXCLUDE (run), NULL::DOUBLE AS attribution, run FROM ({rows})"
+    return (
+        f"SELECT e.* EXCLUDE (run), a.attribution, e.run FROM ({rows}) AS e "
+        f"LEFT JOIN ({' UNION ALL '.join(parts)}) AS a "
+        "USING (run, pooling, concept, layer, site, unit)"
+    )
 
 
 def _columns(schema: pa.Schema, of: Manifest) -> str:
@@ -195,6 +253,18 @@ def _create_activations(connection: duckdb.DuckDBPyConnection, done: list[Manife
         if (paths := [each.folder / record.path for record in each.kept if is_activations(record)])
     ]
     connection.execute(f"CREATE VIEW activations AS {' UNION ALL '.join(parts) or _NO_ACTIVATIONS}")
+
+
+def _create_scores(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) -> None:
+    parts = []
+    for each in done:
+        listed = [record.rows for record in each.files if record.path == "scored-concepts.parquet"]
+        if listed:
+            described = {name: _quoted(each.params[name]) for name in _CONSTANT}
+            files = _list(each.paths("scores"))
+            of_run = {"run": _quoted(each.fingerprint), "files": files, "concepts": listed[0]}
+            parts.append(_SCORES_OF_RUN.format(**described, **of_run))
+    connection.execute(f"CREATE VIEW scores AS {' UNION ALL '.join(parts) or _NO_SCORES}")
 
 
 def _create_runs(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) -> None:

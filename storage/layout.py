@@ -6,6 +6,7 @@ STORE/<stage>/<label>-<fingerprint>/         one stage, done or under way
     _DROPPED.json                            its raw activations were deleted on purpose
     _RUNNING.json, _FAILED.json              a stage under way, or what stopped it
     _units/<unit>.json                       one finished unit of the stage
+STORE/_schedules/<name>/                     what was decided of each slot of a schedule
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from storage.commit import TEMPORARY_SUFFIX, as_json, put_if_absent, sweep_tempo
 from storage.errors import StoreError
 from storage.place import entries, is_remote, read_bytes, size
 
-FORMAT = 2
+FORMAT = 3
 KINDS = (
     "sentences",
     "activations",
     "experts",
     "controls",
+    "attributions",
+    "steering",
     "similarity",
     "reliability",
     "alignment",
@@ -37,6 +40,7 @@ RUNNING = "_RUNNING.json"
 FAILED = "_FAILED.json"
 DROPPED = "_DROPPED.json"
 UNITS = "_units"
+SCHEDULES = "_schedules"
 
 _LONGEST_LABEL = 60
 _LONGEST_NAME = 150

@@ -30,6 +30,8 @@ SILENT_SECONDS = 30.0
 """A holder that was not heard of for so long is taken for dead."""
 
 _POLL_SECONDS = 0.5
+_held_here: set[str] = set()
+"""Tokens of the leases that threads of this process hold."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def held(
     told = False
     while not put_if_absent(path.parent, path.name, as_json(mine)):
         holder = read_lease(path)
-        if holder is not None and not _is_gone(holder):
+        if holder is not None and not is_gone(holder):
             if not told:
                 waiting(holder)
                 told = True
@@ -71,8 +73,12 @@ def held(
         if holder is not None and read_lease(path) == holder:
             remove(path)
     lease = Lease(path, mine["token"])
-    with _beating(lease):
-        yield lease
+    _held_here.add(lease.token)
+    try:
+        with _beating(lease):
+            yield lease
+    finally:
+        _held_here.discard(lease.token)
 
 
 def note(path: Path, **facts: Any) -> None:
@@ -123,12 +129,13 @@ def _changes(path: Path) -> bool:
     return False
 
 
-def _is_gone(holder: dict[str, Any]) -> bool:
+def is_gone(holder: dict[str, Any]) -> bool:
     """Whether a holder is a process of this machine that has ended."""
     if holder["host"] != socket.gethostname():
         return False
     if holder["pid"] == os.getpid():
-        return True
+        # in a container that was started again all processes have the ids of those before
+        return holder["token"] not in _held_here
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:

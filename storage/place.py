@@ -12,7 +12,8 @@ for one without TLS).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -90,6 +91,20 @@ def read_table(path: Path) -> pa.Table:
         return pq.read_table(
             pa.BufferReader(read_bytes(path)) if is_remote(path) else path, partitioning=None
         )
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from error
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file to be read part by part. Raises StoreError when it cannot be read."""
+    try:
+        if is_remote(path):
+            with path.open("rb") as file, pq.ParquetFile(file) as table:
+                yield table
+        else:
+            with pq.ParquetFile(path) as table:
+                yield table
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
 

@@ -28,6 +28,11 @@ _LAYER = _field("layer", pa.int32(), "number of the layer, from 0")
 _SITE = _field("site", _TEXT, "place in the layer, for example mlp.hidden")
 _UNIT = _field("unit", pa.int32(), "coordinate in the site, from 0")
 _AP = "average precision as a detector of the concept"
+_ATTRIBUTION = _field(
+    "attribution",
+    pa.float64(),
+    "estimated change of log P of the concept's word when the neuron is forced to on_p50",
+)
 
 CONCEPTS = _schema(
     "concept_set,concept",
@@ -130,9 +135,117 @@ EXPERTS = _schema(
     ],
 )
 
+CHANCE = _schema(
+    "model,revision,concept_set,pooling,layer,site,concept,shuffle",
+    [
+        _MODEL,
+        _REVISION,
+        _CONCEPT_SET,
+        _POOLING,
+        _LAYER,
+        _SITE,
+        _CONCEPT,
+        _field("shuffle", pa.int32(), "0: the labels as they are; from 1: shuffled over the sentences"),
+        _field("best_ap", pa.float64(), "highest AP of the site's neurons"),
+        _field("n_above", pa.list_(pa.int64()), "neurons with an AP above 0, 0.05, 0.1, ... 0.95"),
+    ],
+)
+
+SCORED_CONCEPTS = _schema(
+    "number",
+    [
+        _field("number", pa.int64(), "place of the concept in the files of scores, from 0"),
+        _CONCEPT,
+    ],
+)
+
+EXPERTS_VIEW = EXPERTS.append(_ATTRIBUTION.with_nullable(True))
+"""The view `experts`: the table and what the stage `attributions` found, where it was run."""
+
 CONTROL_EXPERTS = _schema(
     "model,revision,concept_set,pooling,control,concept,layer,site,unit",
-    [*EXPERTS, _field("control", _TEXT, "half 1, half 2 or length-matched")],
+    [*EXPERTS, _field("control", _TEXT, "half 1, half 2, length-matched, shuffled or NAME latents")],
+)
+
+ATTRIBUTIONS = _schema(
+    "model,revision,concept_set,pooling,concept,layer,site,unit",
+    [
+        _MODEL,
+        _REVISION,
+        _CONCEPT_SET,
+        _POOLING,
+        _CONCEPT,
+        _LAYER,
+        _SITE,
+        _UNIT,
+        _ATTRIBUTION,
+    ],
+)
+
+_STEERED = [
+    _MODEL,
+    _REVISION,
+    _CONCEPT_SET,
+    _POOLING,
+    _CONCEPT,
+    _field("selection", _TEXT, "which neurons are forced: none, ap, attribution or random"),
+    _field("k", pa.int64(), "how many neurons are forced to their on value"),
+]
+
+_EFFECTS = [
+    _field("change", pa.float64(), "mean change of log P of the concept's word, in nats"),
+    _field("change_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+    _field("change_high", pa.float64(), "upper end", nullable=True),
+    _field("others", pa.float64(), "mean change of log P of the other concepts' words", nullable=True),
+    _field("others_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+    _field("others_high", pa.float64(), "upper end", nullable=True),
+    _field("containing", pa.float64(), "share of continuations that have the concept's word", True),
+    _field("containing_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+    _field("containing_high", pa.float64(), "upper end", nullable=True),
+]
+
+STEERING = _schema(
+    "model,revision,concept_set,pooling,concept,selection,k",
+    [*_STEERED, _field("n_prompts", pa.int64(), "neutral prompts"), *_EFFECTS],
+)
+
+STEERING_PROMPTS = _schema(
+    "model,revision,concept_set,pooling,concept,selection,k,prompt",
+    [
+        *_STEERED,
+        _field("prompt", _TEXT, "the neutral prompt"),
+        _field("log_p", pa.float64(), "log P of the concept's word after the prompt, in nats"),
+        _field("change", pa.float64(), "log_p less that without forcing"),
+        _field("others", pa.float64(), "mean change of log P of the other concepts' words", True),
+        _field("containing", pa.int64(), "continuations that have the concept's word"),
+        _field("continuations", pa.list_(_TEXT), "how the model goes on from the prompt"),
+    ],
+)
+
+STEERING_DOSES = _schema(
+    "model,revision,concept_set,pooling,selection,k",
+    [
+        *(field for field in _STEERED if field.name != "concept"),
+        _field("n_concepts", pa.int64(), "concepts that have so many neurons to force"),
+        _field("n_prompts", pa.int64(), "neutral prompts"),
+        *_EFFECTS,
+        _field("positive", pa.float64(), "share of concepts whose change is above 0"),
+    ],
+)
+
+STEERING_NEURONS = _schema(
+    "model,revision,concept_set,pooling,concept,layer,site,unit",
+    [
+        *(field for field in _STEERED if field.name not in ("selection", "k")),
+        _LAYER,
+        _SITE,
+        _UNIT,
+        _field("ap", pa.float64(), f"{_AP}, at the reference prevalence"),
+        _ATTRIBUTION,
+        _field("change", pa.float64(), "mean change of log P of the word, this neuron alone forced"),
+        _field("change_low", pa.float64(), "lower end of its 95% interval", nullable=True),
+        _field("change_high", pa.float64(), "upper end", nullable=True),
+    ],
 )
 
 INPUT_EMBEDDINGS = _schema(
@@ -147,15 +260,15 @@ _REPRESENTATION = [
     _field(
         "representation",
         _TEXT,
-        "experts (also of controls), hidden state, input embedding or word vectors",
+        "experts (also of controls), hidden state, input embedding, word vectors or sentence encoder",
     ),
-    _field("model", _TEXT, "the model, or the name of the word vectors"),
+    _field("model", _TEXT, "the model, or the name of the word vectors or the encoder"),
     _field("revision", _TEXT, "the model's revision", nullable=True),
     _field("concept_set", _TEXT, "concept set that it comes from"),
-    _field("pooling", _TEXT, "pooling of the experts' activations", nullable=True),
+    _field("pooling", _TEXT, "pooling of the activations", nullable=True),
     _field("layer", pa.int32(), "layer, null for all of them", nullable=True),
     _field("site", _TEXT, "kind of site, null for all of them", nullable=True),
-    _field("measure", _TEXT, "jaccard, overlap, dice, containment, cosine or centred cosine"),
+    _field("measure", _TEXT, "jaccard, overlap, dice, containment, spearman, kl or (centred) cosine"),
     _field("threshold", pa.float64(), "experts have an AP strictly above it", nullable=True),
     _field("top", pa.int64(), "or: experts are so many neurons with the highest AP", nullable=True),
 ]
@@ -167,8 +280,12 @@ SIMILARITY = _schema(
     f"{_PLACE},concept_a,concept_b",
     [
         *_REPRESENTATION,
-        _field("concept_a", _TEXT, "one concept; it sorts before the other, except for containment"),
-        _field("concept_b", _TEXT, "the other concept; containment is the share of a's that b has"),
+        _field("concept_a", _TEXT, "one concept; it sorts before the other, but in containment and kl"),
+        _field(
+            "concept_b",
+            _TEXT,
+            "the other concept; containment is the share of a's that b has, kl is -KL(a || b)",
+        ),
         _field("similarity", pa.float64(), "null where too few experts leave it undefined", True),
         _field("n_a", pa.int64(), "experts of concept_a", nullable=True),
         _field("n_b", pa.int64(), "experts of concept_b", nullable=True),

@@ -53,13 +53,53 @@ _VIEWS = """
 | n_a, n_b, n_shared | int64 | experts of the concept in each, and in both |
 | stability | double | Jaccard similarity of the two sets |
 | run_a, run_b | string | the runs that the experts are of |
+
+## training
+
+| column | type | meaning |
+| --- | --- | --- |
+| model, revision, concept_set, pooling, threshold | | as in `similarity`; revisions named by a step |
+| step | int64 | the step of training, from the revision's name |
+| n_experts | double | median over the concepts of how many experts they have |
+| revision_before | string | the checkpoint before |
+| stability | double | mean over the concepts of `expert_stability` with it |
+| human_set, agreement, measure, n_pairs, rho, ci_low, ci_high | | as in `alignment` |
+| run_experts | string | the run that the experts are of; `run` is the alignment's |
+"""
+
+_CHANCE = """
+## chance
+
+| column | type | meaning |
+| --- | --- | --- |
+| model, revision, concept_set, pooling, concept | | as in `experts` |
+| threshold | double | experts have an AP strictly above it: 0, 0.05, ... 0.95 |
+| n_experts | int64 | experts of the concept in the whole model |
+| chance_mean, chance_p95 | double | mean and 95th percentile of their number with labels shuffled |
+| p | double | share of the shuffles, and of the labels as they are, with as many |
+| best_ap | double | highest AP of the concept |
+| best_chance_mean, best_chance_p95, best_p | double | the same of the highest AP |
+| shuffles | int64 | how many shuffles |
+
+## scores
+
+| column | type | meaning |
+| --- | --- | --- |
+| model, revision, concept_set, pooling, concept, layer, site, unit | | as in `experts` |
+| ap | float | AP at the reference prevalence, of every neuron and concept |
+
+There are scores only with `experts: {scores: true}`. The files hold one flat column, neuron by neuron:
+row r of a file with c concepts is concept r % c (`scored_concepts.number`) of the unit r // c after the
+one that the file is named by.
 """
 
 
 def page() -> str:
     """The whole page."""
     tables = {name: schema for name, (_, _, schema) in TABLES.items()} | {"runs": schemas.RUNS}
-    parts = [_HEAD, *(_section(name, schema) for name, schema in tables.items()), _VIEWS, _ACTIVATIONS]
+    tables["experts"] = schemas.EXPERTS_VIEW
+    parts = [_HEAD, *(_section(name, schema) for name, schema in tables.items())]
+    parts += [_VIEWS, _CHANCE, _ACTIVATIONS]
     return "".join(parts)
 
 

@@ -31,7 +31,7 @@ def verify(root: Path) -> Iterator[str]:
     Raises StoreError when `root` is no store of this version.
     """
     layout.check(root)
-    known = {root / layout.MARK}
+    known = {root / layout.MARK, *files_below(root / layout.SCHEDULES)}
     folders = [folder for kind in layout.KINDS for folder in manifest.stages(root, kind)]
     done: dict[str, Manifest] = {}
     for folder in folders:

@@ -9,7 +9,10 @@ import pytest
 from cluster.weights import Weights, resolve
 from tests import planted, tiny
 
-_LAST = ["test_shard", "test_queue", "test_pipeline", "test_deaths", "test_sweep", "test_demo"]
+_LAST = [
+    *("test_shard", "test_queue", "test_pipeline", "test_deaths", "test_sweep", "test_nodes"),
+    *("test_cluster", "test_demo"),
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

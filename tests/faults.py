@@ -180,6 +180,6 @@ def in_one_process(model: Any, settings: Any) -> Iterator[None]:
         patch("cluster.placement.place", lambda *_: SimpleNamespace(shards=1, replicas=1, resources={})),
         patch.object(ray, "remote", remote),
         patch.object(ray, "put", lambda value: value),
-        patch.object(ray, "wait", lambda references: (references[:1], references[1:])),
+        patch.object(ray, "wait", lambda references, **_: (references[:1], references[1:])),
     ):
         yield

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score
 
-from alignment.expertise import expertise, labels_against_pool, labels_of_own
+from alignment.expertise import expertise
+from alignment.labels import labels_against_pool, labels_of_own
 from jobs import experts, sentences, sweep
 from jobs.config import Experts, read_sweep
 from jobs.stage import ensure

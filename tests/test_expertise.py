@@ -14,14 +14,22 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from alignment.expertise import (
     REFERENCE_PREVALENCE,
-    Labels,
     Scores,
     expertise,
-    labels_against_others,
-    labels_matched_in_length,
+    expertise_and_chance,
     on_and_off,
+)
+from alignment.expertise_torch import expertise_and_chance_on
+from alignment.labels import (
+    Labels,
+    labels_against_others,
+    labels_against_pool,
+    labels_matched_in_length,
+    labels_of_own,
+    shuffles,
     split_half,
 )
+from alignment.walk import STEPS
 
 TOLERANCE = 1e-12
 Values = npt.NDArray[np.floating[Any]]
@@ -32,7 +40,7 @@ def problems(draw: st.DrawFn) -> tuple[Values, Labels]:
     """Activations with many ties, and labels with sentences of several concepts."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n_concepts = draw(st.integers(2, 6))
-    n_sentences = draw(st.integers(n_concepts + 1, 80))
+    n_sentences = draw(st.integers(n_concepts + 2, 80))
     concepts = random.integers(0, n_concepts, n_sentences)
     concepts[:n_concepts] = np.arange(n_concepts)
     sentences = np.arange(n_sentences)
@@ -41,6 +49,7 @@ def problems(draw: st.DrawFn) -> tuple[Values, Labels]:
         sentences = np.concatenate([sentences, extra])
         concepts = np.concatenate([concepts, random.integers(0, n_concepts, len(extra))])
     pairs = np.unique(np.stack([sentences, concepts]), axis=1)
+    scheme = draw(st.sampled_from(["others", "own", "pool"]))
     levels = draw(st.sampled_from([1, 2, 5, 1000]))
     values = random.integers(-levels, levels + 1, (5, n_sentences)) / 4
     values[0] = values[0, 0]
@@ -48,9 +57,20 @@ def problems(draw: st.DrawFn) -> tuple[Values, Labels]:
     dtype = draw(st.sampled_from([np.float16, np.float32]))
     sampled = draw(st.sampled_from([None, 1, n_concepts - 1]))
     try:
-        labels = labels_against_others(
-            pairs[0], pairs[1], n_sentences, n_concepts, sampled, draw(st.integers(0, 9))
-        )
+        if scheme == "others":
+            labels = labels_against_others(
+                pairs[0], pairs[1], n_sentences, n_concepts, sampled, draw(st.integers(0, 9))
+            )
+        elif scheme == "pool":
+            pool = np.arange(n_sentences - n_sentences // 3, n_sentences)
+            kept = pairs[:, pairs[0] < pool[0]]
+            labels = labels_against_pool(kept[0], kept[1], pool, n_sentences, n_concepts)
+        else:
+            positive = np.zeros((n_sentences, n_concepts), np.bool_)
+            positive[pairs[0], pairs[1]] = True
+            negative = ~positive & (random.random(positive.shape) < 0.4)
+            of, own = np.nonzero(negative)
+            labels = labels_of_own(pairs[0], pairs[1], of, own, n_sentences, n_concepts)
     except ValueError:
         # every sentence drawn into one concept: not a problem that has an answer
         labels = labels_against_others(np.arange(4), np.array([0, 1, 0, 1]), 4, 2)
@@ -100,6 +120,153 @@ def test_the_order_of_neurons_does_not_matter(problem: tuple[Values, Labels], se
 
 
 @settings(max_examples=50, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_the_order_of_sentences_and_the_block_of_a_neuron_do_not_matter(
+    problem: tuple[Values, Labels], seed: int
+) -> None:
+    values, labels = problem
+    scores = expertise(values, labels)
+    order = np.random.default_rng(seed).permutation(labels.n_sentences)
+    moved = expertise(np.ascontiguousarray(values[:, order]), labels.of(order))
+    assert_equal_scores(moved, scores)
+    parts = [expertise(values[rows], labels).ap for rows in (slice(0, 2), slice(2, None))]
+    assert np.array_equal(np.concatenate(parts), scores.ap)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_torch_gives_the_same_numbers(problem: tuple[Values, Labels], seed: int) -> None:
+    """Which device scores a site must not show in its experts, nor in what is told of chance."""
+    values, labels = problem
+    dealt = shuffles(labels, 2, seed)
+    expected, chance = expertise_and_chance(values, labels, dealt)
+    found, tallied = expertise_and_chance_on("cpu", values, labels, dealt, REFERENCE_PREVALENCE)
+    assert_equal_scores(found, expected)
+    np.testing.assert_allclose(tallied.best, chance.best, rtol=0, atol=TOLERANCE)
+    assert tallied.above.shape == chance.above.shape
+    with pytest.raises(ValueError, match="not finite"):
+        expertise_and_chance_on("cpu", np.full_like(values, np.nan), labels, dealt, REFERENCE_PREVALENCE)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_chance_is_expertise_with_the_labels_of_other_sentences(
+    problem: tuple[Values, Labels], seed: int
+) -> None:
+    """The walk over all shuffles at once must count what one walk after the other would."""
+    values, labels = problem
+    dealt = shuffles(labels, 3, seed)
+    scores, chance = expertise_and_chance(values, labels, dealt)
+    assert np.array_equal(scores.ap, expertise(values, labels).ap)
+    given_labels = [labels, *(labels.of(each) for each in dealt)]
+    for row, shuffled in enumerate(given_labels):
+        ap = expertise(values, shuffled).ap
+        assert np.array_equal(chance.best[row], ap.max(axis=0))
+        for step in range(STEPS):
+            assert np.array_equal(chance.above[row, :, step], (ap > step / STEPS).sum(axis=0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_shuffled_labels_are_the_same_labels(problem: tuple[Values, Labels], seed: int) -> None:
+    """A shuffle that lost a label, or parted those of one sentence, would be of another question."""
+    _, labels = problem
+    (dealt,) = shuffles(labels, 1, seed)
+    assert sorted(dealt) == list(range(labels.n_sentences))
+    shuffled = labels.of(dealt)
+    assert np.array_equal(shuffled.n_positive, labels.n_positive)
+    assert np.array_equal(shuffled.n_negative, labels.n_negative)
+    labelled = np.zeros(labels.n_sentences, np.bool_)
+    for each in (*labels.positives(), *labels.negatives()):
+        labelled[each] = True
+    assert np.array_equal(dealt[~labelled], np.flatnonzero(~labelled))
+
+
+def test_concepts_with_sentences_of_their_own_are_shuffled_each_by_itself() -> None:
+    sentences, concepts = np.arange(6), np.array([0, 0, 0, 1, 1, 1])
+    labels = labels_of_own(sentences, concepts, sentences + 6, concepts, 13, 2)
+    for dealt in shuffles(labels, 5, 0):
+        for own in ([0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11], [12]):
+            assert sorted(dealt[own]) == own
+
+
+def _random_labels(scheme: str, random: np.random.Generator) -> Labels:
+    """Twelve concepts of 16 sentences each, with negatives of one scheme or the other."""
+    concepts = np.repeat(np.arange(12), 16)
+    sentences = np.arange(len(concepts))
+    if scheme == "pool":
+        return labels_against_pool(sentences, concepts, np.arange(192, 232), 232, 12)
+    if scheme == "own":
+        drawn = np.concatenate(
+            [random.permutation(np.flatnonzero(concepts != c))[:40] for c in range(12)]
+        )
+        return labels_of_own(sentences, concepts, drawn, np.repeat(np.arange(12), 40), 192, 12)
+    return labels_against_others(sentences, concepts, 192, 12)
+
+
+@pytest.mark.parametrize("scheme", ["others", "pool", "own"])
+def test_chance_tells_planted_concepts_from_none(scheme: str) -> None:
+    """Were the shuffles unlike what chance does, concepts without experts would seem to have some: of
+    concepts without, p must be as often below 5% as it says; of planted ones, always. Neurons are
+    correlated, as those of a model are."""
+    p_none, p_planted = [], []
+    for seed in range(25):
+        random = np.random.default_rng(seed)
+        labels = _random_labels(scheme, random)
+        factors = random.standard_normal((8, labels.n_sentences))
+        values = random.standard_normal((150, 8)) @ factors
+        values += random.standard_normal(values.shape)
+        for concept in range(3):
+            values[10 * concept : 10 * concept + 10, labels.positives()[concept]] += 12
+        dealt = shuffles(labels, 19, seed)
+        _, chance = expertise_and_chance(values.astype(np.float16), labels, dealt)
+        for step in (0, STEPS // 2, 3 * STEPS // 4):
+            counted = chance.above[:, :, step] if step else chance.best
+            p = (1 + (counted[1:] >= counted[0]).sum(axis=0)) / 20
+            p_none += list(p[3:])
+            # a tenth of the neurons is above AP 0.5 by chance now and then, for they go together
+            p_planted += list(p[:3]) if step != STEPS // 2 else []
+    assert max(p_planted) == 0.05
+    assert np.mean(np.array(p_none) <= 0.05) < 0.08
+    best = np.array(p_none).reshape(25, 3, 9)[:, 0]
+    assert 0.44 < best.mean() < 0.61  # that of p = 1/20 ... 20/20 by chance is 0.525
+    assert 0.35 < np.mean(best <= 0.5) < 0.65
+
+
+def test_the_reference_prevalence_is_what_sampled_negatives_give_on_average() -> None:
+    """`pytest -s -k reference_prevalence` prints bias and standard deviation: all negatives, weighed,
+    must tell what negatives sampled at that ratio tell, with less of their noise."""
+    random = np.random.default_rng(0)
+    n_positive, n_all, n_sampled, draws = 100, 5_000, 250, 300
+    sampled_labels, all_labels = (
+        labels_against_others(
+            np.arange(n_positive + n_negative),
+            np.repeat([0, 1], [n_positive, n_negative]),
+            n_positive + n_negative,
+            2,
+        )
+        for n_negative in (n_sampled, n_all)
+    )
+    for shift in (0.0, 0.5, 1.0, 2.0):
+        positives = (shift + random.standard_normal(n_positive)).astype(np.float32)
+        of_all, of_sampled = [], []
+        for _ in range(draws):
+            negatives = random.standard_normal(n_all).astype(np.float32)
+            whole = np.concatenate([positives, negatives])[None]
+            part = np.concatenate([positives, random.choice(negatives, n_sampled, False)])[None]
+            prevalence = n_positive / (n_positive + n_sampled)
+            of_all.append(expertise(whole, all_labels, prevalence).ap[0, 0])
+            of_sampled.append(expertise(part, sampled_labels).ap_raw[0, 0])
+        bias = np.mean(of_all) - np.mean(of_sampled)
+        print(
+            f"\nshift {shift}: AP {np.mean(of_all):.3f}, bias {bias:+.4f}, "
+            f"sd {np.std(of_all):.4f} of all, {np.std(of_sampled):.4f} of sampled"
+        )
+        assert abs(bias) < 0.01
+        assert np.std(of_all) < np.std(of_sampled) / 3
+
+
+@settings(max_examples=50, deadline=None)
 @given(problems())
 def test_only_the_order_of_activations_matters(problem: tuple[Values, Labels]) -> None:
     values, labels = problem
@@ -145,15 +312,20 @@ def test_sampled_negatives_are_drawn_from_the_others_also_where_sentences_are_sh
     assert set(labels.negatives()[1]) < {0, 1, 5}
 
 
-def test_on_and_off_values_are_those_of_numpy() -> None:
-    random = np.random.default_rng(1)
-    values = random.standard_normal((4, 30)).astype(np.float16)
-    positives, negatives = np.arange(7), np.arange(7, 30)
-    p50, p90, off = on_and_off(values, positives, negatives)
-    exact = values.astype(np.float64)
-    np.testing.assert_allclose(p50, np.median(exact[:, :7], axis=1), rtol=1e-6)
-    np.testing.assert_allclose(p90, np.percentile(exact[:, :7], 90, axis=1), rtol=1e-6)
-    np.testing.assert_allclose(off, exact[:, 7:].mean(axis=1), rtol=1e-6)
+@settings(max_examples=30, deadline=None)
+@given(problems())
+def test_on_and_off_values_are_those_of_numpy(problem: tuple[Values, Labels]) -> None:
+    values, labels = problem
+    neurons, concepts = (each.ravel() for each in np.indices((len(values), labels.n_concepts)))
+    chosen = np.random.default_rng(0).permutation(len(neurons))[: len(neurons) // 2 + 1]
+    neurons, concepts = neurons[chosen], concepts[chosen]
+    p50, p90, off = on_and_off(values, labels, neurons, concepts)
+    exact, positives, negatives = values.astype(np.float64), labels.positives(), labels.negatives()
+    for at, (neuron, concept) in enumerate(zip(neurons, concepts, strict=True)):
+        on = exact[neuron, positives[concept]]
+        assert p50[at] == pytest.approx(np.median(on), rel=1e-6)
+        assert p90[at] == pytest.approx(np.percentile(on, 90), rel=1e-6)
+        assert off[at] == pytest.approx(exact[neuron, negatives[concept]].mean(), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

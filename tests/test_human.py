@@ -7,14 +7,16 @@ import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import kstest
 
 from alignment.agreement import rater_ceiling
-from alignment.triplets import share_predicted, triplet_similarity
+from alignment.triplets import chance_of_share, share_predicted, triplet_similarity
 from jobs.config import read_sweep
 from jobs.judgments import judge
 from storage.errors import UserError
@@ -302,6 +304,50 @@ def test_the_share_of_triplets_predicted_is_that_of_a_loop_and_ties_are_lots() -
     assert interval.low is not None
     assert interval.high is not None
     assert 0 < interval.low < interval.value < interval.high < 1
+
+
+def test_p_of_the_share_is_that_of_a_plain_loop_and_sees_an_effect() -> None:
+    random = np.random.default_rng(5)
+    matrix = random.integers(0, 6, (10, 10)).astype(float)
+    matrix += matrix.T
+    members = np.array([random.permutation(10)[:3] for _ in range(40)])
+
+    def share(names: Any) -> float:
+        found = 0.0
+        for a, b, c in names[members]:
+            sides = [matrix[a, b], matrix[a, c], matrix[b, c]]
+            found += (sides[0] == max(sides)) / sides.count(max(sides))
+        return abs(found / 40 - 1 / 3)
+
+    drawing = np.random.default_rng(2)
+    drawn = drawing.permuted(np.tile(np.arange(10), (300, 1)), axis=1)
+    as_far = sum(share(names) >= share(np.arange(10)) - 1e-9 for names in drawn)
+    assert chance_of_share(matrix, members, 300, seed=2) == (1 + as_far) / 301
+    chosen = []
+    for a, b, c in members:
+        sides = {(a, b, c): matrix[a, b], (a, c, b): matrix[a, c], (b, c, a): matrix[b, c]}
+        chosen.append(max(sides, key=lambda side: sides[side]))
+    assert chance_of_share(matrix, np.array(chosen), 300, seed=2) == 1 / 301
+    assert chance_of_share(np.ones((10, 10)), members, 300) == 1
+
+
+def test_p_of_the_share_is_uniform_without_an_effect_though_concepts_cluster() -> None:
+    random = np.random.default_rng(7)
+    p = []
+    for seed in range(300):
+        effect = random.standard_normal(25) * 2
+        matrix = effect[:, None] + effect + random.standard_normal((25, 25))
+        matrix += matrix.T
+        # people prefer some concepts too, but not those that the model does
+        liked = random.standard_normal(25)
+        members = []
+        for _ in range(150):
+            three = random.choice(25, 3, replace=False)
+            odd = np.argmin(liked[three] + random.standard_normal(3))
+            members.append([*np.delete(three, odd), three[odd]])
+        p.append(chance_of_share(matrix, np.array(members), 199, seed))
+    assert kstest(p, "uniform").pvalue > 0.01
+    assert 0.02 < np.mean(np.array(p) <= 0.05) < 0.09
 
 
 def test_the_known_human_sets_are_read_whole() -> None:

@@ -108,7 +108,18 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, f
         ("concepts: [a.csv\n", "is no YAML"),
         ("- a\n", "holds no keys"),
         ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [1.5]}\n", "experts.threshold[0]: 1.5:"),
+        ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [-0.1]}\n", "experts.threshold[0]: -0.1:"),
         ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [0.2]}\n", "floor 0.4 is above"),
+        ("concepts: a.csv\nmodels: [a]\nexperts: {floor: 1.5}\n", "experts.floor: 1.5:"),
+        ("concepts: a.csv\nmodels: [a]\nexperts: {permutations: -1}\n", "experts.permutations: -1:"),
+        (
+            "concepts: a.csv\nmodels: [a]\nsimilarity: [jaccard, kl]\n",
+            "similarity.measures: 'kl' needs all neurons' APs: experts: {scores: true}",
+        ),
+        (
+            "concepts: a.csv\nmodels: [a]\nexperts: {scores: true}\nsimilarity: [cosine]\n",
+            "measures: cosine has no threshold; name another one first",
+        ),
         ("concepts: a.csv\nmodels: [a]\nexperts: {negatives: pols}\n", "allowed: others, others:N"),
         ("concepts: a.csv\nmodels: [a]\nneurons: {pooling: [min]}\n", "neurons.pooling[0]: 'min':"),
         ("concepts: a.csv\nmodels: [a]\nfile: b\n", "file: unknown key"),

@@ -198,4 +198,9 @@ def test_the_residual_stream_is_no_site_of_neurons(tiny_model: Path) -> None:
     assert {(pooling, site.name) for pooling, site in reading.values} == {
         ("mean", "mlp.hidden"),
         ("mean", "residual"),
+        ("last", "residual"),
+    }
+    only_neurons = Shard(tiny_model, Settings("float32", "mlp", ["mean"], states=False))
+    assert {site.name for _, site in only_neurons.read([Text("A cat.", [])], 100).values} == {
+        "mlp.hidden"
     }

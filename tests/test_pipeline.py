@@ -29,7 +29,7 @@ def machine() -> Iterator[None]:
 def test_a_model_is_cut_into_as_many_shards_as_its_weights_need(weights: Weights) -> None:
     """With too few, a device runs out of memory in the middle; what cannot be is said at once."""
     assert [shards_for(model, 80 * 10**9) for model in (10**8, 16 * 10**9, 140 * 10**9)] == [1, 1, 3]
-    assert place(weights, "float32", "auto", "auto", 0.5) == Placement(1, 6, CPU | {"GPU": 0.5})
+    assert place(weights, "float32", "auto", "auto", 0.5) == Placement(1, 8, {"GPU": 0.5})
     assert place(weights, "float32", 3, "auto", 0).replicas == 2
     with pytest.raises(UserError, match=r"@main: has 3 layers, too few for 4 shards"):
         place(weights, "float32", 4, "auto", 1)

@@ -19,7 +19,7 @@ from cluster.shard import Reading, Settings, Shard
 from cluster.sites import Site
 from cluster.tokens import Text
 from cluster.weights import materialise, resolve
-from storage.activation_files import MEAN
+from storage.activation_files import RESIDUAL
 from storage.errors import NeuralignError, UserError
 from tests import tiny
 
@@ -94,9 +94,30 @@ def test_pooled_activations_are_those_of_a_loop_over_single_sentences(
     expected = by_loop(tiny_model, given)
     reading = read(tiny_model, given, POOLINGS, budget)
     for (pooling, site), values in reading.values.items():
-        if pooling != MEAN:
+        if site.name != RESIDUAL:
             # half a step of float16 is lost in storing
             np.testing.assert_allclose(values, expected[pooling, site.layer], rtol=6e-4, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_hidden_states_are_those_of_a_loop_over_single_sentences(tiny_model: Path, budget: int) -> None:
+    """The mean over the real tokens and the last of them, whatever is padded behind it."""
+    given = texts(12)
+    reading = read(tiny_model, given, ["max"], budget)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    seen: dict[int, torch.Tensor] = {}
+    for number, layer in enumerate(model.model.layers):
+        layer.register_forward_hook(lambda _, __, out, n=number: seen.update({n: out[0]}))
+    states = {(pool, site.layer): values for (pool, site), values in reading.values.items()}
+    for column, text in enumerate(given):
+        with torch.no_grad():
+            model(torch.tensor([tokenizer(text.text)["input_ids"]]))
+        for number, hidden in seen.items():
+            # the first token is the BOS
+            for pool, expected in (("mean", hidden[1:].mean(dim=0)), ("last", hidden[-1])):
+                found = states[pool, number][:, column]
+                np.testing.assert_allclose(found, expected.numpy(), TOLERANCE, TOLERANCE)
 
 
 @pytest.mark.parametrize("pad_id", [0, 7, 299])

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 from scipy.stats import spearmanr
 
+from cluster.encoder import Encoder
 from jobs.config import read_sweep
 from jobs.sweep import plan as plan_sweep
 from storage.database import open_store
@@ -56,7 +60,8 @@ def rows(store: Path) -> dict[str, list[Any]]:
     views = (
         "concepts sentences memberships sites activations experts similarity alignment human_pairs "
         "human_triplets human_dropped hierarchy_summary hierarchy_domains hierarchy_cuts "
-        "hierarchy_merges control_experts reliability expert_places expert_stability"
+        "hierarchy_merges control_experts reliability expert_places expert_stability "
+        "training"
     )
     with open_store(store) as connection:
         return {
@@ -65,9 +70,18 @@ def rows(store: Path) -> dict[str, list[Any]]:
         }
 
 
-_EXTRA = (
-    "baselines: [input-embedding, contextual, random-init]\ncontrols: [split-half, length-matched]\n"
-)
+_EXTRA = """
+baselines:
+  - input-embedding
+  - {name: mine, path: vectors.txt}
+  - contextual
+  - glove
+  - {name: tiny, encoder: encoder}
+  - shuffled
+  - {name: sae, dictionary: sae.safetensors, layer: 1}
+  - random-init
+controls: [split-half, length-matched]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +89,14 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A folder with a finished sweep over a tiny model."""
     folder = tmp_path_factory.mktemp("study")
     shutil.copytree(tiny_model, folder / "model")
+    tiny.make_encoder(folder / "encoder")
+    numbers = np.random.default_rng(0).standard_normal((6, 5))
+    lines = [
+        f"{word} {' '.join(map(str, row))}" for word, row in zip(tiny.CONCEPTS, numbers, strict=True)
+    ]
+    (folder / "vectors.txt").write_text("\n".join(lines) + "\n")
+    torch.manual_seed(0)
+    save_file({"W_enc": torch.randn(32, 80)}, folder / "sae.safetensors")
     file = tiny.write_sweep(folder, extra=_EXTRA)
     done = neuralign("run", file)
     assert done.returncode == 0, done.stderr
@@ -95,7 +117,7 @@ def test_a_finished_sweep_computes_nothing_and_says_so(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
     again = neuralign("run", study / "sweep.yaml")
     assert again.returncode == 0
-    assert "Nothing to compute: all 20 stages are done" in again.stderr
+    assert "Nothing to compute: all 33 stages are done" in again.stderr
     assert again.stdout == (study / "printed.txt").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
 
@@ -107,15 +129,17 @@ def test_the_views_hold_what_the_model_does(study: Path) -> None:
     with open_store(study / "results/sweep") as connection:
         values = connection.sql(
             "SELECT layer, unit, value FROM activations WHERE revision = 'main' AND site = 'mlp.hidden' "
-            "AND pooling = 'context' AND layer = 1 ORDER BY unit, sentence_id"
+            "AND pooling = 'context' AND layer = 1 AND NOT contains(concept_set, 'shuffled') "
+            "ORDER BY unit, sentence_id"
         ).fetchnumpy()["value"]
         experts = connection.sql(
             "SELECT concept, unit, ap_raw FROM experts "
             "WHERE revision = 'main' AND pooling = 'context' AND layer = 1"
         ).fetchall()
-        concepts = connection.sql("SELECT concept FROM memberships ORDER BY sentence_id").fetchnumpy()[
-            "concept"
-        ]
+        concepts = connection.sql(
+            "SELECT concept FROM memberships WHERE NOT contains(concept_set, 'shuffled') "
+            "ORDER BY sentence_id"
+        ).fetchnumpy()["concept"]
     matrix = values.reshape(48, 36)
     assert len(experts) > 20
     for concept, unit, ap_raw in experts:
@@ -155,9 +179,12 @@ def test_alignment_is_that_of_a_reader_of_the_views(study: Path) -> None:
         ).fetchall()
         states = query(
             "SELECT value FROM activations WHERE site = 'residual' AND revision = 'main' "
-            "ORDER BY layer, sentence_id, unit"
+            "ORDER BY pooling, layer, sentence_id, unit"
         ).fetchnumpy()["value"]
-        of = query("SELECT concept FROM memberships ORDER BY sentence_id").fetchnumpy()["concept"]
+        of = query(
+            "SELECT concept FROM memberships WHERE NOT contains(concept_set, 'shuffled') "
+            "ORDER BY sentence_id"
+        ).fetchnumpy()["concept"]
     pairs = sorted(human)
     seen = set()
     for row in found_rows.to_pylist():
@@ -165,7 +192,8 @@ def test_alignment_is_that_of_a_reader_of_the_views(study: Path) -> None:
             here = [each for each in experts if row["layer"] in (None, each[2])]
             similarities = _jaccards(here, row["pooling"], row["threshold"], pairs)
         elif row["representation"] == "hidden state":
-            state = states.reshape(3, 36, 32)[row["layer"]].astype(float)
+            by_pooling = dict(zip(("last", "mean"), states.reshape(2, 3, 36, 32), strict=True))
+            state = by_pooling[row["pooling"]][row["layer"]].astype(float)
             similarities = _cosines(state, of, row["measure"] == "centred cosine", pairs)
         else:
             continue
@@ -258,6 +286,93 @@ def test_the_halves_share_no_sentence_and_their_agreement_is_that_of_their_sets(
     assert found == [pytest.approx((rho, corrected, np.mean(overlap), 15))]
 
 
+def test_baselines_are_those_of_a_reader_of_their_files(study: Path) -> None:
+    """Word vectors and what an encoder makes of the sentences, compared by hand."""
+    vectors = {
+        word: np.array(numbers, float)
+        for word, *numbers in map(str.split, (study / "vectors.txt").read_text().splitlines())
+    }
+    encoder = Encoder(study / "encoder")
+    means: dict[str, Any] = {name: [] for name in tiny.CONCEPTS}
+    for name, text in tiny.sentences():
+        means[name].append(encoder([text])[0].astype(float))
+    alone = dict(zip(tiny.CONCEPTS, encoder(list(tiny.CONCEPTS)).astype(float), strict=True))
+    expected = {
+        "word vectors": vectors,
+        "sentence encoder": {name: np.mean(rows, axis=0) for name, rows in means.items()},
+        "sentence encoder, word alone": alone,
+    }
+    with open_store(study / "results/sweep") as connection:
+        found = connection.sql(
+            "SELECT representation, concept_a, concept_b, similarity FROM similarity "
+            "WHERE model IN ('mine', 'tiny')"
+        ).fetchall()
+        references = connection.sql(
+            "SELECT DISTINCT representation, model, reference FROM alignment "
+            "WHERE representation IN ('word vectors', 'sentence encoder') ORDER BY ALL"
+        ).fetchall()
+    assert len(found) == 3 * 15
+    for representation, a, b, similarity in found:
+        one, other = expected[representation][a], expected[representation][b]
+        cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+        assert similarity == pytest.approx(cosine, abs=1e-6)
+    # the first word vectors of the sweep file are what others are compared with
+    assert references == [
+        ("sentence encoder", "tiny", "mine word vectors"),
+        ("word vectors", "glove-50", "mine word vectors"),
+        ("word vectors", "mine", None),
+    ]
+
+
+def test_shuffled_sentences_are_the_same_words_and_their_experts_a_control(study: Path) -> None:
+    """They must never pass for the sweep's own experts."""
+    with open_store(study / "results/sweep") as connection:
+        query = connection.sql
+        pairs = query(
+            "SELECT a.text, b.text, a.concept_set FROM sentences a JOIN sentences b USING (sentence_id) "
+            "WHERE NOT contains(a.concept_set, 'shuffled') AND contains(b.concept_set, 'shuffled')"
+        ).fetchall()
+        own = query("SELECT DISTINCT concept_set FROM experts").fetchall()
+        controls = query(
+            "SELECT DISTINCT concept_set FROM control_experts WHERE control = 'shuffled'"
+        ).fetchall()
+        shown = query(
+            "SELECT DISTINCT representation FROM alignment WHERE contains(concept_set, 'shuffled')"
+        ).fetchall()
+    assert len(pairs) == 36
+    assert all(Counter(one.split()) == Counter(other.split()) for one, other, _ in pairs)
+    assert sum(one != other for one, other, _ in pairs) > 30
+    assert own == [(pairs[0][2],)]
+    assert controls == [(f"{pairs[0][2]} shuffled",)]
+    assert shown == [("experts, shuffled",)]
+    assert "neurons, max, shuffled" in (study / "printed.txt").read_text()
+
+
+def test_latents_are_selected_as_neurons_are(study: Path) -> None:
+    """Recomputed with scikit-learn from the latents, which must not be among the neurons."""
+    from sklearn.metrics import average_precision_score
+
+    with open_store(study / "results/sweep") as connection:
+        query = connection.sql
+        values = query(
+            "SELECT value FROM activations WHERE site = 'sae' AND pooling = 'max' "
+            "ORDER BY unit, sentence_id"
+        ).fetchnumpy()["value"]
+        found = query(
+            "SELECT concept, unit, ap_raw FROM control_experts "
+            "WHERE control = 'sae latents' AND pooling = 'max' AND layer = 1 AND site = 'sae'"
+        ).fetchall()
+        among_neurons = query("SELECT count(*) FROM experts WHERE site = 'sae'").fetchall()
+    matrix = values.reshape(80, 36)
+    of = np.array([name for name, _ in tiny.sentences()])
+    assert among_neurons == [(0,)]
+    assert len(found) > 20
+    for concept, unit, ap_raw in found:
+        expected = average_precision_score(of == concept, matrix[unit])
+        assert ap_raw == pytest.approx(expected, abs=1e-12)
+    assert "neurons, max, sae latents" in (study / "printed.txt").read_text()
+
+
 def test_every_kind_of_judgment_and_what_cannot_be_used_is_told(study: Path, tmp_path: Path) -> None:
     """Beside the pairs: triplets, other measures, raters; and a set without overlap, with too few
     pairs, with one score for all. None may end in a number that is none, or in silence."""
@@ -311,7 +426,7 @@ def test_every_kind_of_judgment_and_what_cannot_be_used_is_told(study: Path, tmp
         ("raters", "pearson"),
     ]
     assert all(row[3] > 0 and row[6] == 0 for row in found)
-    assert all((row[4] > 0) == (row[1] != "triplets") for row in found)
+    assert all(row[4] > 0 for row in found)
     assert all((row[5] > 0) == (row[0] == "raters") for row in found)
     compared = neuralign("compare", folder / "results/sweep", "--human", "odd")
     assert "odd: share predicted on the same 12 triplets of 5 concepts" in compared.stdout
@@ -392,10 +507,10 @@ def test_sql_reads_the_store_and_nothing_else(study: Path, query: str, message: 
 
 def test_status_and_plan_tell_what_is_done(study: Path) -> None:
     status = neuralign("status", study / "results/sweep").stdout
-    assert status.count(" done ") == 20
+    assert status.count(" done ") == 33
     plan = neuralign("plan", study / "sweep.yaml").stdout
     assert "6 concepts, 36 sentences, 2 models" in plan
-    assert plan.count(" done ") == 20
+    assert plan.count(" done ") == 33
     shutil.copytree(study / "model", study / "other/model")
     file = tiny.write_sweep(study / "other")
     plan = neuralign("plan", file).stdout
@@ -406,8 +521,9 @@ def test_status_and_plan_tell_what_is_done(study: Path) -> None:
 
 def test_each_stage_can_be_run_alone_and_numbers_come_again(study: Path, tmp_path: Path) -> None:
     """Nothing in a result may depend on when, in which order or by which process it was computed."""
-    shutil.copytree(study / "model", tmp_path / "model")
-    for name in ("sweep.yaml", "concepts.csv", "human.csv"):
+    for name in ("model", "encoder"):
+        shutil.copytree(study / name, tmp_path / name)
+    for name in ("sweep.yaml", "concepts.csv", "human.csv", "vectors.txt", "sae.safetensors"):
         shutil.copy(study / name, tmp_path)
     file, store = tmp_path / "sweep.yaml", tmp_path / "results/sweep"
     assert python_m("jobs.experts", file).returncode == 0

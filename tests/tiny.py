@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+ENCODER_POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "lasttoken", "weightedmean_tokens")
 
 CONCEPTS = {
     "cat": "animal",
@@ -81,6 +90,35 @@ def make_model(folder: Path, layers: int = 3, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_encoder(folder: Path, pooling: str = "mean_tokens", normalise: bool = True) -> Path:
+    """Save a sentence encoder with random weights in the layout of sentence-transformers."""
+    model = make_model(folder / "tokens")
+    fast = PreTrainedTokenizerFast.from_pretrained(model, pad_token="<s>")
+    fast.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=fast.vocab_size,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(1)
+    BertModel(config).save_pretrained(folder)
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalise else [])]
+    modules = [
+        {"path": f"{number}_{kind}" if number else "", "type": f"sentence_transformers.models.{kind}"}
+        for number, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20, "do_lower_case": false}')
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    modes = {f"pooling_mode_{mode}": mode == pooling for mode in ENCODER_POOLINGS}
+    (folder / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 16, **modes}))
     return folder
 
 

@@ -1,0 +1,388 @@
+"""Stage `steering`: force experts at every token and see whether the model says the concept's word.
+
+A work unit is one concept: its best neurons by AP, by attribution, and random others of the same layers,
+k at a time; and its best by AP one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from alignment.resampling import Interval
+from alignment.steering import Neuron, draw_like, mean_over_both, mean_over_prompts
+from alignment.words import Word as ConceptWord
+from alignment.words import find_word
+from cluster.weights import Weights
+from jobs import activations, attributions, sentences
+from jobs.config import Model, Steering
+from jobs.dose_figure import draw_doses
+from jobs.progress import progress
+from jobs.stage import Outcome, Stage, run_missing_units
+from storage import schemas
+from storage.commit import FileRecord, write_bytes, write_table
+from storage.place import read_table
+
+if TYPE_CHECKING:
+    from cluster.forcing import Forced, Reading
+    from cluster.steering_pipeline import Steered, SteeringUnit
+
+Floats = npt.NDArray[np.float64]
+
+KIND = "steering"
+EFFECTS_FOLDER, PROMPTS_FOLDER, NEURONS_FOLDER = "steering", "prompts", "neurons"
+DOSES_FILE = "doses.parquet"
+PICTURE_FILE = "doses.png"
+NONE, BY_AP, BY_ATTRIBUTION, RANDOM = "none", "ap", "attribution", "random"
+SELECTIONS = (BY_AP, BY_ATTRIBUTION, RANDOM)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    number: int
+    concept: str
+    budget: int
+
+    def smaller(self) -> _Unit:
+        return replace(self, budget=max(1, self.budget // 2))
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:05d}"
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A concept's neurons in the order in which they are forced, with their on values, by selection; and
+    its experts, the best by AP first."""
+
+    neurons: dict[str, list[Neuron]]
+    on: dict[Neuron, float]
+    experts: pa.Table
+
+    def interventions(self, wanted: Sequence[int]) -> list[tuple[str, int]]:
+        """(selection, k), without forcing first; only those for which there are so many neurons."""
+        return [(NONE, 0)] + [
+            (selection, k)
+            for selection in SELECTIONS
+            for k in wanted
+            if k <= len(self.neurons[selection])
+        ]
+
+    def forced(self, neurons: Sequence[Neuron]) -> Forced:
+        from cluster.forcing import Values
+
+        units: dict[tuple[int, str], list[int]] = {}
+        for layer, site, unit in neurons:
+            units.setdefault((layer, site), []).append(unit)
+        return {
+            place: Values(
+                np.array(some, np.int64),
+                np.array([self.on[(*place, unit)] for unit in some], np.float32),
+            )
+            for place, some in units.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What all units ask alike: the words, the prompts' tokens, and how texts go on."""
+
+    concepts: list[str]
+    words: list[ConceptWord]
+    everything: Reading
+    own: list[Reading]
+    starts: list[tuple[int, ...]]
+    chances: Floats
+
+
+def plan(
+    read: Stage, attributed: Stage, weights: Weights, model: Model, wanted: Steering, seed: int
+) -> Stage:
+    """The stage for one model whose experts' attributions are known."""
+    params = {
+        **attributed.params,
+        "pooling": wanted.pooling or read.params["poolings"][0],
+        "k": sorted(wanted.k),
+        **wanted.model_dump(include={"singles", "single_concepts", "samples", "tokens", "temperature"}),
+        "seed": seed,
+    }
+
+    def run(stage: Stage, store: Path) -> Outcome:
+        return _run(stage, store, weights, model)
+
+    return Stage(KIND, read.label, params, run, {"activations": read, "attributions": attributed})
+
+
+def read_doses(stage: Stage, store: Path) -> list[dict[str, Any]]:
+    """The rows of the stage's table of doses."""
+    (path,) = stage.result(store).paths(DOSES_FILE)
+    rows: list[dict[str, Any]] = read_table(path).to_pylist()
+    return rows
+
+
+def picture(stage: Stage, store: Path) -> Path:
+    """The picture of the dose-response curves."""
+    (path,) = stage.result(store).paths(PICTURE_FILE)
+    return path
+
+
+def read_neurons(stage: Stage, store: Path) -> list[dict[str, Any]]:
+    """The rows of the stage's table of neurons that were forced alone."""
+    paths = stage.result(store).paths(NEURONS_FOLDER)
+    return [row for path in paths for row in read_table(path).to_pylist()]
+
+
+def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
+    from cluster.queue import WorkQueue
+    from cluster.session import connect
+    from cluster.steering_pipeline import TOKEN_BUDGET
+
+    folder, params = stage.folder(store), stage.params
+    read = stage.inputs["activations"]
+    concepts = params["concepts"] or sentences.read_concept_names(read.inputs["sentences"], store)
+    units = [_Unit(number, name, TOKEN_BUDGET) for number, name in enumerate(concepts)]
+    connect()
+
+    def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
+        todo = list(missing)
+        placed = attributions.place_steering(weights, params["dtype"], model)
+        asked = _question(stage, store, weights, concepts)
+        chosen = _choose(stage, store, todo)
+        queue: WorkQueue[_Unit, Steered] = WorkQueue(
+            lambda: attributions.start_pipeline(weights, params["dtype"], read.params["sites"], placed),
+            lambda pipeline, unit: pipeline.steer(_ask(unit, asked, chosen[unit.concept], params)),
+            lambda unit: f"{stage.name}, concept {unit.concept}",
+            _Unit.smaller,
+        )
+        left = len(todo)
+        with progress(stage.name, len(concepts), "concepts", len(concepts) - left) as advance:
+            for unit, found in queue.run(todo, min(placed.replicas, left), model.wait_seconds):
+                tables = _measure(unit, asked, chosen[unit.concept], params, found)
+                files = [
+                    write_table(folder, f"{name}/{unit.name}.parquet", table)
+                    for name, table in tables.items()
+                ]
+                yield unit.name, files, {}
+                advance(1)
+
+    files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
+    paths = [folder / record.path for record in files if record.path.startswith(f"{PROMPTS_FOLDER}/")]
+    doses = _doses(params, pa.concat_tables([read_table(path) for path in paths]))
+    described = f"{read.label}, {params['pooling']} pooling"
+    files += [
+        write_table(folder, DOSES_FILE, doses),
+        write_bytes(folder, PICTURE_FILE, draw_doses(doses.to_pylist(), described)),
+    ]
+    fewer = [row for row in doses.to_pylist() if row["n_concepts"] < len(concepts)]
+    notes = [
+        f"only {row['n_concepts']} of {len(concepts)} concepts have {row['k']} neurons to force by "
+        f"{row['selection']}"
+        for row in fewer
+    ]
+    return Outcome(files, notes)
+
+
+def _question(stage: Stage, store: Path, weights: Weights, concepts: list[str]) -> _Question:
+    from cluster.forcing import Reading
+
+    params = stage.params
+    texts = stage.inputs["activations"].inputs["sentences"]
+    further = params["tokens"] if params["samples"] else 0
+    starts, words = attributions.read_words(weights, params["prompts"], concepts, further)
+    known = {each.name: each for each in sentences.read_set(texts, store).concepts}
+    random = np.random.default_rng(params["seed"])
+    return _Question(
+        concepts,
+        [sentences.word_of(known[name], texts.params["language"]) for name in concepts],
+        Reading(word for after_prompts in words for word in after_prompts),
+        [Reading(after_prompts) for after_prompts in words],
+        starts,
+        # the same chances for all interventions, so that these alone make a difference
+        random.random((len(starts), params["samples"], params["tokens"])),
+    )
+
+
+def _choose(stage: Stage, store: Path, units: list[_Unit]) -> dict[str, _Chosen]:
+    """The neurons of each concept. On values of random ones are from the activations, those of experts
+    from their table."""
+    params = stage.params
+    read, attributed = stage.inputs["activations"], stage.inputs["attributions"]
+    pooling, most = params["pooling"], params["k"][-1]
+    widths = {
+        (row["layer"], row["site"]): row["width"]
+        for row in activations.read_sites(read, store)
+        if row["pooling"] == pooling
+    }
+    chosen = {}
+    for unit in units:
+        table = attributions.read_attributions(attributed, store, unit.concept, pooling)
+        rows = [row.values() for row in table.to_pylist()]
+        on = {(layer, site, number): value for layer, site, number, _, value, _ in rows}
+        by_ap = list(on)
+        order = np.argsort(-table.column("attribution").to_numpy(), kind="stable")
+        by_attribution = [by_ap[at] for at in order]
+        drawn = draw_like(by_ap[:most], widths, on.keys(), [params["seed"], unit.number])
+        neurons = {BY_AP: by_ap[:most], BY_ATTRIBUTION: by_attribution[:most], RANDOM: drawn}
+        chosen[unit.concept] = _Chosen(neurons, on, table)
+    _add_on_values(stage, store, chosen)
+    return chosen
+
+
+def _add_on_values(stage: Stage, store: Path, chosen: dict[str, _Chosen]) -> None:
+    """Medians on the concept's positives of the random neurons, each site read once."""
+    read = stage.inputs["activations"]
+    texts = read.inputs["sentences"]
+    names = sentences.read_concept_names(texts, store)
+    ids, members, _ = sentences.read_memberships(texts, store)
+    wanted: dict[tuple[int, str], list[tuple[str, int]]] = {}
+    for name, each in chosen.items():
+        for layer, site, unit in each.neurons[RANDOM]:
+            wanted.setdefault((layer, site), []).append((name, unit))
+    for (layer, site), asked in wanted.items():
+        units = np.unique([unit for _, unit in asked])
+        files = activations.site_files(read, store, stage.params["pooling"], layer, site)
+        values = files.read_units(units)
+        for name, unit in asked:
+            own = values[np.searchsorted(units, unit), ids[members == names.index(name)]]
+            chosen[name].on[layer, site, unit] = float(np.quantile(own.astype(np.float32), 0.5))
+
+
+def _ask(unit: _Unit, asked: _Question, chosen: _Chosen, params: Any) -> SteeringUnit:
+    from cluster.forcing import Row
+    from cluster.steering_pipeline import Growth, SteeringUnit
+
+    own = asked.own[asked.concepts.index(unit.concept)]
+    forced = [
+        chosen.forced(chosen.neurons[selection][:k] if k else [])
+        for selection, k in chosen.interventions(params["k"])
+    ]
+    rows = [row for each in forced for row in asked.everything.rows(each)]
+    for row in chosen.experts.slice(0, _singles(unit, params)).to_pylist():
+        rows += own.rows(chosen.forced([(row["layer"], row["site"], row["unit"])]))
+    growing = [
+        Row(start, each) for each in forced for start in asked.starts for _ in range(params["samples"])
+    ]
+    growth = None
+    if growing:
+        chances = np.tile(asked.chances.reshape(-1, params["tokens"]), (len(forced), 1))
+        growth = Growth(growing, chances, params["temperature"])
+    return SteeringUnit(unit.name, rows, growth, unit.budget)
+
+
+def _measure(
+    unit: _Unit, asked: _Question, chosen: _Chosen, params: Any, found: Steered
+) -> dict[str, pa.Table]:
+    """The tables of one concept."""
+    at, n_prompts = asked.concepts.index(unit.concept), len(asked.starts)
+    others = [number for number in range(len(asked.concepts)) if number != at]
+    described = {name: params[name] for name in ("model", "revision", "concept_set", "pooling")} | {
+        "concept": unit.concept
+    }
+    log_p, texts = iter(found.log_p), iter(found.texts)
+    prompts, effects = [], []
+    for selection, k in chosen.interventions(params["k"]):
+        given = [next(log_p) for _ in range(len(asked.everything))]
+        measured = asked.everything.log_p(given).reshape(len(asked.concepts), n_prompts)
+        if selection == NONE:
+            without = measured
+        change = measured - without
+        written = [[next(texts) for _ in range(params["samples"])] for _ in range(n_prompts)]
+        named = [sum(bool(find_word(text, asked.words[at])) for text in some) for some in written]
+        of_others = change[others].mean(axis=0) if others else None
+        steered = {**described, "selection": selection, "k": k}
+        prompts += [
+            {
+                **steered,
+                "prompt": params["prompts"][number],
+                "log_p": measured[at, number],
+                "change": change[at, number],
+                "others": None if of_others is None else of_others[number],
+                "containing": named[number],
+                "continuations": written[number],
+            }
+            for number in range(n_prompts)
+        ]
+        shares = np.array(named) / params["samples"] if params["samples"] else None
+        effects.append(
+            {
+                **steered,
+                "n_prompts": n_prompts,
+                **_columns("change", mean_over_prompts(change[at])),
+                **_columns("others", None if of_others is None else mean_over_prompts(of_others)),
+                **_columns("containing", None if shares is None else _share(mean_over_prompts(shares))),
+            }
+        )
+    own = asked.own[at]
+    neurons = []
+    for row in chosen.experts.slice(0, _singles(unit, params)).to_pylist():
+        del row["on_p50"]
+        alone = own.log_p([next(log_p) for _ in range(len(own))]) - without[at]
+        neurons.append({**described, **row, **_columns("change", mean_over_prompts(alone))})
+    return {
+        EFFECTS_FOLDER: pa.Table.from_pylist(effects, schemas.STEERING),
+        PROMPTS_FOLDER: pa.Table.from_pylist(prompts, schemas.STEERING_PROMPTS),
+        NEURONS_FOLDER: pa.Table.from_pylist(neurons, schemas.STEERING_NEURONS),
+    }
+
+
+def _singles(unit: _Unit, params: Any) -> int:
+    """How many experts of a concept are forced one at a time."""
+    of_all = params["single_concepts"] is None or unit.number < params["single_concepts"]
+    return int(params["singles"]) if of_all else 0
+
+
+def _share(found: Interval) -> Interval:
+    """An interval of a share, kept within 0 and 1."""
+    if found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+
+def _columns(name: str, found: Interval | None) -> dict[str, float | None]:
+    if found is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _doses(params: Any, prompts: pa.Table) -> pa.Table:
+    """Means over all concepts of each selection and k."""
+    grouped: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
+    for row in prompts.to_pylist():
+        of_concepts = grouped.setdefault((row["selection"], row["k"]), {})
+        of_concepts.setdefault(row["concept"], []).append(row)
+    rows = []
+    for selection, k in sorted(grouped, key=lambda dose: ((NONE, *SELECTIONS).index(dose[0]), dose[1])):
+        found = list(grouped[selection, k].values())
+
+        def values(name: str, found: list[list[dict[str, Any]]] = found) -> Floats:
+            return np.array([[row[name] for row in some] for some in found], np.float64)
+
+        change, others = values("change"), values("others")
+        shares = values("containing") / max(1, params["samples"])
+        rows.append(
+            {
+                **{name: params[name] for name in ("model", "revision", "concept_set", "pooling")},
+                "selection": selection,
+                "k": k,
+                "n_concepts": len(found),
+                "n_prompts": change.shape[1],
+                **_columns("change", mean_over_both(change)),
+                **_columns("others", None if np.isnan(others).any() else mean_over_both(others)),
+                **_columns("containing", _share(mean_over_both(shares)) if params["samples"] else None),
+                "positive": float((change.mean(axis=1) > 0).mean()),
+            }
+        )
+    return pa.Table.from_pylist(rows, schemas.STEERING_DOSES)
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_file
+
+    run_file("steering")

@@ -1,0 +1,92 @@
+"""A head with its job server, of its own ports and folder, as a user starts one; ended by its pid."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+_SECONDS = 90
+
+
+class Head(NamedTuple):
+    """Where the job server of a head is, and where its metrics are."""
+
+    address: str
+    metrics: str
+
+
+@contextmanager
+def ray_head(cpus: int = 2) -> Iterator[Head]:
+    """Start a head whose metrics are new every second."""
+    # the sockets of a session have long names of their own
+    folder = Path(tempfile.mkdtemp(prefix="nr", dir="/tmp"))
+    gcs, dashboard, agent, client, metrics = _free_ports(5)
+    command = [
+        *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
+        *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
+        *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
+        *("--include-dashboard=true", f"--temp-dir={folder}", f"--num-cpus={cpus}"),
+        *("--object-store-memory=100000000", "--disable-usage-stats"),
+    ]
+    root = str(Path(__file__).parent.parent)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    head = subprocess.Popen(
+        command,
+        env={**environment, "PYTHONPATH": root},
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait(address, head)
+        yield Head(address, f"http://127.0.0.1:{metrics}/metrics")
+    finally:
+        started = psutil.Process(head.pid).children(recursive=True)
+        head.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs([psutil.Process(head.pid), *started], timeout=20)
+        for process in alive:
+            process.kill()
+        head.wait(timeout=20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def _wait(address: str, head: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _SECONDS
+    while time.monotonic() < deadline:
+        assert head.poll() is None, "the head ended"
+        try:
+            with urllib.request.urlopen(f"{address}/api/version", timeout=5):  # noqa: S310
+                return
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):  # it asks for the token
+                return
+        except OSError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError("the head does not answer")

@@ -1,0 +1,208 @@
+"""What `deploy/` holds must be what its readers take: a manifest with a field that does not exist, a
+path that nothing mounts or an option that is gone fails only on somebody's cluster."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+import ray
+import typer
+import yaml
+
+from jobs.cli import app
+from jobs.config import read_sweep
+from jobs.schedule import Cron, find_zone
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+
+# fields of KubeRay's ray.io/v1 types and of the pods in them (ray-operator/apis/ray/v1)
+_RAY_JOB = {
+    *("activeDeadlineSeconds", "backoffLimit", "rayClusterSpec", "submitterPodTemplate", "metadata"),
+    *("clusterSelector", "submitterConfig", "entrypoint", "runtimeEnvYAML", "jobId", "submissionMode"),
+    *("entrypointResources", "entrypointNumCpus", "entrypointNumGpus", "ttlSecondsAfterFinished"),
+    *("shutdownAfterJobFinishes", "suspend", "deletionStrategy", "managedBy"),
+}
+_RAY_CLUSTER = {
+    *("rayVersion", "headGroupSpec", "workerGroupSpecs", "enableInTreeAutoscaling", "suspend"),
+    *("autoscalerOptions", "headServiceAnnotations", "gcsFaultToleranceOptions", "managedBy"),
+}
+_HEAD = {"rayStartParams", "template", "serviceType", "headService", "enableIngress"}
+_WORKERS = {
+    *("groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "rayStartParams"),
+    *("template", "suspend", "scaleStrategy", "idleTimeoutSeconds"),
+}
+
+
+def _documents() -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted(DEPLOY.glob("*.yaml")):
+        if path.name != "cluster.yaml":
+            for document in yaml.safe_load_all(path.read_text()):
+                yield path.name, document
+
+
+def _clusters(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    spec = document["spec"]
+    if document["kind"] == "RayCluster":
+        yield spec
+        return
+    if document["kind"] == "RayCronJob":
+        assert spec.keys() == {"schedule", "jobTemplate"}
+        Cron(spec["schedule"])
+        spec = spec["jobTemplate"]
+    assert spec.keys() <= _RAY_JOB
+    yield spec["rayClusterSpec"]
+
+
+def _pods() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, document in _documents():
+        if document["apiVersion"] == "ray.io/v1":
+            for cluster in _clusters(document):
+                yield name, cluster["headGroupSpec"]["template"]["spec"]
+                for group in cluster["workerGroupSpecs"]:
+                    yield name, group["template"]["spec"]
+        elif document["kind"] == "Deployment":
+            assert document["spec"]["selector"]["matchLabels"].items() <= (
+                document["spec"]["template"]["metadata"]["labels"].items()
+            )
+            yield name, document["spec"]["template"]["spec"]
+
+
+def test_ray_resources_have_the_fields_of_their_types_and_the_pinned_ray() -> None:
+    seen = set()
+    for _, document in _documents():
+        assert re.fullmatch(r"[a-z0-9-]+", document["metadata"]["name"])
+        if document["apiVersion"] != "ray.io/v1":
+            continue
+        seen.add(document["kind"])
+        for cluster in _clusters(document):
+            assert cluster.keys() <= _RAY_CLUSTER
+            assert cluster["rayVersion"] == ray.__version__
+            assert cluster["headGroupSpec"].keys() <= _HEAD
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+                options = _ray_start_options()
+                assert {f"--{name}" for name in group["rayStartParams"]} <= options
+            for group in cluster["workerGroupSpecs"]:
+                assert group.keys() <= _WORKERS
+                assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    assert seen == {"RayJob", "RayCronJob", "RayCluster"}
+
+
+def _ray_start_options() -> set[str]:
+    from ray.scripts.scripts import start
+
+    return {option for parameter in start.params for option in parameter.opts}
+
+
+def test_every_path_of_a_pod_is_mounted_and_every_volume_is_there(tmp_path: Path) -> None:
+    resources = {(document["kind"], document["metadata"]["name"]) for _, document in _documents()}
+    (study,) = (document for _, document in _documents() if document["kind"] == "ConfigMap")
+    for name, content in study["data"].items():
+        (tmp_path / name).write_text(content)
+    sweep = read_sweep(tmp_path / "study.yaml")
+    named = [str(sweep.store_path), sweep.model_dump()["concepts"]["source"]]
+    pods = list(_pods())
+    assert len(pods) == 7
+    for name, pod in pods:
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        for volume in volumes.values():
+            if "configMap" in volume:
+                assert ("ConfigMap", volume["configMap"]["name"]) in resources
+            if "persistentVolumeClaim" in volume:
+                claim = volume["persistentVolumeClaim"]["claimName"]
+                assert ("PersistentVolumeClaim", claim) in resources
+        for container in pod["containers"]:
+            mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            assert set(mounts.values()) <= volumes.keys(), name
+            for path in (*named, "/study/study.yaml"):
+                assert any(PurePosixPath(path).is_relative_to(mount) for mount in mounts), (name, path)
+
+
+def test_every_command_is_there_with_its_options() -> None:
+    entrypoints = [
+        spec["entrypoint"]
+        for _, document in _documents()
+        for spec in (document.get("spec", {}), document.get("spec", {}).get("jobTemplate", {}))
+        if "entrypoint" in spec
+    ]
+    assert len(entrypoints) == 2
+    for line in entrypoints:
+        python, module_flag, module, file = shlex.split(line)
+        assert (python, module_flag, file) == ("python", "-m", "/study/study.yaml")
+        assert find_spec(module)
+    (deployment,) = (document for _, document in _documents() if document["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    _check_schedule([*container["command"], *container["args"]], "Europe/Berlin")
+    service = container["args"][-1].split("//")[1].split("-head-svc")[0]
+    assert ("RayCluster", service) in {
+        (document["kind"], document["metadata"]["name"]) for _, document in _documents()
+    }
+
+
+def _check_schedule(words: list[str], zone: str) -> None:
+    program, command, file, *options = words
+    assert program.rpartition("/")[2] == "neuralign"
+    assert file.endswith(".yaml")
+    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    known = {option for parameter in found.params for option in parameter.opts}
+    assert set(options[::2]) <= known
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    if not given["--cron"].startswith("$"):
+        Cron(given["--cron"], find_zone(zone))
+
+
+def test_the_systemd_unit_starts_a_command_that_is_there() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    path = DEPLOY / "neuralign-schedule@.service"
+    unit.read_string(path.read_text())
+    assert unit.sections() == ["Unit", "Service", "Install"]
+    assert unit["Service"]["Restart"] == "always"
+    _check_schedule(unit["Service"]["ExecStart"].split(), "UTC")
+    told = dict(
+        line.lstrip("# ").split("=", 1) for line in path.read_text().splitlines()[:6] if "=" in line
+    )
+    assert set(re.findall(r"\$\{(\w+)\}", unit["Service"]["ExecStart"])) == told.keys()
+    Cron(told["CRON"], find_zone(told["TIMEZONE"]))
+
+
+def test_the_launchers_file_is_what_its_own_schema_takes() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    content = yaml.safe_load((DEPLOY / "cluster.yaml").read_text())
+    validate_config(prepare_config(content))
+    options = _ray_start_options()
+    for line in (*content["head_start_ray_commands"], *content["worker_start_ray_commands"]):
+        program, command, *rest = shlex.split(line)
+        assert (program.rpartition("/")[2], command in ("start", "stop")) == ("ray", True)
+        assert {word.partition("=")[0] for word in rest} <= options
+    for source in content["file_mounts"].values():
+        assert (ROOT / source / "constraints.txt").is_file()
+
+
+def test_the_image_copies_what_is_there_and_all_that_the_package_needs() -> None:
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists(), name
+    project = (ROOT / "pyproject.toml").read_text()
+    packages = re.search(r"packages = \[(.*?)\]", project)
+    assert packages is not None
+    assert {name.split(".")[0] for name in re.findall(r'"([\w.]+)"', packages[1])} <= copied
+    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"} <= copied
+    assert any(line.startswith("FROM python:3.11") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/clusters.md"])
+def test_files_that_the_docs_name_are_there(name: str) -> None:
+    for path in re.findall(r"deploy/[\w@.-]*\w", (ROOT / name).read_text()):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,179 @@
+"""Stages of different models must overlap, and never those that work with the same; what one model's
+stage does wrong must not reach the others, and what concerns all must stop all."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from jobs.overlap import side_by_side
+from jobs.stage import Lane, Outcome, Stage
+from storage import layout
+from storage.database import open_store
+from storage.errors import StoreError, UserError, WorkFailed
+from storage.layout import RUNNING
+from tests import tiny
+from tests.test_sweep import neuralign
+
+
+@pytest.fixture(autouse=True)
+def gpus() -> Iterator[None]:
+    """A cluster with a GPU, of which these stages need nothing."""
+    with patch("cluster.session.connect"), patch("cluster.session.gpus", lambda: 1):
+        yield
+
+
+class Record:
+    """When each stage was at work."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now: list[tuple[str, Lane]] = []
+        self.beside: set[frozenset[str]] = set()
+        self.order: list[str] = []
+
+    def stage(
+        self,
+        label: str,
+        lane: Lane,
+        inputs: dict[str, Stage],
+        work: Callable[[str], Any],
+    ) -> Stage:
+        def run(stage: Stage, store: Path) -> Outcome:
+            with self.lock:
+                assert lane not in [other for _, other in self.now], (label, self.now)
+                self.now.append((label, lane))
+                self.order.append(label)
+                self.beside |= {frozenset([label, other]) for other, _ in self.now}
+            try:
+                work(label)
+            finally:
+                with self.lock:
+                    self.now.remove((label, lane))
+            return Outcome([])
+
+        return Stage("report", label, {"label": label}, run, inputs, lane)
+
+
+def _models(record: Record, count: int, work: Callable[[str], Any]) -> list[Stage]:
+    stages = []
+    for number in range(count):
+        read = record.stage(f"read {number}", Lane.GPUS, {}, work)
+        scored = record.stage(f"scored {number}", Lane.CPUS, {"read": read}, work)
+        stages += [read, scored, record.stage(f"compared {number}", Lane.HERE, {"scored": scored}, work)]
+    return stages
+
+
+def test_the_next_model_is_read_while_one_is_scored_and_another_is_compared(tmp_path: Path) -> None:
+    record = Record()
+    stages = _models(record, 4, lambda _: time.sleep(0.1))
+    store = layout.create(tmp_path / "store")
+    ended = [each.stage.label for each in side_by_side(stages, store, lambda *_: True)]
+    assert sorted(ended) == sorted(stage.label for stage in stages)
+    for pair in (("scored 0", "read 1"), ("compared 0", "read 2"), ("compared 0", "scored 1")):
+        assert frozenset(pair) in record.beside
+    again = list(side_by_side(stages, store, lambda *_: True))
+    assert not any(each.ran for each in again)
+    assert len(again) == len(stages)
+
+
+def test_without_gpus_models_and_experts_take_turns_on_the_cpus(tmp_path: Path) -> None:
+    """Side by side, either would wait for CPUs that the other holds, and give up."""
+    record = Record()
+    stages = _models(record, 3, lambda _: time.sleep(0.05))
+    store = layout.create(tmp_path / "store")
+    with patch("cluster.session.gpus", lambda: 0):
+        list(side_by_side(stages, store, lambda *_: True))
+    kinds = {frozenset(label.split()[0] for label in pair) for pair in record.beside}
+    assert frozenset(["read", "scored"]) not in kinds
+    assert record.order.index("scored 0") < record.order.index("read 1")
+
+
+def test_a_model_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    def work(label: str) -> None:
+        if label == "read 1":
+            raise WorkFailed("1 of 1 units failed", ["unit 0: nonsense"])
+        if label == "scored 2":
+            raise UserError("does not fit")
+
+    record = Record()
+    stages = _models(record, 4, work)
+    store = layout.create(tmp_path / "store")
+    ended = list(side_by_side(stages, store, lambda *_: True))
+    assert {each.stage.label for each in ended if each.error} == {"read 1", "scored 2"}
+    assert {each.stage.label for each in ended if each.ran} == {
+        *("read 0", "scored 0", "compared 0", "read 2", "read 3", "scored 3", "compared 3")
+    }
+
+
+@pytest.mark.parametrize("error", [StoreError("full"), ZeroDivisionError("a bug")])
+def test_what_concerns_all_models_stops_all_and_leaves_no_lease(
+    tmp_path: Path, error: Exception
+) -> None:
+    def work(label: str) -> None:
+        if label == "scored 0":
+            time.sleep(0.3)
+            raise error
+        if label == "read 1":
+            while True:
+                time.sleep(0.05)
+
+    stages = _models(Record(), 3, work)
+    store = layout.create(tmp_path / "store")
+    started = time.monotonic()
+    with pytest.raises(type(error), match=str(error)):
+        list(side_by_side(stages, store, lambda *_: True))
+    assert time.monotonic() - started < 10
+    assert not list(store.rglob(RUNNING))
+    names = {thread.name for thread in threading.enumerate()}
+    assert not names & {stage.name for stage in stages}
+
+
+def test_a_stage_that_is_held_back_starts_when_others_ended(tmp_path: Path) -> None:
+    record = Record()
+    stages = _models(record, 3, lambda _: None)
+    last_read, first_compared = stages[6], stages[2]
+
+    def may_start(stage: Stage, ended: Any) -> bool:
+        return stage is not last_read or first_compared.fingerprint in ended
+
+    store = layout.create(tmp_path / "store")
+    list(side_by_side(stages, store, may_start))
+    assert record.order.index("compared 0") < record.order.index("read 2")
+    shutil.rmtree(store)
+
+
+def test_a_sweep_goes_on_without_the_model_that_fails_and_tells_of_it(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """All else is computed and compared, the failure told, the exit code 1."""
+    from safetensors.numpy import load_file, save_file
+
+    for name in ("good", "bad"):
+        shutil.copytree(tiny_model, tmp_path / name)
+    file = tmp_path / "bad/model.safetensors"
+    whole = load_file(file)
+    broken = {**whole, "model.layers.2.mlp.up_proj.weight": np.full((48, 32), np.nan, np.float32)}
+    save_file(broken, file, {"format": "pt"})
+    sweep = tiny.write_sweep(tmp_path, extra="resamples: 100\nbaselines: [input-embedding]\n")
+    text = sweep.read_text().replace("[max, concept, context]", "[max]")
+    models = ", ".join(f"{{id: {name}, dtype: float32}}" for name in ("bad", "good"))
+    sweep.write_text(text.replace("{id: model, dtype: float32}", models))
+    done = neuralign("run", sweep)
+    assert done.returncode == 1, done.stderr
+    assert "activations bad@main: failed; the other models go on" in done.stderr
+    assert "1 models failed" in done.stderr
+    assert "L02.mlp.hidden" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Nearest concepts by shared experts (good@main" in done.stdout
+    with open_store(tmp_path / "results/sweep") as connection:
+        assert connection.sql("SELECT DISTINCT model FROM experts").fetchall() == [("good",)]
+        assert connection.sql("SELECT DISTINCT model FROM alignment").fetchall() == [("good",)]

@@ -1,0 +1,152 @@
+"""What a sweep would run must be told in seconds for thousands of models, and with true numbers."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from cluster.sites import describe
+from cluster.sizes import _KEYS, Size, _from_keys
+from storage import layout
+from storage.manifest import Manifest
+
+_ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("kind", sorted(_KEYS))
+def test_a_size_from_the_configuration_is_that_of_the_model(kind: str) -> None:
+    """A key that means something else in some architecture would give wrong bytes and times."""
+    own = {"ffn_dim": 48, "word_embed_proj_dim": 32} if kind == "opt" else {"intermediate_size": 48}
+    config = AutoConfig.for_model(
+        kind,
+        num_hidden_layers=3,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=8,
+        vocab_size=64,
+        pad_token_id=0,
+        **own,
+    )
+    with torch.device("meta"):
+        sites, hidden = describe(config, "mlp")
+    expected = Size(3, sum(site.width for site in sites), hidden)
+    assert expected == Size(3, 3 * 48, 32)
+    assert _from_keys(config.to_dict()) == expected
+    assert _from_keys({"model_type": kind}) is None
+
+
+def _hub(cache: Path, models: int, revisions: int) -> list[str]:
+    """The hub's cache on this machine, with so many revisions of so many models."""
+    names = []
+    for number in range(models):
+        names.append(f"zoo/model-{number}")
+        for step in range(revisions):
+            _add_revision(cache, number, step)
+    return names
+
+
+def _add_revision(cache: Path, number: int, step: int) -> None:
+    folder = cache / f"models--zoo--model-{number}"
+    commit = hashlib.sha1(f"{number} {step}".encode(), usedforsecurity=False).hexdigest()
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / f"step{step}").write_text(commit)
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    content = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 12,
+    }
+    (snapshot / "config.json").write_text(json.dumps(content))
+
+
+def _study(folder: Path, models: int, revisions: int, concepts: int, each: int) -> Path:
+    names = _hub(folder / "hub", models, revisions)
+    with (folder / "concepts.csv").open("w") as sentences:
+        rows = csv.writer(sentences)
+        rows.writerow(["concept", "domain", "text"])
+        for concept in range(concepts):
+            for number in range(each):
+                text = f"Nobody saw a thing{concept} in the place of number {number} again."
+                rows.writerow([f"thing{concept}", f"domain{concept % 27}", text])
+    pairs = "".join(f"thing{n},thing{n + 1},{n % 7}\n" for n in range(concepts - 1))
+    (folder / "human.csv").write_text(f"a,b,score\n{pairs}")
+    listed = "".join(f"  - {{id: {name}, revisions: all, dtype: bfloat16}}\n" for name in names)
+    file = folder / "study.yaml"
+    file.write_text(
+        f"concepts: concepts.csv\nhuman: [{{name: mine, path: human.csv}}]\nmodels:\n{listed}"
+    )
+    return file
+
+
+def _plan(file: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", "from jobs.cli import main; main()", "plan", str(file)],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(_ROOT),
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_CACHE": str(file.parent / "hub"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_hundred_models_of_twenty_revisions_are_planned_in_five_seconds(tmp_path: Path) -> None:
+    """Of a processor: what else runs on this machine does not count."""
+    file = _study(tmp_path, 100, 20, 1854, 20)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    printed = _plan(file)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "1854 concepts, 37,080 sentences, 2000 models" in printed
+    assert "activations 0 of 2000" in printed
+    # 12 layers of 256 neurons as float16, and of 64 coordinates as float32
+    expected = 2000 * 37_080 * 12 * (256 * 2 + 64 * 4) / 1e9
+    assert f"Activations to write: {expected:,.2f} GB" in printed
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < 5, f"{used:.1f} s"
+
+
+def test_revisions_that_are_new_are_planned_and_times_are_those_measured(tmp_path: Path) -> None:
+    file = _study(tmp_path, 2, 3, 6, 6)
+    printed = _plan(file)
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("experts")] == [
+        f"zoo/model-{model}@step{step}" for model in (0, 1) for step in range(3)
+    ]
+    assert "How long it takes can be told when" in printed
+    _add_revision(tmp_path / "hub", 1, 10)
+    # one model's activations took 60 s
+    store = layout.create(tmp_path / "results/study")
+    params = {"model": "zoo/model-0", "revision": "step0", "concept_set": _label(file)}
+    folder = layout.stage_folder(store, "activations", "zoo/model-0@step0", "0" * 16)
+    Manifest(folder, "activations", "zoo/model-0@step0", "0" * 16, params, {}, [], 60.0).commit()
+    printed = _plan(file)
+    assert "zoo/model-1@step10" in printed
+    assert "activations 0 of 7" in printed
+    of_activations = [line for line in printed.splitlines() if line.startswith("activations")]
+    assert all(line.endswith("60 s") for line in of_activations)
+    assert "About 7 min at the rates measured in this store, and" in printed
+
+
+def _label(file: Path) -> str:
+    from storage.concepts import read_concepts
+
+    return read_concepts(file.parent / "concepts.csv", "study").label
