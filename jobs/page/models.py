@@ -50,7 +50,8 @@ def section(source: Source) -> Section:
     halves = {
         (row["model"], row["revision"], row["pooling"]): row["rho"]
         for row in source.ask("FROM reliability")
-        if (row["measure"], row["threshold"]) == (view.measure, view.threshold)
+        if (row["measure"], row["threshold"], row["concept_set"])
+        == (view.measure, view.threshold, view.concept_set)
     }
     place = (
         "representation",

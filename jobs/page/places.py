@@ -22,14 +22,15 @@ ORDER BY pooling, site, layer
 
 _ALIGNED = """
 FROM alignment
-WHERE representation = $experts AND measure = $measure AND human_set = $human_set
+WHERE representation = $experts AND concept_set = $concept_set AND measure = $measure
+    AND human_set = $human_set
     AND threshold IS NOT DISTINCT FROM $threshold AND top IS NOT DISTINCT FROM $top
 ORDER BY model, revision, pooling, layer, site
 """
 
 _COUNTS = """
 SELECT model, revision, pooling, sum(n_experts)::BIGINT AS n FROM expert_places
-WHERE threshold = $threshold GROUP BY ALL
+WHERE threshold = $threshold AND concept_set = $concept_set GROUP BY ALL
 """
 
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([mb])(?![a-z])", re.IGNORECASE)
@@ -45,13 +46,14 @@ def section(source: Source) -> Section:
     rows = source.ask(
         _ALIGNED,
         experts=EXPERTS,
+        concept_set=view.concept_set,
         measure=view.measure,
         human_set=source.human_set,
         threshold=view.threshold,
         top=view.top,
     )
     rows = [row for row in rows if row["agreement"] == rows[0]["agreement"]]
-    counts = source.ask(_COUNTS, threshold=view.threshold)
+    counts = source.ask(_COUNTS, threshold=view.threshold, concept_set=view.concept_set)
     figures, missing = _where(source, rows)
     whole = [row for row in rows if row["layer"] is None and row["site"] is None]
     for found in (_over_steps(source, whole, counts), _over_sizes(source, whole, counts)):
@@ -64,12 +66,7 @@ def section(source: Source) -> Section:
 
 def _where(source: Source, rows: list[Row]) -> tuple[list[Figure], list[str]]:
     view = source.view
-    here = [
-        row
-        for row in rows
-        if (row["model"], row["revision"], row["concept_set"])
-        == (view.model, view.revision, view.concept_set)
-    ]
+    here = [row for row in rows if (row["model"], row["revision"]) == (view.model, view.revision)]
     layers = [row for row in here if row["layer"] is not None and row["site"] is None]
     counted = source.ask(
         _PLACES,
