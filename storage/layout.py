@@ -19,7 +19,7 @@ from storage.commit import TEMPORARY_SUFFIX, as_json, put_if_absent, sweep_tempo
 from storage.errors import StoreError
 from storage.place import entries, is_remote, read_bytes, size
 
-FORMAT = 2
+FORMAT = 3
 KINDS = (
     "sentences",
     "activations",
