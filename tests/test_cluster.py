@@ -205,6 +205,7 @@ keeper.tick(datetime.fromisoformat(since), datetime.fromisoformat(now))
 """
 
 
+@pytest.mark.filterwarnings("ignore:ssl=None")  # Ray's client says it to aiohttp
 def test_three_slots_are_three_jobs_though_the_scheduler_is_killed_between_submit_and_record(
     address: str, tmp_path: Path
 ) -> None:
