@@ -162,7 +162,7 @@ def test_the_same_sweep_submitted_again_is_the_same_job(studies: dict[str, Any],
 
 
 def test_a_job_ends_with_its_own_exit_code_and_can_be_submitted_again(
-    studies: dict[str, Any], address: str, tmp_path: Path
+    address: str, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     file = tiny.write_sweep(tmp_path, extra=f"models_in: {tmp_path / 'empty'}\nname: lost\n")
@@ -192,10 +192,11 @@ from pathlib import Path
 from cluster.job_server import JobServer
 from jobs.config import read_sweep
 from jobs.schedule import Cron, Scheduler, _ToServer
+from storage import layout
 from storage.slots import Slots
 file, address, since, now, kills = sys.argv[1:]
 sweep = read_sweep(Path(file))
-slots = Slots(sweep.store_path, sweep.name)
+slots = Slots(layout.create(sweep.store_path), sweep.name)
 if kills == "kill":
     slots.mark_done = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 server = _ToServer(Path(file), sweep, JobServer(address))
@@ -204,10 +205,12 @@ keeper.tick(datetime.fromisoformat(since), datetime.fromisoformat(now))
 """
 
 
+@pytest.mark.filterwarnings("ignore:ssl=None")  # Ray's client says it to aiohttp
 def test_three_slots_are_three_jobs_though_the_scheduler_is_killed_between_submit_and_record(
-    studies: dict[str, Any], address: str
+    address: str, tmp_path: Path
 ) -> None:
-    file = studies["files"]["submitted"]
+    """Jobs that end at once, as their model is nowhere: a slot is a slot whatever becomes of it."""
+    file = tiny.write_sweep(tmp_path, model="./nowhere")
     server = JobServer(address)
     since = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -234,12 +237,14 @@ def test_three_slots_are_three_jobs_though_the_scheduler_is_killed_between_submi
         again = tick(minute, "live")
         assert again.returncode == 0, again.stderr
         assert "was submitted before" in again.stderr
-        assert server.follow(slots()[-1], lambda _: None) == 0
+        assert server.follow(slots()[-1], lambda _: None) == 2
     assert slots() == [f"slot-20260601T000{minute}Z" for minute in (1, 2, 3)]
 
 
-def test_the_doctor_says_what_is_wrong_and_what_to_do(studies: dict[str, Any], address: str) -> None:
-    file = studies["files"]["here"]
+def test_the_doctor_says_what_is_wrong_and_what_to_do(
+    address: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    file = tiny.write_sweep(tmp_path, model=str(tiny_model))
     found = neuralign("doctor", file, "--address", address).stdout
     for line in ("well   packages: all there", "well   job server: ", "well   sweep ", "well   store: "):
         assert line in found
@@ -296,10 +301,10 @@ def test_a_head_that_is_none_or_of_another_version_is_told_at_once() -> None:
 
 
 def test_drivers_are_told_of_a_cluster_that_does_not_answer(
-    studies: dict[str, Any], address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Path
 ) -> None:
     """Ray itself tries for minutes, also at the port of the job server."""
-    file = tiny.write_sweep(tmp_path, model=str(studies["folder"] / "model"))
+    file = tiny.write_sweep(tmp_path, model=str(tiny_model))
     for wrong, told in ((address, "is not where a cluster takes drivers"), ("127.0.0.1:9", "nobody")):
         monkeypatch.setenv("RAY_ADDRESS", wrong.removeprefix("http://"))
         started = time.monotonic()
