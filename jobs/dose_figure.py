@@ -55,4 +55,4 @@ def _draw(axes: Axes, rows: list[dict[str, Any]], name: str) -> None:
         axes.axhline(base, color="black", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.set_xlabel("neurons forced")
-    axes.set_ylabel(_PANELS[name], fontsize=9)
+    axes.set_ylabel(_PANELS[name], fontsize=8)

@@ -27,6 +27,8 @@ from cluster.steering_pipeline import (
 )
 from cluster.tokens import Tokenizer
 from cluster.weights import Weights, resolve
+from jobs.config import read_sweep
+from jobs.sweep import plan
 from storage.database import ask, open_store
 from storage.errors import UserError
 from tests import tiny
@@ -315,6 +317,6 @@ def test_what_cannot_be_steered_is_said_at_once(
     tmp_path: Path, tiny_model: Path, steering: str, message: str
 ) -> None:
     file = tiny.write_sweep(tmp_path, str(tiny_model), f"steering: {steering}\n")
-    refused = neuralign("plan", file)
-    assert refused.returncode == 2
-    assert message in refused.stderr
+    with pytest.raises(UserError) as refused:
+        plan(read_sweep(file))
+    assert message in str(refused.value)
