@@ -24,7 +24,7 @@ from jobs import activations, attributions, sentences
 from jobs.config import Model, Steering
 from jobs.dose_figure import draw_doses
 from jobs.progress import progress
-from jobs.stage import Outcome, Stage, run_missing_units
+from jobs.stage import Lane, Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.commit import FileRecord, write_bytes, write_table
 from storage.place import read_table
@@ -117,7 +117,8 @@ def plan(
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, weights, model)
 
-    return Stage(KIND, read.label, params, run, {"activations": read, "attributions": attributed})
+    inputs = {"activations": read, "attributions": attributed}
+    return Stage(KIND, read.label, params, run, inputs, Lane.GPUS)
 
 
 def read_doses(stage: Stage, store: Path) -> list[dict[str, Any]]:
