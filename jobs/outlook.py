@@ -23,9 +23,10 @@ from cluster.sizes import Size, size_of
 from cluster.weights import load_config
 from jobs import activations, experts, space
 from jobs.duration import duration
+from jobs.model_stages import LATENTS
 from jobs.reckoning import print_reckoning
 from jobs.stage import Stage
-from jobs.sweep import LATENTS, Plan
+from jobs.sweep import Plan
 from storage import layout, manifest
 from storage.place import entries, size
 

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from alignment.words import NOUN
 from cluster import hub
-from cluster.devices import native_dtype
 from cluster.reach import check_reach
 from cluster.session import connect, disconnected_after, is_shared
 from cluster.weights import (
-    MAIN,
     RANDOM_INIT,
     Weights,
-    load_config,
     local_revisions,
     resolve,
-    resolve_encoder,
 )
 from jobs import (
     activations,
     alignment,
     attributions,
-    baselines,
-    encoders,
     experts,
     generate,
     harvest,
     hierarchy,
-    reliability,
     report,
     sentences,
     similarity,
     space,
-    steering,
 )
-from jobs.config import Brought, Harvest, Latents, Model, SentenceEncoder, Sweep, WordVectors
+from jobs.config import Brought, Harvest, Latents, Model, Sweep
 from jobs.judgments import judge
+from jobs.model_stages import baseline_stages, latent_stages, model_stages, shuffled_stages
 from jobs.overlap import in_order, side_by_side
 from jobs.progress import say
 from jobs.stage import Stage
@@ -48,11 +41,6 @@ from storage.concepts import ConceptSet, named, read_concepts, read_words
 from storage.database import is_activations
 from storage.errors import UserError, WorkFailed
 from storage.manifest import drop
-
-ENCODER = "all-minilm-l6-v2"
-"""The baseline `sentence-encoder`."""
-LATENTS = "latents"
-"""What the control of a dictionary ends with."""
 
 
 @dataclass(frozen=True)
@@ -114,19 +102,19 @@ def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
     experts.check(concepts, sweep.experts)
     if sweep.steering is not None:
         attributions.check(concepts, sweep.steering)
-    stages = [texts, *_baseline_stages(sweep, texts)]
+    stages = [texts, *baseline_stages(sweep, texts)]
     for model, weights in models:
-        stages += _model_stages(sweep, model, weights, texts, len(concepts.sentences))
+        stages += model_stages(sweep, model, weights, texts, len(concepts.sentences))
     if "shuffled" in sweep.baselines:
         mixed = sentences.plan_shuffled(concepts, texts, sweep.concepts.language, sweep.seed)
         stages.append(mixed)
         for model, weights in models:
             if not weights.random:
-                stages += _shuffled_stages(sweep, model, weights, mixed, len(concepts.sentences))
+                stages += shuffled_stages(sweep, model, weights, mixed, len(concepts.sentences))
     for wanted in [each for each in sweep.baselines if isinstance(each, Latents)]:
         for model, weights in models:
             if model in sweep.models_of(wanted) and not weights.random:
-                stages += _latent_stages(sweep, wanted, model, weights, texts, len(concepts.sentences))
+                stages += latent_stages(sweep, wanted, model, weights, texts, len(concepts.sentences))
     compared = [stage for stage in stages if stage.kind == similarity.KIND]
     how = alignment.How(sweep.agreement, sweep.interval, sweep.resamples, sweep.seed)
     aligned = alignment.plan(sweep.name, texts, compared, human, how)
@@ -255,102 +243,6 @@ def _revisions(model: Model, sweep: Sweep) -> list[str]:
     control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
     asked = [*model.revisions, *([RANDOM_INIT] if control else [])]
     return hub.expand(model.id, asked, local_revisions(model.id, sweep.models_folder))
-
-
-def _baseline_stages(sweep: Sweep, texts: Stage) -> Iterator[Stage]:
-    """What needs none of the sweep's models."""
-    for wanted in sweep.baselines:
-        if wanted == "glove":
-            yield baselines.plan_glove(texts)
-        elif wanted == "sentence-encoder":
-            encoder = resolve_encoder(ENCODER, MAIN, sweep.models_folder)
-            yield encoders.plan(ENCODER, encoder, texts)
-        elif isinstance(wanted, WordVectors):
-            yield baselines.plan_word_vectors(wanted.name, sweep.folder / wanted.path, texts)
-        elif isinstance(wanted, SentenceEncoder):
-            encoder = resolve_encoder(wanted.encoder, wanted.revision, sweep.models_folder)
-            yield encoders.plan(wanted.name, encoder, texts)
-
-
-def _shuffled_stages(
-    sweep: Sweep, model: Model, weights: Weights, mixed: Stage, n_sentences: int
-) -> Iterator[Stage]:
-    """Experts once more, on sentences whose words are shuffled."""
-    dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    read = activations.plan(weights, model, dtype, sweep.neurons, mixed, n_sentences, False)
-    yield read
-    yield from _as_control(sweep, read, sentences.SHUFFLED)
-
-
-def _latent_stages(
-    sweep: Sweep, wanted: Latents, model: Model, weights: Weights, texts: Stage, n_sentences: int
-) -> Iterator[Stage]:
-    """Experts among the latents of a sparse autoencoder."""
-    from cluster.dictionary import Dictionary
-
-    module, _, side = wanted.at.rpartition(":")
-    if wanted.at and side not in ("input", "output"):
-        raise UserError(f"baselines: {wanted.name}: at: {wanted.at!r}: expected MODULE:input or :output")
-    layers = load_config(weights).get_text_config().num_hidden_layers
-    if wanted.layer >= layers:
-        raise UserError(
-            f"baselines: {wanted.name}: layer: {wanted.layer}: {model.id!r} has layers 0 to {layers - 1}"
-        )
-    dictionary = Dictionary(
-        wanted.name,
-        sweep.folder / wanted.dictionary,
-        wanted.layer,
-        module,
-        "input" if side == "input" else "output",
-        wanted.activation,
-        wanted.k,
-        None if wanted.b_dec is None else wanted.b_dec == "subtract",
-    )
-    dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences, False, dictionary)
-    yield read
-    yield from _as_control(sweep, read, f"{wanted.name} {LATENTS}")
-
-
-def _model_stages(
-    sweep: Sweep, model: Model, weights: Weights, texts: Stage, n_sentences: int
-) -> Iterator[Stage]:
-    dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    input_embedding = "input-embedding" in sweep.baselines
-    contextual = "contextual" in sweep.baselines and not weights.random
-    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences, contextual)
-    yield read
-    scored = experts.plan(read, sweep.experts, sweep.seed)
-    yield scored
-    how, which = sweep.similarity, sweep.experts
-    yield similarity.plan(scored, how.measures, how.scopes, which.threshold, which.top)
-    if not weights.random:
-        yield from _control_stages(sweep, read)
-        if sweep.steering is not None:
-            attributed = attributions.plan(scored, weights, model, sweep.steering)
-            yield attributed
-            yield steering.plan(read, attributed, weights, model, sweep.steering, sweep.seed)
-    if (input_embedding or contextual) and not weights.random:
-        yield baselines.plan_embeddings(read, input_embedding, contextual)
-
-
-def _control_stages(sweep: Sweep, read: Stage) -> Iterator[Stage]:
-    """Experts found once more as controls."""
-    if "length-matched" in sweep.controls:
-        yield from _as_control(sweep, read, experts.LENGTH_MATCHED)
-    if "split-half" in sweep.controls:
-        halves = [_as_control(sweep, read, half) for half in experts.HALVES]
-        for pair in halves:
-            yield from pair
-        yield reliability.plan(*(compared for _, compared in halves))
-
-
-def _as_control(sweep: Sweep, read: Stage, control: str) -> tuple[Stage, Stage]:
-    """The experts of a control, and their similarities by the measure that is reported."""
-    scored = experts.plan(read, sweep.experts, sweep.seed, control)
-    return scored, similarity.plan(
-        scored, sweep.similarity.measures[:1], ["model"], sweep.experts.threshold
-    )
 
 
 if __name__ == "__main__":
