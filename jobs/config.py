@@ -120,7 +120,7 @@ class Generate(_Made):
 
 
 def _source_kind(value: Any) -> str:
-    source = value.get("source") if isinstance(value, dict) else None
+    source = value.get("source") if isinstance(value, dict) else getattr(value, "source", None)
     return source if source in ("harvest", "generate") else "brought"
 
 

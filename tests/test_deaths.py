@@ -57,7 +57,7 @@ def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
     try:
         for unit, receipt in queue_of(start, tmp_path, slow=0.1).run(units, 2, wait_seconds=60):
             done.append(unit.number)
-            assert len(receipt.files) == LAYERS * len(POOLINGS) + LAYERS
+            assert len(receipt.files) == LAYERS * len(POOLINGS) + 2 * LAYERS
             if len(done) in faults:
                 faults[len(done)]()
     finally:

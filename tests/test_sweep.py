@@ -149,7 +149,7 @@ def test_the_views_hold_what_the_model_does(study: Path) -> None:
 
 def test_sql_answers_in_three_formats(study: Path) -> None:
     store = study / "results/sweep"
-    query = "SELECT concept, domain, 1.5 AS x FROM concepts ORDER BY concept LIMIT 2"
+    query = "SELECT DISTINCT concept, domain, 1.5 AS x FROM concepts ORDER BY concept LIMIT 2"
     expected = [("boat", "vehicle"), ("bus", "vehicle")]
     as_json = json.loads(neuralign("sql", store, query, "--format", "json").stdout)
     assert [(row["concept"], row["domain"]) for row in as_json] == expected

@@ -19,7 +19,8 @@ SELECT
     quantile_cont(b.n, 0.95) AS chance_p95,
     (1 + count(*) FILTER (WHERE b.n >= a.n)) / (1 + count(*)) AS p,
     a.best AS best_ap,
-    avg(b.best) AS best_chance_mean,
+    -- in one order, so that the same rows give the same mean to the last bit
+    avg(b.best ORDER BY b.shuffle) AS best_chance_mean,
     quantile_cont(b.best, 0.95) AS best_chance_p95,
     (1 + count(*) FILTER (WHERE b.best >= a.best)) / (1 + count(*)) AS best_p,
     count(*) AS shuffles,
@@ -27,4 +28,4 @@ SELECT
 FROM whole a JOIN whole b USING (run, pooling, concept, threshold)
 WHERE a.shuffle = 0 AND b.shuffle > 0
 GROUP BY ALL
-ORDER BY a.model, a.revision, a.pooling, a.threshold, a.concept
+ORDER BY a.model, a.revision, a.pooling, a.threshold, a.concept, a.run
