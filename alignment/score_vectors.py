@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 Floats = npt.NDArray[np.float64]
 Values = npt.NDArray[np.floating[Any]]
@@ -65,5 +64,8 @@ def divergence(found: Sums) -> Floats:
 def centred_ranks(ap: Values) -> Floats:
     """Ranks of the neurons (rows) for each concept, ties sharing their mean, less the mean rank: their
     cosine is Spearman's rho."""
+    # slow to load
+    from scipy.stats import rankdata
+
     ranks: Floats = rankdata(ap, axis=0) - (len(ap) + 1) / 2
     return ranks

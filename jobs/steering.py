@@ -22,7 +22,6 @@ from alignment.words import find_word
 from cluster.weights import Weights
 from jobs import activations, attributions, sentences
 from jobs.config import Model, Steering
-from jobs.dose_figure import draw_doses
 from jobs.progress import progress
 from jobs.stage import Lane, Outcome, Stage, run_missing_units
 from storage import schemas
@@ -175,6 +174,9 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
 
     files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
     paths = [folder / record.path for record in files if record.path.startswith(f"{PROMPTS_FOLDER}/")]
+    # slow to load
+    from jobs.dose_figure import draw_doses
+
     doses = _doses(params, pa.concat_tables([read_table(path) for path in paths]))
     described = f"{read.label}, {params['pooling']} pooling"
     files += [
