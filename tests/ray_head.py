@@ -35,9 +35,10 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
     # the sockets of a session have long names of their own
     folder = Path(tempfile.mkdtemp(prefix="nr", dir="/tmp"))
     gcs, dashboard, agent, client = _free_ports(4)
+    programs = Path(sys.executable).parent
     command = [
         *(
-            str(Path(sys.executable).parent / "ray"),
+            str(programs / "ray"),
             "start",
             "--head",
             "--block",
@@ -52,7 +53,8 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     head = subprocess.Popen(
         command,
-        env={**environment, "PYTHONPATH": root},
+        # jobs are started as `python`
+        env={**environment, "PYTHONPATH": root, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
