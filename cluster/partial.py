@@ -7,7 +7,9 @@ business. A layer keeps its number as its name, so it finds its own weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,6 +23,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from cluster.checkpoint import is_pickled, of_layers, open_tensors
 from cluster.weights import read_config
 from storage.errors import UserError
+
+_IN_TURN = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 def find_layers(model: nn.Module) -> nn.ModuleList:
@@ -99,13 +103,29 @@ def _load(
         else:
             # tensors that stay as they are need no copy; others are read one by one, to be converted
             tensors = open_tensors(folder, keep, "mmap" if config.dtype == dtype else "pread")
-            model, found = partial.from_pretrained(None, state_dict=tensors, **given)
+            with _in_turn():
+                model, found = partial.from_pretrained(None, state_dict=tensors, **given)
     except UnpicklingError as error:
         raise UserError(f"{folder}: its pickles hold more than weights; they are not loaded") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         advice = "; cut the model into more shards" if "allocate memory" in str(error) else ""
         raise UserError(f"{folder}: cannot be loaded: {error}".splitlines()[0] + advice) from error
     return model, sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """Have transformers read one tensor after another: its threads read ahead of what is converted, as
+    far as all of them. It is told so by the environment alone."""
+    before = os.environ.get(_IN_TURN)
+    os.environ[_IN_TURN] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_IN_TURN]
+        else:
+            os.environ[_IN_TURN] = before
 
 
 def _architecture(config: Any, folder: Path, remote_code: bool, head: bool) -> Any:
