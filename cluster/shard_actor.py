@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -37,9 +36,6 @@ still works; each piece holds whole batches."""
 _ROW_GROUP_BYTES = 4 << 20
 _BLOCK_BYTES = 64 << 20
 _COMMITS_AT_ONCE = 4
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -167,9 +163,7 @@ class ShardActor:
         # loaded by the first step, so that being placed and being loaded are told apart
         folder = materialise(self._weights)
         layers = shard_layers(folder, *self._place, self._weights.remote_code)
-        shard = Shard(folder, self._settings, layers, own_device())
-        _keep_freed_memory()
-        return shard
+        return Shard(folder, self._settings, layers, own_device())
 
     def _write_embeddings(self, folder: Path, words: Sequence[str]) -> FileRecord:
         rows = [
@@ -178,12 +172,3 @@ class ShardActor:
         ]
         table = pa.Table.from_pylist(rows, schemas.INPUT_EMBEDDINGS)
         return write_table(folder, INPUT_EMBEDDINGS_FILE, table)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of large tensors. It would give each back to the system when it is
-    freed, and every layer would wait for fresh pages again."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
