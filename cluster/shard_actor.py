@@ -143,7 +143,7 @@ class ShardActor:
             name = f"{activation_folder(pooling, site.layer, site.name)}/{unit.name}.parquet"
             return write_values(folder, name, values, row_group)
 
-        # most of a commit is waiting for the disk, or for a bucket
+        # a bucket answers late
         with ThreadPoolExecutor(_COMMITS_AT_ONCE) as threads:
             files = list(threads.map(write, reading.values))
         if words:

@@ -67,8 +67,12 @@ def plan(
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, weights, model, dictionary)
 
-    lane = Lane.GPUS if model.gpus_per_shard else Lane.CPUS
-    return Stage(KIND, weights.label, params, run, {"sentences": texts}, lane)
+    return Stage(KIND, weights.label, params, run, {"sentences": texts}, lane_of(model))
+
+
+def lane_of(model: Model) -> Lane:
+    """The lane of the stages that hold a model's shards."""
+    return Lane.GPUS if model.gpus_per_shard else Lane.CPUS
 
 
 def unit_size(n_sentences: int) -> int:

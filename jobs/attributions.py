@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.weights import Weights
-from jobs import sentences
+from jobs import activations, sentences
 from jobs.config import Model, Steering
 from jobs.experts import SITES_FOLDER as EXPERTS_FOLDER
 from jobs.progress import progress
-from jobs.stage import Lane, Outcome, Stage, run_missing_units
+from jobs.stage import Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.commit import FileRecord, write_table
 from storage.concepts import ConceptSet
@@ -64,7 +64,7 @@ def plan(scored: Stage, weights: Weights, model: Model, wanted: Steering) -> Sta
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, weights, model)
 
-    return Stage(KIND, scored.label, params, run, {"experts": scored}, Lane.GPUS)
+    return Stage(KIND, scored.label, params, run, {"experts": scored}, activations.lane_of(model))
 
 
 def check(concepts: ConceptSet, wanted: Steering) -> None:

@@ -23,7 +23,7 @@ from cluster.weights import Weights
 from jobs import activations, attributions, sentences
 from jobs.config import Model, Steering
 from jobs.progress import progress
-from jobs.stage import Lane, Outcome, Stage, run_missing_units
+from jobs.stage import Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.commit import FileRecord, write_bytes, write_table
 from storage.place import read_table
@@ -117,7 +117,7 @@ def plan(
         return _run(stage, store, weights, model)
 
     inputs = {"activations": read, "attributions": attributed}
-    return Stage(KIND, read.label, params, run, inputs, Lane.GPUS)
+    return Stage(KIND, read.label, params, run, inputs, activations.lane_of(model))
 
 
 def read_doses(stage: Stage, store: Path) -> list[dict[str, Any]]:

@@ -37,13 +37,7 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
     gcs, dashboard, agent, client = _free_ports(4)
     programs = Path(sys.executable).parent
     command = [
-        *(
-            str(programs / "ray"),
-            "start",
-            "--head",
-            "--block",
-            "--node-ip-address=127.0.0.1",
-        ),
+        *(str(programs / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
         *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
         *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
         *("--include-dashboard=true", f"--temp-dir={folder}", f"--num-cpus={cpus}"),
