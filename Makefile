@@ -5,7 +5,7 @@ VLLM := .venv-vllm
 VLLM_INSTALLED := $(VLLM)/installed
 PURELIB := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: demo test test-vllm lint bench clean
+.PHONY: demo test test-vllm test-submitted lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/neuralign demo
@@ -15,6 +15,9 @@ test: $(INSTALLED)
 
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM)/bin/python -m pytest tests/vllm_generation.py
+
+test-submitted: $(INSTALLED)
+	$(BIN)/pytest tests/submitted_demo.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

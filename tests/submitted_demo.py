@@ -1,0 +1,94 @@
+"""The demo on a cluster. Run by `make test-submitted`: it takes the time of three demos, so `make test`
+does not collect this file and submits a tiny sweep instead (tests/test_cluster.py)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+import yaml
+
+from storage import manifest
+from storage.database import TABLES, VIEWS, open_store
+from tests.ray_head import ray_head
+
+_ROOT = Path(__file__).parent.parent
+_SECONDS = 1800
+
+
+def _clone(folder: Path) -> Path:
+    """A clone of the repository, with the demo's store beside it."""
+    for name in ("alignment", "cluster", "jobs", "storage", "examples"):
+        shutil.copytree(_ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    file = folder / "examples/demo.yaml"
+    asked = yaml.safe_load(file.read_text()) | {"store": str(folder.parent / f"{folder.name}-store")}
+    file.write_text(yaml.safe_dump(asked, sort_keys=False))
+    return folder
+
+
+def _run(command: list[str], folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(folder), "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_demo_that_is_submitted_gives_the_rows_of_a_local_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another process, folder or number of threads could give other numbers of the real model."""
+    cli = [sys.executable, "-c", "from jobs.cli import main; main()"]
+    ray = str(Path(sys.executable).parent / "ray")
+    _run([*cli, "run", "examples/demo.yaml"], _clone(tmp_path / "local"))
+    with ray_head() as head:
+        commands = {
+            "neuralign submit": [*cli, "submit", "--address", head.address, "--follow"],
+            "ray job submit": [
+                *(ray, "job", "submit", "--address", head.address, "--working-dir", "."),
+                *("--", "python", "-m", "jobs.sweep"),
+            ],
+        }
+        for name, command in commands.items():
+            clone = _clone(tmp_path / name.split()[0])
+            printed = _run([*command, "examples/demo.yaml"], clone)
+            assert "Alignment with men" in printed
+            compared = _compared(tmp_path / "local-store", tmp_path / f"{clone.name}-store")
+            with capsys.disabled():
+                print(f"\n{name}: equal to the local run in all {compared} rows")
+
+
+def _compared(here: Path, there: Path) -> str:
+    """How many rows were compared: of the tables and views one by one, of activations by their files."""
+    files = [
+        {
+            (stage.folder.name, record.path, record.sha256): record.rows
+            for stage in manifest.done(store, "activations")
+            for record in stage.files
+        }
+        for store in (here, there)
+    ]
+    assert files[0] == files[1]
+    compared = 0
+    with open_store(here) as ours, open_store(there) as theirs, duckdb.connect() as both:
+        for view in (*TABLES, *VIEWS):
+            for name, connection in (("ours", ours), ("theirs", theirs)):
+                both.register(name, connection.sql(f"FROM {view}").to_arrow_table())
+            for one, other in (("ours", "theirs"), ("theirs", "ours")):
+                query = f"SELECT count(*) FROM (FROM {one} EXCEPT ALL FROM {other})"  # noqa: S608
+                assert both.sql(query).fetchone() == (0,), view
+            compared += both.sql("SELECT count(*) FROM ours").fetchall()[0][0]
+    assert compared > 1_000_000
+    return f"{compared:,} of the tables and {sum(files[0].values()):,} of activation files"
