@@ -178,7 +178,7 @@ def main() -> None:
     given = parser.parse_args()
     wanted = read_sweep(given.sweep)
     model = wanted.models[0]
-    source = wanted.folder / wanted.concepts.source
+    source = wanted.folder / wanted.concepts[0].source
     if not source.is_file():
         write_facts(source)
     folder = wanted.folder / model.id

@@ -5,7 +5,7 @@ One backward pass for each (concept, batch of prompts) gives the attributions of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,6 @@ from jobs.progress import progress
 from jobs.stage import Outcome, Stage, run_missing_units
 from storage import schemas
 from storage.commit import FileRecord, write_table
-from storage.concepts import ConceptSet
 from storage.errors import UserError
 from storage.place import let_read
 
@@ -67,12 +66,11 @@ def plan(scored: Stage, weights: Weights, model: Model, wanted: Steering) -> Sta
     return Stage(KIND, scored.label, params, run, {"experts": scored}, activations.lane_of(model))
 
 
-def check(concepts: ConceptSet, wanted: Steering) -> None:
-    """Raise UserError for a concept to steer that the set does not have."""
-    known = {concept.name for concept in concepts.concepts}
+def check(known: Collection[str], wanted: Steering) -> None:
+    """Raise UserError for a concept to steer that no concept set has."""
     for name in wanted.concepts or []:
         if name not in known:
-            raise UserError(f"steering.concepts: the concept set has no concept {name!r}")
+            raise UserError(f"steering.concepts: no concept set has the concept {name!r}")
 
 
 def word_of(concept: str) -> str:

@@ -69,21 +69,7 @@ def _settled(sweep: Sweep) -> dict[str, Any]:
 
 def _named_files(sweep: Sweep) -> Iterator[tuple[str, Path]]:
     """The files and folders that a sweep names, as they are named and where they are."""
-    wanted, names = sweep.concepts, list[str]()
-    if isinstance(wanted, Brought):
-        names.append(wanted.source)
-    elif isinstance(wanted.words, str):
-        names.append(wanted.words)
-    if isinstance(wanted, Harvest):
-        corpora = [wanted.corpus] if isinstance(wanted.corpus, str) else wanted.corpus
-        for name in corpora:
-            if not Path(name).is_absolute():
-                raise UserError(
-                    f"{sweep.file}: concepts.corpus: {name}: is not sent to a cluster; give the "
-                    "absolute path by which its head sees it"
-                )
-    if isinstance(wanted, Generate) and wanted.wordnet is not None:
-        names.append(wanted.wordnet)
+    names = [name for wanted in sweep.concepts for name in _files_of_set(sweep, wanted)]
     names += [each.path for each in sweep.baselines if isinstance(each, WordVectors)]
     names += [each.dictionary for each in sweep.baselines if isinstance(each, Latents)]
     for human in sweep.human:
@@ -96,6 +82,23 @@ def _named_files(sweep: Sweep) -> Iterator[tuple[str, Path]]:
         if not path.exists():
             raise UserError(f"{sweep.file}: {path}: no such file")
         yield name, Path(os.path.normpath(path))
+
+
+def _files_of_set(sweep: Sweep, wanted: Brought | Harvest | Generate) -> Iterator[str]:
+    if isinstance(wanted, Brought):
+        yield wanted.source
+    elif isinstance(wanted.words, str):
+        yield wanted.words
+    if isinstance(wanted, Harvest):
+        corpora = [wanted.corpus] if isinstance(wanted.corpus, str) else wanted.corpus
+        for name in corpora:
+            if not Path(name).is_absolute():
+                raise UserError(
+                    f"{sweep.file}: concepts.corpus: {name}: is not sent to a cluster; give the "
+                    "absolute path by which its head sees it"
+                )
+    if isinstance(wanted, Generate) and wanted.wordnet is not None:
+        yield wanted.wordnet
 
 
 def _check_size(sweep: Sweep, paths: list[Path]) -> None:

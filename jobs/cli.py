@@ -33,6 +33,12 @@ StorePath = Annotated[
 ]
 
 
+SetName = Annotated[
+    str | None,
+    typer.Option("--concepts", metavar="NAME", help="Of several concept sets the one of this name."),
+]
+
+
 class Format(StrEnum):
     """How rows are printed."""
 
@@ -242,21 +248,33 @@ def sentences(
     out: Annotated[
         Path | None, typer.Option(help="Write the set: .csv, .jsonl, .parquet or a folder.")
     ] = None,
+    concepts: SetName = None,
 ) -> None:
     """Make the sentences of a sweep where they are not made yet, and show them."""
     from jobs import sentences as stage
     from jobs.show import print_concepts, print_sample
     from storage.concepts import write_concepts
+    from storage.errors import UserError
 
     planned = _carry_out(file, stage.KIND).planned
-    texts, store = planned.stages[0], planned.sweep.store_path
-    made = stage.read_set(texts, store)
-    if out is not None:
-        write_concepts(out, made)
-    if show is None:
-        print_concepts(_out(), texts, store)
-    else:
-        print_sample(_out(), made, show, planned.sweep.seed)
+    store = planned.sweep.store_path
+    chosen = [each for each in planned.sets if concepts in (None, each.name)]
+    names = ", ".join(each.name for each in planned.sets)
+    if not chosen:
+        raise UserError(f"--concepts {concepts}: the sweep has {names}")
+    if len(chosen) > 1 and not (show is None and out is None):
+        raise UserError(f"the sweep has several concept sets; choose one with --concepts: {names}")
+    for each in chosen:
+        texts = each.stages[0]
+        made = stage.read_set(texts, store)
+        if out is not None:
+            write_concepts(out, made)
+        if len(chosen) > 1:
+            _out().print(f"{each.name}:", markup=False)
+        if show is None:
+            print_concepts(_out(), texts, store)
+        else:
+            print_sample(_out(), made, show, planned.sweep.seed)
 
 
 @app.command()
@@ -294,12 +312,13 @@ def report(
 def serve(
     store: StorePath,
     port: Annotated[int, typer.Option(help="Port on this machine; 0 is any free one.")] = 0,
+    concepts: SetName = None,
 ) -> None:
     """Serve the page of a store's newest sweep to this machine alone, with every detail live."""
     from jobs.page.serve import serve as serve_store
     from storage.place import place
 
-    serve_store(place(store), port)
+    serve_store(place(store), port, concepts)
 
 
 @app.command()
@@ -339,16 +358,19 @@ def _run(file: Path, until: str | None) -> None:
     from jobs import report, steering
     from jobs.dose_table import print_doses
     from jobs.progress import say
-    from jobs.summary import print_summary
+    from jobs.summary import print_next, print_summary
 
     done = _carry_out(file, until)
     planned, store = done.planned, done.planned.sweep.store_path
     if not done.ran and not done.failures:
         say(f"Nothing to compute: all {len(planned.until(until))} stages are done in {_short(store)}.")
     if until is None:
-        (last,) = planned.of_kind(report.KIND)
-        summary = report.read_summary(last, store)
-        print_summary(_out(), summary, _short(store), _short(report.page(last, store)))
+        last = planned.of_kind(report.KIND)
+        for stage in last:
+            if len(last) > 1:
+                _out().rule(f"concepts: {stage.of_set}")
+            print_summary(_out(), report.read_summary(stage, store))
+        print_next(_out(), _short(store), [_short(report.page(stage, store)) for stage in last])
     if until in (None, steering.KIND):
         for stage in planned.of_kind(steering.KIND):
             print_doses(_out(), stage, store, _short(steering.picture(stage, store)))
@@ -363,7 +385,7 @@ def _carry_out(file: Path, until: str | None) -> Done:
     from jobs.config import read_sweep
 
     planned = sweep.plan(read_sweep(file))
-    to_make = planned.concepts is None
+    to_make = sum(each.concepts is None for each in planned.sets)
     with disconnected_after():
         done = sweep.run(sweep.with_sentences(planned), until)
         return replace(done, ran=done.ran + to_make)

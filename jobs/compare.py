@@ -20,7 +20,8 @@ from storage.human import known_set, known_sets
 JACCARD = "jaccard"
 
 _RUNS = """
-SELECT human_set, agreement, run, list(DISTINCT threshold ORDER BY threshold) AS thresholds
+SELECT human_set, agreement, run, list(DISTINCT threshold ORDER BY threshold) AS thresholds,
+    any_value(concept_set) FILTER (representation = 'experts') AS concepts
 FROM alignment JOIN runs USING (run)
 GROUP BY human_set, agreement, run, finished
 ORDER BY finished
@@ -30,7 +31,8 @@ ORDER BY finished
 def print_comparison(
     console: Console, store: Path, human_set: str, agreement: str | None, threshold: float
 ) -> None:
-    """Print the last comparison of a store with a human data set, best first, to fit 80 columns.
+    """Print the last comparison of each of a store's concept sets with a human data set, best first, to
+    fit 80 columns.
 
     Raises UserError where the store has none, naming what it has.
     """
@@ -48,33 +50,44 @@ def print_comparison(
             raise UserError(
                 f"{store}: has no {agreement} for {human_set!r}; it has {', '.join(measures)}"
             )
-        run = next(
-            run for run in reversed(runs) if run["agreement"] == (agreement or runs[0]["agreement"])
-        )
-        if threshold not in run["thresholds"]:
-            there = ", ".join(str(each) for each in run["thresholds"] if each is not None)
+        # the last of each concept set
+        asked = agreement or runs[0]["agreement"]
+        last = {_name(run["concepts"]): run for run in runs if run["agreement"] == asked}
+        shown = [run for run in last.values() if threshold in run["thresholds"]]
+        if not shown:
+            known = sorted(
+                {each for run in last.values() for each in run["thresholds"] if each is not None}
+            )
+            there = ", ".join(map(str, known))
             raise UserError(f"{store}: has no experts at the threshold {threshold}; it has {there}")
-        rows = [
-            row
-            for row in ask(connection, f"FROM alignment WHERE run = '{run['run']}'").to_pylist()
-            if (row["human_set"], row["agreement"]) == (human_set, run["agreement"])
-        ]
+        for run in shown:
+            rows = [
+                row
+                for row in ask(connection, f"FROM alignment WHERE run = '{run['run']}'").to_pylist()
+                if (row["human_set"], row["agreement"]) == (human_set, asked)
+            ]
+            _print(console, rows, threshold, f"{_name(run['concepts'])}, " if len(last) > 1 else "")
+    older = len({each["run"] for each in runs}) - len(shown)
+    if older:
+        console.print(f"{older} more runs: SQL shows them.", markup=False)
+
+
+def _name(concept_set: str | None) -> str:
+    """The name of a concept set, without the start of its hash."""
+    return (concept_set or "").rpartition("@")[0]
+
+
+def _print(console: Console, rows: list[dict[str, Any]], threshold: float, of: str) -> None:
+    """Print the rows of one run, under a title that begins with what they are `of`."""
     by = sorted({row["measure"] for row in rows if row["representation"] == EXPERTS})
     measure = JACCARD if JACCARD in by else by[0]
-    _print(console, human_set, [row for row in rows if is_shown(row, measure)], threshold)
-    if len(by) > 1:
-        console.print(f"Experts are compared by {measure}; SQL shows {', '.join(by)}.", markup=False)
-    older = len({each["run"] for each in runs}) - 1
-    if older:
-        console.print(f"The last of {older + 1} runs; SQL shows the others.", markup=False)
-
-
-def _print(console: Console, human_set: str, rows: list[dict[str, Any]], threshold: float) -> None:
+    rows = [row for row in rows if is_shown(row, measure)]
     first = rows[0]
+    human_set = first["human_set"]
     things = TRIPLETS if first["agreement"] == TRIPLETS else "pairs"
     console.print(
-        f"{human_set}: {STATISTICS[first['agreement']]} on the same {first['n_pairs']} {things} of "
-        f"{first['n_concepts']} concepts, AP > {threshold}",
+        f"{of}{human_set}: {STATISTICS[first['agreement']]} on the same "
+        f"{first['n_pairs']} {things} of {first['n_concepts']} concepts, AP > {threshold}",
         markup=False,
     )
     table = Table(box=None, pad_edge=False)
@@ -97,6 +110,8 @@ def _print(console: Console, human_set: str, rows: list[dict[str, Any]], thresho
     if human_set in known_sets():
         asset = ASSETS[human_set]
         console.print(f"{human_set}: {asset.citation}; {asset.licence}.", markup=False)
+    if len(by) > 1:
+        console.print(f"Experts are compared by {measure}; SQL shows {', '.join(by)}.", markup=False)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str]:

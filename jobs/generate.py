@@ -96,8 +96,8 @@ def plan(sweep: Sweep, wanted: Generate, concepts: Sequence[Concept]) -> Stage:
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, wanted, list(concepts), subjects, weights, settings)
 
-    params["concept_set"] = label_of(sweep.name, params)
-    return Stage(KIND, sweep.name, params, run)
+    params["concept_set"] = label_of(sweep.concept_set, params)
+    return Stage(KIND, sweep.concept_set, params, run)
 
 
 def _subjects(concepts: Sequence[Concept], wanted: Generate, beside: Path) -> list[Subject]:

@@ -37,8 +37,8 @@ def plan(sweep: Sweep, wanted: Harvest, concepts: Sequence[Concept]) -> Stage:
     def run(stage: Stage, store: Path) -> Outcome:
         return _run(stage, store, wanted, list(concepts), files)
 
-    params["concept_set"] = label_of(sweep.name, params)
-    return Stage(KIND, sweep.name, params, run)
+    params["concept_set"] = label_of(sweep.concept_set, params)
+    return Stage(KIND, sweep.concept_set, params, run)
 
 
 def _run(

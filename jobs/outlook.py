@@ -26,7 +26,7 @@ from jobs.duration import duration
 from jobs.model_stages import LATENTS
 from jobs.reckoning import print_reckoning
 from jobs.stage import Stage
-from jobs.sweep import Plan
+from jobs.sweep import Plan, PlannedSet
 from storage import layout, manifest
 from storage.place import entries, size
 
@@ -51,13 +51,14 @@ def print_outlook(console: Console, planned: Plan) -> None:
     store = planned.sweep.store_path
     gpus = visible_gpus()
     devices = f"{gpus} GPUs" if gpus else f"{os.cpu_count()} CPU cores"
+    sizes = "; ".join(_size(each, len(planned.sets)) for each in planned.sets)
     console.print(
-        f"{_size(planned)}, {len(planned.weights)} models; on {devices} here; into {escape(str(store))}",
+        f"{escape(sizes)}, {len(planned.weights)} models; on {devices} here; into {escape(str(store))}",
         soft_wrap=True,
     )
     left = list(_left(planned, store))
-    console.print(_by_stage(left) if len(left) <= _MOST_ROWS else _by_model(left, planned))
-    if planned.concepts is None:
+    console.print(_by_stage(left, planned) if len(left) <= _MOST_ROWS else _by_model(left, planned))
+    if not planned.is_whole:
         configs = {weights.model: load_config(weights) for weights in planned.weights}
         print_reckoning(console, planned.sweep, configs)
         return
@@ -73,12 +74,14 @@ def print_outlook(console: Console, planned: Plan) -> None:
         console.print(_time_left(left), soft_wrap=True)
 
 
-def _by_stage(left: list[_Left]) -> Table:
-    table = _table("stage", "for", "state")
+def _by_stage(left: list[_Left], planned: Plan) -> Table:
+    several = len(planned.sets) > 1
+    table = _table("stage", *(["concepts"] if several else []), "for", "state")
     for each in left:
         units = each.stage.params.get("units")
         table.add_row(
             each.stage.kind,
+            *([escape(each.stage.of_set)] if several else []),
             escape(each.stage.label),
             "done" if each.done else "to do",
             f"{each.units} of {units}" if units else "",
@@ -126,17 +129,17 @@ def _left(planned: Plan, store: Path) -> Iterator[_Left]:
     there = {kind: {path.name for path in entries(store / kind)} for kind in layout.KINDS}
     sizes = _Sizes(planned)
     rates = _rates(planned, store, sizes)
-    for stage in planned.stages:
+    for concepts, stage in [(each.concepts, stage) for each in planned.sets for stage in each.stages]:
         folder = stage.folder(store)
         started = folder.name in there[stage.kind]
         if started and size(folder / layout.SUCCESS) is not None:
             yield _Left(stage, done=True)
             continue
         share, units, bytes_left = 1.0, 0, 0
-        if stage.kind == activations.KIND:
+        if stage.kind == activations.KIND and concepts is not None:
             units = space.units_left(stage, store) if started else stage.params["units"]
             share = units / stage.params["units"]
-            bytes_left = int(share * space.bytes_of(stage, models[stage.label], planned))
+            bytes_left = int(share * space.bytes_of(stage, models[stage.label], concepts))
         work, rate = sizes.work(stage.kind, stage.params), rates.get(stage.kind)
         seconds = None if work is None or rate is None else share * work * rate
         yield _Left(stage, False, units, bytes_left, seconds)
@@ -146,8 +149,11 @@ class _Sizes:
     """How much work a stage is, in what its time grows with."""
 
     def __init__(self, planned: Plan) -> None:
-        self._sentences = len(planned.concepts.sentences) if planned.concepts else 0
-        self._concept_set = planned.stages[0].params["concept_set"]
+        self._sentences = {
+            each.stages[0].concept_set: len(each.concepts.sentences)
+            for each in planned.sets
+            if each.concepts is not None
+        }
         self._sites = planned.sweep.neurons.sites
         self._weights = {(each.model, each.revision): each for each in planned.weights}
         self._known: dict[str, Size] = {}
@@ -159,12 +165,13 @@ class _Sizes:
             return 1.0
         weights = self._weights.get((params["model"], params["revision"]))
         latents = "dictionary" in params or str(params.get("control")).endswith(LATENTS)
-        if latents or weights is None or params["concept_set"] != self._concept_set:
+        sentences = self._sentences.get(params["concept_set"])
+        if latents or weights is None or sentences is None:
             return None
         if weights.model not in self._known:
             self._known[weights.model] = size_of(weights, self._sites)
         found = self._known[weights.model]
-        neurons = float(found.neurons * self._sentences)
+        neurons = float(found.neurons * sentences)
         return neurons * found.hidden if kind == activations.KIND else neurons
 
 
@@ -204,13 +211,14 @@ def _near(stage: Stage) -> Iterator[Stage]:
         yield from _near(each)
 
 
-def _size(planned: Plan) -> str:
+def _size(planned: PlannedSet, sets: int) -> str:
+    name = f"{planned.name}: " if sets > 1 else ""
     if planned.concepts is None:
         (texts,) = planned.stages
         n_concepts, each = len(texts.params["concepts"]), texts.params["sentences"]
-        return f"{n_concepts} concepts, {each} sentences of each to be made"
+        return f"{name}{n_concepts} concepts, {each} sentences of each to be made"
     concepts = planned.concepts
-    return f"{len(concepts.concepts)} concepts, {len(concepts.sentences):,} sentences"
+    return f"{name}{len(concepts.concepts)} concepts, {len(concepts.sentences):,} sentences"
 
 
 def _amount(count: int) -> str:

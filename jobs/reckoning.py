@@ -58,9 +58,11 @@ def read_configs(sweep: Sweep) -> dict[str, Any]:
 def print_reckoning(console: Console, sweep: Sweep, configs: Mapping[str, Any]) -> None:
     """Print for each model its neurons, the bytes of its activations and the work of its forward pass;
     and what all of them come to. `configs` are by the models' ids."""
-    names, n_sentences = _size(sweep)
+    sets = [_size(one) for one in sweep.each_set()]
+    n_sentences = sum(sentences for _, sentences in sets)
+    n_concepts = sum(len(names) for names, _ in sets)
     console.print(
-        f"{len(names):,} concepts, {n_sentences:,} sentences of some {TOKENS} tokens. Of each revision:"
+        f"{n_concepts:,} concepts, {n_sentences:,} sentences of some {TOKENS} tokens. Of each revision:"
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("model", overflow="fold")
@@ -80,7 +82,7 @@ def print_reckoning(console: Console, sweep: Sweep, configs: Mapping[str, Any]) 
         )
     console.print(table)
     written = sum(cost.bytes * cost.revisions for cost in costs)
-    scores = sum(cost.neurons * cost.revisions for cost in costs) * len(names)
+    scores = sum(cost.neurons * cost.revisions for cost in costs) * n_concepts
     scores *= len(sweep.neurons.pooling)
     console.print(
         f"In all: {written / 1e12:,.2f} TB of activations, "
@@ -92,18 +94,20 @@ def print_reckoning(console: Console, sweep: Sweep, configs: Mapping[str, Any]) 
         console.print(
             f"At a time at most {most / 1e9:,.0f} GB are on disk: activations are deleted once scored."
         )
-    for human in sweep.human_sets():
-        found = judge(human, names)
-        kept = len(found.triplets) if found.of_triplets else len(found.scores)
-        what = "triplets" if found.of_triplets else "pairs"
-        console.print(f"{human.name}: {kept:,} {what} of these concepts", markup=False)
+    for one, (names, _) in zip(sweep.each_set(), sets, strict=True):
+        which = "these concepts" if len(sets) == 1 else one.concept_set
+        for human in one.human_sets():
+            found = judge(human, names)
+            kept = len(found.triplets) if found.of_triplets else len(found.scores)
+            what = "triplets" if found.of_triplets else "pairs"
+            console.print(f"{human.name}: {kept:,} {what} of {which}", markup=False)
 
 
 def _size(sweep: Sweep) -> tuple[list[str], int]:
-    """The concepts, and how many sentences there are or will be."""
-    wanted = sweep.concepts
+    """The concepts of the only set, and how many sentences there are or will be."""
+    (wanted,) = sweep.concepts
     if isinstance(wanted, Brought):
-        found = read_concepts(sweep.folder / wanted.source, sweep.name, wanted.columns)
+        found = read_concepts(sweep.folder / wanted.source, sweep.concept_set, wanted.columns)
         return [concept.name for concept in found.concepts], len(found.sentences)
     words = _words(sweep, wanted)
     neutral = wanted.pool if isinstance(wanted, Harvest) else 0

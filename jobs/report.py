@@ -14,7 +14,7 @@ import pyarrow as pa
 from jobs import activations, alignment, hierarchy, reliability, sentences, similarity, steering
 from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE, TRIPLETS_FILE
 from jobs.hierarchy import SUMMARY_FILE as SUMMARY_TABLE
-from jobs.page.source import HEADLINE_THRESHOLD, Source, Study, newest_study
+from jobs.page.source import HEADLINE_THRESHOLD, Source, Study, newest_studies
 from jobs.reliability import RELIABILITY_FILE
 from jobs.similarity import EXPERTS, FILE
 from jobs.stage import Outcome, Stage
@@ -22,6 +22,7 @@ from jobs.steering import DOSES_FILE
 from jobs.summary import is_shown
 from storage.commit import write_bytes, write_json
 from storage.database import open_store
+from storage.layout import slug
 from storage.place import let_read, read_bytes, read_table
 
 if TYPE_CHECKING:
@@ -64,19 +65,23 @@ def page(stage: Stage, store: Path) -> Path:
 
 
 def write_newest(store: Path, out: Path) -> list[Path]:
-    """Write the page of a store's newest sweep, of what is done of it, and its figures as PNG and SVG.
+    """Write the page of a store's newest sweep, of what is done of it, and its figures as PNG and SVG;
+    where the sweep has several concept sets, into a folder for each.
 
     Raises UserError for a store in which nothing is done.
     """
     from jobs.page.render import paper_figures
 
-    html, found = _render(store, newest_study(store))
     written = []
-    for name, content in [(PAGE_FILE, html), *paper_figures(found)]:
-        path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        written.append(path)
+    studies = newest_studies(store)
+    for study in studies:
+        folder = out / slug(study.set_name) if len(studies) > 1 else out
+        html, found = _render(store, study)
+        for name, content in [(PAGE_FILE, html), *paper_figures(found)]:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            written.append(path)
     return written
 
 

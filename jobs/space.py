@@ -10,6 +10,7 @@ from cluster.sizes import Size, size_of
 from cluster.weights import Weights
 from jobs import activations, experts
 from jobs.stage import Stage
+from storage.concepts import ConceptSet
 from storage.errors import UserError
 from storage.manifest import read_units
 from storage.place import is_remote
@@ -28,16 +29,18 @@ def check(planned: Plan, store: Path) -> None:
     if room is None:
         return
     models = {weights.label: weights for weights in planned.weights}
-    needed = [
-        bytes_left(stage, models[stage.label], planned, store)
-        for stage in planned.of_kind(activations.KIND)
-    ]
+    needed, scores = list[int](), 0
+    for each in planned.sets:
+        if each.concepts is None:
+            continue
+        for stage in each.stages:
+            if stage.kind == activations.KIND:
+                needed.append(bytes_left(stage, models[stage.label], each.concepts, store))
+            elif stage.kind == experts.KIND:
+                scores += score_bytes_left(stage, models[stage.label], each.concepts, store)
     if not planned.sweep.experts.keep_activations:
         needed = sorted(needed)[-MODELS_AT_ONCE:]
-    most = sum(needed) + sum(
-        score_bytes_left(stage, models[stage.label], planned, store)
-        for stage in planned.of_kind(experts.KIND)
-    )
+    most = sum(needed) + scores
     if most > room:
         raise UserError(
             f"{store}: the activations need {most / 1e9:,.2f} GB, {room / 1e9:,.2f} GB are free; "
@@ -46,24 +49,22 @@ def check(planned: Plan, store: Path) -> None:
         )
 
 
-def bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
+def bytes_left(stage: Stage, weights: Weights, concepts: ConceptSet, store: Path) -> int:
     """Bytes of a model's activations that are not written yet."""
     left = units_left(stage, store)
     units: int = stage.params["units"]
-    return bytes_of(stage, weights, planned) * left // units if left else 0
+    return bytes_of(stage, weights, concepts) * left // units if left else 0
 
 
-def bytes_of(stage: Stage, weights: Weights, planned: Plan) -> int:
-    """Bytes of a model's activations."""
-    if planned.concepts is None:
-        return 0
+def bytes_of(stage: Stage, weights: Weights, concepts: ConceptSet) -> int:
+    """Bytes of a model's activations on a concept set."""
     poolings = len(stage.params["poolings"])
     if "dictionary" in stage.params:
         sentence = int(stage.params["dictionary"]["width"]) * poolings * _FLOAT16
     else:
         size = size_of(weights, stage.params["sites"])
         sentence = sentence_bytes(size, poolings, stage.params["states"])
-    return sentence * len(planned.concepts.sentences)
+    return sentence * len(concepts.sentences)
 
 
 def sentence_bytes(size: Size, poolings: int, states: bool) -> int:
@@ -73,13 +74,13 @@ def sentence_bytes(size: Size, poolings: int, states: bool) -> int:
     return size.neurons * poolings * _FLOAT16 + of_states
 
 
-def score_bytes_left(stage: Stage, weights: Weights, planned: Plan, store: Path) -> int:
+def score_bytes_left(stage: Stage, weights: Weights, concepts: ConceptSet, store: Path) -> int:
     """Bytes of a model's scores that are not written yet, where all are kept: a float32 a neuron,
     concept and pooling."""
-    if not stage.params["scores"] or planned.concepts is None or stage.is_done(store):
+    if not stage.params["scores"] or stage.is_done(store):
         return 0
     read = stage.inputs["activations"]
-    pairs = size_of(weights, read.params["sites"]).neurons * len(planned.concepts.concepts)
+    pairs = size_of(weights, read.params["sites"]).neurons * len(concepts.concepts)
     return pairs * len(read.params["poolings"]) * _FLOAT32
 
 

@@ -39,7 +39,8 @@ class Stage:
     """One step for one configuration.
 
     `params` and `inputs` make the fingerprint; `run(stage, store)` does the work, writing into the
-    stage's folder, and returns the files that it committed.
+    stage's folder, and returns the files that it committed. `set_name` tells sentences of one concept
+    set from those of another in messages, where a sweep has several.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Stage:
     run: Callable[[Stage, Path], Outcome]
     inputs: Mapping[str, Stage] = field(default_factory=dict)
     lane: Lane = Lane.HERE
+    set_name: str = ""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -56,7 +58,21 @@ class Stage:
 
     @property
     def name(self) -> str:
-        return f"{self.kind} {self.label}"
+        """What messages call it."""
+        told = "" if self.label.endswith(self.of_set) else f" ({self.of_set})"
+        return f"{self.kind} {self.label}{told}"
+
+    @cached_property
+    def of_set(self) -> str:
+        """The `set_name` of the sentences that it is made of."""
+        first = next(iter(self.inputs.values()), None)
+        return self.set_name if first is None else first.of_set
+
+    @cached_property
+    def concept_set(self) -> str:
+        """The label of the sentences that it is made of."""
+        first = next(iter(self.inputs.values()), None)
+        return str(self.params.get("concept_set", "")) if first is None else first.concept_set
 
     def folder(self, store: Path) -> Path:
         return layout.stage_folder(store, self.kind, self.label, self.fingerprint)
@@ -103,7 +119,7 @@ def ensure(stage: Stage, store: Path) -> bool:
 
 def _make(stage: Stage, store: Path, again: bool = False) -> bool:
     folder = stage.folder(store)
-    facts = {"kind": stage.kind, "label": stage.label}
+    facts = {"kind": stage.kind, "label": stage.label, "concept_set": stage.concept_set}
 
     def waiting(holder: Mapping[str, Any]) -> None:
         say(f"{stage.name}: waiting for another run, process {holder['pid']} on {holder['host']}")

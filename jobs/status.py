@@ -32,6 +32,7 @@ class State:
 
     kind: str
     label: str
+    concept_set: str
     state: str
     detail: str
 
@@ -39,11 +40,12 @@ class State:
 def read_states(store: Path) -> list[State]:
     """Every stage of a store, in the order of the pipeline."""
     layout.check(store)
+    sets = dict[str, str]()
     return [
         state
         for kind in layout.KINDS
         for folder in manifest.stages(store, kind)
-        for state in _state(kind, folder)
+        for state in _state(kind, folder, sets)
     ]
 
 
@@ -65,11 +67,13 @@ def _shown(states: list[State]) -> Group:
     of each kind."""
     counts = Counter((each.kind, each.state) for each in states)
     rows = states if len(states) <= _MOST_ROWS else [each for each in states if each.state != "done"]
+    several = len({each.concept_set for each in states if each.concept_set}) > 1
     table = Table(box=None, pad_edge=False)
-    for column in ("stage", "for", "state", ""):
+    for column in ("stage", *(["concepts"] if several else []), "for", "state", ""):
         table.add_column(column, overflow="fold")
     for state in rows[:_MOST_ROWS]:
-        table.add_row(state.kind, escape(state.label), state.state, escape(state.detail))
+        concepts = [escape(state.concept_set)] if several else []
+        table.add_row(state.kind, *concepts, escape(state.label), state.state, escape(state.detail))
     lines = [
         f"{kind}: "
         + ", ".join(f"{counts[kind, state]} {state}" for state in _STATES if counts[kind, state])
@@ -83,14 +87,18 @@ def _shown(states: list[State]) -> Group:
     return Group(table, *(Text(line) for line in lines)) if rows else Group(*map(Text, lines))
 
 
-def _state(kind: str, folder: Path) -> Iterator[State]:
+def _state(kind: str, folder: Path, sets: dict[str, str]) -> Iterator[State]:
+    """The state of a stage, if it was begun; `sets` are the concept sets of those that are done, which
+    it is added to."""
     done = manifest.read(folder)
     if done is not None:
+        first = next(iter(done.inputs.values()), None)
+        sets[folder.name] = sets.get(first or "") or str(done.params.get("concept_set", ""))
         size = sum(record.bytes for record in done.kept)
         detail = f"{len(done.kept):,} files, {size / 1e6:,.1f} MB, {done.seconds:,.1f} s"
         if done.dropped:
             detail += f"; {len(done.dropped):,} files of activations dropped"
-        yield State(kind, done.label, "done", detail)
+        yield State(kind, done.label, sets[folder.name], "done", detail)
         return
     units = len(manifest.read_units(folder))
     for name, state in ((layout.FAILED, "failed"), (layout.RUNNING, "running")):
@@ -108,11 +116,11 @@ def _state(kind: str, folder: Path) -> Iterator[State]:
             shown = "stopped"
         elif total:
             detail += _pace(folder, total - units)
-        yield State(kind, mark["label"], shown, detail)
+        yield State(kind, mark["label"], mark.get("concept_set", ""), shown, detail)
         return
     if units:
         label = folder.name.rpartition("-")[0]
-        yield State(kind, label, "stopped", f"{units} units done")
+        yield State(kind, label, "", "stopped", f"{units} units done")
 
 
 def _pace(folder: Path, left: int) -> str:

@@ -41,12 +41,12 @@ _FOOTNOTE = (
 )
 
 
-def print_summary(console: Console, summary: dict[str, Any], store: Path, page: Path) -> None:
-    """Print what a sweep found, to fit 80 columns."""
+def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    """Print what a sweep found on a concept set, to fit 80 columns."""
 
-    def say(line: str, soft_wrap: bool = False) -> None:
+    def say(line: str) -> None:
         # names come from the user: brackets in them are no markup
-        console.print(line, markup=False, soft_wrap=soft_wrap)
+        console.print(line, markup=False)
 
     few = []
     for human_set in summary["human_sets"]:
@@ -74,11 +74,19 @@ def print_summary(console: Console, summary: dict[str, Any], store: Path, page: 
     for name, found in nearest["concepts"].items():
         shown = ", ".join(f"{other} {value:.2f}" for other, value in found if value)
         say(f"  {name:12} {shown or '(shares no experts)'}")
-    say("\nWhere to look next:")
-    say(f"  page      {page}", soft_wrap=True)
-    say(f"  details   neuralign serve {store}", soft_wrap=True)
-    say(f"  status    neuralign status {store}", soft_wrap=True)
-    say(f'  SQL       neuralign sql {store} "{_QUESTION}"', soft_wrap=True)
+
+
+def print_next(console: Console, store: Path, pages: list[Path]) -> None:
+    """Print where to look at what a sweep found; it has a page for each concept set."""
+    question = _QUESTION if len(pages) == 1 else _QUESTION.replace("SELECT", "SELECT concept_set,")
+    console.print("\nWhere to look next:")
+    for line in (
+        *(f"  page      {page}" for page in pages),
+        f"  details   neuralign serve {store}",
+        f"  status    neuralign status {store}",
+        f'  SQL       neuralign sql {store} "{question}"',
+    ):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _print_layers(console: Console, rows: list[dict[str, Any]], threshold: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Set
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from alignment.words import NOUN
@@ -44,16 +44,34 @@ from storage.manifest import drop
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a sweep comes to: its stages, each after those that it reads.
+class PlannedSet:
+    """The stages of one concept set of a sweep, the first of which is its sentences.
 
-    While the sentences are still to be made (harvested or written), that is the only stage known.
+    While these are still to be made (harvested or written), that is the only stage known.
     """
 
-    sweep: Sweep
+    name: str
     concepts: ConceptSet | None  # None while they are still to be made
-    weights: list[Weights]
     stages: list[Stage]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep comes to: its models, and the stages of each of its concept sets."""
+
+    sweep: Sweep
+    weights: list[Weights]
+    sets: list[PlannedSet]
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """All stages, each after those that it reads."""
+        return [stage for each in self.sets for stage in each.stages]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all sentences are made."""
+        return all(each.concepts is not None for each in self.sets)
 
     def of_kind(self, kind: str) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind]
@@ -86,55 +104,88 @@ class Done:
 def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
     """Check everything that a sweep names and lay out its stages, `without` the models of these labels.
     Writes nothing."""
-    texts, concepts = _sentences(sweep)
-    named_concepts = concepts.concepts if concepts else []
-    senses = {concept.name: concept.sense for concept in named_concepts}
-    human = [judge(each, list(senses), senses) for each in sweep.human_sets()]
+    alone = sweep.each_set()
+    texts = [_sentences(one) for one in alone]
+    if len(alone) > 1:
+        texts = [
+            (replace(stage, set_name=one.concept_set), concepts)
+            for one, (stage, concepts) in zip(alone, texts, strict=True)
+        ]
     models = [
         (model, resolve(model.id, revision, sweep.models_folder, frozenset(model.allow)))
         for model in sweep.models
         for revision in _revisions(model, sweep)
     ]
     models = [(model, weights) for model, weights in models if weights.label not in without]
-    resolved = [weights for _, weights in models]
+    sets = [concepts for _, concepts in texts]
+    if sweep.steering is not None and None not in sets:
+        known = {concept.name for each in sets if each for concept in each.concepts}
+        attributions.check(known, sweep.steering)
+    planned = [_plan_set(sweep, one, *found, models) for one, found in zip(alone, texts, strict=True)]
+    return Plan(sweep, [weights for _, weights in models], planned)
+
+
+def _plan_set(
+    sweep: Sweep,
+    one: Sweep,
+    texts: Stage,
+    concepts: ConceptSet | None,
+    models: list[tuple[Model, Weights]],
+) -> PlannedSet:
+    """The stages of one concept set; `one` is the sweep of that set alone."""
+    named_concepts = concepts.concepts if concepts else []
+    senses = {concept.name: concept.sense for concept in named_concepts}
+    human = [judge(each, list(senses), senses) for each in one.human_sets()]
     if concepts is None:
-        return Plan(sweep, None, resolved, [texts])
-    experts.check(concepts, sweep.experts)
-    if sweep.steering is not None:
-        attributions.check(concepts, sweep.steering)
-    stages = [texts, *baseline_stages(sweep, texts)]
+        return PlannedSet(one.concept_set, None, [texts])
+    experts.check(concepts, one.experts)
+    one = _steered(one, senses)
+    n_sentences = len(concepts.sentences)
+    stages = [texts, *baseline_stages(one, texts)]
     for model, weights in models:
-        stages += model_stages(sweep, model, weights, texts, len(concepts.sentences))
-    if "shuffled" in sweep.baselines:
-        mixed = sentences.plan_shuffled(concepts, texts, sweep.concepts.language, sweep.seed)
+        stages += model_stages(one, model, weights, texts, n_sentences)
+    if "shuffled" in one.baselines:
+        mixed = sentences.plan_shuffled(concepts, texts, one.concepts[0].language, one.seed)
         stages.append(mixed)
         for model, weights in models:
             if not weights.random:
-                stages += shuffled_stages(sweep, model, weights, mixed, len(concepts.sentences))
-    for wanted in [each for each in sweep.baselines if isinstance(each, Latents)]:
+                stages += shuffled_stages(one, model, weights, mixed, n_sentences)
+    for wanted in [each for each in one.baselines if isinstance(each, Latents)]:
         for model, weights in models:
-            if model in sweep.models_of(wanted) and not weights.random:
-                stages += latent_stages(sweep, wanted, model, weights, texts, len(concepts.sentences))
+            if model in one.models_of(wanted) and not weights.random:
+                stages += latent_stages(one, wanted, model, weights, texts, n_sentences)
     compared = [stage for stage in stages if stage.kind == similarity.KIND]
-    how = alignment.How(sweep.agreement, sweep.interval, sweep.resamples, sweep.seed)
-    aligned = alignment.plan(sweep.name, texts, compared, human, how)
+    name = sweep.name if len(sweep.concepts) == 1 else f"{sweep.name} {one.concept_set}"
+    how = alignment.How(one.agreement, one.interval, one.resamples, one.seed)
+    aligned = alignment.plan(name, texts, compared, human, how)
     trees: list[Stage] = []
     if hierarchy.has_domains({concept.name: concept.domain for concept in concepts.concepts}):
         trees = [
-            hierarchy.plan(each, texts, sweep.resamples, sweep.seed)
+            hierarchy.plan(each, texts, one.resamples, one.seed)
             for each in compared
             if not similarity.is_control(each)
         ]
     stages += [aligned, *trees]
     asked = sweep.model_dump(mode="json", exclude={"store"})
-    return Plan(sweep, concepts, resolved, [*stages, report.plan(sweep.name, stages, asked)])
+    stages.append(report.plan(name, stages, asked))
+    return PlannedSet(one.concept_set, concepts, stages)
+
+
+def _steered(one: Sweep, known: Collection[str]) -> Sweep:
+    """The sweep of one set, which steers those concepts that it has."""
+    if one.steering is None or one.steering.concepts is None:
+        return one
+    own = [name for name in one.steering.concepts if name in known]
+    steering = one.steering.model_copy(update={"concepts": own}) if own else None
+    return one.model_copy(update={"steering": steering})
 
 
 def with_sentences(planned: Plan) -> Plan:
     """The whole plan, after the sentences that were still to be made are made."""
-    if planned.concepts is not None:
+    if planned.is_whole:
         return planned
-    run(planned)
+    to_make = [each for each in planned.sets if each.concepts is None]
+    run(replace(planned, sets=to_make))
     return plan(planned.sweep)
 
 
@@ -219,10 +270,11 @@ def _drop_activations(planned: Plan, ended: Stage, store: Path) -> None:
 
 
 def _sentences(sweep: Sweep) -> tuple[Stage, ConceptSet | None]:
-    """The stage of the sentences and, unless they are still to be made, what it holds."""
-    wanted = sweep.concepts
+    """The stage of the sentences of a sweep with one concept set and, unless they are still to be made,
+    what it holds."""
+    (wanted,) = sweep.concepts
     if isinstance(wanted, Brought):
-        concepts = read_concepts(sweep.folder / wanted.source, sweep.name, wanted.columns)
+        concepts = read_concepts(sweep.folder / wanted.source, sweep.concept_set, wanted.columns)
         return sentences.plan(concepts, wanted.language), concepts
     if isinstance(wanted.words, str):
         words = read_words(sweep.folder / wanted.words)

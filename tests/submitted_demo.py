@@ -88,7 +88,8 @@ def _compared(here: Path, there: Path) -> str:
                 both.register(name, connection.sql(f"FROM {view}").to_arrow_table())
             for one, other in (("ours", "theirs"), ("theirs", "ours")):
                 query = f"SELECT count(*) FROM (FROM {one} EXCEPT ALL FROM {other})"  # noqa: S608
-                assert both.sql(query).fetchone() == (0,), view
-            compared += both.sql("SELECT count(*) FROM ours").fetchall()[0][0]
+                assert both.sql(query).fetchall() == [(0,)], view
+            ((rows,),) = both.sql("SELECT count(*) FROM ours").fetchall()
+            compared += rows
     assert compared > 1_000_000
     return f"{compared:,} of the tables and {sum(files[0].values()):,} of activation files"

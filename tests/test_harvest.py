@@ -156,13 +156,18 @@ def test_a_corpus_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert len(find_files(["."], tmp_path)) == 4
 
 
-def _write_sweep(folder: Path, extra: str = "") -> Path:
-    """A harvest of two of the demo's concepts from the text of all its sentences."""
+def write_corpus(folder: Path) -> None:
+    """The text of all the demo's sentences, and a line that cannot be read."""
     texts = [each.text for each in read_concepts(DEMO, "demo").sentences]
     (folder / "corpus.jsonl").write_text(
         "\n".join(json.dumps({"text": " ".join(texts[at : at + 16])}) for at in range(0, len(texts), 16))
         + "\n{broken\n"
     )
+
+
+def _write_sweep(folder: Path, extra: str = "") -> Path:
+    """A harvest of two of the demo's concepts from the text of all its sentences."""
+    write_corpus(folder)
     file = folder / "sweep.yaml"
     file.write_text(
         "concepts: {source: harvest, words: [bird, flower], corpus: corpus.jsonl, sentences: 12, "
@@ -175,7 +180,7 @@ def test_a_sweep_harvests_its_sentences_and_then_knows_its_plan(tmp_path: Path) 
     """From the sweep file to the tables: what is harvested must pass the gate and keep its role."""
     file = _write_sweep(tmp_path)
     planned = sweep.plan(read_sweep(file))
-    assert planned.concepts is None
+    assert not planned.is_whole
     (stage,) = planned.stages
     store = layout.create(planned.sweep.store_path)
     ensure(stage, store)
@@ -184,16 +189,17 @@ def test_a_sweep_harvests_its_sentences_and_then_knows_its_plan(tmp_path: Path) 
         "enclosed in double quotes: line 1 column 2 (char 1)"
     ]
     whole = sweep.plan(read_sweep(file))
-    assert whole.concepts is not None
-    assert whole.concepts.counts() == {"bird": 12, "flower": 12}
-    assert sum(each.pool for each in whole.concepts.sentences) == 30
+    (concepts,) = [each.concepts for each in whole.sets]
+    assert concepts is not None
+    assert concepts.counts() == {"bird": 12, "flower": 12}
+    assert sum(each.pool for each in concepts.sentences) == 30
     written = {each.text for each in read_concepts(DEMO, "demo").sentences}
-    assert {each.text for each in whole.concepts.sentences if each.concepts} <= written
+    assert {each.text for each in concepts.sentences if each.concepts} <= written
     assert len(whole.stages) > 4
-    ids, concepts, n_sentences = sentences.read_memberships(stage, store)
+    ids, numbers, n_sentences = sentences.read_memberships(stage, store)
     pool, none, _ = sentences.read_memberships(stage, store, "pool")
     assert (len(ids), len(pool), len(none), n_sentences) == (24, 30, 0, 54)
-    assert list(concepts) == [0] * 12 + [1] * 12
+    assert list(numbers) == [0] * 12 + [1] * 12
 
 
 def test_concepts_with_too_few_sentences_are_listed_with_the_reasons(tmp_path: Path) -> None:

@@ -106,6 +106,18 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, f
         ),
         ("concepts: a.csv\nconcepts: b.csv\nmodels: [a]\n", "the key 'concepts' stands twice"),
         ("concepts: [a.csv\n", "is no YAML"),
+        ("concepts: []\nmodels: [a]\n", "concepts: []: "),
+        ("concepts: [a.csv, b.csv]\nmodels: [a]\n", "concepts[0]: name: is missing; each of several"),
+        (
+            "concepts: [{name: x, source: a.csv}, {name: x, source: b.csv}]\nmodels: [a]\n",
+            "concepts: name: 'x' is listed twice",
+        ),
+        (
+            "concepts: [{name: x, source: harvest, corpus: c}]\nmodels: [a]\n",
+            "concepts[0].words: is missing",
+        ),
+        ("concepts: {source: harvest, corpus: c}\nmodels: [a]\n", "concepts.words: is missing"),
+        ("concepts: {source: a.csv, word: b}\nmodels: [a]\n", "concepts.word: unknown key; "),
         ("- a\n", "holds no keys"),
         ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [1.5]}\n", "experts.threshold[0]: 1.5:"),
         ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [-0.1]}\n", "experts.threshold[0]: -0.1:"),
@@ -140,7 +152,8 @@ def test_a_small_sweep_file_has_defaults_that_work(tmp_path: Path) -> None:
     sweep = read_sweep(file)
     assert (sweep.name, sweep.human[0].name) == ("study", "men")
     assert sweep.store_path == tmp_path / "results/study"
-    assert sweep.concepts == Brought(source="a.csv")
+    assert sweep.concepts == [Brought(source="a.csv")]
+    assert sweep.concept_set == "study"
 
 
 def test_glove_knows_words_in_any_case_and_says_which_it_lacks() -> None:

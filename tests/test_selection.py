@@ -229,7 +229,9 @@ def test_the_room_that_scores_need_is_known_before(store: Path) -> None:
     for where, expected in ((store, 0), (store.parent / "other", 2 * 3 * 48 * 6 * 4)):
         planned = sweep.plan(read_sweep(file, where))
         (stage,) = planned.of_kind(experts.KIND)
-        assert space.score_bytes_left(stage, planned.weights[0], planned, where) == expected
+        (concepts,) = [each.concepts for each in planned.sets]
+        assert concepts is not None
+        assert space.score_bytes_left(stage, planned.weights[0], concepts, where) == expected
         with patch("jobs.space.free", lambda _: 100):
             if expected:
                 with pytest.raises(UserError, match="make space"):

@@ -303,7 +303,7 @@ def test_the_table_is_printed_and_nothing_is_computed_twice(study: Path) -> None
 @pytest.mark.parametrize(
     ("steering", "message"),
     [
-        ("{concepts: [cat, cart]}", "steering.concepts: the concept set has no concept 'cart'"),
+        ("{concepts: [cat, cart]}", "steering.concepts: no concept set has the concept 'cart'"),
         ("{pooling: mean}", "steering.pooling: 'mean' is none of neurons.pooling: max"),
         ("{k: [0]}", "steering.k[0]: 0: expected"),
         ("{k: [1, 1]}", "steering.k: 1 is listed twice"),

@@ -21,7 +21,13 @@ def _known_language(value: str) -> str:
 Language = Annotated[str, AfterValidator(_known_language)]
 
 
-class Brought(Part):
+class _Set(Part):
+    """A concept set; by its name a sweep tells it from its others."""
+
+    name: str = ""
+
+
+class Brought(_Set):
     """Sentences that are there: a file or folder, and what its columns are called."""
 
     source: str = Field(min_length=1)
@@ -29,7 +35,7 @@ class Brought(Part):
     language: Language = "en"
 
 
-class Made(Part):
+class Made(_Set):
     """Concepts whose sentences are to be found or written: their names, or a file of them."""
 
     words: str | list[str]

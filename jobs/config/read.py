@@ -40,11 +40,12 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
     content.setdefault("name", file.stem)
     if store is not None:
         content["store"] = absolute(store)
+    one_set = not isinstance(content.get("concepts"), list)
     try:
         return Sweep.model_validate({**content, "file": file})
     except ValidationError as error:
         raise UserError(
-            "\n".join(f"{file}: {_explain(dict(problem))}" for problem in error.errors())
+            "\n".join(f"{file}: {_explain(dict(problem), one_set)}" for problem in error.errors())
         ) from error
 
 
@@ -66,14 +67,16 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    """One line for one problem that pydantic found."""
+def _explain(problem: dict[str, Any], one_set: bool) -> str:
+    """One line for one problem that pydantic found; where there is one concept set, it has no number."""
+    key, *rest = problem["loc"] or ("",)
     # the parts that name a member of a union are no keys of the user's
-    tag = {"concepts": 1, "baselines": 2}.get(str(problem["loc"][0]) if problem["loc"] else "", 99)
-    kind = problem["loc"][tag] if len(problem["loc"]) > tag else None
+    kind = rest[1] if key in ("concepts", "baselines") and len(rest) > 1 else None
     location = tuple(
         part for part in problem["loc"] if part != kind and not _UNION_MEMBER.search(str(part))
     )
+    if key == "concepts" and one_set:
+        location = (key, *location[2:])
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     where = f"{where.lstrip('.')}: " if where else ""
     if problem["type"] == "extra_forbidden":

@@ -23,11 +23,11 @@ _JOB_FOLDER = "working_dir_files"
 
 
 class Sweep(Part):
-    """Models x revisions, one concept set, human data and baselines."""
+    """Models x revisions, concept sets, human data and baselines."""
 
     name: str = ""
     store: str = ""
-    concepts: Concepts
+    concepts: list[Concepts] = Field(min_length=1)
     models: list[Model] = Field(min_length=1)
     models_in: str = ""
     neurons: Neurons = Neurons()
@@ -46,7 +46,9 @@ class Sweep(Part):
     @field_validator("concepts", mode="before")
     @classmethod
     def _concepts(cls, value: Any) -> Any:
-        return {"source": value} if isinstance(value, str) else value
+        if not isinstance(value, list):
+            value = [value]
+        return [{"source": item} if isinstance(item, str) else item for item in value]
 
     @field_validator("models", mode="before")
     @classmethod
@@ -66,6 +68,16 @@ class Sweep(Part):
         if not isinstance(value, list):
             return value
         return [{"name": item} if isinstance(item, str) else item for item in value]
+
+    @model_validator(mode="after")
+    def _sets_have_names(self) -> Sweep:
+        if len(self.concepts) > 1:
+            for number, wanted in enumerate(self.concepts):
+                if not wanted.name:
+                    raise ValueError(
+                        f"concepts[{number}]: name: is missing; each of several concept sets has its own"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _scores_are_kept(self) -> Sweep:
@@ -91,6 +103,7 @@ class Sweep(Part):
                     "the dictionary was trained on"
                 )
         lists: dict[str, list[Any]] = {
+            "concepts: name": [each.name for each in self.concepts],
             "human": [human.name for human in self.human],
             "agreement": list(self.agreement),
             "baselines": [each if isinstance(each, str) else each.name for each in self.baselines],
@@ -117,6 +130,16 @@ class Sweep(Part):
                 if values.count(value) > 1:
                     raise ValueError(f"{key}: {value!r} is listed twice")
         return self
+
+    def each_set(self) -> list[Sweep]:
+        """The sweep of each concept set alone."""
+        return [self.model_copy(update={"concepts": [wanted]}) for wanted in self.concepts]
+
+    @property
+    def concept_set(self) -> str:
+        """The name of the only concept set: the sweep's own by default."""
+        (wanted,) = self.concepts
+        return wanted.name or self.name
 
     @property
     def folder(self) -> Path:

@@ -176,12 +176,12 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def served(store: Path, port: int) -> Iterator[Server]:
-    """A server of the store's newest sweep, not yet running.
+def served(store: Path, port: int, set_name: str | None = None) -> Iterator[Server]:
+    """A server of a concept set (the first, by default) of the store's newest sweep, not yet running.
 
     Raises UserError for a store in which nothing is done, and for a port that is taken.
     """
-    study = newest_study(store)
+    study = newest_study(store, set_name)
     with open_store(store, study.runs) as connection:
         try:
             server = Server(Pages(connection, study), port)
@@ -191,9 +191,9 @@ def served(store: Path, port: int) -> Iterator[Server]:
             yield server
 
 
-def serve(store: Path, port: int) -> None:
+def serve(store: Path, port: int, set_name: str | None = None) -> None:
     """Serve until interrupted."""
-    with served(store, port) as server:
+    with served(store, port, set_name) as server:
         print(f"{server.address}\nCtrl-C stops it.", flush=True)
         try:
             server.serve_forever()

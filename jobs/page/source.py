@@ -77,12 +77,13 @@ class View:
 
 @dataclass(frozen=True)
 class Study:
-    """The done stages of one sweep, by fingerprint; its name; and what its file asks for, where that is
-    known: it is once the sweep is done."""
+    """The done stages of one concept set of a sweep, by fingerprint; the study's name and the set's; and
+    what the sweep file asks for, where that is known: it is once the sweep is done."""
 
     name: str
     runs: Mapping[str, Manifest]
     asked: Mapping[str, Any] | None = None
+    set_name: str = ""
 
 
 class Source:
@@ -196,9 +197,22 @@ def training_step(revision: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def newest_study(root: Path) -> Study:
-    """A store's newest sweep: what its newest report was made of or, where none is done, its newest
-    comparison with humans (or what comes before one) and all that was made of the same sentences.
+def newest_study(root: Path, set_name: str | None = None) -> Study:
+    """One of `newest_studies`: the first, or that of a concept set. Raises UserError."""
+    studies = newest_studies(root)
+    if set_name is None:
+        return studies[0]
+    for study in studies:
+        if study.set_name == set_name:
+            return study
+    there = ", ".join(study.set_name for study in studies)
+    raise UserError(f"--concepts {set_name}: the newest sweep of {root} has {there}")
+
+
+def newest_studies(root: Path) -> list[Study]:
+    """A store's newest sweep, one concept set after another: what its newest reports were made of or,
+    where none is done, its newest comparison with humans (or what comes before one) and all that was
+    made of the same sentences.
 
     Raises UserError for a store in which nothing is done.
     """
@@ -207,20 +221,38 @@ def newest_study(root: Path) -> Study:
     for kind in ("report", "alignment", "similarity", "experts", "activations", "sentences"):
         found = [each for each in done.values() if each.kind == kind]
         if found:
-            newest = max(found, key=lambda each: each.finished)
+            newest = max(found, key=_finished)
             break
     else:
         raise UserError(f"{root}: nothing is done in this store yet; `neuralign status` shows its state")
+    if newest.kind == "report":
+        asked = newest.params["sweep"]
+        reports = sorted((each for each in found if each.params["sweep"] == asked), key=_finished)
+        latest = {each.label: each for each in reports}.values()
+        studies = [
+            _study(each, manifest.made_of(each, done) - {each.folder.name}, done) for each in latest
+        ]
+        if len(studies) == 1:
+            return studies
+        order = [each["name"] for each in asked["concepts"]]
+        return sorted(studies, key=lambda study: order.index(study.set_name))
     names = manifest.made_of(newest, done)
-    if newest.kind != "report":
-        texts = {name for name in names if done[name].kind == "sentences"}
-        for each in done.values():
-            below = manifest.made_of(each, done)
-            if texts & below and each.kind not in ("report", "alignment"):
-                names |= below
-    names.discard(newest.folder.name if newest.kind == "report" else "")
+    texts = {name for name in names if done[name].kind == "sentences"}
+    for each in done.values():
+        below = manifest.made_of(each, done)
+        if texts & below and each.kind not in ("report", "alignment"):
+            names |= below
+    return [_study(newest, names, done)]
+
+
+def _study(newest: Manifest, names: set[str], done: Mapping[str, Manifest]) -> Study:
     runs = {done[name].fingerprint: done[name] for name in names}
-    return Study(newest.label, runs, newest.params.get("sweep"))
+    (texts,) = [each for each in runs.values() if each.kind == "sentences" and not each.inputs]
+    return Study(newest.label, runs, newest.params.get("sweep"), texts.label)
+
+
+def _finished(stage: Manifest) -> str:
+    return stage.finished
 
 
 def _from_headline(row: dict[str, Any]) -> tuple[bool, float, int]:
