@@ -8,8 +8,6 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from alignment.walk import Ids, Integers
 
@@ -308,6 +306,10 @@ def shuffles(labels: Labels, count: int, seed: int) -> Ids:
     a third links. With shared negatives these are all sentences; concepts with positives and negatives
     that nobody else has are shuffled each by itself. A sentence without a label keeps none.
     """
+    # slow to import, and what only plans a sweep needs none of it
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     sentence = np.arange(labels.n_sentences)
     shared = np.flatnonzero(labels.shared)
     rows = np.concatenate(

@@ -11,7 +11,6 @@ from collections.abc import Set as AbstractSet
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from alignment.resampling import LEVEL, Interval
 
@@ -29,7 +28,7 @@ def mean_over_prompts(values: Floats) -> Interval:
     if len(values) < 2:
         return Interval(mean, None, None)
     error = np.std(values, ddof=1) / np.sqrt(len(values))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * error)
+    half = float(_student(len(values) - 1) * error)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -52,7 +51,7 @@ def mean_over_both(values: Floats) -> Interval:
     single = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0, keepdims=True) + mean
     by_value = (single**2).sum() / ((concepts - 1) * (prompts - 1)) / (concepts * prompts)
     variance = max(by_concept + by_prompt - by_value, by_concept, by_prompt)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, min(concepts, prompts) - 1) * np.sqrt(variance))
+    half = float(_student(min(concepts, prompts) - 1) * np.sqrt(variance))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -60,7 +59,17 @@ def rank_agreement(estimated: Floats, measured: Floats) -> float | None:
     """Spearman's rho of attributions and measured changes; None where either has no two values."""
     if len(estimated) < 2 or np.ptp(estimated) == 0 or np.ptp(measured) == 0:
         return None
+    from scipy import stats
+
     return float(stats.spearmanr(estimated, measured).statistic)
+
+
+def _student(freedom: int) -> float:
+    """The quantile of Student's t that an interval takes."""
+    # slow to import, and what only plans a sweep needs none of it
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def draw_like(

@@ -8,6 +8,7 @@ from benchmarks.bootstrap import bootstrap
 from benchmarks.capture import capture, pipeline, replicas
 from benchmarks.generate import generate
 from benchmarks.harvest import harvest
+from benchmarks.plan import plan
 from benchmarks.select import select_concepts, select_sklearn, select_sort
 from benchmarks.store import similarity, store_read, store_write
 
@@ -23,6 +24,7 @@ BENCHMARKS = {
     "similarity": similarity,
     "bootstrap": bootstrap,
     "harvest": harvest,
+    "plan": plan,
     "generate": generate,
 }
 ON_REQUEST = {"generate"}

@@ -175,8 +175,7 @@ def named(names: Iterable[str], where: str) -> list[Concept]:
     """Concepts of which only the names are known; UserError as for those that a file names."""
     known: dict[str, Concept] = {}
     for name in names:
-        _check_name(name, where, known)
-        known[name] = Concept(name)
+        _known(Concept(name), where, known)
     return _at_least_two(known, where)
 
 
@@ -187,16 +186,15 @@ def _at_least_two(concepts: Mapping[str, Item], where: str) -> list[Item]:
 
 
 def _concept(row: Mapping[str, str], where: str, known: dict[str, Concept]) -> Concept:
-    """The concept of a row, which must be what it was in the rows before."""
+    """The concept of a row, which must be what it was in the rows before; `known` are those, by their
+    names in lower case."""
     pos = row["pos"].lower()
     if pos and pos not in _PARTS_OF_SPEECH:
         raise UserError(f"{where}: pos is {row['pos']!r}; allowed: {', '.join(_PARTS_OF_SPEECH)}")
     concept = Concept(
         row["concept"], row["domain"] or None, row["sense"] or None, _PARTS_OF_SPEECH.get(pos)
     )
-    if concept.name not in known:
-        _check_name(concept.name, where, known)
-    before = known.setdefault(concept.name, concept)
+    before = _known(concept, where, known)
     for key, now in vars(concept).items():
         then = getattr(before, key)
         if now != then:
@@ -206,16 +204,19 @@ def _concept(row: Mapping[str, str], where: str, known: dict[str, Concept]) -> C
     return concept
 
 
-def _check_name(name: str, where: str, known: Mapping[str, Concept]) -> None:
-    if not re.search(r"\w", name.replace("_", "")):
-        raise UserError(f"{where}: the concept {name!r} has no letter; give it a name")
-    if name not in known:
-        other = next((each for each in known if each.lower() == name.lower()), None)
-        if other is not None:
-            raise UserError(
-                f"{where}: concepts {name!r} and {other!r} differ only in case; human data sets do "
-                "not tell them apart"
-            )
+def _known(concept: Concept, where: str, known: dict[str, Concept]) -> Concept:
+    """The concept of this name that is known, which this one is from here on if there is none."""
+    found = known.get(concept.name.lower())
+    if found is None:
+        if not re.search(r"\w", concept.name.replace("_", "")):
+            raise UserError(f"{where}: the concept {concept.name!r} has no letter; give it a name")
+        found = known[concept.name.lower()] = concept
+    if found.name != concept.name:
+        raise UserError(
+            f"{where}: concepts {concept.name!r} and {found.name!r} differ only in case; human data "
+            "sets do not tell them apart"
+        )
+    return found
 
 
 def _check(path: Path, found: ConceptSet) -> None:

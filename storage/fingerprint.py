@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK = 1 << 20
+_PLAIN = frozenset((str, int, bool, type(None)))
+"""What needs no look: thousands of models have millions of such parts."""
 
 
 def fingerprint(value: Any) -> str:
@@ -32,12 +34,18 @@ def _stable(value: Any, where: str) -> Any:
             raise TypeError(f"{where} is {value}: only finite numbers have a fingerprint")
         return value
     if isinstance(value, list | tuple):
-        return [_stable(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [
+            item if type(item) in _PLAIN else _stable(item, f"{where}[{index}]")
+            for index, item in enumerate(value)
+        ]
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"{where} has the key {key!r}: only strings have a fingerprint")
-        return {key: _stable(item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            key: item if type(item) in _PLAIN else _stable(item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     raise TypeError(f"{where} is a {type(value).__name__}, which has no stable fingerprint")
 
 

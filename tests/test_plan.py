@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +14,7 @@ from cluster.sites import describe
 from cluster.sizes import _KEYS, Size, _from_keys
 from storage import layout
 from storage.manifest import Manifest
+from tests.many_models import add_revision, environment, write_study
 
 _ROOT = Path(__file__).parent.parent
 
@@ -45,61 +42,10 @@ def test_a_size_from_the_configuration_is_that_of_the_model(kind: str) -> None:
     assert _from_keys({"model_type": kind}) is None
 
 
-def _hub(cache: Path, models: int, revisions: int) -> list[str]:
-    """The hub's cache on this machine, with so many revisions of so many models."""
-    names = []
-    for number in range(models):
-        names.append(f"zoo/model-{number}")
-        for step in range(revisions):
-            _add_revision(cache, number, step)
-    return names
-
-
-def _add_revision(cache: Path, number: int, step: int) -> None:
-    folder = cache / f"models--zoo--model-{number}"
-    commit = hashlib.sha1(f"{number} {step}".encode(), usedforsecurity=False).hexdigest()
-    (folder / "refs").mkdir(parents=True, exist_ok=True)
-    (folder / "refs" / f"step{step}").write_text(commit)
-    snapshot = folder / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    content = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": 64,
-        "intermediate_size": 256,
-        "num_hidden_layers": 12,
-    }
-    (snapshot / "config.json").write_text(json.dumps(content))
-
-
-def _study(folder: Path, models: int, revisions: int, concepts: int, each: int) -> Path:
-    names = _hub(folder / "hub", models, revisions)
-    with (folder / "concepts.csv").open("w") as sentences:
-        rows = csv.writer(sentences)
-        rows.writerow(["concept", "domain", "text"])
-        for concept in range(concepts):
-            for number in range(each):
-                text = f"Nobody saw a thing{concept} in the place of number {number} again."
-                rows.writerow([f"thing{concept}", f"domain{concept % 27}", text])
-    pairs = "".join(f"thing{n},thing{n + 1},{n % 7}\n" for n in range(concepts - 1))
-    (folder / "human.csv").write_text(f"a,b,score\n{pairs}")
-    listed = "".join(f"  - {{id: {name}, revisions: all, dtype: bfloat16}}\n" for name in names)
-    file = folder / "study.yaml"
-    file.write_text(
-        f"concepts: concepts.csv\nhuman: [{{name: mine, path: human.csv}}]\nmodels:\n{listed}"
-    )
-    return file
-
-
 def _plan(file: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", "from jobs.cli import main; main()", "plan", str(file)],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(_ROOT),
-            "HF_HUB_OFFLINE": "1",
-            "HF_HUB_CACHE": str(file.parent / "hub"),
-        },
+        env=environment(file),
         capture_output=True,
         text=True,
         timeout=120,
@@ -111,7 +57,7 @@ def _plan(file: Path) -> str:
 
 def test_a_hundred_models_of_twenty_revisions_are_planned(tmp_path: Path) -> None:
     """A plan that reads a model for each revision would take minutes."""
-    file = _study(tmp_path, 100, 20, 1854, 20)
+    file = write_study(tmp_path, 100, 20, 1854, 20)
     printed = _plan(file)
     assert "1854 concepts, 37,080 sentences, 2000 models" in printed
     assert "activations 0 of 2000" in printed
@@ -121,13 +67,13 @@ def test_a_hundred_models_of_twenty_revisions_are_planned(tmp_path: Path) -> Non
 
 
 def test_revisions_that_are_new_are_planned_and_times_are_those_measured(tmp_path: Path) -> None:
-    file = _study(tmp_path, 2, 3, 6, 6)
+    file = write_study(tmp_path, 2, 3, 6, 6)
     printed = _plan(file)
     assert [line.split()[1] for line in printed.splitlines() if line.startswith("experts")] == [
         f"zoo/model-{model}@step{step}" for model in (0, 1) for step in range(3)
     ]
     assert "How long it takes can be told when" in printed
-    _add_revision(tmp_path / "hub", 1, 10)
+    add_revision(tmp_path / "hub", 1, 10)
     # one model's activations took 60 s
     store = layout.create(tmp_path / "results/study")
     params = {"model": "zoo/model-0", "revision": "step0", "concept_set": _label(file)}
