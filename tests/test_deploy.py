@@ -23,21 +23,24 @@ from jobs.schedule import Cron, find_zone
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 
-# fields of KubeRay's ray.io/v1 types and of the pods in them (ray-operator/apis/ray/v1)
+# fields of KubeRay's ray.io/v1 types (docs/reference/api.md of KubeRay 1.7)
 _RAY_JOB = {
     *("activeDeadlineSeconds", "backoffLimit", "rayClusterSpec", "submitterPodTemplate", "metadata"),
     *("clusterSelector", "submitterConfig", "entrypoint", "runtimeEnvYAML", "jobId", "submissionMode"),
     *("entrypointResources", "entrypointNumCpus", "entrypointNumGpus", "ttlSecondsAfterFinished"),
     *("shutdownAfterJobFinishes", "suspend", "deletionStrategy", "managedBy"),
+    "preRunningDeadlineSeconds",
 }
+_RAY_CRON_JOB = {"schedule", "jobTemplate", "timeZone", "suspend"}
 _RAY_CLUSTER = {
     *("rayVersion", "headGroupSpec", "workerGroupSpecs", "enableInTreeAutoscaling", "suspend"),
     *("autoscalerOptions", "headServiceAnnotations", "gcsFaultToleranceOptions", "managedBy"),
+    *("authOptions", "upgradeStrategy", "historyServerOptions", "networkPolicy", "tlsOptions"),
 }
 _HEAD = {"rayStartParams", "template", "serviceType", "headService", "enableIngress"}
 _WORKERS = {
     *("groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "rayStartParams"),
-    *("template", "suspend", "scaleStrategy", "idleTimeoutSeconds"),
+    *("template", "suspend", "scaleStrategy", "idleTimeoutSeconds", "priority", "resources", "labels"),
 }
 
 
@@ -54,7 +57,7 @@ def _clusters(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield spec
         return
     if document["kind"] == "RayCronJob":
-        assert spec.keys() == {"schedule", "jobTemplate"}
+        assert {"schedule", "jobTemplate"} <= spec.keys() <= _RAY_CRON_JOB
         Cron(spec["schedule"])
         spec = spec["jobTemplate"]
     assert spec.keys() <= _RAY_JOB
@@ -85,6 +88,8 @@ def test_ray_resources_have_the_fields_of_their_types_and_the_pinned_ray() -> No
         for cluster in _clusters(document):
             assert cluster.keys() <= _RAY_CLUSTER
             assert cluster["rayVersion"] == ray.__version__
+            # without it all that reach the head may run anything there
+            assert cluster["authOptions"] == {"mode": "token"}
             assert cluster["headGroupSpec"].keys() <= _HEAD
             for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
                 assert all(isinstance(value, str) for value in group["rayStartParams"].values())
@@ -108,7 +113,7 @@ def test_every_path_of_a_pod_is_mounted_and_every_volume_is_there(tmp_path: Path
     for name, content in study["data"].items():
         (tmp_path / name).write_text(content)
     sweep = read_sweep(tmp_path / "study.yaml")
-    named = [str(sweep.store_path), sweep.model_dump()["concepts"]["source"]]
+    named = [str(sweep.store_path), *(each["source"] for each in sweep.model_dump()["concepts"])]
     pods = list(_pods())
     assert len(pods) == 7
     for name, pod in pods:
@@ -141,7 +146,12 @@ def test_every_command_is_there_with_its_options() -> None:
     (deployment,) = (document for _, document in _documents() if document["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     _check_schedule([*container["command"], *container["args"]], "Europe/Berlin")
+    # KubeRay keeps a cluster's token in a Secret of its name
+    (token,) = container["env"]
+    assert token["name"] == "RAY_AUTH_TOKEN"
+    secret = token["valueFrom"]["secretKeyRef"]
     service = container["args"][-1].split("//")[1].split("-head-svc")[0]
+    assert secret == {"name": service, "key": "auth_token"}
     assert ("RayCluster", service) in {
         (document["kind"], document["metadata"]["name"]) for _, document in _documents()
     }
