@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster.weights import Weights, resolve
 from tests import planted, tiny
+from tests.study import PRINTED, make_study
 
 _LAST = [
-    *("test_shard", "test_queue", "test_pipeline", "test_deaths", "test_sweep", "test_nodes"),
-    *("test_cluster", "test_demo"),
+    *("test_shard", "test_queue", "test_pipeline", "test_deaths", "test_sweep", "test_stopped"),
+    *("test_nodes", "test_cluster", "test_demo"),
 ]
 
 
@@ -34,3 +39,27 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     """The planted model."""
     folder = planted.make_model(tmp_path_factory.mktemp("planted"))
     return resolve(str(folder), "main", folder)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder with a finished sweep (see tests/study.py), made once for all processes that run tests.
+    They leave it as it is."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / "study.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "study" / PRINTED).is_file():
+            make_study(shared / "study", tiny_model)
+    return shared / "study"
+
+
+@pytest.fixture(scope="session")
+def started() -> Iterator[list[psutil.Process]]:
+    """What killed sweeps had started: it must be gone when all tests are done. After a SIGKILL, Ray's
+    agents take a minute to give their cluster up."""
+    processes: list[psutil.Process] = []
+    yield processes
+    _, alive = psutil.wait_procs(processes, timeout=120)
+    assert not alive

@@ -24,11 +24,14 @@ import pytest
 
 from cluster.job_server import JobServer
 from jobs.config import read_sweep
+from jobs.schedule import Cron, Scheduler, _ToServer
 from jobs.submit import submit
+from storage import layout
 from storage.errors import UserError
+from storage.slots import Slots
 from tests import tiny
+from tests.commands import process, rows
 from tests.ray_head import Head, ray_head
-from tests.test_sweep import neuralign, rows
 
 _SECONDS = 200
 _ROOT = Path(__file__).parent.parent
@@ -86,9 +89,9 @@ def studies(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, head: He
         )
         for name, command in commands.items()
     }
-    ended = {name: process.communicate(timeout=_SECONDS) for name, process in started.items()}
-    for name, process in started.items():
-        assert process.returncode == 0, (name, ended[name])
+    ended = {name: each.communicate(timeout=_SECONDS) for name, each in started.items()}
+    for name, each in started.items():
+        assert each.returncode == 0, (name, ended[name])
     return {"files": files, "folder": folder, "output": ended}
 
 
@@ -169,7 +172,7 @@ def test_a_job_ends_with_its_own_exit_code_and_can_be_submitted_again(
     file.write_text(file.read_text().replace("id: model", "id: ./model"))
     found = []
     for attempt in ("", "-2"):
-        done = neuralign("submit", file, "--address", address, "--follow")
+        done = process("submit", file, "--address", address, "--follow")
         assert done.returncode == 2, done.stderr
         assert "there is no file or folder" in done.stdout
         assert "Traceback" not in done.stdout + done.stderr
@@ -180,12 +183,12 @@ def test_a_job_ends_with_its_own_exit_code_and_can_be_submitted_again(
         ]
         assert any(name.endswith(attempt) for name in found)
     assert len(set(found)) == 2
-    logs = neuralign("logs", found[0], "--address", address)
+    logs = process("logs", found[0], "--address", address)
     assert "there is no file or folder" in logs.stdout
-    assert neuralign("logs", "nonsense", "--address", address).returncode == 2
+    assert process("logs", "nonsense", "--address", address).returncode == 2
 
 
-_TICK = """
+_KILLED_TICK = """
 import os, signal, sys
 from datetime import datetime
 from pathlib import Path
@@ -194,11 +197,10 @@ from jobs.config import read_sweep
 from jobs.schedule import Cron, Scheduler, _ToServer
 from storage import layout
 from storage.slots import Slots
-file, address, since, now, kills = sys.argv[1:]
+file, address, since, now = sys.argv[1:]
 sweep = read_sweep(Path(file))
 slots = Slots(layout.create(sweep.store_path), sweep.name)
-if kills == "kill":
-    slots.mark_done = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+slots.mark_done = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 server = _ToServer(Path(file), sweep, JobServer(address))
 keeper = Scheduler(slots, Cron("* * * * *"), "slot", server)
 keeper.tick(datetime.fromisoformat(since), datetime.fromisoformat(now))
@@ -207,24 +209,24 @@ keeper.tick(datetime.fromisoformat(since), datetime.fromisoformat(now))
 
 @pytest.mark.filterwarnings("ignore:ssl=None")  # Ray's client says it to aiohttp
 def test_three_slots_are_three_jobs_though_the_scheduler_is_killed_between_submit_and_record(
-    address: str, tmp_path: Path
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Jobs that end at once, as their model is nowhere: a slot is a slot whatever becomes of it."""
     file = tiny.write_sweep(tmp_path, model="./nowhere")
     server = JobServer(address)
     since = datetime(2026, 6, 1, tzinfo=UTC)
+    sweep = read_sweep(file)
+    slots_kept = Slots(layout.create(sweep.store_path), sweep.name)
+    keeper = Scheduler(slots_kept, Cron("* * * * *"), "slot", _ToServer(file, sweep, server))
 
-    def tick(minute: int, kills: str) -> subprocess.CompletedProcess[str]:
-        now = since + timedelta(minutes=minute)
-        words = [str(file), address, since.isoformat(), now.isoformat(), kills]
+    def killed_tick(now: datetime) -> int:
+        words = [str(file), address, since.isoformat(), now.isoformat()]
         return subprocess.run(
-            [sys.executable, "-c", _TICK, *words],
+            [sys.executable, "-c", _KILLED_TICK, *words],
             env={**os.environ, "PYTHONPATH": str(_ROOT)},
-            capture_output=True,
-            text=True,
             timeout=_SECONDS,
             check=False,
-        )
+        ).returncode
 
     def slots() -> list[str]:
         return sorted(
@@ -232,11 +234,11 @@ def test_three_slots_are_three_jobs_though_the_scheduler_is_killed_between_submi
         )
 
     for minute in (1, 2, 3):
-        assert tick(minute, "kill").returncode == -signal.SIGKILL
+        now = since + timedelta(minutes=minute)
+        assert killed_tick(now) == -signal.SIGKILL
         assert len(slots()) == minute
-        again = tick(minute, "live")
-        assert again.returncode == 0, again.stderr
-        assert "was submitted before" in again.stderr
+        keeper.tick(since, now)
+        assert "was submitted before" in capsys.readouterr().err
         assert server.follow(slots()[-1], lambda _: None) == 2
     assert slots() == [f"slot-20260601T000{minute}Z" for minute in (1, 2, 3)]
 
@@ -245,10 +247,10 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(
     address: str, tmp_path: Path, tiny_model: Path
 ) -> None:
     file = tiny.write_sweep(tmp_path, model=str(tiny_model))
-    found = neuralign("doctor", file, "--address", address).stdout
+    found = process("doctor", file, "--address", address).stdout
     for line in ("well   packages: all there", "well   job server: ", "well   sweep ", "well   store: "):
         assert line in found
-    done = neuralign("doctor", file.parent / "none.yaml", "--address", "http://127.0.0.1:9")
+    done = process("doctor", file.parent / "none.yaml", "--address", "http://127.0.0.1:9")
     assert done.returncode == 1
     assert "WRONG  job server: " in done.stdout
     assert "nobody answers" in done.stdout
@@ -308,7 +310,7 @@ def test_drivers_are_told_of_a_cluster_that_does_not_answer(
     for wrong, told in ((address, "is not where a cluster takes drivers"), ("127.0.0.1:9", "nobody")):
         monkeypatch.setenv("RAY_ADDRESS", wrong.removeprefix("http://"))
         started = time.monotonic()
-        done = neuralign("run", file)
+        done = process("run", file)
         assert done.returncode == 2
         assert told in done.stderr
         assert done.stderr.count("\n") == 1

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from storage.verify import verify
 from tests import tiny
-from tests.test_sweep import rows
+from tests.commands import rows
 from tests.zoo import make_models
 
 _ROOT = Path(__file__).parent.parent

@@ -24,7 +24,7 @@ from storage.database import open_store
 from storage.errors import StoreError, UserError, WorkFailed
 from storage.layout import RUNNING
 from tests import tiny
-from tests.test_sweep import neuralign
+from tests.commands import process
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +200,7 @@ def test_a_sweep_goes_on_without_the_model_that_fails_and_tells_of_it(
     text = sweep.read_text().replace("[max, concept, context]", "[max]")
     models = ", ".join(f"{{id: {name}, dtype: float32}}" for name in ("bad", "good"))
     sweep.write_text(text.replace("{id: model, dtype: float32}", models))
-    done = neuralign("run", sweep)
+    done = process("run", sweep)
     assert done.returncode == 1, done.stderr
     assert "activations bad@main: failed; the other models go on" in done.stderr
     assert "1 models failed" in done.stderr

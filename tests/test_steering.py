@@ -32,9 +32,9 @@ from jobs.sweep import plan
 from storage.database import ask, open_store
 from storage.errors import UserError
 from tests import tiny
+from tests.commands import neuralign, process
 from tests.planted import CPU
 from tests.test_steered_shard import Oracle
-from tests.test_sweep import neuralign
 
 PROMPTS = ["The", "My aunt drew one"]
 TOLERANCE = 1e-5
@@ -169,7 +169,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     folder = tmp_path_factory.mktemp("steered")
     file = tiny.write_sweep(folder, str(tiny_model), STEERING)
     file.write_text(file.read_text().replace("neurons: {pooling: [max, concept, context]}\n", ""))
-    done = neuralign("run", file)
+    done = process("run", file)
     assert done.returncode == 0, done.stderr
     (folder / "printed.txt").write_text(done.stdout)
     return folder

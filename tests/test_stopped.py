@@ -1,0 +1,70 @@
+"""A sweep that is stopped must go on from where it was, and end with the same rows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests import tiny
+from tests.commands import neuralign, python_m, rows
+
+
+def _many_sentences(folder: Path, model: Path) -> Path:
+    """A sweep with ten work units, so that a kill falls between them."""
+    shutil.copytree(model, folder / "model")
+    file = tiny.write_sweep(folder)
+    lines = (folder / "concepts.csv").read_text().splitlines()
+    more = [line[:-2] + f' {number}."' for number in range(17) for line in lines[1:]]
+    (folder / "concepts.csv").write_text("\n".join([lines[0], *more]) + "\n")
+    return file
+
+
+def _start(file: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.sweep", str(file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.rglob(pattern)):
+        assert process.poll() is None, "ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(
+    tmp_path: Path, tiny_model: Path, started: list[psutil.Process]
+) -> None:
+    """By Ctrl-C or by SIGKILL, in the middle of activations or of experts."""
+    undisturbed = _many_sentences(tmp_path / "undisturbed", tiny_model)
+    assert python_m("jobs.sweep", undisturbed).returncode == 0
+    file = _many_sentences(tmp_path / "stopped", tiny_model)
+    store = tmp_path / "stopped/results/sweep"
+    for pattern, with_signal, code in (
+        ("activations/*/_units/00001.json", signal.SIGKILL, -9),
+        ("experts/*/_units/max.L01*.json", signal.SIGINT, 130),
+    ):
+        process = _start(file)
+        _wait_for(tmp_path / "stopped", pattern, process)
+        started += psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, with_signal)
+        assert process.wait(timeout=60) == code
+        assert not list(store.glob("report/*/_SUCCESS.json"))
+        if with_signal == signal.SIGINT:
+            assert "stopped" in neuralign("status", store).stdout
+    status = neuralign("status", store).stdout
+    assert "units done" in status
+    finished = python_m("jobs.sweep", file)
+    assert finished.returncode == 0, finished.stderr
+    assert rows(store) == rows(tmp_path / "undisturbed/results/sweep")
