@@ -139,9 +139,8 @@ def keep(file: Path, line: str, zone: str | None, connect: Callable[[], JobServe
     """
     sweep = read_sweep(file)
     cron = Cron(line, find_zone(zone))
-    store = layout.create(sweep.store_path)
     submitter = _ToServer(file, sweep, connect())
-    slots = Slots(store, sweep.name)
+    slots = Slots(layout.create(sweep.store_path), sweep.name)
     who = {"host": socket.gethostname(), "pid": os.getpid()}
     since = slots.begin({**who, "keeps": f"{file.resolve()} at {line!r} {cron.zone}"}, datetime.now(UTC))
     where = fingerprint([sweep.name, absolute(sweep.store_path)])[:8]

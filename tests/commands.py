@@ -14,7 +14,7 @@ from unittest.mock import patch
 from jobs.cli import main
 from storage.database import open_store
 
-_SECONDS = 240
+_SECONDS = 600
 
 Done = subprocess.CompletedProcess[str]
 
