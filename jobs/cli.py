@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from storage import __version__
 from storage.errors import NeuralignError, WorkFailed
 
 if TYPE_CHECKING:
+    from jobs.stage import Stage
     from jobs.sweep import Done
 
 app = typer.Typer(
@@ -382,15 +384,21 @@ def _run(file: Path, until: str | None) -> None:
     if until is None:
         last = planned.of_kind(report.KIND)
         for stage in last:
-            if len(last) > 1:
-                _out().rule(f"concepts: {stage.of_set}")
+            _name_set(stage)
             print_summary(_out(), report.read_summary(stage, store))
         print_next(_out(), _short(store), [_short(report.page(stage, store)) for stage in last])
     if until in (None, steering.KIND):
         for stage in planned.of_kind(steering.KIND):
+            _name_set(stage)
             print_doses(_out(), stage, store, _short(steering.picture(stage, store)))
     if done.failures:
         raise WorkFailed(f"{len(done.failures)} models failed", done.failures)
+
+
+def _name_set(stage: Stage) -> None:
+    """Say which concept set it is of, in a sweep of several."""
+    if stage.of_set:
+        _out().rule(f"concepts: {escape(stage.of_set)}")
 
 
 def _carry_out(file: Path, until: str | None) -> Done:

@@ -29,6 +29,7 @@ PRINTED = "printed.txt"
 
 def make_study(folder: Path, model: Path) -> None:
     """Run the sweep in a folder; what it printed is kept there too."""
+    shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(model, folder / "model")
     tiny.make_encoder(folder / "encoder")
     numbers = np.random.default_rng(0).standard_normal((6, 5))
