@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -23,9 +24,12 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A folder in memory: thousands of slots are flushed to it."""
+    """A folder in memory: thousands of slots are flushed to it. Few of them are kept."""
     place = Path("/dev/shm")  # noqa: S108
-    with tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as folder:
+    with (
+        tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as folder,
+        patch("storage.slots._KEPT", 20),
+    ):
         yield Path(folder)
 
 
