@@ -11,7 +11,9 @@ from benchmarks.measure import record, side_by_side
 from tests.many_models import environment, write_study
 
 _MODELS, _REVISIONS, _CONCEPTS, _SENTENCES = 100, 20, 1854, 20
-_LIBRARIES = "duckdb, huggingface_hub, numba, obstore, pyarrow, pydantic, ray, rich, simplemma, typer, yaml"
+_LIBRARIES = (
+    "duckdb, huggingface_hub, numba, obstore, pyarrow, pydantic, ray, rich, simplemma, typer, yaml"
+)
 
 
 def plan() -> None:
