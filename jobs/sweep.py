@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -41,6 +42,8 @@ from storage.concepts import ConceptSet, named, read_concepts, read_words
 from storage.database import is_activations
 from storage.errors import UserError, WorkFailed
 from storage.manifest import drop
+
+_LOOK_UPS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -111,17 +114,19 @@ def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
             (replace(stage, set_name=one.concept_set), concepts)
             for one, (stage, concepts) in zip(alone, texts, strict=True)
         ]
+    with ThreadPoolExecutor(_LOOK_UPS_AT_ONCE) as threads:
+        found = list(threads.map(partial(_resolved, sweep), sweep.models))
     models = [
-        (model, resolve(model.id, revision, sweep.models_folder, frozenset(model.allow)))
-        for model in sweep.models
-        for revision in _revisions(model, sweep)
+        (model, weights)
+        for model, revisions in zip(sweep.models, found, strict=True)
+        for weights in revisions
+        if weights.label not in without
     ]
-    models = [(model, weights) for model, weights in models if weights.label not in without]
     sets = [concepts for _, concepts in texts]
     if sweep.steering is not None and None not in sets:
         known = {concept.name for each in sets if each for concept in each.concepts}
         attributions.check(known, sweep.steering)
-    planned = [_plan_set(sweep, one, *found, models) for one, found in zip(alone, texts, strict=True)]
+    planned = [_plan_set(sweep, one, *each, models) for one, each in zip(alone, texts, strict=True)]
     return Plan(sweep, [weights for _, weights in models], planned)
 
 
@@ -291,10 +296,13 @@ def _sentences(sweep: Sweep) -> tuple[Stage, ConceptSet | None]:
     return stage, sentences.read_set(stage, store) if stage.is_done(store) else None
 
 
-def _revisions(model: Model, sweep: Sweep) -> list[str]:
+def _resolved(sweep: Sweep, model: Model) -> list[Weights]:
+    """A model at each of its revisions."""
     control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
     asked = [*model.revisions, *([RANDOM_INIT] if control else [])]
-    return hub.expand(model.id, asked, local_revisions(model.id, sweep.models_folder))
+    revisions = hub.expand(model.id, asked, local_revisions(model.id, sweep.models_folder))
+    allowed = frozenset(model.allow)
+    return [resolve(model.id, each, sweep.models_folder, allowed) for each in revisions]
 
 
 if __name__ == "__main__":

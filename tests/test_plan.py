@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from transformers import AutoConfig
 
 from cluster.sites import describe
 from cluster.sizes import _KEYS, Size, _from_keys
+from jobs.config import read_sweep
+from jobs.sweep import plan
 from storage import layout
+from storage.errors import UserError
 from storage.manifest import Manifest
 from tests.many_models import add_revision, environment, write_study
 
@@ -64,6 +68,24 @@ def test_a_hundred_models_of_twenty_revisions_are_planned(tmp_path: Path) -> Non
     # 12 layers of 256 neurons as float16, and of 64 coordinates, two poolings, as float32
     expected = 2000 * 37_080 * 12 * (256 * 2 + 2 * 64 * 4) / 1e9
     assert f"Activations to write: {expected:,.2f} GB" in printed
+
+
+def test_models_are_looked_up_side_by_side_and_the_first_error_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after another, a hundred models would take the hub's time a hundred times."""
+    all_ask = threading.Barrier(4, timeout=60)
+
+    def commits(model: str) -> dict[str, str]:
+        all_ask.wait()
+        raise UserError(f"model {model!r}: nobody has it")
+
+    monkeypatch.setattr("cluster.hub.commits", commits)
+    (tmp_path / "concepts.csv").write_text("concept,text\ncat,A.\ncat,B.\ndog,C.\ndog,D.\n")
+    file = tmp_path / "study.yaml"
+    file.write_text("concepts: concepts.csv\nmodels: [org/a, org/b, org/c, org/d]\n")
+    with pytest.raises(UserError, match="model 'org/a': nobody has it"):
+        plan(read_sweep(file))
 
 
 def test_revisions_that_are_new_are_planned_and_times_are_those_measured(tmp_path: Path) -> None:
