@@ -69,7 +69,8 @@ def print_outlook(console: Console, planned: Plan) -> None:
     free = space.free(store)
     there = "" if free is None else f"; free there: {free / 1e9:,.0f} GB"
     to_write = sum(each.bytes for each in left)
-    console.print(f"Activations to write: {to_write / 1e9:,.2f} GB{there}.")
+    what = "Activations and scores" if planned.sweep.experts.scores else "Activations"
+    console.print(f"{what} to write: {to_write / 1e9:,.2f} GB{there}.")
     if done != kinds:
         console.print(_time_left(left), soft_wrap=True)
 
@@ -140,6 +141,8 @@ def _left(planned: Plan, store: Path) -> Iterator[_Left]:
             units = space.units_left(stage, store) if started else stage.params["units"]
             share = units / stage.params["units"]
             bytes_left = int(share * space.bytes_of(stage, models[stage.label], concepts))
+        elif stage.kind == experts.KIND and concepts is not None:
+            bytes_left = space.score_bytes(stage, models[stage.label], concepts)
         work, rate = sizes.work(stage.kind, stage.params), rates.get(stage.kind)
         seconds = None if work is None or rate is None else share * work * rate
         yield _Left(stage, False, units, bytes_left, seconds)

@@ -37,7 +37,8 @@ def check(planned: Plan, store: Path) -> None:
             if stage.kind == activations.KIND:
                 needed.append(bytes_left(stage, models[stage.label], each.concepts, store))
             elif stage.kind == experts.KIND:
-                scores += score_bytes_left(stage, models[stage.label], each.concepts, store)
+                done = stage.is_done(store)
+                scores += 0 if done else score_bytes(stage, models[stage.label], each.concepts)
     if not planned.sweep.experts.keep_activations:
         needed = sorted(needed)[-MODELS_AT_ONCE:]
     most = sum(needed) + scores
@@ -74,10 +75,9 @@ def sentence_bytes(size: Size, poolings: int, states: bool) -> int:
     return size.neurons * poolings * _FLOAT16 + of_states
 
 
-def score_bytes_left(stage: Stage, weights: Weights, concepts: ConceptSet, store: Path) -> int:
-    """Bytes of a model's scores that are not written yet, where all are kept: a float32 a neuron,
-    concept and pooling."""
-    if not stage.params["scores"] or stage.is_done(store):
+def score_bytes(stage: Stage, weights: Weights, concepts: ConceptSet) -> int:
+    """Bytes of a model's scores, where all are kept: a float32 a neuron, concept and pooling."""
+    if not stage.params["scores"]:
         return 0
     read = stage.inputs["activations"]
     pairs = size_of(weights, read.params["sites"]).neurons * len(concepts.concepts)

@@ -23,6 +23,7 @@ from alignment.labels import labels_against_others, shuffles
 from cluster.shard import Settings
 from jobs import experts, space, sweep
 from jobs.config import read_sweep
+from jobs.outlook import _left
 from storage import activation_files
 from storage.activation_files import SiteFiles
 from storage.commit import write_values
@@ -226,14 +227,17 @@ def test_every_neuron_has_its_score_and_the_experts_have_theirs(store: Path) -> 
 
 def test_the_room_that_scores_need_is_known_before(store: Path) -> None:
     file = store.parent.parent / "sweep.yaml"
-    for where, expected in ((store, 0), (store.parent / "other", 2 * 3 * 48 * 6 * 4)):
+    expected = 2 * 3 * 48 * 6 * 4
+    for where, is_written in ((store, True), (store.parent / "other", False)):
         planned = sweep.plan(read_sweep(file, where))
         (stage,) = planned.of_kind(experts.KIND)
         (concepts,) = [each.concepts for each in planned.sets]
         assert concepts is not None
-        assert space.score_bytes_left(stage, planned.weights[0], concepts, where) == expected
+        assert space.score_bytes(stage, planned.weights[0], concepts) == expected
+        (left,) = [each.bytes for each in _left(planned, where) if each.stage is stage]
+        assert left == (0 if is_written else expected)
         with patch("jobs.space.free", lambda _: 100):
-            if expected:
+            if not is_written:
                 with pytest.raises(UserError, match="make space"):
                     space.check(planned, where)
             else:
