@@ -1,9 +1,9 @@
 """A flat array as a Parquet file of one column, made at the speed of memory.
 
-To Parquet a float16 is an array of two bytes, and pyarrow encodes such arrays one by one, at 0.5 GB/s. But
-plainly encoded and not compressed they are just the bytes of the array: pyarrow writes the headers once
-for each size, around zeros, and the values take their place. The file is byte for byte the one that
-pyarrow would have written.
+To Parquet a float16 is an array of two bytes, and pyarrow encodes such arrays one by one, at 0.5 GB/s.
+But plainly encoded and not compressed they are just the bytes of the array: pyarrow writes the headers
+once for each size, around zeros, and the values take their place. The file is byte for byte the one
+that pyarrow would have written.
 """
 
 from __future__ import annotations
