@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from cluster.maxima import maxima
 from cluster.tokens import Batch
 from storage.activation_files import LAST, MEAN
 
@@ -17,20 +18,14 @@ class Pooler:
     all its real tokens.
     """
 
-    def __init__(self, batch: Batch, poolings: Sequence[str], dtype: torch.dtype) -> None:
+    def __init__(self, batch: Batch, poolings: Sequence[str]) -> None:
         self._poolings = list(poolings)
         self._shape = batch.real.shape
         self._weights = (batch.real / batch.real.sum(dim=1, keepdim=True)).unsqueeze(1)
         self._rows = torch.arange(len(batch.real), device=batch.real.device)
         positions = torch.arange(batch.real.shape[1], device=batch.real.device)
         self._last = (batch.real * positions).argmax(dim=1)
-        self._filler = (
-            torch.zeros(self._shape, dtype=dtype, device=batch.real.device)
-            .masked_fill(~batch.real | batch.concept, -torch.inf)
-            .unsqueeze(-1)
-        )
-        self._words = _positions(batch.real & batch.concept)
-        self._of_none = ~(batch.real & batch.concept).any(dim=1, keepdim=True)
+        self._maxima = maxima(batch.real, batch.concept)
 
     def __call__(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pooled values, of shape (sentences, units) each, from (sentences, tokens, units)."""
@@ -52,20 +47,3 @@ class Pooler:
     def last(self, hidden: torch.Tensor) -> torch.Tensor:
         """The values at the last real token."""
         return hidden[self._rows, self._last]
-
-    def _maxima(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The maxima over a sentence's word, over its context and over both, in one pass over the
-        tokens and one over the few of the words."""
-        context = (hidden + self._filler).amax(dim=1)
-        of_word = hidden[self._rows.unsqueeze(1), self._words].amax(dim=1)
-        concept = torch.where(self._of_none, context, of_word)
-        return {"concept": concept, "context": context, "max": torch.maximum(concept, context)}
-
-
-def _positions(mask: torch.Tensor) -> torch.Tensor:
-    """Positions of each row's true values, of shape (rows, most in a row); a row with fewer has its
-    first again, and one with none has 0."""
-    most = max(1, int(mask.sum(dim=1).max()))
-    first_true_first = mask.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    there = mask.gather(1, first_true_first)
-    return torch.where(there, first_true_first, first_true_first[:, :1])

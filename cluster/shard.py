@@ -21,6 +21,7 @@ from cluster.pooling import Pooler
 from cluster.sites import Site, find_sites, hidden_values, with_hidden
 from cluster.tokens import Batch, Text, Tokenizer, Tokens, pad
 from storage.activation_files import LAST, MEAN, RESIDUAL
+from storage.commit import all_finite
 from storage.errors import NeuralignError, UserError
 
 FLOAT16_LIMIT = float(torch.finfo(torch.float16).max)
@@ -83,7 +84,7 @@ class _Now:
 class _Copy:
     """A batch's pooled values on their way to the host; they are there when `arrived` is."""
 
-    rows: list[int]
+    rows: npt.NDArray[np.int64]
     values: dict[Place, torch.Tensor]
     arrived: torch.cuda.Event | None
 
@@ -91,7 +92,7 @@ class _Copy:
         if self.arrived is not None:
             self.arrived.synchronize()
         for place, values in self.values.items():
-            out[place][self.rows] = values
+            out[place].numpy()[self.rows] = values.numpy()
 
 
 class Shard:
@@ -120,6 +121,7 @@ class Shard:
         longest = min(LONGEST_SENTENCE, getattr(config, "max_position_embeddings", 1 << 30))
         self.tokenizer = Tokenizer(folder, longest, settings.remote_code)
         self._now: _Now | None = None
+        self._spare: list[dict[Place, torch.Tensor]] = []
         self._watch(numbered)
 
     def _latents(self, dictionary: Dictionary, numbered: dict[int, nn.Module]) -> list[Site]:
@@ -148,17 +150,8 @@ class Shard:
         tokens = self.tokenizer(texts)
         for text, sentence in zip(texts, tokens, strict=True):
             self._check(text, sentence)
-        out = {
-            (pooling, site): torch.empty(len(texts), site.width, dtype=torch.float16)
-            for site in self.sites
-            for pooling in self.poolings
-        }
-        out |= {
-            (pooling, site): torch.empty(len(texts), site.width)
-            for site in self.residuals
-            for pooling in self.states
-        }
-        return Work(tokens, batches([len(sentence.ids) for sentence in tokens], budget), out)
+        cut = batches([len(sentence.ids) for sentence in tokens], budget)
+        return Work(tokens, cut, self._room(len(texts)))
 
     def step(self, work: Work, numbers: range, incoming: Hidden | None) -> Hidden:
         """Run the batches of these numbers. `incoming` is the hidden state before the first layer of the
@@ -169,6 +162,8 @@ class Shard:
             before = incoming[at] if incoming is not None else None
             batch = pad([work.tokens[row] for row in rows], PAD_ID, self.device)
             hidden, pooled = self._forward(batch, before)
+            for _, site in work.out.keys() - pooled.keys():
+                raise NeuralignError(f"{site}: {site.module} of {type(self.model).__name__} did not run")
             outgoing.append(hidden)
             work.copies.append(self._copy(work, rows, pooled))
             # the copy of the batch before has ended while this one ran
@@ -176,21 +171,25 @@ class Shard:
         return outgoing
 
     def finish(self, work: Work) -> Reading:
-        """What was read. Raises NeuralignError for a value that float16 cannot hold."""
+        """What was read: views into the unit's memory (see `recycle`). Raises NeuralignError for a value
+        that float16 cannot hold."""
         _take_in(work)
-        values = {}
         for (pooling, site), tensor in work.out.items():
-            if not tensor.isfinite().all():
+            if not all_finite(tensor.numpy()):
                 raise NeuralignError(
                     f"{site}, pooling {pooling}: an activation is not a number or is past float16's "
                     f"range ({FLOAT16_LIMIT:.0f}); try dtype float32, or check the model's weights"
                 )
-            values[pooling, site] = np.ascontiguousarray(tensor.numpy().T)
         return Reading(
-            values,
+            {place: tensor.numpy().T for place, tensor in work.out.items()},
             tokens=sum(len(sentence.ids) for sentence in work.tokens),
             truncated=sum(sentence.truncated for sentence in work.tokens),
         )
+
+    def recycle(self, work: Work) -> None:
+        """Leave the memory of a unit, whose reading is no longer looked at, to those that come: the
+        system clears new memory page by page, which takes as long as filling it."""
+        self._spare.append(work.out)
 
     def embed(self, words: Sequence[str]) -> npt.NDArray[np.float32]:
         """Mean input embedding of each word's tokens, of shape (words, width); in the first shard."""
@@ -198,6 +197,20 @@ class Shard:
         rows = [table[self.tokenizer.word_ids(word)].float().mean(dim=0) for word in words]
         vectors: npt.NDArray[np.float32] = torch.stack(rows).cpu().numpy()
         return vectors
+
+    def _room(self, sentences: int) -> dict[Place, torch.Tensor]:
+        """Memory for what is read in so many sentences."""
+        while self._spare:
+            out = self._spare.pop()
+            if all(len(values) == sentences for values in out.values()):
+                return out
+        neurons = [(pooling, site) for site in self.sites for pooling in self.poolings]
+        states = [(pooling, site) for site in self.residuals for pooling in self.states]
+        return {
+            place: torch.empty(sentences, place[1].width, dtype=dtype)
+            for places, dtype in ((neurons, torch.float16), (states, torch.float32))
+            for place in places
+        }
 
     def _forward(
         self, batch: Batch, incoming: torch.Tensor | None
@@ -210,7 +223,7 @@ class Shard:
             shape = (*batch.ids.shape, self.hidden_size)
             given = {"inputs_embeds": torch.zeros(shape, dtype=self.dtype, device=self.device)}
             incoming = incoming.to(self.device)
-        now = self._now = _Now(Pooler(batch, self.poolings, self.dtype), incoming)
+        now = self._now = _Now(Pooler(batch, self.poolings), incoming)
         try:
             with torch.inference_mode():
                 self.model(**given, attention_mask=batch.attention, use_cache=False)
@@ -224,14 +237,15 @@ class Shard:
     def _copy(self, work: Work, rows: list[int], pooled: dict[Place, torch.Tensor]) -> _Copy:
         """Start the copy of pooled values to the host; the device goes on meanwhile."""
         values = {
-            place: tensor.to(work.out[place].dtype).to("cpu", non_blocking=True)
+            # from bfloat16 to float16 the way by float32 is the fast one
+            place: tensor.float().to(work.out[place].dtype).to("cpu", non_blocking=True)
             for place, tensor in pooled.items()
         }
         if self.device.type != "cuda":
-            return _Copy(rows, values, None)
+            return _Copy(np.array(rows), values, None)
         arrived: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
-        return _Copy(rows, values, arrived)
+        return _Copy(np.array(rows), values, arrived)
 
     def _watch(self, numbered: dict[int, nn.Module]) -> None:
         """Hooks that pool on the device as the layers run; only pooled values leave it."""

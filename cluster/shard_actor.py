@@ -133,12 +133,14 @@ class ShardActor:
     ) -> Receipt:
         """Commit a unit, one file per (pooling, site), neuron by neuron; and, in the first shard, the
         input embeddings of the words. `_last_step` is there to be waited for."""
+        work = self._open.pop(unit.number)
         with self._named_errors():
-            reading = self._shard.finish(self._open.pop(unit.number))
+            reading = self._shard.finish(work)
 
         def write(place: Place) -> FileRecord:
             pooling, site = place
-            values = reading.values[place]
+            # torch turns a matrix round in half the time that NumPy takes
+            values = torch.from_numpy(reading.values[place]).contiguous().numpy()
             row_group = _units_in_group(values, unit.of) * values.shape[1]
             name = f"{activation_folder(pooling, site.layer, site.name)}/{unit.name}.parquet"
             return write_values(folder, name, values, row_group)
@@ -146,6 +148,7 @@ class ShardActor:
         # a bucket answers late
         with ThreadPoolExecutor(_COMMITS_AT_ONCE) as threads:
             files = list(threads.map(write, reading.values))
+        self._shard.recycle(work)
         if words:
             files.append(self._write_embeddings(folder, words))
         receipt = Receipt(files, list(reading.values), reading.tokens, reading.truncated)

@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError, BaseError
 
+from storage import flat_parquet
 from storage.errors import StoreError
 from storage.place import is_remote, locate, read_bytes, unreachable
 
@@ -39,7 +40,6 @@ PLACE = b"place"
 """Metadata of a file of values: the stage's folder and its path in there."""
 
 _CHUNK = 16 << 20
-_PAGE_BYTES = 8 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -81,33 +81,22 @@ def write_table(folder: Path, name: str, table: pa.Table) -> FileRecord:
 def write_values(
     folder: Path, name: str, values: npt.NDArray[np.floating[Any]], row_group: int
 ) -> FileRecord:
-    """Commit a flat array as the one column `value`, plainly encoded, `row_group` rows a group. Nothing
-    in such a file tells whose numbers these are, so it says where it belongs (see PLACE).
+    """Commit a flat array as the one column `value`, `row_group` rows a group. Nothing in such a file
+    tells whose numbers these are, so it says where it belongs (see PLACE).
 
     Raises StoreError when a value is not finite: an activation that overflowed must never become a
     number that looks right.
     """
-    if not _all_finite(values):
+    if not all_finite(values):
         raise StoreError(f"{folder / name}: {int((~np.isfinite(values)).sum())} values not finite")
     flat = values.ravel()
-    column = pa.array(flat)
-    schema = pa.schema(
-        [pa.field("value", column.type, nullable=False)], {PLACE: f"{folder.name}/{name}".encode()}
-    )
+    bits = f"u{flat.itemsize}"
 
     def check(found: pa.Buffer) -> str | None:
-        read = pq.read_table(pa.BufferReader(found)).column(0)
-        return None if read.equals(pa.chunked_array([column])) else "other values read back than written"
+        same = np.array_equal(flat_parquet.decode(found).view(bits), flat.view(bits))
+        return None if same else "other values read back than written"
 
-    content = _parquet(
-        pa.Table.from_arrays([column], schema=schema),
-        compression="none",
-        use_dictionary=False,
-        write_statistics=False,
-        row_group_size=row_group,
-        data_page_size=_PAGE_BYTES,
-        write_batch_size=row_group,
-    )
+    content = flat_parquet.encode(flat, row_group, {PLACE: f"{folder.name}/{name}".encode()})
     return _commit(folder, name, content, len(flat), check)
 
 
@@ -279,7 +268,8 @@ def _explained(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: {error.strerror}; {what}") from error
 
 
-def _all_finite(values: npt.NDArray[np.floating[Any]]) -> bool:
+def all_finite(values: npt.NDArray[np.floating[Any]]) -> bool:
+    """Whether no value is infinite or not a number."""
     if values.dtype == np.float16:
         # NumPy computes with float16 in software: look at the bits of the exponent instead
         exponent = np.uint16(0x7C00)

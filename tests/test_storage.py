@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from storage import layout, manifest
+from storage import flat_parquet, layout, manifest
 from storage.commit import KEY, write_json, write_table, write_values
 from storage.errors import StoreError
 from storage.fingerprint import fingerprint
@@ -59,6 +60,21 @@ def test_values_are_written_as_the_bytes_that_they_are(tmp_path: Path) -> None:
     assert record.rows == values.size
     assert record.bytes < values.nbytes + 4000
     assert np.array_equal(pq.read_table(tmp_path / "values.parquet")["value"], values.ravel())
+
+
+@given(
+    values=arrays("f2", st.integers(1, 70), elements=st.floats(-6e4, 6e4, width=16)),
+    kind=st.sampled_from(["f2", "f4", "f8"]),
+    row_group=st.integers(1, 80),
+)
+def test_a_file_of_values_is_the_one_that_pyarrow_makes(
+    values: np.ndarray, kind: str, row_group: int
+) -> None:
+    """Values that are put between headers made for others could end up in the wrong rows."""
+    given = values.astype(kind), row_group, {b"place": b"a/b"}
+    made = flat_parquet.encode(*given)
+    assert made == flat_parquet.by_pyarrow(*given).to_pybytes()
+    assert np.array_equal(flat_parquet.decode(pa.py_buffer(made)), values)
 
 
 def test_equal_meaning_gives_one_fingerprint_and_other_meaning_another() -> None:
