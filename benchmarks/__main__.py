@@ -10,7 +10,7 @@ from benchmarks.generate import generate
 from benchmarks.harvest import harvest
 from benchmarks.plan import plan
 from benchmarks.select import select_concepts, select_sklearn, select_sort
-from benchmarks.store import similarity, store_read, store_write
+from benchmarks.store import similarity, similarity_large, store_read, store_write
 
 BENCHMARKS = {
     "capture": capture,
@@ -22,13 +22,14 @@ BENCHMARKS = {
     "store_write": store_write,
     "store_read": store_read,
     "similarity": similarity,
+    "similarity_large": similarity_large,
     "bootstrap": bootstrap,
     "harvest": harvest,
     "plan": plan,
     "generate": generate,
 }
-ON_REQUEST = {"generate"}
-"""Those that need vLLM run only when they are named."""
+ON_REQUEST = {"generate", "similarity_large"}
+"""Those that need vLLM, or minutes, run only when they are named."""
 
 
 def main() -> int:

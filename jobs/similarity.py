@@ -31,6 +31,9 @@ EXPERTS = "experts"
 MEMORY = "4GB"
 """What DuckDB may use; beyond it, it works on the disk."""
 
+COUNTED_BITS = 22
+"""Up to 4 million pairs are counted in an array, of 40 MB a thread."""
+
 
 def plan(
     experts: Stage,
@@ -120,33 +123,35 @@ def similarities(
     thresholds, and those of the `top` highest APs of each concept and scope (as far as the view
     `experts` has so many).
     """
-    numbers = pa.array(range(len(concepts)), pa.uint16())
-    sql.provide(connection, "concepts", {"concept": sorted(concepts), "number": numbers})
+    sql.provide(connection, "names", {"concept": concepts})
     sql.provide(connection, "measures", {"measure": measures})
     sql.provide(connection, "poolings", {"pooling": poolings})
-    connection.sql(sql.query("neurons")).create("neurons")
-    cuts = {
-        "scored_by_ap": [{"threshold": each, "least": each} for each in sorted(thresholds)],
-        # a neuron is among the top k when its rank is below k + 1/2
-        "scored_by_rank": [{"top": each, "least": -each - 0.5} for each in sorted(top, reverse=True)],
-    }
+    _create(connection, "concepts", "numbered")
+    _create(connection, "places", "places")
     tables = []
-    for scope, (query, rows) in product(scopes, cuts.items()):
-        if rows:
-            for name in ("scored", "scopes", "cuts", "shared"):
-                connection.execute(f"DROP TABLE IF EXISTS {name}")
-            connection.sql(sql.query(query), params={"scope": scope}).create("scored")
-            connection.sql(sql.query("scopes"), params={"scope": scope}).create("scopes")
-            columns = {
-                "cut": pa.array(range(1, len(rows) + 1)),
-                "least": pa.array([row["least"] for row in rows], pa.float64()),
-                "threshold": pa.array([row.get("threshold") for row in rows], pa.float64()),
-                "top": pa.array([row.get("top") for row in rows], pa.int64()),
-            }
-            connection.from_arrow(pa.table(columns)).create("cuts")
-            connection.sql(sql.query("shared_experts")).create("shared")
-            tables.append(connection.sql(sql.query("set_similarity")).to_arrow_table())
+    for scope in scopes:
+        _create(connection, "scopes", "scopes", scope=scope)
+        _create(connection, "scored", "scored")
+        for each in sorted(thresholds):
+            tables.append(_compare(connection, least=each, threshold=each, top=None))
+        if top:
+            _create(connection, "ranked", "ranked")
+            connection.execute("DROP TABLE scored; ALTER TABLE ranked RENAME TO scored")
+        for each in sorted(top):
+            # a neuron is among the top k when its rank is below k + 1/2
+            tables.append(_compare(connection, least=-each - 0.5, threshold=None, top=each))
     return tables
+
+
+def _compare(connection: duckdb.DuckDBPyConnection, **cut: float | None) -> pa.Table:
+    _create(connection, "shared", "shared_experts", **cut)
+    return connection.sql(sql.query("set_similarity")).to_arrow_table()
+
+
+def _create(connection: duckdb.DuckDBPyConnection, table: str, query: str, **params: Any) -> None:
+    """Make a query's result a table, in the place of one of that name."""
+    connection.execute(f"DROP TABLE IF EXISTS {table}")
+    connection.sql(sql.query(query), params=params or None).create(table)
 
 
 @contextmanager
@@ -157,6 +162,7 @@ def connect() -> Iterator[duckdb.DuckDBPyConnection]:
             "memory_limit": MEMORY,
             "temp_directory": folder,
             "preserve_insertion_order": False,
+            "perfect_ht_threshold": COUNTED_BITS,
         }
         with duckdb.connect(config=config) as connection:
             yield connection
