@@ -22,7 +22,7 @@ from jobs.prompts import FACT, STORY, Subject
 from storage.concepts import read_concepts
 
 _MODEL = "smollm2-135m-instruct"
-_CONCEPTS, _SENTENCES, _IN_SLICE = 4, 2, 2
+_CONCEPTS, _SENTENCES, _IN_SLICE = 64, 32, 16
 _DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
 
 
