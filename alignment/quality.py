@@ -36,7 +36,7 @@ _SHARED_TRIGRAMS = 0.5
 
 _MARK = re.compile(
     r"^\s*(?:(?:[-*•●▪◦‣·–—>#]+|\(?\d{1,3}[.):]|\(?[a-z]\)|"
-    r"(?:answer|example|fact|sentence|story)[ \d]*:)\s+)+",
+    r"(?:the )?(?:answer|example|fact|sentence|story)(?: is)?[ \d]*:)\s+)+",
     re.IGNORECASE,
 )
 _EMPHASIS = re.compile(r"\*+|__|`|(?<!\w)_(?=\w)|(?<=\w)_(?!\w)")
@@ -68,10 +68,13 @@ def split(text: str, language: str = "en") -> list[str]:
 
 
 def clean(sentence: str) -> str:
-    """A sentence on one line, without the mark of a list, emphasis or quotes around it."""
+    """A sentence on one line, without the mark of a list, emphasis, quotes around it or half of them."""
     plain = _MARK.sub("", " ".join(_EMPHASIS.sub("", _MARK.sub("", sentence)).split()))
+    # of brackets and quotations that were split, one half is left
+    if plain.count("(") != plain.count(")"):
+        plain = plain.lstrip("() ") if plain[:1] in "()" else plain.rstrip("() ")
     for opening, closing in _QUOTES.items():
-        # of a quotation that was split, one half is left; an apostrophe may be a letter's ("'Tis")
+        # an apostrophe may be a letter's ("'Tis")
         inner = _APOSTROPHE.sub("", plain)
         marks = inner.count(opening) + (inner.count(closing) if closing != opening else 0)
         begins, ends = plain.startswith(opening), plain.rstrip(".!?").endswith(closing)
@@ -197,7 +200,7 @@ def has_pos(text: str, word: Word) -> bool:
     if word.language != "en" or wanted is None:
         return True
     tokens = list(_TOKEN.finditer(text))
-    tags = [tag for _, _, tag in _tagger().tag_sent([token.group() for token in tokens])]
+    tags = _tagger().tag_sent([token.group() for token in tokens], taglevel=0)
     # of a name of several words the one that is inflected: the verb comes first ("gave up")
     heads = [start if word.pos == VERB else end - 1 for start, end in find_word(text, word)]
     is_name = word.pos == NOUN and word.name != word.name.lower()

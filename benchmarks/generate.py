@@ -48,7 +48,10 @@ def generate() -> None:
             drafts = _write(writers, first, subjects[first : first + _IN_SLICE], task)
             taken[name] += time.perf_counter() - started
             kept[name] += sum(len(draft["kept"]) for draft in drafts)
-            print(f"{name}: {len(drafts)} concepts, {taken[name]:.0f} s, {kept[name]} kept", flush=True)
+            print(
+                f"{name}: {first + len(drafts)} concepts, {taken[name]:.0f} s, {kept[name]} kept",
+                flush=True,
+            )
     ray.shutdown()
     record(
         "generate",

@@ -15,7 +15,7 @@ from jobs.sentences import KIND, label_of, short_of, word_of, write
 from jobs.stage import Outcome, Stage
 from storage.concepts import Concept, ConceptSet, Sentence
 from storage.corpus import Unreadable, find_files, identity, read_pieces
-from storage.errors import UserError
+from storage.errors import WorkFailed
 
 DRAWN_PER_WANTED = 8
 """Sentences drawn for each that is wanted: the quality gate drops some, the tagger more."""
@@ -73,12 +73,14 @@ def _run(
     ]
     neutral = collect(sampler.neutral(), gate, [], wanted.pool)
     found += [Sentence(text, source="harvest", pool=True, seed=seed) for text in neutral.kept]
-    if len(neutral.kept) < wanted.pool:
-        raise UserError(
-            f"concepts.pool: {wanted.pool} neutral sentences were asked for; the corpus has "
-            f"{len(neutral.kept)}"
-        )
     notes = short_of(collected, wanted.sentences, wanted.needed)
+    if len(neutral.kept) < wanted.pool:
+        short = (
+            f"{wanted.pool} neutral sentences were asked for (pool); the corpus has {len(neutral.kept)}"
+        )
+        if 2 * len(neutral.kept) < wanted.pool:
+            raise WorkFailed(short, [f"{reason}: {n}" for reason, n in neutral.dropped.most_common(3)])
+        notes.append(short)
     if unreadable.lines:
         notes.append(f"{unreadable.lines} lines of the corpus not read, first {unreadable.first}")
     made = ConceptSet(stage.label, concepts, found)
