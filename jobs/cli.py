@@ -359,13 +359,14 @@ def _run(file: Path, until: str | None) -> None:
 def _carry_out(file: Path, until: str | None) -> Done:
     """Run the stages of a sweep file that are not done."""
     from cluster.session import disconnected_after
-    from jobs import sweep
+    from jobs import sentences, sweep
     from jobs.config import read_sweep
 
     planned = sweep.plan(read_sweep(file))
-    to_make = planned.concepts is None
+    # what comes after the sentences is not looked at where only they are asked for
+    to_make = planned.concepts is None and until != sentences.KIND
     with disconnected_after():
-        done = sweep.run(sweep.with_sentences(planned), until)
+        done = sweep.run(sweep.with_sentences(planned) if to_make else planned, until)
         return replace(done, ran=done.ran + to_make)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.harvest import Sampler
-from alignment.quality import Gate, collect
+from alignment.quality import Collected, Gate, collect
 from alignment.words import WordFinder
 from jobs.config import Harvest, Sweep
 from jobs.progress import progress
@@ -62,10 +62,11 @@ def _run(
                     fed %= _BYTES_PER_TICK
 
     gate = Gate(words, wanted.language)
-    collected = {
-        concept.name: collect(sampler.of_word(number), gate, [number], wanted.sentences)
-        for number, concept in enumerate(concepts)
-    }
+    collected = {}
+    for number, concept in enumerate(concepts):
+        each = collect(sampler.of_word(number), gate, [number], wanted.sentences)
+        # without what tells repeats: it takes more memory than the sentences
+        collected[concept.name] = Collected(each.kept, each.dropped, each.examples)
     found = [
         Sentence(text, source="harvest", concepts=[name], seed=seed)
         for name, each in collected.items()
