@@ -13,7 +13,7 @@ import sentencex
 import simplemma
 from simplemma.strategies.dictionaries.dictionary_factory import SUPPORTED_LANGUAGES
 
-from alignment.words import Word, WordFinder, find_word
+from alignment.words import NOUN, VERB, Word, WordFinder, find_word
 
 NO_WORD = "the concept's word is not in it"
 OTHER_CONCEPT = "names another concept"
@@ -34,16 +34,23 @@ FEWEST_WORDS, MOST_WORDS = 5, 40
 _KNOWN_SHARE = 0.7
 _SHARED_TRIGRAMS = 0.5
 
-_MARK = re.compile(r"^\s*(?:(?:[-*•–—>#]+|\(?\d{1,3}[.):]|\(?[a-zA-Z]\))\s+)+")
-_EMPHASIS = re.compile(r"\*\*|__|`|^\*(?=\S)|(?<=\S)\*$")
+_MARK = re.compile(
+    r"^\s*(?:(?:[-*•●▪◦‣·–—>#]+|\(?\d{1,3}[.):]|\(?[a-z]\)|"
+    r"(?:the )?(?:answer|example|fact|sentence|story)(?: is)?[ \d]*:)\s+)+",
+    re.IGNORECASE,
+)
+_EMPHASIS = re.compile(r"\*+|__|`|(?<!\w)_(?=\w)|(?<=\w)_(?!\w)")
+_APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“"}
 _ENDINGS = tuple(".!?…。！？")
 _CLOSERS = "\"'”’»)]"
 _TALK = re.compile(
-    r"^(?:i(?:['’]m| am) (?:sorry|(?:not able|unable) to)|sorry,|i apologi[sz]e|"
-    r"i can(?:['’]t|not| not)\b|as an ai\b|(?:sure|certainly|of course)[,!.]|"
-    r"here(?: is| are|['’]s)\b|please (?:provide|let me)|the sentence (?:is|will)\b)|"
-    r"\b(?:language model|as an ai|(?:this|my|your|following) sentence)\b|\bthe word [\"“'‘]",
+    r"^(?:(?:unfortunately, )?i(?:['’]m| am) (?:sorry|(?:not able|unable) to)|sorry,|i apologi[sz]e|"
+    r"(?:unfortunately, )?i can(?:['’]t|not| not)\b|(?:sure|certainly|okay|of course)[,!.]|"
+    r"here(?: is| are|['’]s)\b|please (?:provide|let me)|the sentence (?:is|will)\b|"
+    r"(?:use|write|say) .*\b(?:word|sentences?)\b)|"
+    r"\b(?:language model|as an? (?:ai|chatbot)|(?:this|my|your|following|next) sentence)\b|"
+    r"\bthe (?:word|term) [\"“'‘]|\bis an? (?:noun|verb|adjective|adverb)\b|\((?:noun|verb|ad\w+):|\[",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
@@ -61,15 +68,20 @@ def split(text: str, language: str = "en") -> list[str]:
 
 
 def clean(sentence: str) -> str:
-    """A sentence on one line, without the mark of a list, emphasis or quotes around it."""
-    plain = _EMPHASIS.sub("", _MARK.sub("", " ".join(sentence.split()))).strip()
-    closing = _QUOTES.get(plain[:1])
-    # an apostrophe may be the first letter's ("'Tis")
-    if closing is None or (plain[0] in "'‘" and not plain.endswith(closing)):
-        return plain
-    rest = plain[1:]
-    if closing not in rest.replace("’s", "").rstrip(closing):
-        return rest.removesuffix(closing).strip()
+    """A sentence on one line, without the mark of a list, emphasis, quotes around it or half of them."""
+    plain = _MARK.sub("", " ".join(_EMPHASIS.sub("", _MARK.sub("", sentence)).split()))
+    # of brackets and quotations that were split, one half is left
+    if plain.count("(") != plain.count(")"):
+        plain = plain.lstrip("() ") if plain[:1] in "()" else plain.rstrip("() ")
+    for opening, closing in _QUOTES.items():
+        # an apostrophe may be a letter's ("'Tis")
+        inner = _APOSTROPHE.sub("", plain)
+        marks = inner.count(opening) + (inner.count(closing) if closing != opening else 0)
+        begins, ends = plain.startswith(opening), plain.rstrip(".!?").endswith(closing)
+        if (begins and ends and marks == 2) or (marks == 1 and (begins or ends) and opening not in "'‘"):
+            head = plain.removeprefix(opening)
+            at = head.rfind(closing) if ends else len(head)
+            return (head[:at] + head[at + 1 :]).strip()
     return plain
 
 
@@ -181,25 +193,28 @@ def has_pos(text: str, word: Word) -> bool:
     """Whether the word stands in the text in its own part of speech at least once.
 
     Judged by a tagger for English; in other languages, and for parts of speech that TAGGED does not
-    have, always. A name is no noun, but the first word of a sentence only looks like a name.
+    have, always. A name is no noun unless the concept is one ("Paris"), but the first word of a sentence
+    only looks like a name.
     """
     wanted = TAGGED.get(word.pos)
     if word.language != "en" or wanted is None:
         return True
     tokens = list(_TOKEN.finditer(text))
-    tags = [tag for _, _, tag in _tagger().tag_sent([token.group() for token in tokens])]
-    ends = {end for _, end in find_word(text, word)}
+    tags = _tagger().tag_sent([token.group() for token in tokens], taglevel=0)
+    # of a name of several words the one that is inflected: the verb comes first ("gave up")
+    heads = [start if word.pos == VERB else end - 1 for start, end in find_word(text, word)]
+    is_name = word.pos == NOUN and word.name != word.name.lower()
     return any(
-        tag.startswith(wanted) or (number == 0 and word.pos == "noun" and tag == "NP0")
+        tag.startswith(wanted) or (tag == "NP0" and (is_name or (word.pos == NOUN and number == 0)))
         for number, (token, tag) in enumerate(zip(tokens, tags, strict=True))
-        if any(token.start() < end <= token.end() for end in ends)
+        if any(token.start() <= head < token.end() for head in heads)
     )
 
 
 def _is_whole(text: str) -> bool:
     """Whether a text begins as a sentence and ends as one."""
-    first = next((character for character in text if character.isalnum()), "")
-    return text.rstrip(_CLOSERS).endswith(_ENDINGS) and not first.islower()
+    first = re.search(r"\w+", text)
+    return text.rstrip(_CLOSERS).endswith(_ENDINGS) and not (first and first.group().islower())
 
 
 @cache

@@ -16,7 +16,10 @@ from ahocorasick_rs import BytesAhoCorasick, MatchKind
 if TYPE_CHECKING:
     import inflect
 
-NOUN = "noun"
+NOUN, VERB = "noun", "verb"
+
+# what may stand between the parts of a name
+_BETWEEN = r"[\s\-\u2010\u2011]+"
 
 # bytes of letters, digits and all beyond ASCII stay, in small letters; the others become spaces
 _SPACED = bytes(
@@ -44,14 +47,13 @@ class Word:
 def word_pattern(concept: str | Word) -> re.Pattern[str]:
     """A pattern that matches a concept's name as a whole word, in any inflection and case.
 
-    A name of several words matches with any white space or hyphen between them; its last word is
-    the one that is inflected.
+    A name of several words matches with any white space or hyphen between them, and its apostrophes
+    straight or curly. Part of a longer word is none, nor of one with a hyphen ("cat-like").
     """
     word = concept if isinstance(concept, Word) else Word(concept)
-    *before, last = _parts(word.name)
-    forms = sorted(inflections(last, word.pos, word.language), key=len, reverse=True)
-    joined = r"[\s-]+".join([*map(re.escape, before), f"(?:{'|'.join(map(re.escape, forms))})"])
-    return re.compile(rf"(?<!\w){joined}(?!\w)", re.IGNORECASE)
+    forms = sorted(inflections(word.name, word.pos, word.language), key=len, reverse=True)
+    spelled = [_BETWEEN.join(map(re.escape, form.split(" "))).replace("'", "['’]") for form in forms]
+    return re.compile(rf"(?<!\w)(?<!\w-)(?:{'|'.join(spelled)})(?!-?\w)", re.IGNORECASE)
 
 
 def find_word(text: str, concept: str | Word) -> list[tuple[int, int]]:
@@ -83,15 +85,28 @@ def singular(word: str) -> str:
 
 
 @cache
-def inflections(word: str, pos: str = NOUN, language: str = "en") -> frozenset[str]:
-    """The forms of a word, itself among them.
+def inflections(name: str, pos: str = NOUN, language: str = "en") -> frozenset[str]:
+    """The forms of a name, itself among them, with one space between their parts.
 
-    An English noun's are its plurals, made by rule. Others' are those that simplemma's dictionary of
-    the language leads back to the word, whatever their part of speech.
+    An English noun's are its plurals, made by rule: everyday ones and those of Latin and Greek. Others'
+    are those that simplemma's dictionary of the language leads back to the word, whatever their part of
+    speech; of a name of several words the first is inflected if it is a verb ("gave up"), else the last.
     """
+    parts = re.split(r"[\s_-]+", name.strip().replace("’", "'"))
+    whole = " ".join(parts)
     if language == "en" and pos == NOUN:
-        return frozenset({word, str(_engine().plural_noun(word)), f"{word}s"})
-    return frozenset({word, *_forms(language).get(word, ())})
+        plurals = (str(_engine(classical).plural_noun(whole)) for classical in (False, True))
+        return frozenset({whole, _regular_plural(whole), *plurals})
+    if pos == VERB:
+        return frozenset(" ".join([form, *parts[1:]]) for form in _forms(parts[0], language))
+    return frozenset(" ".join([*parts[:-1], form]) for form in _forms(parts[-1], language))
+
+
+def _regular_plural(noun: str) -> str:
+    """What the rules know as irregular may be regular too: "fishes"."""
+    if re.search(r"[^aeiou]y$", noun):
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if re.search(r"([sxz]|ch|sh)$", noun) else f"{noun}s"
 
 
 class WordFinder:
@@ -145,31 +160,39 @@ def spaced(text: bytes) -> bytes:
     return text.translate(_SPACED)
 
 
-def _parts(name: str) -> list[str]:
-    return re.split(r"[\s_-]+", name.strip())
-
-
 def _byte_patterns(word: Word) -> set[bytes]:
     """The word's forms as they stand in spaced text, with a space on either side.
 
-    A-Z are small there but other letters are as they were, so each casing of these is a pattern.
+    A-Z are small there but other letters are as they were, so each casing of these is a pattern; and a
+    mark is as many spaces as it has bytes.
     """
-    *before, last = _parts(word.name)
-    forms = [" ".join([*before, form]) for form in inflections(last, word.pos, word.language)]
+    forms = inflections(word.name, word.pos, word.language)
     cased = {case(form) for form in forms for case in (str, str.lower, str.upper, str.title)}
-    return {b" " + b" ".join(spaced(form.encode()).split()) + b" " for form in cased}
+    spelled = {
+        form.replace(" ", between).replace("'", apostrophe)
+        for form in cased
+        for between in (" ", "\N{NON-BREAKING HYPHEN}")
+        for apostrophe in ("'", "’")
+    }
+    return {b" " + spaced(form.encode()) + b" " for form in spelled}
 
 
 @cache
-def _engine() -> inflect.engine:
+def _engine(classical: bool = False) -> inflect.engine:
     # slow to load
     import inflect
 
-    return inflect.engine()
+    engine = inflect.engine()
+    engine.classical(all=classical)
+    return engine
+
+
+def _forms(word: str, language: str) -> set[str]:
+    return {word, *_dictionary(language).get(word, ())}
 
 
 @cache
-def _forms(language: str) -> dict[str, list[str]]:
+def _dictionary(language: str) -> dict[str, list[str]]:
     """Each word of a language with the forms that a dictionary leads back to it."""
     from simplemma.strategies import DefaultDictionaryFactory
 

@@ -5,72 +5,83 @@ Needs vLLM: `make bench ONLY=generate` runs it in the environment of `make test-
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
+import os
+import time
 from pathlib import Path
+from typing import Any
 
-from benchmarks.measure import record, seconds
-from jobs import generate as stage_module
-from jobs import sweep
-from jobs.config import read_sweep
-from jobs.stage import ensure
-from storage import layout
+import ray
+
+from alignment.words import Word
+from benchmarks.measure import record
+from cluster.devices import native_dtype
+from cluster.generation import TRANSFORMERS, VLLM, EngineName, Settings, Writer
+from cluster.weights import resolve
+from jobs.generate import Task, Unit, write_unit
+from jobs.prompts import FACT, STORY, Subject
 from storage.concepts import read_concepts
-from storage.errors import WorkFailed
 
-_CONCEPTS, _SENTENCES = 64, 32
+_MODEL = "smollm2-135m-instruct"
+_CONCEPTS, _SENTENCES, _IN_SLICE = 64, 32, 16
 _DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
 
 
 def generate() -> None:
-    """64 concepts x 32 sentences, asked for once each, from the start of the engine: sentences kept a
-    second on all cores."""
-    ours, ours_kept = _in_a_process_of_its_own("vllm")
-    theirs, theirs_kept = _in_a_process_of_its_own("transformers")
-    record("generate", ours_kept / ours, theirs_kept / theirs, "sentences/s", "none")
-    asked = _CONCEPTS * _SENTENCES
-    for name, taken, kept in (("vllm", ours, ours_kept), ("transformers", theirs, theirs_kept)):
-        print(f"{'':16} {name}: {asked / taken:.2f} asked for a second, {kept / asked:.0%} kept")
+    """64 concepts x 32 sentences, asked for once each, on all cores; the engines, which are started
+    before, take turns at 16 concepts: sentences kept a second."""
+    concepts = read_concepts(_DEMO, "demo").concepts[:_CONCEPTS]
+    words = tuple(Word(concept.name) for concept in concepts)
+    task = Task(
+        words, [FACT, STORY], _SENTENCES, at_once=1, rounds=1, temperature=0.8, language="en", seed=0
+    )
+    subjects = [Subject(each.name, "noun", f"a kind of {each.domain}") for each in concepts]
+    taken: dict[EngineName, float] = {VLLM: 0.0, TRANSFORMERS: 0.0}
+    kept = dict.fromkeys(taken, 0)
+    cores = os.cpu_count() or 1
+    # for Ray each core is there twice: the engines take turns
+    ray.init(address="local", num_cpus=2 * cores, include_dashboard=False, log_to_driver=False)
+    # vLLM uses all cores by itself; of the other engine one runs on each
+    engines = {VLLM: _start(VLLM, 1, cores), TRANSFORMERS: _start(TRANSFORMERS, cores, 1)}
+    for first in range(0, _CONCEPTS, _IN_SLICE):
+        for name, writers in engines.items():
+            started = time.perf_counter()
+            drafts = _write(writers, first, subjects[first : first + _IN_SLICE], task)
+            taken[name] += time.perf_counter() - started
+            kept[name] += sum(len(draft["kept"]) for draft in drafts)
+            print(
+                f"{name}: {first + len(drafts)} concepts, {taken[name]:.0f} s, {kept[name]} kept",
+                flush=True,
+            )
+    ray.shutdown()
+    record(
+        "generate",
+        kept[VLLM] / taken[VLLM],
+        kept[TRANSFORMERS] / taken[TRANSFORMERS],
+        "sentences/s",
+        "none",
+    )
+    for name, seconds in taken.items():
+        rate = _CONCEPTS * _SENTENCES / seconds
+        print(f"{'':16} {name}: {rate:.2f} asked for a second, {kept[name] / rate / seconds:.0%} kept")
 
 
-def _in_a_process_of_its_own(engine: str) -> tuple[float, int]:
-    command = [sys.executable, "-m", "benchmarks.generate", engine]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
-    taken, kept = json.loads(told.splitlines()[-1])
-    return taken, kept
+def _start(engine: EngineName, number: int, cores: int) -> list[Writer]:
+    """Engines that have written something."""
+    started = time.perf_counter()
+    weights, settings = resolve(_MODEL, "main", Path()), Settings(engine, native_dtype())
+    writers = [Writer(weights, settings, {"CPU": float(cores)}) for _ in range(number)]
+    subjects = [Subject("cat", "noun", "a small animal")] * number
+    _write(writers, 0, subjects, Task((Word("cat"),) * number, [FACT], 1, 1, 1, 0.8, "en", 0))
+    print(f"{engine}: the first sentence after {time.perf_counter() - started:.0f} s", flush=True)
+    return writers
 
 
-def _measure(engine: str) -> tuple[float, int]:
-    """Seconds, and sentences kept."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        concepts = read_concepts(_DEMO, "demo").concepts[:_CONCEPTS]
-        rows = [f"{concept.name},a kind of {concept.domain or 'thing'}" for concept in concepts]
-        (folder / "words.csv").write_text("\n".join(["concept,sense", *rows]) + "\n")
-        file = folder / "sweep.yaml"
-        file.write_text(
-            f"concepts: {{source: generate, words: words.csv, model: smollm2-135m-instruct, "
-            f"sentences: {_SENTENCES}, rounds: 1, engine: {engine}}}\nmodels: [smollm2-135m-instruct]\n"
-        )
-        planned = sweep.plan(read_sweep(file))
-        (stage,) = planned.stages
-        store = layout.create(planned.sweep.store_path)
-
-        def work() -> None:
-            try:
-                ensure(stage, store)
-            except WorkFailed as failed:
-                # one round is not enough for all concepts; any other failure is one
-                if "have fewer than" not in failed.summary:
-                    raise
-
-        taken = seconds(work)
-        drafts = (stage.folder(store) / stage_module.DRAFTS).glob("*.json")
-        kept = sum(len(draft["kept"]) for path in drafts for draft in json.loads(path.read_text()))
-    return taken, kept
-
-
-if __name__ == "__main__":
-    print(json.dumps(_measure(sys.argv[1])))
+def _write(
+    writers: list[Writer], first: int, subjects: list[Subject], task: Task
+) -> list[dict[str, Any]]:
+    """What the engines write of the concepts, each its share of these."""
+    size = -(-len(subjects) // len(writers))
+    units = [Unit(first + at, subjects[at : at + size]) for at in range(0, len(subjects), size)]
+    asked = zip(writers, units, strict=True)
+    written = ray.get([writer.submit(write_unit, unit, task) for writer, unit in asked])
+    return [draft for drafts in written for draft in drafts]

@@ -24,7 +24,9 @@ from storage.errors import UserError
 EngineName = Literal["transformers", "vllm"]
 TRANSFORMERS: EngineName = "transformers"
 VLLM: EngineName = "vllm"
-_TOP_P = 0.95
+# tokens at least so probable, beside the most probable one, are drawn from (Nguyen et al. 2024, arXiv
+# 2407.01082); unlike top-p it needs no sort of the vocabulary, which takes as long as a small model
+_MIN_P = 0.05
 _PROMPTS_AT_ONCE = 64
 _VLLM_TOKENS = 2048
 _VLLM_CPU_CACHE_GB = "2"
@@ -152,7 +154,7 @@ class TransformersEngine:
                 attention_mask=mask.to(self._device),
                 do_sample=True,
                 temperature=writing.temperature,
-                top_p=_TOP_P,
+                min_p=_MIN_P,
                 top_k=0,
                 max_new_tokens=writing.longest,
                 pad_token_id=pad,
@@ -195,7 +197,7 @@ class VllmEngine:
         sampling = [
             SamplingParams(
                 temperature=writing.temperature,
-                top_p=_TOP_P,
+                min_p=_MIN_P,
                 max_tokens=writing.longest,
                 seed=seed + number if torch.cuda.is_available() else None,
                 detokenize=False,

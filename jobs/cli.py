@@ -404,13 +404,14 @@ def _name_set(stage: Stage) -> None:
 def _carry_out(file: Path, until: str | None) -> Done:
     """Run the stages of a sweep file that are not done."""
     from cluster.session import disconnected_after
-    from jobs import sweep
+    from jobs import sentences, sweep
     from jobs.config import read_sweep
 
     planned = sweep.plan(read_sweep(file))
-    to_make = sum(each.concepts is None for each in planned.sets)
+    # what comes after the sentences is not looked at where only they are asked for
+    to_make = 0 if until == sentences.KIND else sum(each.concepts is None for each in planned.sets)
     with disconnected_after():
-        done = sweep.run(sweep.with_sentences(planned), until)
+        done = sweep.run(sweep.with_sentences(planned) if to_make else planned, until)
         return replace(done, ran=done.ran + to_make)
 
 

@@ -43,7 +43,7 @@ _LEAST_KEPT = 0.25
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """What is asked for: the same for all units."""
 
     words: tuple[Word, ...]
@@ -57,7 +57,7 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """Some of the concepts, by their numbers."""
 
     first: int
@@ -144,7 +144,7 @@ def _run(
     check_engine(settings.engine)
     folder = stage.folder(store)
     words = tuple(word_of(concept, wanted.language) for concept in concepts)
-    task = _Task(
+    task = Task(
         words,
         list(wanted.prompts),
         wanted.sentences,
@@ -157,7 +157,7 @@ def _run(
     units = {
         unit.name: unit
         for unit in (
-            _Unit(first, subjects[first : first + CONCEPTS_IN_UNIT])
+            Unit(first, subjects[first : first + CONCEPTS_IN_UNIT])
             for first in range(0, len(subjects), CONCEPTS_IN_UNIT)
         )
     }
@@ -167,13 +167,13 @@ def _run(
     def start() -> Writer:
         return Writer(weights, settings, resources)
 
-    def submit(writer: Writer, unit: _Unit) -> Any:
+    def submit(writer: Writer, unit: Unit) -> Any:
         return writer.submit(write_unit, unit, task)
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
         todo = list(missing)
         left = sum(len(unit.subjects) for unit in todo)
-        queue: WorkQueue[_Unit, list[dict[str, Any]]] = WorkQueue(
+        queue: WorkQueue[Unit, list[dict[str, Any]]] = WorkQueue(
             start, submit, lambda unit: f"{stage.name}, concepts from {unit.subjects[0].name!r}", _same
         )
         with progress(stage.name, len(subjects), "concepts", len(subjects) - left) as advance:
@@ -211,11 +211,11 @@ def _run(
     return Outcome(write(stage, store, made, wanted.language, collected), notes)
 
 
-def _same(unit: _Unit) -> _Unit:
+def _same(unit: Unit) -> Unit:
     return unit
 
 
-def write_unit(engine: Engine, unit: _Unit, task: _Task) -> list[dict[str, Any]]:
+def write_unit(engine: Engine, unit: Unit, task: Task) -> list[dict[str, Any]]:
     """The sentences of a unit's concepts: asked for in rounds, each for what is still missing.
 
     Runs beside the engine. What is asked depends on the task and the unit alone.
@@ -242,7 +242,7 @@ def _random(*what: str | int) -> random.Random:
 class _Draft:
     """The sentences of one concept so far."""
 
-    def __init__(self, number: int, subject: Subject, task: _Task) -> None:
+    def __init__(self, number: int, subject: Subject, task: Task) -> None:
         self._number, self._subject, self._task = number, subject, task
         self._collected = Collected()
         self._kinds: list[str] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.harvest import Sampler
-from alignment.quality import Gate, collect
+from alignment.quality import Collected, Gate, collect
 from alignment.words import WordFinder
 from jobs.config import Harvest, Sweep
 from jobs.progress import progress
@@ -15,7 +15,7 @@ from jobs.sentences import KIND, label_of, short_of, word_of, write
 from jobs.stage import Outcome, Stage
 from storage.concepts import Concept, ConceptSet, Sentence
 from storage.corpus import Unreadable, find_files, identity, read_pieces
-from storage.errors import UserError
+from storage.errors import WorkFailed
 
 DRAWN_PER_WANTED = 8
 """Sentences drawn for each that is wanted: the quality gate drops some, the tagger more."""
@@ -62,10 +62,11 @@ def _run(
                     fed %= _BYTES_PER_TICK
 
     gate = Gate(words, wanted.language)
-    collected = {
-        concept.name: collect(sampler.of_word(number), gate, [number], wanted.sentences)
-        for number, concept in enumerate(concepts)
-    }
+    collected = {}
+    for number, concept in enumerate(concepts):
+        each = collect(sampler.of_word(number), gate, [number], wanted.sentences)
+        # without what tells repeats: it takes more memory than the sentences
+        collected[concept.name] = Collected(each.kept, each.dropped, each.examples)
     found = [
         Sentence(text, source="harvest", concepts=[name], seed=seed)
         for name, each in collected.items()
@@ -73,12 +74,14 @@ def _run(
     ]
     neutral = collect(sampler.neutral(), gate, [], wanted.pool)
     found += [Sentence(text, source="harvest", pool=True, seed=seed) for text in neutral.kept]
-    if len(neutral.kept) < wanted.pool:
-        raise UserError(
-            f"concepts.pool: {wanted.pool} neutral sentences were asked for; the corpus has "
-            f"{len(neutral.kept)}"
-        )
     notes = short_of(collected, wanted.sentences, wanted.needed)
+    if len(neutral.kept) < wanted.pool:
+        short = (
+            f"{wanted.pool} neutral sentences were asked for (pool); the corpus has {len(neutral.kept)}"
+        )
+        if 2 * len(neutral.kept) < wanted.pool:
+            raise WorkFailed(short, [f"{reason}: {n}" for reason, n in neutral.dropped.most_common(3)])
+        notes.append(short)
     if unreadable.lines:
         notes.append(f"{unreadable.lines} lines of the corpus not read, first {unreadable.first}")
     made = ConceptSet(stage.label, concepts, found)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from storage.concept_files import not_utf8
 from storage.errors import UserError
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
 PARAGRAPH = b"\n\n"
 _ENDINGS = (".txt", ".jsonl", ".parquet")
 _ROWS_AT_ONCE = 256

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unicodedata import normalize
 
 from storage.errors import UserError
 
@@ -42,10 +43,13 @@ def is_sense(text: str) -> bool:
 def define(folder: Path, word: str, pos: str, sense: str | None = None) -> str | None:
     """The definition of a word's sense, by default of its first one in that part of speech.
 
-    None where WordNet does not have it.
+    None where WordNet, which writes without accents, does not have it.
     """
     if sense is None:
-        return _of_number(folder, word, _FILES[pos], 1)
+        plain = normalize("NFKD", word).encode("ascii", "ignore").decode()
+        spelled = dict.fromkeys([word, plain or word, plain.replace("-", " ") or word])
+        found = (_of_number(folder, each, _FILES[pos], 1) for each in spelled)
+        return next(filter(None, found), None)
     match = _SYNSET.match(sense)
     if match:
         return _of_number(folder, match["word"], _LETTERS[match["pos"]], int(match["number"]))

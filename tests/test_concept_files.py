@@ -188,13 +188,14 @@ def test_own_and_pooled_negatives_are_scored_as_by_scikit_learn() -> None:
 
 
 def _write_wordnet(folder: Path) -> Path:
-    """A WordNet database of three senses, in its own format."""
+    """A WordNet database of four senses, in its own format."""
     folder.mkdir()
     licence = "  1 This is no licence.\n"
     glosses = [
         '05 n 01 cat 0 000 | feline mammal; kept as a pet; "the cat sat"  \n',
         "18 n 02 cat 0 guy 0 000 | an informal term for a man  \n",
         "13 n 01 ice_cream 0 000 | frozen dessert  \n",
+        "06 n 01 cafe 0 000 | a small restaurant  \n",
     ]
     offsets, data = [], licence
     for gloss in glosses:
@@ -202,6 +203,7 @@ def _write_wordnet(folder: Path) -> Path:
         data += f"{offsets[-1]} {gloss}"
     (folder / "data.noun").write_text(data)
     index = [
+        f"cafe n 1 0 1 0 {offsets[3]}  \n",
         f"cat n 2 1 @ 2 1 {offsets[0]} {offsets[1]}  \n",
         f"guy n 1 1 @ 1 0 {offsets[1]}  \n",
         f"ice_cream n 1 0 1 0 {offsets[2]}  \n",
@@ -218,6 +220,9 @@ def test_definitions_are_those_of_wordnet(tmp_path: Path) -> None:
     folder = _write_wordnet(tmp_path / "dict")
     assert wordnet.define(folder, "cat", "noun") == "feline mammal; kept as a pet"
     assert wordnet.define(folder, "Ice cream", "noun") == "frozen dessert"
+    assert wordnet.define(folder, "ice-cream", "noun") == "frozen dessert"
+    assert wordnet.define(folder, "Café", "noun") == "a small restaurant"
+    assert wordnet.define(folder, "猫", "noun") is None
     assert wordnet.define(folder, "cat", "noun", "cat.n.02") == "an informal term for a man"
     assert wordnet.define(folder, "cat", "noun", "cat%1:18:01::") == "an informal term for a man"
     assert wordnet.define(folder, "ca", "noun") is None

@@ -125,7 +125,7 @@ class _Parrot:
         return answers
 
 
-def _task(**changes: object) -> generate._Task:
+def _task(**changes: object) -> generate.Task:
     facts: dict[str, object] = {
         "words": tuple(Word(name) for name in SENSES),
         "kinds": ["fact", "story"],
@@ -136,10 +136,10 @@ def _task(**changes: object) -> generate._Task:
         "language": "en",
         "seed": 0,
     }
-    return generate._Task(**{**facts, **changes})  # type: ignore[arg-type]
+    return generate.Task(**{**facts, **changes})  # type: ignore[arg-type]
 
 
-UNIT = generate._Unit(0, [Subject(name, "noun", sense) for name, sense in SENSES.items()])
+UNIT = generate.Unit(0, [Subject(name, "noun", sense) for name, sense in SENSES.items()])
 
 
 def test_a_model_is_asked_again_for_what_is_missing_and_no_more() -> None:

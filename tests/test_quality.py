@@ -30,6 +30,15 @@ GATE = Gate(CONCEPTS)
         ("Mr. Smith saw a cat. It ran off.", ["Mr. Smith saw a cat.", "It ran off."]),
         ("The cats' names are 'Tom' and 'Kit'.", ["The cats' names are 'Tom' and 'Kit'."]),
         ("'Tis the cat.", ["'Tis the cat."]),
+        ("‘The cat’s dish is here’.", ["The cat’s dish is here."]),
+        (
+            'It said, "No." "The cat sat here, and slept."',
+            ['It said, "No."', "The cat sat here, and slept."],
+        ),
+        ("( The cat sat here.", ["The cat sat here."]),
+        ("The cat (a tom) sat here.", ["The cat (a tom) sat here."]),
+        ("**Fact 2:** The *cat* _sat_ here.", ["The cat sat here."]),
+        ("The sentence is: “The cat sat here.”", ["The cat sat here."]),
         ("J. Smith saw a cat.", ["J. Smith saw a cat."]),
         ("  \n\n ", []),
     ],
@@ -51,6 +60,11 @@ def test_a_text_is_split_and_its_marks_are_taken_off(text: str, sentences: list[
         ("The cat " + "and the mouse " * 20 + "slept.", 0, quality.LONG),
         ("I'm sorry, but I cannot write about a cat.", 0, quality.REFUSAL),
         ('The word "cat" has three letters in it.', 0, quality.REFUSAL),
+        ("Unfortunately, I cannot write about a cat.", 0, quality.REFUSAL),
+        ("The cat (noun: a small animal) was there.", 0, quality.REFUSAL),
+        ("A cat is a noun for a small animal.", 0, quality.REFUSAL),
+        ("[Name] saw a cat in the garden.", 0, quality.REFUSAL),
+        ("The cat-like robot slept on the stove.", 0, quality.NO_WORD),
         ("The cat slept on the warm stove and", 0, quality.NOT_WHOLE),
         ("slept beside the cat on the warm stove.", 0, quality.NOT_WHOLE),
         ("Die cat schläft heute auf dem warmen Ofen.", 0, quality.OTHER_LANGUAGE),
@@ -119,7 +133,7 @@ def test_the_demos_sentences_pass_the_gate() -> None:
         ("The quick brown fox jumps over the lazy dog.", "en", True),
         ("Photosynthesis turns light into sugar.", "en", True),
         ("Der schnelle Fuchs springt über den faulen Hund.", "en", False),
-        ("Der schnelle Fuchs springt über den faulen Hund.", "de", True),
+        ("Le chat dort toute la journée dans la cuisine.", "fr", True),
         ("El gato duerme toda la tarde en la cocina.", "en", False),
         ("Le chat dort toute la journée dans la cuisine.", "en", False),
     ],
@@ -137,6 +151,9 @@ def test_a_sentence_of_another_language_is_told(text: str, language: str, is_it:
         ("Bacon is made from pork.", Word("bacon"), True),
         ("The red house is old.", Word("red", "adjective"), True),
         ("Pflanzen wachsen.", Word("Pflanze", "verb", "de"), True),
+        ("She went to Paris by train.", Word("Paris"), True),
+        ("He met Fox and Wolf there.", Word("fox"), False),
+        ("He gave up after a while.", Word("give up", "verb"), True),
     ],
 )
 def test_the_part_of_speech_is_told(text: str, word: Word, has: bool) -> None:
@@ -163,15 +180,47 @@ def test_the_words_of_many_concepts_are_found_at_once(
 
 
 @settings(deadline=None)  # the first example loads a dictionary
-@given(st.lists(st.sampled_from(["cat", "Cats", "dog", "dogged", "ice", "cream", ",", "-", "Bären"])))
+@given(st.lists(st.sampled_from(["cat", "Cats", "dog", "dogged", "ice", "cream", ",", "-", "Élèves"])))
 def test_what_is_found_at_once_is_what_is_found_one_by_one(parts: list[str]) -> None:
     """Fast search through bytes, against a pattern for each word."""
     text = " ".join(parts)
-    words = [Word("cat"), Word("dog"), Word("Bär", language="de"), Word("cream")]
+    words = [Word("cat"), Word("dog"), Word("élève", language="fr"), Word("cream")]
     expected = {number for number, word in enumerate(words) if find_word(text, word)}
     assert WordFinder(words).find(text) == expected
 
 
-def test_a_verb_is_found_in_its_irregular_forms() -> None:
-    text = "She ran, runs and is running."
-    assert [text[a:b] for a, b in find_word(text, Word("run", "verb"))] == ["ran", "runs", "running"]
+@pytest.mark.parametrize(
+    ("text", "word", "found"),
+    [
+        ("Two mice saw a mouse's tail.", Word("mouse"), ["mice", "mouse"]),
+        ("Fish, fishes, fishing, Fisher", Word("fish"), ["Fish", "fishes"]),
+        ("Fungi and funguses grow.", Word("fungus"), ["Fungi", "funguses"]),
+        (
+            "All mothers-in-law and my mother in law",
+            Word("mother-in-law"),
+            ["mothers-in-law", "mother in law"],
+        ),
+        (
+            "A Jack-o’-lantern, two jack-o'-lanterns",
+            Word("jack-o'-lantern"),
+            ["Jack-o’-lantern", "jack-o'-lanterns"],
+        ),
+        ("CAFÉS, cafe", Word("café"), ["CAFÉS"]),
+        (
+            "ice\N{NON-BREAKING HYPHEN}cream, Ice\ncreams",
+            Word("ice_cream"),
+            ["ice\N{NON-BREAKING HYPHEN}cream", "Ice\ncreams"],
+        ),
+        ("at home--cat--and", Word("cat"), ["cat"]),
+        ("cat-like, copy-cat, concatenate", Word("cat"), []),
+        ("In .NET, not the net", Word(".NET"), [".NET"]),
+        ("She ran, runs and is running.", Word("run", "verb"), ["ran", "runs", "running"]),
+        ("They gave up; I give up.", Word("give up", "verb"), ["gave up", "give up"]),
+    ],
+)
+def test_a_word_is_found_in_its_forms_and_in_no_other_word(
+    text: str, word: Word, found: list[str]
+) -> None:
+    """Both by its pattern and in the search for many words at once."""
+    assert [text[start:end] for start, end in find_word(text, word)] == found
+    assert WordFinder([word]).find(text) == ({0} if found else set())
