@@ -242,7 +242,7 @@ class Steering(_Part):
     single_concepts: Count = 8
     samples: int = Field(default=2, ge=0)
     tokens: Count = 12
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
 
     @field_validator("prompts")

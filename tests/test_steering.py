@@ -362,6 +362,7 @@ def test_the_table_is_printed_and_nothing_is_computed_twice(study: Path) -> None
         ("{prompts: ['The ', A]}", "'The ' begins or ends with white space"),
         ("{seed: 1}", "steering.seed: unknown key; allowed: prompts, concepts, pooling"),
         ("{temperature: -1}", "steering.temperature: -1: expected"),
+        ("{temperature: .inf}", "steering.temperature: inf: "),
     ],
 )
 def test_what_cannot_be_steered_is_said_at_once(
