@@ -9,7 +9,7 @@ from benchmarks.capture import capture, pipeline, replicas
 from benchmarks.generate import generate
 from benchmarks.harvest import harvest
 from benchmarks.plan import plan
-from benchmarks.select import select_concepts, select_sklearn, select_sort
+from benchmarks.select import select_concepts, select_neurons, select_sklearn, select_sort
 from benchmarks.store import similarity, similarity_large, store_read, store_write
 
 BENCHMARKS = {
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "select_sort": select_sort,
     "select_sklearn": select_sklearn,
     "select_concepts": select_concepts,
+    "select_neurons": select_neurons,
     "store_write": store_write,
     "store_read": store_read,
     "similarity": similarity,

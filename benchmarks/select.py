@@ -38,6 +38,15 @@ def select_concepts() -> None:
     record("select_concepts", ours / _NEURONS, theirs / _NEURONS, "s", "ratio at most 1.5")
 
 
+def select_neurons() -> None:
+    """2,048 neurons against 256: seconds a neuron, which linear growth leaves alike."""
+    few, concepts = _data()
+    labels = labels_against_others(np.arange(_SENTENCES), concepts, _SENTENCES, _CONCEPTS)
+    many = np.tile(few, (8, 1))
+    ours, theirs = side_by_side(lambda: expertise(many, labels), lambda: expertise(few, labels))
+    record("select_neurons", ours / len(many), theirs / _NEURONS, "s", "ratio at most 1.1")
+
+
 def select_sklearn() -> None:
     """Against scikit-learn's AP and AUROC: seconds a (neuron, concept)."""
     values, concepts = _data()

@@ -6,6 +6,7 @@ module that computes it says.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,13 @@ class _Cache(DynamicCache):
         self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any
     ) -> Any:
         return super().update(key_states, value_states, layer_idx - self._first, *args, **kwargs)
+
+    def of(self, rows: Sequence[int]) -> _Cache:
+        """What is remembered of some of the rows, of each as often as it is named."""
+        chosen = copy.copy(self)
+        chosen.layers = [copy.copy(layer) for layer in self.layers]
+        chosen.batch_select_indices(torch.tensor(rows))
+        return chosen
 
 
 @dataclass
@@ -84,17 +92,29 @@ class SteeredShard:
         self._now: _Now | None = None
         self._watch(numbered)
 
-    def run(self, batch: Batch, incoming: torch.Tensor | None) -> torch.Tensor | list[Floats]:
-        """The hidden state after the shard; of the last shard, log P of each row's targets.
+    def run(
+        self, batch: Batch, incoming: Sequence[torch.Tensor] | None
+    ) -> list[torch.Tensor] | list[Floats]:
+        """The hidden states after the shard; of the last shard, log P of each row's targets and those of
+        its branches.
 
-        `incoming` is the hidden state before it, of shape (rows, tokens, width), None for the first.
+        There is a hidden state, of shape (rows, tokens, width), for the batch and for each of its
+        `branches`. `incoming` are those before the shard, None for the first.
         """
+        parts = [batch, *batch.branches]
+        cache = self.cache() if batch.branches else None
+        states: list[torch.Tensor] = []
+        found: list[list[Floats]] = []
         with torch.inference_mode():
-            given = _ids(batch.rows) if incoming is None else incoming
-            now, logits = self._forward(batch.rows, given, batch.wanted)
-            if logits is None:
-                return _outgoing(now)
-            return _split(self._log_p(batch, logits), batch)
+            for at, part in enumerate(parts):
+                given = _ids(part.rows) if incoming is None else incoming[at]
+                past = cache if cache is None or part is batch else cache.of(part.numbers)
+                now, logits = self._forward(part.rows, given, part.wanted, cache=past)
+                if logits is None:
+                    states.append(_outgoing(now))
+                else:
+                    found.append(_split(self._log_p(part, logits), part))
+        return batch.joined(found) if self.last else states
 
     def tape(self, batch: Batch, incoming: torch.Tensor | None) -> Tape:
         """Run a batch so that `back` can go over it. In the last shard `outgoing` is the sum of the log

@@ -29,8 +29,8 @@ _AHEAD = 4
 
 @dataclass(frozen=True)
 class Sloped:
-    """Neurons of a site whose attribution is wanted, side by side: the group of rows (that is, the word)
-    that it is for, the neuron, and the value that it would be forced to."""
+    """Neurons of a site whose attribution is wanted, side by side: the group of rows (a word after some
+    prompts) that it is for, the neuron, and the value that it would be forced to."""
 
     groups: Integers
     units: Integers
@@ -39,15 +39,11 @@ class Sloped:
 
 @dataclass(frozen=True)
 class SlopeUnit:
-    """Words whose neurons' attributions are wanted: rows of the same group are of the same word.
-
-    Sums over the rows of a group are divided by `rows_in_group`.
-    """
+    """Neurons' attributions that are wanted: means over the rows of the same group."""
 
     name: str
     rows: list[Row]
     wanted: Mapping[Where, Sloped]
-    rows_in_group: int
     budget: int = TOKEN_BUDGET
 
     def smaller(self) -> SlopeUnit:
@@ -112,7 +108,7 @@ class SteeringActor:
 
     def run(self, batch: Batch, incoming: Any, _before: object) -> Any:
         """Run a batch: what the next shard needs, or the log P that the last gives."""
-        return _to_host(self._shard.run(batch, incoming))
+        return [_to_host(each) for each in self._shard.run(batch, incoming)]
 
     def tape(
         self, of: tuple[str, str], number: int, batch: Batch, incoming: Any, _before: object
@@ -146,6 +142,7 @@ class SteeringActor:
         """
         sums = self._open(of).sums
         found = dict(earlier)
+        sizes = np.bincount([row.group for row in unit.rows])
         for where, wanted in unit.wanted.items():
             if where in sums:
                 slopes, products = (
@@ -154,7 +151,7 @@ class SteeringActor:
                 )
                 rows = np.searchsorted(sorted(sums[where]), wanted.groups)
                 at = (rows, wanted.units)
-                found[where] = (wanted.on * slopes[at] - products[at]) / unit.rows_in_group
+                found[where] = (wanted.on * slopes[at] - products[at]) / sizes[wanted.groups]
         del self._opened[of[0]]
         return found
 

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 KIND = "attributions"
 FOLDER = "attributions"
+HALVES = ("attribution_odd", "attribution_even")
+"""Attributions over every second prompt, from the first and from the second: neurons chosen by those of
+one half can be measured on the other."""
+
 _CONCEPTS_IN_UNIT = 8
 
 
@@ -113,14 +117,15 @@ def read_words(
 
 
 def read_attributions(stage: Stage, store: Path, concept: str, pooling: str) -> pa.Table:
-    """Experts of a concept by one pooling, best AP first: layer, site, unit, ap, on_p50, attribution."""
+    """Experts of a concept by one pooling, best AP first: layer, site, unit, ap, on_p50, attribution and
+    those of the halves of the prompts."""
     (experts, found) = (
         each.result(store).paths(folder)
         for each, folder in ((stage.inputs["experts"], EXPERTS_FOLDER), (stage, FOLDER))
     )
     with duckdb.connect() as connection:
         return connection.sql(
-            "SELECT layer, site, unit, ap, on_p50, attribution "
+            f"SELECT layer, site, unit, ap, on_p50, attribution, {', '.join(HALVES)} "  # noqa: S608
             "FROM read_parquet($experts, hive_partitioning = false) AS e "
             "JOIN read_parquet($found, hive_partitioning = false) AS f "
             "USING (pooling, concept, layer, site, unit) "
@@ -199,29 +204,34 @@ def _slopes(unit: _Unit, words: list[list[Word]], experts: pa.Table) -> SlopeUni
     from cluster.steering_pipeline import Sloped, SlopeUnit
 
     rows = [
-        Row(word.sequence, targets=word.targets, group=group)
-        for group, after_prompts in enumerate(words)
-        for word in after_prompts
+        Row(word.sequence, targets=word.targets, group=len(HALVES) * concept + prompt % len(HALVES))
+        for concept, after_prompts in enumerate(words)
+        for prompt, word in enumerate(after_prompts)
     ]
     wanted = {}
     numbers = pa.array(unit.concepts)
     for place, found in _places(experts):
-        group = pc.index_in(found.column("concept"), numbers).to_numpy()
+        concept = pc.index_in(found.column("concept"), numbers).to_numpy().astype(np.int64)
         on = found.column("on_p50").to_numpy().astype(np.float64)
         units = found.column("unit").to_numpy().astype(np.int64)
-        wanted[place] = Sloped(group.astype(np.int64), units, on)
-    return SlopeUnit(unit.name, rows, wanted, len(words[0]), unit.budget)
+        groups = [len(HALVES) * concept + half for half in range(len(HALVES))]
+        wanted[place] = Sloped(
+            np.concatenate(groups), np.tile(units, len(HALVES)), np.tile(on, len(HALVES))
+        )
+    return SlopeUnit(unit.name, rows, wanted, unit.budget)
 
 
 def _table(stage: Stage, experts: pa.Table, found: dict[tuple[int, str], Any]) -> pa.Table:
-    parts = [found[place] for place, _ in _places(experts)]
-    attribution = np.concatenate(parts) if parts else np.empty(0)
+    parts = [found[place].reshape(len(HALVES), -1) for place, _ in _places(experts)]
+    by_half = np.concatenate(parts, axis=1) if parts else np.empty((len(HALVES), 0))
+    sizes = [len(stage.params["prompts"][half :: len(HALVES)]) for half in range(len(HALVES))]
     columns = {
         name: pa.repeat(pa.scalar(stage.params[name]), experts.num_rows)
         for name in ("model", "revision", "concept_set")
     }
     columns |= {name: experts.column(name) for name in ("pooling", "concept", "layer", "site", "unit")}
-    return pa.table({**columns, "attribution": attribution}, schemas.ATTRIBUTIONS)
+    columns["attribution"] = np.average(by_half, axis=0, weights=sizes)
+    return pa.table({**columns, **dict(zip(HALVES, by_half, strict=True))}, schemas.ATTRIBUTIONS)
 
 
 if __name__ == "__main__":

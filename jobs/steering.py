@@ -1,7 +1,8 @@
 """Stage `steering`: force experts at every token and see whether the model says the concept's word.
 
 A work unit is one concept: its best neurons by AP, by attribution, and random others of the same layers,
-k at a time; and its best by AP one at a time.
+k at a time; and its best by AP one at a time. What attributions over one half of the prompts choose is
+measured on the other.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from storage.commit import FileRecord, write_bytes, write_table
 from storage.place import read_table
 
 if TYPE_CHECKING:
-    from cluster.forcing import Forced, Reading
+    from cluster.forcing import Forced, Reading, Word
     from cluster.steering_pipeline import Steered, SteeringUnit
 
 Floats = npt.NDArray[np.float64]
@@ -40,6 +41,7 @@ DOSES_FILE = "doses.parquet"
 PICTURE_FILE = "doses.png"
 NONE, BY_AP, BY_ATTRIBUTION, RANDOM = "none", "ap", "attribution", "random"
 SELECTIONS = (BY_AP, BY_ATTRIBUTION, RANDOM)
+_HALVES = range(len(attributions.HALVES))
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ class _Unit:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A concept's neurons in the order in which they are forced, with their on values, by selection; and
-    its experts, the best by AP first."""
+    """A concept's neurons in the order in which they are forced, by selection and for either half of the
+    prompts, with their on values; and its experts, the best by AP first."""
 
-    neurons: dict[str, list[Neuron]]
+    neurons: dict[str, list[list[Neuron]]]
     on: dict[Neuron, float]
     experts: pa.Table
 
@@ -71,8 +73,12 @@ class _Chosen:
             (selection, k)
             for selection in SELECTIONS
             for k in wanted
-            if k <= len(self.neurons[selection])
+            if k <= len(self.neurons[selection][0])
         ]
+
+    def best(self, selection: str, k: int, half: int) -> Forced:
+        """The first k neurons of a selection, forced after the prompts of one half."""
+        return self.forced(self.neurons[selection][half][:k] if k else [])
 
     def forced(self, neurons: Sequence[Neuron]) -> Forced:
         from cluster.forcing import Values
@@ -91,14 +97,32 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class _Question:
-    """What all units ask alike: the words, the prompts' tokens, and how texts go on."""
+    """What all units ask alike: the concepts' words, their tokens after each prompt, the prompts, and
+    how texts go on; and how many words of others are asked for beside a concept's own."""
 
-    concepts: list[str]
     words: list[ConceptWord]
-    everything: Reading
-    own: list[Reading]
+    after_prompts: list[list[Word]]
     starts: list[tuple[int, ...]]
     chances: Floats
+    seed: int
+    others: int
+
+    def own(self, unit: _Unit) -> Reading:
+        """A concept's word after all prompts."""
+        from cluster.forcing import Reading
+
+        return Reading(self.after_prompts[unit.number])
+
+    def compared(self, unit: _Unit) -> list[Reading]:
+        """The words of a concept and of others, drawn by lot, after the prompts of either half."""
+        from cluster.forcing import Reading
+
+        lot = np.random.default_rng([self.seed, unit.number]).permutation(len(self.words))
+        chosen = [unit.number, *lot[lot != unit.number][: self.others]]
+        return [
+            Reading(word for each in chosen for word in self.after_prompts[each][half :: len(_HALVES)])
+            for half in _HALVES
+        ]
 
 
 def plan(
@@ -109,7 +133,9 @@ def plan(
         **attributed.params,
         "pooling": wanted.pooling or read.params["poolings"][0],
         "k": sorted(wanted.k),
-        **wanted.model_dump(include={"singles", "single_concepts", "samples", "tokens", "temperature"}),
+        **wanted.model_dump(
+            include={"others", "singles", "single_concepts", "samples", "tokens", "temperature"}
+        ),
         "seed": seed,
     }
 
@@ -193,8 +219,6 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
 
 
 def _question(stage: Stage, store: Path, weights: Weights, concepts: list[str]) -> _Question:
-    from cluster.forcing import Reading
-
     params = stage.params
     texts = stage.inputs["activations"].inputs["sentences"]
     further = params["tokens"] if params["samples"] else 0
@@ -202,13 +226,13 @@ def _question(stage: Stage, store: Path, weights: Weights, concepts: list[str]) 
     known = {each.name: each for each in sentences.read_set(texts, store).concepts}
     random = np.random.default_rng(params["seed"])
     return _Question(
-        concepts,
         [sentences.word_of(known[name], texts.params["language"]) for name in concepts],
-        Reading(word for after_prompts in words for word in after_prompts),
-        [Reading(after_prompts) for after_prompts in words],
+        words,
         starts,
         # the same chances for all interventions, so that these alone make a difference
         random.random((len(starts), params["samples"], params["tokens"])),
+        params["seed"],
+        params["others"],
     )
 
 
@@ -226,13 +250,20 @@ def _choose(stage: Stage, store: Path, units: list[_Unit]) -> dict[str, _Chosen]
     chosen = {}
     for unit in units:
         table = attributions.read_attributions(attributed, store, unit.concept, pooling)
-        rows = [row.values() for row in table.to_pylist()]
-        on = {(layer, site, number): value for layer, site, number, _, value, _ in rows}
-        by_ap = list(on)
-        order = np.argsort(-table.column("attribution").to_numpy(), kind="stable")
-        by_attribution = [by_ap[at] for at in order]
+        places = (table.column(name).to_pylist() for name in ("layer", "site", "unit"))
+        by_ap = list(zip(*places, strict=True))
+        on = dict(zip(by_ap, table.column("on_p50").to_pylist(), strict=True))
+        # what is chosen on a half is forced on the other
+        by_attribution = [
+            [by_ap[at] for at in np.argsort(-table.column(name).to_numpy(), kind="stable")[:most]]
+            for name in reversed(attributions.HALVES)
+        ]
         drawn = draw_like(by_ap[:most], widths, on.keys(), [params["seed"], unit.number])
-        neurons = {BY_AP: by_ap[:most], BY_ATTRIBUTION: by_attribution[:most], RANDOM: drawn}
+        neurons = {
+            BY_AP: [by_ap[:most] for _ in _HALVES],
+            BY_ATTRIBUTION: by_attribution,
+            RANDOM: [drawn for _ in _HALVES],
+        }
         chosen[unit.concept] = _Chosen(neurons, on, table)
     _add_on_values(stage, store, chosen)
     return chosen
@@ -246,7 +277,7 @@ def _add_on_values(stage: Stage, store: Path, chosen: dict[str, _Chosen]) -> Non
     ids, members, _ = sentences.read_memberships(texts, store)
     wanted: dict[tuple[int, str], list[tuple[str, int]]] = {}
     for name, each in chosen.items():
-        for layer, site, unit in each.neurons[RANDOM]:
+        for layer, site, unit in each.neurons[RANDOM][0]:
             wanted.setdefault((layer, site), []).append((name, unit))
     for (layer, site), asked in wanted.items():
         units = np.unique([unit for _, unit in asked])
@@ -261,21 +292,25 @@ def _ask(unit: _Unit, asked: _Question, chosen: _Chosen, params: Any) -> Steerin
     from cluster.forcing import Row
     from cluster.steering_pipeline import Growth, SteeringUnit
 
-    own = asked.own[asked.concepts.index(unit.concept)]
+    own, compared = asked.own(unit), asked.compared(unit)
     forced = [
-        chosen.forced(chosen.neurons[selection][:k] if k else [])
+        (half, chosen.best(selection, k, half))
         for selection, k in chosen.interventions(params["k"])
+        for half in _HALVES
     ]
-    rows = [row for each in forced for row in asked.everything.rows(each)]
+    rows = [row for half, each in forced for row in compared[half].rows(each)]
     for row in chosen.experts.slice(0, _singles(unit, params)).to_pylist():
         rows += own.rows(chosen.forced([(row["layer"], row["site"], row["unit"])]))
-    growing = [
-        Row(start, each) for each in forced for start in asked.starts for _ in range(params["samples"])
-    ]
     growth = None
-    if growing:
-        chances = np.tile(asked.chances.reshape(-1, params["tokens"]), (len(forced), 1))
-        growth = Growth(growing, chances, params["temperature"])
+    if params["samples"]:
+        growing = [
+            Row(start, each)
+            for half, each in forced
+            for start in asked.starts[half :: len(_HALVES)]
+            for _ in range(params["samples"])
+        ]
+        chances = np.concatenate([asked.chances[half :: len(_HALVES)] for half, _ in forced])
+        growth = Growth(growing, chances.reshape(-1, params["tokens"]), params["temperature"])
     return SteeringUnit(unit.name, rows, growth, unit.budget)
 
 
@@ -283,29 +318,33 @@ def _measure(
     unit: _Unit, asked: _Question, chosen: _Chosen, params: Any, found: Steered
 ) -> dict[str, pa.Table]:
     """The tables of one concept."""
-    at, n_prompts = asked.concepts.index(unit.concept), len(asked.starts)
-    others = [number for number in range(len(asked.concepts)) if number != at]
+    n_prompts, word, compared = len(asked.starts), asked.words[unit.number], asked.compared(unit)
     described = {name: params[name] for name in ("model", "revision", "concept_set", "pooling")} | {
         "concept": unit.concept
     }
     log_p, texts = iter(found.log_p), iter(found.texts)
     prompts, effects = [], []
     for selection, k in chosen.interventions(params["k"]):
-        given = [next(log_p) for _ in range(len(asked.everything))]
-        measured = asked.everything.log_p(given).reshape(len(asked.concepts), n_prompts)
+        measured = np.empty((sum(len(each.words) for each in compared) // n_prompts, n_prompts))
+        written: list[list[str]] = [[]] * n_prompts
+        for half in _HALVES:
+            of_half = range(half, n_prompts, len(_HALVES))
+            given = [next(log_p) for _ in range(len(compared[half]))]
+            measured[:, of_half] = compared[half].log_p(given).reshape(-1, len(of_half))
+            for number in of_half:
+                written[number] = [next(texts) for _ in range(params["samples"])]
         if selection == NONE:
             without = measured
         change = measured - without
-        written = [[next(texts) for _ in range(params["samples"])] for _ in range(n_prompts)]
-        named = [sum(bool(find_word(text, asked.words[at])) for text in some) for some in written]
-        of_others = change[others].mean(axis=0) if others else None
+        named = [sum(bool(find_word(text, word)) for text in some) for some in written]
+        of_others = change[1:].mean(axis=0) if len(change) > 1 else None
         steered = {**described, "selection": selection, "k": k}
         prompts += [
             {
                 **steered,
                 "prompt": params["prompts"][number],
-                "log_p": measured[at, number],
-                "change": change[at, number],
+                "log_p": measured[0, number],
+                "change": change[0, number],
                 "others": None if of_others is None else of_others[number],
                 "containing": named[number],
                 "continuations": written[number],
@@ -317,16 +356,16 @@ def _measure(
             {
                 **steered,
                 "n_prompts": n_prompts,
-                **_columns("change", mean_over_prompts(change[at])),
+                **_columns("change", mean_over_prompts(change[0])),
                 **_columns("others", None if of_others is None else mean_over_prompts(of_others)),
                 **_columns("containing", None if shares is None else _share(mean_over_prompts(shares))),
             }
         )
-    own = asked.own[at]
+    own = asked.own(unit)
     neurons = []
     for row in chosen.experts.slice(0, _singles(unit, params)).to_pylist():
         del row["on_p50"]
-        alone = own.log_p([next(log_p) for _ in range(len(own))]) - without[at]
+        alone = own.log_p([next(log_p) for _ in range(len(own))]) - without[0]
         neurons.append({**described, **row, **_columns("change", mean_over_prompts(alone))})
     return {
         EFFECTS_FOLDER: pa.Table.from_pylist(effects, schemas.STEERING),
@@ -337,8 +376,7 @@ def _measure(
 
 def _singles(unit: _Unit, params: Any) -> int:
     """How many experts of a concept are forced one at a time."""
-    of_all = params["single_concepts"] is None or unit.number < params["single_concepts"]
-    return int(params["singles"]) if of_all else 0
+    return int(params["singles"]) if unit.number < params["single_concepts"] else 0
 
 
 def _share(found: Interval) -> Interval:

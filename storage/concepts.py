@@ -223,7 +223,8 @@ def _check(path: Path, found: ConceptSet) -> None:
     counts = found.counts()
     for name, count in counts.items():
         if count < FEWEST_SENTENCES:
+            noun = "sentence" if count == 1 else "sentences"
             raise UserError(
-                f"{path}: concept {name!r} has {count} sentence; at least {FEWEST_SENTENCES} are needed"
+                f"{path}: concept {name!r} has {count} {noun}; at least {FEWEST_SENTENCES} are needed"
             )
     _at_least_two(counts, str(path))

@@ -179,6 +179,8 @@ ATTRIBUTIONS = _schema(
         _SITE,
         _UNIT,
         _ATTRIBUTION,
+        _field("attribution_odd", pa.float64(), "the same over the first, third, ... of the prompts"),
+        _field("attribution_even", pa.float64(), "over the second, fourth, ... of the prompts"),
     ],
 )
 

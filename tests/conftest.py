@@ -9,10 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from cluster.weights import Weights, resolve
 from tests import planted, tiny
 from tests.study import PRINTED, make_study
+
+# several processes share the cores: two threads of each would mostly wait for one another
+torch.set_num_threads(1)
 
 _LAST = [
     *("test_shard", "test_queue", "test_pipeline", "test_deaths", "test_sweep", "test_stopped"),

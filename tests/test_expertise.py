@@ -276,6 +276,24 @@ def test_only_the_order_of_activations_matters(problem: tuple[Values, Labels]) -
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_ends_of_the_numbers_keep_their_order(dtype: type) -> None:
+    """Zeros of either sign are one value; the smallest and the largest numbers are no zeros and no ties.
+    Also at prevalences near 0 and 1."""
+    info = np.finfo(dtype)
+    ends = [0.0, info.smallest_subnormal, 2 * info.smallest_subnormal, info.tiny, 1, info.max]
+    levels = np.array([*ends, *(-np.array(ends))], dtype)
+    random = np.random.default_rng(0)
+    values = random.choice(levels, (6, 60))
+    labels = labels_against_others(np.arange(60), np.arange(60) % 3, 60, 3)
+    for prevalence in (1e-9, REFERENCE_PREVALENCE, 1 - 1e-9):
+        # in float64 scikit-learn takes no difference of two values for zero or infinite
+        expected = by_scikit_learn(values.astype(np.float64), labels, prevalence)
+        assert_equal_scores(expertise(values, labels, prevalence), expected)
+        found, _ = expertise_and_chance_on("cpu", values, labels, shuffles(labels, 0, 0), prevalence)
+        assert_equal_scores(found, expected)
+
+
 def test_more_sentences_than_sixteen_bits_can_number() -> None:
     """Past 65,536 sentences the sentence no longer fits beside a float16 in 32 bits."""
     n_sentences = (1 << 16) + 5

@@ -14,7 +14,6 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from scipy.spatial.distance import cosine
 
 import storage
@@ -195,8 +194,6 @@ def test_memory_is_bounded_whatever_the_number_of_sentences(tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A store of one sweep that keeps all scores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("selection")
     shutil.copytree(tiny_model, folder / "model")
     extra = "resamples: 100\nbaselines: []\nsimilarity: [jaccard, cosine, spearman, kl]\n"
@@ -207,7 +204,6 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     settings = Settings("float32", "mlp", list(read.neurons.pooling))
     with in_one_process(planned.weights[0], settings):
         sweep.run(planned)
-    torch.set_num_threads(threads)
     return read.store_path
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.forcing import NOTHING, Batch, Forced, Row, Values, Word, cut
+from cluster.forcing import NOTHING, Batch, Forced, Reading, Row, Values, Word, cut
 from cluster.partial import shard_layers
 from cluster.shard import Settings
 from cluster.steered_shard import SteeredShard
@@ -166,6 +166,11 @@ def test_forced_log_p_and_gradients_are_those_of_the_whole_model(
         assert abs(np.diff(expected)[::2]).min() > 1e-3, "forcing should matter here"
         in_halves = [each.sum() for each in log_p(halves, rows)]
         np.testing.assert_allclose(in_halves, found, rtol=0, atol=TOLERANCE)
+        # words that share the reading of their prompt, in batches of one row and of several
+        reading = Reading(asked)
+        for chain, budget in ((whole, 60), (halves, 60), (halves, 1)):
+            shared = reading.log_p(log_p(chain, list(reading.rows(forced)), budget))
+            np.testing.assert_allclose(shared, expected[1::2], rtol=0, atol=TOLERANCE)
 
         for word in asked[::5]:
             see: dict[Any, torch.Tensor] = {}

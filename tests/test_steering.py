@@ -27,6 +27,7 @@ from cluster.steering_pipeline import (
 )
 from cluster.tokens import Tokenizer
 from cluster.weights import Weights, resolve
+from jobs import steering
 from jobs.config import read_sweep
 from jobs.sweep import plan
 from storage.database import ask, open_store
@@ -118,7 +119,7 @@ def test_two_shards_attribute_as_one(cut: dict[int, SteeringPipeline], tiny_mode
             slopes, products = (values[0][each.units] for values in sums[place])
             expected[place] += (each.groups == row.group) * (each.on * slopes - products) / len(PROMPTS)
     for shards, budget in ((1, 1000), (2, 1000), (2, 1)):
-        unit = SlopeUnit("u", rows, wanted, len(PROMPTS), budget)
+        unit = SlopeUnit("u", rows, wanted, budget)
         for _ in range(2):
             # what a unit leaves behind may not be counted the next time
             found = ray.get(cut[shards].attribute(unit))
@@ -181,35 +182,45 @@ def query(study: Path, text: str) -> list[dict[str, Any]]:
         return found
 
 
-def oracle_changes(folder: Path, name: str, forced: Forced) -> list[float]:
+def best(study: Path, concept: str, order: str) -> Forced:
+    """The three neurons that are first in an order."""
+    rows = query(
+        study,
+        "SELECT layer, unit, on_p50 FROM experts JOIN attributions "  # noqa: S608
+        f"USING (pooling, concept, layer, site, unit) WHERE pooling = 'max' AND concept = '{concept}' "
+        f"ORDER BY {order} DESC, layer, unit LIMIT 3",
+    )
+    return {
+        (layer, MLP): Values(
+            np.array([row["unit"] for row in rows if row["layer"] == layer], np.int64),
+            np.array([row["on_p50"] for row in rows if row["layer"] == layer], np.float32),
+        )
+        for layer in range(3)
+    }
+
+
+def oracle_changes(folder: Path, name: str, forced: list[Forced]) -> list[float]:
+    """What a forcing for each prompt changes after it."""
     oracle = Oracle(folder)
     sites = SteeredShard(folder, Settings("float32", "mlp", [])).sites
     return [
-        float((oracle.log_p(word, sites, forced) - oracle.log_p(word, sites)).detach())
-        for word in words_of(folder, name)
+        float((oracle.log_p(word, sites, each) - oracle.log_p(word, sites)).detach())
+        for word, each in zip(words_of(folder, name), forced, strict=True)
     ]
 
 
 def test_what_is_stored_is_what_the_model_does(study: Path, tiny_model: Path) -> None:
     """The neurons are those that the tables name, with their on values, and the words those of the
-    concepts."""
-    for concept, order in (("cat", "ap"), ("boat", "attribution")):
-        best = query(
-            study,
-            "SELECT layer, unit, on_p50 FROM experts WHERE pooling = 'max' "  # noqa: S608
-            f"AND concept = '{concept}' ORDER BY {order} DESC, layer, unit LIMIT 3",
-        )
-        forced = {
-            (layer, MLP): Values(
-                np.array([row["unit"] for row in best if row["layer"] == layer], np.int64),
-                np.array([row["on_p50"] for row in best if row["layer"] == layer], np.float32),
-            )
-            for layer in range(3)
-        }
+    concepts. What is measured after one prompt may not have been chosen by its own attributions."""
+    for concept, selection, orders in (
+        ("cat", "ap", ("ap", "ap")),
+        ("boat", "attribution", ("attribution_even", "attribution_odd")),
+    ):
+        forced = [best(study, concept, order) for order in orders]
         stored = query(
             study,
             "SELECT prompt, change, others FROM steering_prompts WHERE k = 3 "  # noqa: S608
-            f"AND concept = '{concept}' AND selection = '{order}'",
+            f"AND concept = '{concept}' AND selection = '{selection}'",
         )
         assert {row["prompt"] for row in stored} == set(PROMPTS)
         by_prompt = {row["prompt"]: row for row in stored}
@@ -223,7 +234,7 @@ def test_what_is_stored_is_what_the_model_does(study: Path, tiny_model: Path) ->
         (mean,) = query(
             study,
             "SELECT change, change_low, n_prompts FROM steering WHERE k = 3 "  # noqa: S608
-            f"AND concept = '{concept}' AND selection = '{order}'",
+            f"AND concept = '{concept}' AND selection = '{selection}'",
         )
         assert (mean["change"], mean["n_prompts"]) == (pytest.approx(np.mean(own), abs=1e-4), 2)
         assert mean["change_low"] < mean["change"]
@@ -241,8 +252,48 @@ def test_single_neurons_and_their_attributions_are_stored(study: Path, tiny_mode
         )
         assert (expert["ap"], expert["attribution"]) == (row["ap"], row["attribution"])
         values = Values(np.array([row["unit"]]), np.array([expert["on_p50"]], np.float32))
-        changes = oracle_changes(tiny_model, row["concept"], {(row["layer"], MLP): values})
+        alone: list[Forced] = [{(row["layer"], MLP): values}] * len(PROMPTS)
+        changes = oracle_changes(tiny_model, row["concept"], alone)
         assert row["change"] == pytest.approx(np.mean(changes), abs=1e-4)
+
+
+def test_attributions_are_kept_for_either_half_of_the_prompts(study: Path, tiny_model: Path) -> None:
+    """Mixed up, neurons would be chosen after the very prompts that they are then measured after."""
+    shard = SteeredShard(tiny_model, Settings("float32", "mlp", []))
+    sums = []
+    for word in words_of(tiny_model, "bus"):
+        (batch,) = _batches([Row(word.sequence, targets=word.targets)])
+        sums.append(shard.back(shard.tape(batch, None), None)[1])
+    rows = query(
+        study,
+        "SELECT a.*, on_p50 FROM attributions AS a JOIN experts USING (pooling, concept, layer, site, "
+        "unit) WHERE concept = 'bus' AND pooling = 'max' ORDER BY ap DESC LIMIT 5",
+    )
+    for row in rows:
+        odd, even = (
+            row["on_p50"] * slopes[0, row["unit"]] - products[0, row["unit"]]
+            for slopes, products in (each[row["layer"], MLP] for each in sums)
+        )
+        assert (row["attribution_odd"], row["attribution_even"]) == pytest.approx((odd, even), abs=1e-5)
+        assert row["attribution"] == pytest.approx((odd + even) / 2, abs=1e-5)
+
+
+def test_a_concept_is_compared_with_others_by_lot() -> None:
+    """With itself among them nothing would be specific; with all of many it would take too long."""
+    after = [[Word((1, prompt), (10 + concept,)) for prompt in range(3)] for concept in range(5)]
+    for others in (0, 2, 9):
+        asked = steering._Question([], after, [], np.empty(0), 7, others)
+        drawn = []
+        for number in range(5):
+            unit = steering._Unit(number, "", 1)
+            odd, even = asked.compared(unit)
+            assert [word.before[1] for word in odd.words[:2]] == [0, 2]
+            assert [word.before[1] for word in even.words[:1]] == [1]
+            drawn.append([word.tokens[0] - 10 for word in even.words])
+            assert [word.tokens[0] - 10 for word in odd.words[::2]] == drawn[-1]
+            assert asked.own(unit).words == after[number]
+        assert [some[0] for some in drawn] == list(range(5))
+        assert all(len(set(some)) == len(some) == min(others, 4) + 1 for some in drawn)
 
 
 def test_experts_have_attributions_where_they_were_computed(study: Path) -> None:
@@ -311,6 +362,7 @@ def test_the_table_is_printed_and_nothing_is_computed_twice(study: Path) -> None
         ("{prompts: ['The ', A]}", "'The ' begins or ends with white space"),
         ("{seed: 1}", "steering.seed: unknown key; allowed: prompts, concepts, pooling"),
         ("{temperature: -1}", "steering.temperature: -1: expected"),
+        ("{temperature: .inf}", "steering.temperature: inf: "),
     ],
 )
 def test_what_cannot_be_steered_is_said_at_once(

@@ -80,24 +80,37 @@ def _log_p(before: Sequence[int], token: int) -> float:
 
 
 @given(st.lists(st.tuples(_IDS, _IDS), min_size=1, max_size=12), st.integers(1, 20))
-def test_words_that_share_a_sequence_are_read_as_if_alone(
+def test_words_that_share_a_prompt_are_read_as_if_alone(
     words: list[tuple[tuple[int, ...], tuple[int, ...]]], budget: int
 ) -> None:
     given_words = [Word(before, tokens) for before, tokens in words]
     reading = Reading(given_words)
     rows = list(reading.rows(NOTHING))
-    assert len(rows) == len(reading) <= len({word.sequence for word in given_words})
+    assert len(rows) == len(reading) == len({word.before for word in given_words})
+    alone = {(word.before, word.sequence) for word in given_words}
+    assert sum(row.tokens for row in rows) <= sum(len(sequence) for _, sequence in alone)
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
     for batch in cut(rows, budget):
-        assert {len(row.ids) for row in batch.rows} == {batch.length}
-        assert len(batch.rows) == 1 or len(batch.rows) * batch.length <= budget
-        for number, row in zip(batch.numbers, batch.rows, strict=True):
-            assert all(
-                batch.length - batch.wanted <= each.position < batch.length for each in row.targets
-            )
-            found[number] = np.array(
-                [_log_p(row.ids[: each.position + 1], each.token) for each in row.targets]
-            )
+        assert len(batch.rows) == 1 or sum(row.tokens for row in batch.rows) <= budget
+        values: list[list[np.ndarray]] = []
+        for part in (batch, *batch.branches):
+            assert {len(row.ids) for row in part.rows} == {part.length}
+            values.append([])
+            for at, row in enumerate(part.rows):
+                before = () if part is batch else batch.rows[part.numbers[at]].ids
+                assert all(
+                    part.length - part.wanted <= each.position < part.length for each in row.targets
+                )
+                values[-1].append(
+                    np.array(
+                        [
+                            _log_p(before + row.ids[: each.position + 1], each.token)
+                            for each in row.targets
+                        ]
+                    )
+                )
+        for number, joined in zip(batch.numbers, batch.joined(values), strict=True):
+            found[number] = joined
     expected = [
         sum(_log_p(word.before + word.tokens[:at], token) for at, token in enumerate(word.tokens))
         for word in given_words

@@ -92,18 +92,19 @@ NEUTRAL_PROMPTS = [
 class Steering(Part):
     """Forcing experts, to see whether they make the model say the concept's word: after which prompts,
     of which concepts (all by default) and by which pooling (the first by default), how many neurons at a
-    time; how many one at a time, for how many concepts (all by default); and how texts go on (at
-    temperature 0 with the likeliest token)."""
+    time; what becomes of how many other concepts' words; how many neurons one at a time, for how many
+    concepts; and how texts go on (at temperature 0 with the likeliest token)."""
 
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(default=NEUTRAL_PROMPTS, min_length=2)
     concepts: list[str] | None = Field(default=None, min_length=1)
     pooling: Pooling | None = None
     k: list[Count] = Field(default=[1, 3, 10, 30, 100, 300], min_length=1)
+    others: int = Field(default=20, ge=0)
     singles: int = Field(default=100, ge=0)
-    single_concepts: Count | None = None
+    single_concepts: Count = 8
     samples: int = Field(default=2, ge=0)
     tokens: Count = 12
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
 
     @field_validator("prompts")
