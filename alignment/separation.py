@@ -23,9 +23,9 @@ def separation(similarities: Floats, domains: Integers) -> Interval:
     concept's domain; two domains or more have two concepts or more. NaN where all similarities are
     equal. No interval where the two kinds of pairs do not overlap.
 
-    The variance is that of leaving out each concept in turn, less what single pairs are counted too often
-    in it, and at least what pairs vary apart from their concepts. Quantiles are those of Student's t with
-    Satterthwaite's degrees of freedom; the interval is made on the scale of log odds.
+    The variance is that of leaving out each concept in turn, less what single pairs are counted too
+    often in it, and at least what pairs vary apart from their concepts. Quantiles are those of Student's
+    t with Satterthwaite's degrees of freedom; the interval is made on the scale of log odds.
     """
     pairs = Pairs(similarities, domains)
     area = pairs.area
