@@ -6,11 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-
-from alignment.resampling import Estimates, Method, estimate
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -76,44 +73,6 @@ def _against_chance(shares: Floats) -> tuple[float, float, float]:
         float(np.median(chance)),
         float(np.mean([1, *(chance >= observed - _ROUNDING)])),
     )
-
-
-def separation(
-    similarities: Floats, domains: Integers, method: Method = "jackknife", seed: int = 0
-) -> Estimates:
-    """Chance that two concepts of one domain are more alike than two of different domains: the area
-    under the ROC curve, ties counting half. NaN for a representation that is constant.
-
-    `similarities` has shape (representations, pairs), in the order of `np.triu_indices(n, 1)`; `domains`
-    numbers each concept's domain.
-    """
-    first, second = np.triu_indices(len(domains), 1)
-    same = (domains[first] == domains[second]).astype(np.int64)
-    places = [np.unique(each, return_inverse=True)[1].astype(np.int64) for each in similarities]
-
-    def statistic(weights: Floats) -> Floats:
-        return np.stack([_area(each, same, weights) for each in places])
-
-    return estimate(statistic, np.stack([first, second], 1), (0, 1), method, seed=seed)
-
-
-@numba.njit(cache=True, nogil=True)
-def _area(places: Any, same: Any, weights: Floats) -> Floats:
-    area = np.empty(len(weights))
-    counts = np.empty((2, places.max() + 1))
-    for row in range(len(weights)):
-        counts[:] = 0.0
-        for pair in range(len(places)):
-            counts[same[pair], places[pair]] += weights[row, pair]
-        below = above = 0.0
-        occupied = 0
-        for place in range(counts.shape[1]):
-            occupied += counts[0, place] + counts[1, place] > 0
-            above += counts[1, place] * (below + counts[0, place] / 2)
-            below += counts[0, place]
-        norm = below * counts[1].sum()
-        area[row] = above / norm if norm > 0 and occupied > 1 else np.nan
-    return area
 
 
 @dataclass(frozen=True)

@@ -90,13 +90,15 @@ class Estimates:
         if np.isnan(estimate):
             return none
         if self.method == "jackknife":
-            variance = dyadic_variance(without_concept, without_pair, self.pairs_of, self.n_pairs)
+            variance, freedom = dyadic_variance(
+                without_concept, without_pair, self.pairs_of, self.n_pairs
+            )
             if np.isnan(variance):
                 return none
             # slow to load
             from scipy import stats
 
-            half = stats.t.ppf((1 + LEVEL) / 2, len(self.pairs_of) - 1) * np.sqrt(variance)
+            half = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance)
             return Interval(estimate, float(estimate - half), float(estimate + half))
         if np.isnan(resampled).mean() > _MOST_UNDEFINED:
             return none
@@ -172,26 +174,29 @@ def estimate(
 
 def dyadic_variance(
     without_concept: Floats, without_pair: Floats, pairs_of: Integers, n_pairs: int
-) -> float:
-    """Variance of a statistic of pairs that are dependent where they share a concept.
+) -> tuple[float, int]:
+    """Variance of a statistic of pairs that are dependent where they share a concept, and its degrees of
+    freedom.
 
     The jackknife over concepts counts the variance of single pairs about twice, once for each concept
     of a pair; that part, known from the jackknife over pairs, is taken off. This is the dyadic-robust
     variance of Aronow, Samii and Assenova 2015 (Political Analysis 23(4), arXiv 1312.3398) with the
     values left out one at a time in the place of residuals. `without_concept` has shape (concepts,),
     `without_pair` (pairs,), or (groups,) where groups of pairs were left out; `pairs_of` is the number
-    of pairs of each concept, `n_pairs` that of all. At least the variance of independent pairs, so it is
-    too large where pairs that share a concept offset each other. NaN where leaving something out leaves
-    no value.
+    of pairs of each concept, `n_pairs` that of all. At least the variance of independent pairs, which is
+    known from all of them, so it is too large where pairs that share a concept offset each other. NaN
+    where leaving something out leaves no value.
     """
     n = len(without_concept)
     if np.isnan(without_concept).any() or np.isnan(without_pair).any():
-        return float("nan")
+        return float("nan"), 0
     by_concept = (n - 1) * float(np.var(without_concept))
     by_pair = (len(without_pair) - 1) * float(np.var(without_pair))
     # how often independent pairs are counted in `by_concept`
     times = (n - 1) / n * float((pairs_of / (n_pairs - pairs_of)).sum())
-    return max(by_concept - (times - 1) * by_pair, by_pair)
+    if by_concept <= times * by_pair:
+        return by_pair, n_pairs - 1
+    return by_concept - (times - 1) * by_pair, n - 1
 
 
 def blocks(rows: int, columns: int) -> Iterator[Integers]:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.hierarchy import Tree, containment, grow_tree, polysemy, recovery, separation
+from alignment.hierarchy import Tree, containment, grow_tree, polysemy, recovery
+from alignment.separation import separation
 from jobs import sentences
 from jobs.experts import SITES_FOLDER
 from jobs.similarity import EXPERTS, FILE
@@ -117,7 +118,7 @@ def _add(
     square[np.triu_indices(len(names), 1)] = values
     square += square.T
     tree = grow_tree(values, domains)
-    area = separation(values[None], domains, seed=stage.params["seed"]).interval(0)
+    area = separation(values, domains)
     summary: dict[str, Any] = {
         **place,
         "n_concepts": len(names),
