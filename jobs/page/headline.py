@@ -11,7 +11,7 @@ from jobs.page.figure import BASELINE, CONTROL, NEURONS, Estimate, Estimates, Fi
 from jobs.page.said import agrees, chance, count, differs, interval
 from jobs.page.source import Source
 from jobs.similarity import EXPERTS
-from jobs.summary import INTERVALS, STATISTICS, headline, is_shown
+from jobs.summary import INTERVALS, STATISTICS, headline, is_chosen, is_shown
 
 Row = dict[str, Any]
 
@@ -62,7 +62,7 @@ def section(source: Source) -> Section:
     if figures:
         (key, rows) = next(iter(by_set.items()))
         lead = _sentences(key[0], rows, source)
-    return Section("alignment", "Do the neurons see it as people do?", lead, figures, missing=missing)
+    return Section("alignment", "Do the neurons agree with people?", lead, figures, missing=missing)
 
 
 def _without(source: Source) -> list[str]:
@@ -87,10 +87,9 @@ def _sentences(human_set: str, rows: list[tuple[str, Row]], source: Source) -> l
         same = (row["pooling"], other["representation"]) == (other["pooling"], EXPERTS)
         if row["revision"] != RANDOM_INIT and other["revision"] == RANDOM_INIT and same:
             said.append(agrees(f"The control ({label})", other, "people"))
-        best = label.removeprefix(f"{row['model']}@{row['revision']}: ").startswith("best of")
-        if best and other["representation"] == HIDDEN_STATE:
+        if is_chosen(label, other) and other["representation"] == HIDDEN_STATE:
             told = interval(other["rho"], other["ci_low"], other["ci_high"])
-            said.append(f"The {label}, chosen on these very pairs, reaches {told}.")
+            said.append(f"The {label}, chosen on these very pairs and so flattered, reaches {told}.")
     if row["ceiling"] is not None:
         said.append(f"People agree with people by {row['ceiling']:.2f} ({row['ceiling_source']}).")
     said.append(f"Numbers are {STATISTICS[row['agreement']]}, with 95% intervals in brackets.")
@@ -102,24 +101,32 @@ def _figure(key: tuple[str, str], rows: list[tuple[str, Row]], source: Source) -
     first = rows[0][1]
     row = closely(rows, source)
     if row is None:
-        finding = f"Agreement with {human_set}"
+        finding = f"Agreement with people ({human_set})"
     else:
-        finding = agrees(source.view.label, row, human_set).rstrip(".")
+        finding = agrees(source.view.label, row, f"people ({human_set})").rstrip(".")
     things = TRIPLETS if agreement == TRIPLETS else "pairs"
     note = (
         f"{STATISTICS[agreement].capitalize()} with {human_set} on the same {first['n_pairs']:,} "
         f"{things} of {count(first['n_concepts'], 'concept')} in every row; experts: {source.view.cut}. "
-        f"Bars: 95% intervals ({INTERVALS[first['ci_by']]}). What is called best was chosen on "
+        f"Bars: 95% intervals ({INTERVALS[first['ci_by']]}). Hollow: the best of several, chosen on "
         "these very pairs, so it is flattered."
     )
     if first["ceiling"] is not None:
         note += f" Line: people with people, {first['ceiling']:.2f} ({first['ceiling_source']})."
     estimates = [
-        Estimate(label, each["rho"], each["ci_low"], each["ci_high"], kind_of(each))
+        Estimate(
+            label,
+            each["rho"],
+            each["ci_low"],
+            each["ci_high"],
+            kind_of(each),
+            is_chosen(label, each),
+        )
         for label, each in rows
     ]
     marks = [] if first["ceiling"] is None else [("people with people", first["ceiling"])]
-    body = Estimates(estimates, STATISTICS[agreement], chance(first), marks)
+    axis = f"{STATISTICS[agreement]}, {first['n_pairs']:,} {things}"
+    body = Estimates(estimates, axis, chance(first), marks)
     return Figure(f"alignment-{human_set}-{agreement}", finding, note, body)
 
 

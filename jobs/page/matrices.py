@@ -6,6 +6,7 @@ import numpy as np
 
 from jobs.page.figure import NO_DOMAIN, Figure, Floats, Section
 from jobs.page.pairs import MOST_NAMES, Pairs
+from jobs.page.said import count
 from jobs.page.source import NO_SIMILARITIES, Source
 
 
@@ -75,5 +76,5 @@ def _nearest(who: str, names: list[str], values: Floats) -> str:
     best = values[upper].max()
     found = np.argwhere(upper & (values == best))
     first, second = (names[place] for place in found[0])
-    others = f", with {len(found) - 1} other pairs" if len(found) > 1 else ""
+    others = f", as {count(len(found) - 1, 'other pair')}" if len(found) > 1 else ""
     return f"Most alike for {who}: {first} and {second} ({best:.3g}{others})"

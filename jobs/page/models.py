@@ -27,7 +27,7 @@ _COLUMNS = (
     "agreement",
     "95% interval",
     "p",
-    "less the reference",
+    "above the reference",
     "95% interval ",
     "pairs",
     "experts (median)",

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.weights import RANDOM_INIT
 from jobs.page.figure import Estimate, Estimates, Figure, Line, Lines, Panel, Section
-from jobs.page.said import chance, interval
+from jobs.page.said import chance, interval, scaled
 from jobs.page.source import NO_SIMILARITIES, Source, training_step
 from jobs.similarity import EXPERTS
 from jobs.summary import STATISTICS
@@ -39,7 +39,7 @@ _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([mb])(?![a-z])", re.IGNORECASE
 def section(source: Source) -> Section:
     """Alignment and share of experts per layer and kind of site; over steps and sizes where the sweep
     has several."""
-    anchor, title = "places", "Where, and when?"
+    anchor, title = "places", "Where in the model, and when in training?"
     if not source.views:
         return Section(anchor, title, missing=[NO_SIMILARITIES])
     view = source.view
@@ -83,17 +83,19 @@ def _where(source: Source, rows: list[Row]) -> tuple[list[Figure], list[str]]:
             "human data with enough rated pairs."
         )
     if counted:
-        panels.append(Panel("share of experts", _share_lines(counted)))
+        panels.append(Panel("share of all experts", _share_lines(counted), percent=True))
     else:
         missing.append("No counts of experts per layer: they are counted at thresholds of the AP.")
-    note = (
-        f"{view.model}@{view.revision}; experts: {view.cut}. Above: agreement with people of the "
-        f"experts "
-        "of one layer alone; bands are 95% intervals. Below: each layer's share of all experts of "
-        "the model."
-    )
+    notes = [f"{view.model}@{view.revision}; experts: {view.cut}."]
+    if layers:
+        notes.append(
+            f"Agreement with people ({source.human_set}) is that of the experts of one layer alone; "
+            "bands are 95% intervals."
+        )
+    if counted:
+        notes.append("The shares are of all experts of the model.")
     found = _layer_finding([row for row in layers if row["pooling"] == view.pooling], counted, source)
-    figures = [Figure("layers", found, note, Lines(panels, "layer"))] if panels else []
+    figures = [Figure("layers", found, " ".join(notes), Lines(panels, "layer"))] if panels else []
     kinds = [row for row in here if row["site"] is not None and row["pooling"] == view.pooling]
     if kinds:
         figures.append(_kinds(source, kinds))
@@ -142,7 +144,8 @@ def _layer_finding(layers: list[Row], counted: list[Row], source: Source) -> str
     if own:
         most = max(own, key=lambda row: row["share"])
         said.append(f"layer {most['layer']} has most experts, {most['share']:.0%} of all")
-    return "; ".join(said) or "Where the experts are"
+    told = "; ".join(said) or "where the experts are"
+    return told[0].upper() + told[1:]
 
 
 def _kinds(source: Source, rows: list[Row]) -> Figure:
@@ -164,7 +167,7 @@ def _over_steps(source: Source, rows: list[Row], counts: list[Row]) -> Figure | 
     own = [
         {**row, "step": step}
         for row in rows
-        if row["model"] == source.view.model and (step := training_step(row["revision"]))
+        if row["model"] == source.view.model and (step := training_step(row["revision"])) is not None
     ]
     if len({row["step"] for row in own}) < 2:
         return (
@@ -195,11 +198,6 @@ def _over(source: Source, name: str, axis: str, by: str, rows: list[Row], counts
     rows = sorted(rows, key=lambda row: row[by])
     number = {(row["model"], row["revision"], row["pooling"]): row["n"] for row in counts}
     own = [row for row in rows if row["pooling"] == source.view.pooling]
-    first, last = own[0], own[-1]
-    ends = [
-        f"{interval(row['rho'], row['ci_low'], row['ci_high'])} at {row[by]:,}" for row in (first, last)
-    ]
-    finding = f"Agreement with people by {axis}: {ends[0]}, {ends[1]}"
     poolings: dict[str, list[Row]] = {}
     for row in rows:
         poolings.setdefault(row["pooling"], []).append(row)
@@ -214,13 +212,31 @@ def _over(source: Source, name: str, axis: str, by: str, rows: list[Row], counts
     statistic = STATISTICS[rows[0]["agreement"]]
     panels = [
         Panel(f"{statistic}, {source.human_set}", _lines(rows, by, "rho")),
-        Panel("experts of all concepts", counted),
+        Panel("experts, summed over the concepts", counted),
     ]
     note = (
-        f"Experts: {source.view.cut}, of the whole model. Bands are 95% intervals. The axis is "
-        "logarithmic, so step 0 has no place on it."
+        f"Experts: {source.view.cut}, of the whole model. Bands are 95% intervals, each for its own "
+        f"{by} alone. The axis is logarithmic."
     )
-    return Figure(name, finding, note, Lines(panels, axis, log=True))
+    if rows[0][by] == 0:
+        note += " 0 has no place on such an axis; it stands at the left."
+    return Figure(name, _over_finding(own, by), note, Lines(panels, axis, log=True))
+
+
+def _over_finding(rows: list[Row], by: str) -> str:
+    """When agreement shows, and what it is in the end."""
+    shown = [row for row in rows if row["ci_low"] is not None and row["ci_low"] > chance(row)]
+    last = rows[-1]
+    told = interval(last["rho"], last["ci_low"], last["ci_high"])
+    if not shown:
+        return (
+            f"At none of {len(rows)} {by}s is agreement with people distinguishable from chance; at the "
+            f"last, {scaled(last[by])}, it is {told}"
+        )
+    return (
+        f"Agreement with people is first distinguishable from chance at {by} {scaled(shown[0][by])}; at "
+        f"the last of {len(rows)}, {scaled(last[by])}, it is {told}"
+    )
 
 
 def parameters(model: str) -> float | None:

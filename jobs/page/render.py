@@ -61,6 +61,7 @@ def page(source: Source, title: str, found: list[Section], live: bool = False) -
         more_views=len(source.views) - 1,
         number=source.number,
         concepts=list(source.domains),
+        finished=source.study.asked is not None,
         human_set=source.human_set,
         excited=bool(source.views) and excited(source),
         live=live,

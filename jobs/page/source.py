@@ -220,7 +220,10 @@ def newest_study(root: Path) -> Study:
                 names |= below
     names.discard(newest.folder.name if newest.kind == "report" else "")
     runs = {done[name].fingerprint: done[name] for name in names}
-    return Study(newest.label, runs, newest.params.get("sweep"))
+    if newest.kind == "report":
+        return Study(newest.label, runs, newest.params["sweep"])
+    label = next(each.label for each in runs.values() if each.kind == "sentences")
+    return Study(newest.label if newest.kind == "alignment" else label, runs)
 
 
 def _from_headline(row: dict[str, Any]) -> tuple[bool, float, int]:

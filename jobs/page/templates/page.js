@@ -9,6 +9,8 @@
   const packSize = Number(document.body.dataset.pack);
   const isDark = window.matchMedia("(prefers-color-scheme: dark)");
   const NARROW = 640;
+  const PRINTED = 640;
+  const SMALLEST_CELL = 9;
 
   // what was packed (gzip, base64), as text
   async function unpack(text) {
@@ -37,30 +39,46 @@
     return value;
   }
 
+  // the names of a matrix that have room: of its rows or, where these are too small, of their groups
+  function named(layout, cell) {
+    const { vals, text } = layout.meta.groups;
+    const all = cell >= SMALLEST_CELL;
+    const kept = [];
+    vals.forEach((at, place) => {
+      if (!kept.length || (at - vals[kept.at(-1)]) * cell >= SMALLEST_CELL) kept.push(place);
+    });
+    for (const axis of [layout.xaxis, layout.yaxis]) {
+      if (!all) Object.assign(axis, { tickvals: kept.map((place) => vals[place]), ticktext: kept.map((place) => text[place]) });
+      axis.tickfont = { size: all && cell > 14 ? 12 : 9 };
+    }
+  }
+
   // colours for the ground, and what fits the width
-  function fitted(figure, width) {
-    const { data, layout } = isDark.matches ? coloured(figure, "") : structuredClone(figure);
+  function fitted(figure, width, darkened) {
+    const { data, layout } = darkened ? coloured(figure, "") : structuredClone(figure);
     const meta = layout.meta || {};
     if (meta.matrix) {
       layout.height = Math.min(width + 120, 1150);
-      if ((width - 110) / meta.matrix < 9) {
-        const many = meta.groups.vals.length > 40;
-        for (const axis of [layout.xaxis, layout.yaxis]) {
-          axis.tickvals = many ? [] : meta.groups.vals;
-          axis.ticktext = many ? [] : meta.groups.text;
-        }
-      }
+      named(layout, (width - 110) / meta.matrix);
     }
     if (meta.values) layout.xaxis.domain = [0, 1 - meta.values / (width - 24)];
-    if (meta.graph) {
-      if (width < NARROW) layout.height = 520;
-      // names that would lie on each other, or beyond the edge, are told by hovering and by the table
-      if (width < NARROW || meta.graph > width / 8) {
-        for (const trace of data) if (trace.text) trace.mode = "markers";
-      }
-    }
+    if (meta.graph && width < NARROW) layout.height = 520;
     layout.width = width;
     return { data, layout };
+  }
+
+  // names of nodes that would lie on others, or beyond the edge: hovering tells them
+  function hideCovered(div) {
+    const around = div.getBoundingClientRect();
+    const kept = [];
+    for (const text of div.querySelectorAll(".textpoint text")) {
+      const box = text.getBoundingClientRect();
+      const inside = box.left >= around.left && box.right <= around.right && box.top >= around.top;
+      const free = kept.every((other) => box.right < other.left || box.left > other.right
+        || box.bottom < other.top || box.top > other.bottom);
+      if (inside && free) kept.push(box);
+      else text.style.display = "none";
+    }
   }
 
   // the concept that a point stands for
@@ -69,13 +87,14 @@
     return Array.isArray(point.customdata) ? point.customdata[1] : null;
   }
 
-  async function draw(div) {
+  async function draw(div, width = div.clientWidth, darkened = isDark.matches) {
     const Plotly = await plotly();
     const figure = div.figure || figures[div.dataset.figure];
-    const { data, layout } = fitted(figure, div.clientWidth);
+    const { data, layout } = fitted(figure, width, darkened);
     const first = !div.dataset.drawn;
     await Plotly.react(div, data, layout, { displayModeBar: false, responsive: false });
-    div.dataset.drawn = String(div.clientWidth);
+    if (layout.meta && layout.meta.graph) hideCovered(div);
+    div.dataset.drawn = String(width);
     if (!first) return;
     div.dataset.after = String(Math.round(performance.now()));
     const names = (figure.layout.meta || {}).names;
@@ -118,6 +137,11 @@
     }
     drawNext();
   }
+  // paper is light, and as wide as it is
+  addEventListener("beforeprint", () => {
+    for (const div of document.querySelectorAll(".plot[data-drawn]")) draw(div, PRINTED, false);
+  });
+  addEventListener("afterprint", () => drawAgain(() => true));
   isDark.addEventListener("change", () => drawAgain(() => true));
   let resized = 0;
   addEventListener("resize", () => {
