@@ -49,6 +49,11 @@ def section(source: Source) -> Section:
         "baselines have, or all scores are equal. More concepts, or another `human:` set, gives one."
         for name in _without(source)
     ]
+    missing += [
+        f"{label}: it failed, so nothing of it is here; `neuralign status STORE` says why. Running the "
+        "sweep again tries it again."
+        for label in source.absent
+    ]
     by_set = aligned(source)
     if not by_set:
         missing.append(

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.weights import RANDOM_INIT
 from jobs.page.figure import Estimate, Estimates, Figure, Line, Lines, Panel, Section
 from jobs.page.said import chance, interval, scaled
-from jobs.page.source import NO_SIMILARITIES, Source, training_step
+from jobs.page.source import Source, no_similarities, training_step
 from jobs.similarity import EXPERTS
 from jobs.summary import STATISTICS
 
@@ -41,7 +41,7 @@ def section(source: Source) -> Section:
     has several."""
     anchor, title = "places", "Where in the model, and when in training?"
     if not source.views:
-        return Section(anchor, title, missing=[NO_SIMILARITIES])
+        return Section(anchor, title, missing=[no_similarities(source)])
     view = source.view
     rows = source.ask(
         _ALIGNED,

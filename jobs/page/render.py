@@ -31,7 +31,7 @@ _CONCEPTS_IN_PACK = 64
 
 def sections(source: Source) -> list[Section]:
     """Everything but the concepts' pages, in the order of the page."""
-    pairs = Pairs(source) if source.views and len(source.domains) > 2 else None
+    pairs = Pairs(source) if source.views else None
     merges = trees.grow(pairs) if pairs else None
     leaves = trees.leaf_order(merges) if pairs else []
     return [

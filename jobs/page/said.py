@@ -56,11 +56,11 @@ def agrees(who: str, row: dict[str, Any], whom: str) -> str:
         row["ci_low"],
         row["ci_high"],
         chance(row),
-        f"agrees with {whom}",
-        f"disagrees with {whom}",
-        f"does not agree with {whom} in a way that is distinguishable from chance",
+        f"{who} agrees with {whom}",
+        f"{who} disagrees with {whom}",
+        f"{who}: agreement with {whom} is not distinguishable from chance",
     )
-    return f"{who} {said}: {interval(row['rho'], row['ci_low'], row['ci_high'])}."
+    return f"{said}: {interval(row['rho'], row['ci_low'], row['ci_high'])}."
 
 
 def differs(row: dict[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ from jobs.page.figure import (
 from jobs.page.headline import kind_of
 from jobs.page.pairs import MOST_NAMES, Pairs
 from jobs.page.said import against, interval
-from jobs.page.source import NO_SIMILARITIES, Source
+from jobs.page.source import Source, no_similarities
 from jobs.summary import headline, is_chosen, is_shown
 
 _MOST_LEAVES = 120
@@ -47,7 +47,7 @@ def section(source: Source, pairs: Pairs | None, merges: Any) -> Section:
     """Tree and graph of one view; the domains in all representations."""
     anchor, title = "hierarchy", "Do the concepts fall into domains?"
     if pairs is None:
-        return Section(anchor, title, missing=[NO_SIMILARITIES])
+        return Section(anchor, title, missing=[no_similarities(source)])
     drawn = draw_tree(merges, len(pairs.names) if len(pairs.names) <= MOST_NAMES else _MOST_LEAVES)
     figures = [_tree(source, pairs, drawn)]
     missing = []
@@ -71,7 +71,7 @@ def _tree(source: Source, pairs: Pairs, drawn: Drawing) -> Figure:
     view = source.view
     names = [pairs.names[first] + (f" +{size - 1}" if size > 1 else "") for first, size in drawn.below]
     groups = [pairs.groups[first] for first, _ in drawn.below]
-    first, *_, last = drawn.brackets
+    first, last = drawn.brackets[0], drawn.brackets[-1]
     highest, lowest = (1 - each[1][0] for each in (first, last))
     if len(names) == len(pairs.names):
         joined = " and ".join(names[round(first[corner][1])] for corner in (0, 3))
@@ -100,7 +100,7 @@ def _tree(source: Source, pairs: Pairs, drawn: Drawing) -> Figure:
 def _drawn_tree(names: list[str], groups: list[str], pairs: Pairs, drawn: Drawing, axis: str) -> Tree:
     """The tree from a little before its first joint on: most are far from 0."""
     first, last = (drawn.brackets[place][1][0] for place in (0, -1))
-    start = max(0.0, first - 0.15 * (last - first))
+    start = max(0.0, first - 0.15 * ((last - first) or 1.0))
     joints = [[(max(at, start), place) for at, place in each] for each in drawn.brackets]
     return Tree(names, groups, Palette(pairs.groups), joints, axis, start)
 
