@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cluster.weights import Weights, resolve
 from tests import planted, tiny
+
+if TYPE_CHECKING:
+    from jobs.page.serve import Server
+    from tests.browser import Browser
 
 _LAST = [
     *("test_shard", "test_queue", "test_pipeline", "test_deaths", "test_sweep", "test_nodes"),
@@ -34,3 +41,43 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     """The planted model."""
     folder = planted.make_model(tmp_path_factory.mktemp("planted"))
     return resolve(str(folder), "main", folder)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A finished sweep in whose data every name is hostile."""
+    from tests import hostile
+
+    return hostile.make_store(tmp_path_factory.mktemp("hostile"), tiny_model)
+
+
+@pytest.fixture(scope="session")
+def report(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of that store, as the command writes it."""
+    from jobs.report import write_newest
+
+    out = tmp_path_factory.mktemp("report")
+    write_newest(store, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def server(store: Path) -> Iterator[Server]:
+    """That store, served."""
+    from jobs.page.serve import served
+
+    with served(store, 0) as made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def window() -> Iterator[Browser]:
+    """A real browser."""
+    from tests import browser
+
+    with browser.started() as made:
+        yield made

@@ -19,7 +19,13 @@ class Interval(NamedTuple):
     high: float
 
 
-Cell = str | int | float | Interval | None
+class Rounded(NamedTuple):
+    """A cell that holds a correlation or a share, of which two digits are worth telling."""
+
+    value: float
+
+
+Cell = str | int | float | Interval | Rounded | None
 
 NEURONS, CONTROL, BASELINE = "neurons", "control", "baseline"
 NO_DOMAIN = "(no domain)"

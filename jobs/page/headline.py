@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignment.correlation import FEWEST_PAIRS
 from cluster.weights import RANDOM_INIT
 from jobs.alignment import TRIPLETS
 from jobs.baselines import HIDDEN_STATE
@@ -44,11 +45,13 @@ def closely(rows: list[tuple[str, Row]], source: Source) -> Row | None:
 
 def section(source: Source) -> Section:
     """Alignment with each human set."""
-    missing = [
-        f"{name}: no alignment. Fewer than 10 rated pairs are of the concepts that all models and "
-        "baselines have, or all scores are equal. More concepts, or another `human:` set, gives one."
-        for name in _without(source)
-    ]
+    missing = []
+    if without := _without(source):
+        missing.append(
+            f"No alignment with {', '.join(without)}: fewer than {FEWEST_PAIRS} rated pairs are of the "
+            "concepts that all models and baselines have, or all scores are equal. More concepts, or "
+            "another set of human data, gives one."
+        )
     missing += [
         f"{label}: it failed, so nothing of it is here; `neuralign status STORE` says why. Running the "
         "sweep again tries it again."
@@ -84,7 +87,7 @@ def _sentences(human_set: str, rows: list[tuple[str, Row]], source: Source) -> l
     row = closely(rows, source)
     if row is None:
         return []
-    said = [agrees(f"Similarity by shared experts in {source.view.label}", row, f"people ({human_set})")]
+    said = [agrees(f"Similarity by shared experts in {source.view.label}", row, _people(human_set))]
     difference = differs(row)
     if difference:
         said.append(difference)
@@ -101,14 +104,18 @@ def _sentences(human_set: str, rows: list[tuple[str, Row]], source: Source) -> l
     return said
 
 
+def _people(human_set: str) -> str:
+    return f"people (data set {human_set})"
+
+
 def _figure(key: tuple[str, str], rows: list[tuple[str, Row]], source: Source) -> Figure:
     human_set, agreement = key
     first = rows[0][1]
     row = closely(rows, source)
     if row is None:
-        finding = f"Agreement with people ({human_set})"
+        finding = f"Agreement with {_people(human_set)}"
     else:
-        finding = agrees(source.view.label, row, f"people ({human_set})").rstrip(".")
+        finding = agrees(source.view.label, row, _people(human_set)).rstrip(".")
     things = TRIPLETS if agreement == TRIPLETS else "pairs"
     note = (
         f"{STATISTICS[agreement].capitalize()} with {human_set} on the same {first['n_pairs']:,} "
@@ -116,6 +123,14 @@ def _figure(key: tuple[str, str], rows: list[tuple[str, Row]], source: Source) -
         f"Bars: 95% intervals ({INTERVALS[first['ci_by']]}). Hollow: the best of several, chosen on "
         "these very pairs, so it is flattered."
     )
+    names = {each["representation"] for _, each in rows}
+    if any(name.startswith(f"{EXPERTS}, half") for name in names):
+        note += " Half: experts found in half of the sentences."
+    if HIDDEN_STATE in names:
+        note += (
+            " State: the hidden state after a layer, of a sentence's last token or the mean of all; "
+            "*: less the mean over all concepts."
+        )
     if first["ceiling"] is not None:
         note += f" Line: people with people, {first['ceiling']:.2f} ({first['ceiling_source']})."
     estimates = [

@@ -77,7 +77,7 @@ def _canvas(figure: Figure) -> Canvas:
 
 
 def _estimates(body: Estimates) -> Canvas:
-    labels = ["\n".join(textwrap.wrap(row.label, 26)) for row in body.rows]
+    labels = ["\n".join(textwrap.wrap(row.label, 30)) for row in body.rows]
     lines = sum(label.count("\n") + 1 for label in labels)
     canvas = Canvas(figsize=(_WIDTH, 1.0 + 0.08 * len(labels) + 0.115 * lines))
     canvas.set_layout_engine("constrained")
@@ -223,7 +223,7 @@ def _tree(body: Tree) -> Canvas:
             color=colour,
             marker=marker,
             s=8,
-            label=group,
+            label=short(group),
             zorder=3,
             clip_on=False,
         )
@@ -247,7 +247,7 @@ def _graph(body: Graph) -> Canvas:
     for group, colour, marker, places in _groups(body):
         axes.scatter(
             body.places[places, 0], body.places[places, 1], color=colour, marker=marker, s=12,
-            label=group, edgecolor=INK, linewidth=0.3, zorder=3,
+            label=short(group), edgecolor=INK, linewidth=0.3, zorder=3,
         )  # fmt: skip
     axes.margins(0.12, 0.05)
     axes.set_axis_off()

@@ -11,13 +11,14 @@ from jobs.page.said import chance, interval, scaled
 from jobs.page.source import Source, no_similarities, training_step
 from jobs.similarity import EXPERTS
 from jobs.summary import STATISTICS
+from storage.activation_files import POOLINGS
 
 Row = dict[str, Any]
 
 _PLACES = """
 SELECT pooling, layer, site, n_experts, share FROM expert_places
 WHERE (model, revision, concept_set) = ($model, $revision, $concept_set) AND threshold = $threshold
-ORDER BY pooling, site, layer
+ORDER BY site, layer
 """
 
 _ALIGNED = """
@@ -25,7 +26,7 @@ FROM alignment
 WHERE representation = $experts AND concept_set = $concept_set AND measure = $measure
     AND human_set = $human_set
     AND threshold IS NOT DISTINCT FROM $threshold AND top IS NOT DISTINCT FROM $top
-ORDER BY model, revision, pooling, layer, site
+ORDER BY model, revision, layer, site
 """
 
 _COUNTS = """
@@ -52,7 +53,7 @@ def section(source: Source) -> Section:
         threshold=view.threshold,
         top=view.top,
     )
-    rows = [row for row in rows if row["agreement"] == rows[0]["agreement"]]
+    rows = [row for row in _by_pooling(rows) if row["agreement"] == rows[0]["agreement"]]
     counts = source.ask(_COUNTS, threshold=view.threshold, concept_set=view.concept_set)
     figures, missing = _where(source, rows)
     whole = [row for row in rows if row["layer"] is None and row["site"] is None]
@@ -64,19 +65,26 @@ def section(source: Source) -> Section:
     return Section(anchor, title, [], figures, missing=missing)
 
 
+def _by_pooling(rows: list[Row]) -> list[Row]:
+    """Rows in the order that poolings have on all of the page."""
+    return sorted(rows, key=lambda row: POOLINGS.index(row["pooling"]))
+
+
 def _where(source: Source, rows: list[Row]) -> tuple[list[Figure], list[str]]:
     view = source.view
     here = [row for row in rows if (row["model"], row["revision"]) == (view.model, view.revision)]
     layers = [row for row in here if row["layer"] is not None and row["site"] is None]
-    counted = source.ask(
-        _PLACES,
-        threshold=view.threshold,
-        **{name: value for name, value in view.parameters.items() if name != "pooling"},
+    counted = _by_pooling(
+        source.ask(
+            _PLACES,
+            threshold=view.threshold,
+            **{name: value for name, value in view.parameters.items() if name != "pooling"},
+        )
     )
     panels, missing = [], []
     if layers:
         statistic = STATISTICS[layers[0]["agreement"]]
-        panels.append(Panel(f"{statistic}, {source.human_set}", _lines(layers, "layer", "rho")))
+        panels.append(Panel(f"{statistic} ({source.human_set})", _lines(layers, "layer", "rho")))
     else:
         missing.append(
             "No alignment layer by layer: `similarity: {scopes: [model, layer]}` in the sweep file, and "
@@ -211,7 +219,7 @@ def _over(source: Source, name: str, axis: str, by: str, rows: list[Row], counts
     ]
     statistic = STATISTICS[rows[0]["agreement"]]
     panels = [
-        Panel(f"{statistic}, {source.human_set}", _lines(rows, by, "rho")),
+        Panel(f"{statistic} ({source.human_set})", _lines(rows, by, "rho")),
         Panel("experts, summed over the concepts", counted),
     ]
     note = (

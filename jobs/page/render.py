@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from jobs.page import headline, made, matrices, models, paper, places, steered, trees, web
 from jobs.page.colours import DARK
 from jobs.page.concepts import details, excited
-from jobs.page.figure import Cell, Figure, Interval, Section, Table, numbers
+from jobs.page.figure import Cell, Figure, Interval, Rounded, Section, Table, numbers
 from jobs.page.pairs import Pairs
 from jobs.page.source import Source
 from storage import __version__
@@ -116,6 +116,8 @@ def _cell(value: Cell) -> str:
         return "–"
     if isinstance(value, Interval):
         return f"[{value.low:.2f}, {value.high:.2f}]"
+    if isinstance(value, Rounded):
+        return f"{value.value:.2f}"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else value

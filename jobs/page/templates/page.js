@@ -178,15 +178,16 @@
 
   // --- one concept -----------------------------------------------------------------------------
 
-  const shown = (value, digits = 3) =>
-    value === null || value === undefined ? "–" : typeof value === "number" && !Number.isInteger(value)
-      ? value.toPrecision(digits) : String(value);
+  const shown = (value) => value === null || value === undefined ? "–"
+    : typeof value === "number" && !Number.isInteger(value) ? value.toPrecision(3) : value.toLocaleString("en");
+  const share = (value) => value.toFixed(3);
   const link = (name) => make("a", { href: "#concept=" + encodeURIComponent(name) }, name);
-  const cell = (value) => value instanceof Node ? make("td", {}, value)
-    : typeof value === "number" ? make("td", { class: "number" }, shown(value)) : make("td", {}, shown(value));
 
+  // columns are [name, whether it holds numbers]
   function table(label, columns, rows) {
-    const head = make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name)));
+    const kind = (place) => columns[place][1] ? { class: "number" } : {};
+    const cell = (value, place) => make("td", kind(place), value instanceof Node ? value : shown(value));
+    const head = make("tr", {}, ...columns.map(([name], place) => make("th", { scope: "col", ...kind(place) }, name)));
     const body = rows.map((row) => make("tr", {}, ...row.map(cell)));
     return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
       make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
@@ -205,16 +206,17 @@
   }
 
   const excitedBy = (expert) => make("div", {},
-    make("p", {}, `Layer ${expert.layer}, ${expert.site}, unit ${expert.unit} (AP ${shown(expert.ap)}) is most active on:`),
+    make("p", {}, `Layer ${expert.layer}, ${expert.site}, unit ${expert.unit} (AP ${share(expert.ap)}) is most active on:`),
     ...expert.excited_by.map(([value, text, about]) => make("blockquote", {},
       `${shown(value)}: ${text}` + (about.length ? ` (${about.join(", ")})` : ""))));
 
   function experts(detail) {
     const attributed = detail.experts.some((row) => row.attribution !== undefined && row.attribution !== null);
-    const columns = ["layer", "site", "unit", "AP", "AUROC", "median on", "mean off"];
-    const rows = detail.experts.map((row) => [row.layer, row.site, row.unit, row.ap, row.auroc, row.on_p50,
-      row.off_mean, ...(attributed ? [row.attribution] : [])]);
-    return table("Experts", attributed ? [...columns, "attribution"] : columns, rows);
+    const columns = [["layer", true], ["site", false],
+      ...["unit", "AP", "AUROC", "median on", "mean off", ...(attributed ? ["attribution (nats)"] : [])].map((name) => [name, true])];
+    const rows = detail.experts.map((row) => [row.layer, row.site, String(row.unit), share(row.ap), share(row.auroc),
+      row.on_p50, row.off_mean, ...(attributed ? [row.attribution] : [])]);
+    return table("Experts", columns, rows);
   }
 
   function steering(found) {
@@ -231,10 +233,10 @@
 
   function render(detail) {
     const about = [detail.domain && `Domain: ${detail.domain}.`, detail.sense && `Sense: ${detail.sense}.`,
-      `${detail.sentences} sentences.`, detail.n_experts !== null && `${detail.n_experts} experts.`];
+      `${shown(detail.sentences)} sentences.`, detail.n_experts !== null && `${shown(detail.n_experts)} experts.`];
     const excited = detail.experts.filter((row) => (row.excited_by || []).length);
     const near = (rows, unit) => rows.length
-      ? table("Nearest", ["concept", unit], rows.map(([name, value]) => [link(name), value]))
+      ? table("Nearest", [["concept", false], [unit, true]], rows.map(([name, value]) => [link(name), value]))
       : make("p", {}, "None.");
     const ranks = detail.disagreements.map(([name, similarity, score, model, people]) =>
       [link(name), similarity, score, `${Math.round(100 * model)}%`, `${Math.round(100 * people)}%`]);
@@ -247,7 +249,8 @@
         card("Nearest in the model", near(detail.model, "similarity of experts")),
         card("Nearest to people", near(detail.people, "human score")),
         card("Where they differ most", ranks.length
-          ? table("Disagreements", ["with", "similarity of experts", "human score", "rank in the model", "rank for people"], ranks)
+          ? table("Disagreements", [["with", false], ...["similarity of experts", "human score", "rank in the model", "rank for people"]
+            .map((name) => [name, true])], ranks)
           : make("p", {}, "No pair of it was rated."),
           ...(ranks.length ? [make("p", { class: "note" }, "Ranks among all rated pairs: 0% is the most alike, 100% the least.")] : [])),
         ...steering(detail.steering)),

@@ -111,7 +111,7 @@ def tree(body: Tree) -> go.Figure:
         figure.add_scatter(
             x=[body.start] * len(places),
             y=places,
-            name=plain(group),
+            name=plain(short(group)),
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 8},
             customdata=[[plain(body.names[place]), body.names[place]] for place in places],
@@ -184,7 +184,7 @@ def graph(body: Graph) -> go.Figure:
         figure.add_scatter(
             x=[float(body.places[place, 0]) for place in places],
             y=[float(body.places[place, 1]) for place in places],
-            name=plain(group),
+            name=plain(short(group)),
             mode="markers+text",
             text=[plain(short(body.names[place])) for place in places],
             textposition="top center",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from jobs.page.said import interval, number, scaled
 from jobs.page.web.text import MOST_TICKS, SYMBOLS, in_template, plain
 
 _LINE_HEIGHT, _ROW_HEIGHT = 16, 28
-_LABEL_LETTERS = 34
+_LABEL_LETTERS, _LABEL_SIZE = 36, 12
 _VALUE_WIDTH = 130
 """Pixels for values at the right."""
 
@@ -66,6 +67,7 @@ def estimates(body: Estimates) -> go.Figure:
             xanchor="left",
             align="left",
             text="<br>".join(map(plain, words)),
+            font={"size": _LABEL_SIZE},
             bgcolor=GROUND,
             **shared,
         )
@@ -73,7 +75,7 @@ def estimates(body: Estimates) -> go.Figure:
             x=1,
             xanchor="right",
             text=_value(row),
-            font={"color": MUTED},
+            font={"color": MUTED, "size": _LABEL_SIZE},
             **shared,
         )
     figure.add_vline(x=body.nothing, line={"color": MUTED, "width": 1})
@@ -205,14 +207,17 @@ def _told(
 
 def _band(body: Lines, line: Line) -> dict[str, Any]:
     """The outline of a line's intervals."""
-    known = [
-        (body.at(x), low, high)
-        for x, _, low, high in _with_intervals(line)
-        if low is not None and high is not None
-    ]
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    # a band for each run of points: between points that are apart nothing is known
+    for is_known, points in groupby(_with_intervals(line), lambda point: point[2] is not None):
+        run = [(body.at(x), low, high) for x, _, low, high in points]
+        if is_known:
+            xs += [*(x for x, _, _ in run), *(x for x, _, _ in reversed(run)), None]
+            ys += [*(high for _, _, high in run), *(low for _, low, _ in reversed(run)), None]
     return {
-        "x": [x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
-        "y": [high for _, _, high in known] + [low for _, low, _ in reversed(known)],
+        "x": xs,
+        "y": ys,
         "fill": "toself",
         "mode": "none",
         "opacity": 0.18,
