@@ -25,6 +25,21 @@ needs_chromium = pytest.mark.skipif(
 )
 
 
+_COVERED = """
+[...document.querySelectorAll('.plot')].flatMap((plot) => {
+  const shown = [...plot.querySelectorAll('.main-svg text')]
+    .map((text) => [text.textContent, text.getBoundingClientRect()])
+    .filter(([text, box]) => text.trim() && box.width > 0);
+  const covers = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 3
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4;
+  return shown.flatMap(([text, box], place) => shown.slice(place + 1)
+    .filter(([, other]) => covers(box, other))
+    .map(([other]) => `${plot.dataset.figure}: ${text} on ${other}`));
+})
+"""
+"""Labels of a figure that lie on each other."""
+
+
 def test_the_page_is_one_small_file_whose_data_stay_text(report: Path) -> None:
     html = (report / "report.html").read_text()
     assert len(html.encode()) < MOST_BYTES
@@ -39,8 +54,9 @@ def test_the_page_is_one_small_file_whose_data_stay_text(report: Path) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1920])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(400, "light"), (400, "dark"), (800, "light"), (1920, "dark")]
+)
 def test_the_page_draws_everything_within_its_width_and_asks_nobody(
     window: browser.Browser, report: Path, width: int, scheme: str
 ) -> None:
@@ -70,6 +86,7 @@ def test_the_page_draws_everything_within_its_width_and_asks_nobody(
         "})"
     )
     assert cut == []
+    assert window.ask(_COVERED) == []
     dark = window.ask("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
     assert dark == (scheme == "dark")
     colour = window.ask("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
@@ -120,6 +137,25 @@ def test_hover_sort_and_a_concepts_page_work_by_mouse_and_by_keyboard(
         ActionChains(driver).send_keys(Keys.TAB).perform()
         reached.add(window.ask("document.activeElement.tagName + document.activeElement.className"))
     assert {"A", "SUMMARY", "INPUT", "BUTTON", "DIVscroll"} <= reached
+    assert window.complaints() == []
+
+
+@needs_chromium
+def test_a_dark_page_is_printed_on_light_ground_and_as_wide_as_paper(
+    window: browser.Browser, report: Path
+) -> None:
+    window.open((report / "report.html").as_uri(), 1920, "dark")
+    window.wait_until_drawn()
+    drawn = (
+        "[...document.querySelectorAll('.plot')].map((plot) =>"
+        " [plot.querySelector('.main-svg').clientWidth,"
+        " getComputedStyle(plot.querySelector('text:not(:empty)')).fill])"
+    )
+    before = window.ask(drawn)
+    window.ask("window.dispatchEvent(new Event('beforeprint'))")
+    window.wait(f"{drawn}.every(([width, fill]) => width === 640 && fill !== 'rgb(230, 232, 235)')")
+    window.ask("window.dispatchEvent(new Event('afterprint'))")
+    window.wait(f"JSON.stringify({drawn}) === {json.dumps(json.dumps(before, separators=(',', ':')))}")
     assert window.complaints() == []
 
 

@@ -15,14 +15,14 @@ from jobs.page import steered
 from jobs.page.concepts import details
 from jobs.page.figure import Lines
 from jobs.page.pairs import Pairs
-from jobs.page.places import parameters
-from jobs.page.render import page, sections
+from jobs.page.places import over_finding, parameters
+from jobs.page.render import page, paper_figures, sections
 from jobs.page.said import agrees, differs
-from jobs.page.source import newest_study
+from jobs.page.source import Source, Study, newest_study
 from storage import layout, manifest
 from storage.database import is_activations, open_store
 from storage.errors import UserError
-from tests import tiny
+from tests import many, tiny
 from tests.hostile import HOSTILE, source_of
 
 # --- what is said -------------------------------------------------------------------------------
@@ -184,6 +184,58 @@ def test_dropped_activations_are_told_and_are_no_reason_to_fail(store: Path, tmp
         html = page(source, "dropped", sections(source))
     assert "the raw activations were deleted" in html
     assert "scored, then deleted to save space" in html
+
+
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [(1, "this set has only one"), (2, "are joined first"), (3, "are joined first")],
+)
+def test_a_few_concepts_have_a_page_too(tmp_path: Path, n: int, said: str) -> None:
+    root = many.make_store(tmp_path / "store", n)
+    with source_of(root) as source:
+        found = sections(source)
+        html = page(source, "few", found)
+    assert said in html
+    assert "This sweep is not finished." in html
+    assert len(list(paper_figures(found))) == (0 if n == 1 else 8)
+
+
+def test_a_model_that_failed_is_named(store: Path) -> None:
+    """The sweep goes on without it, and its page must not look as if nobody had asked for it."""
+    with source_of(store) as source:
+        (model,) = {each.params["model"] for each in source.runs if each.kind == "activations"}
+        assert source.absent == []
+        asked = [
+            {"id": model, "revisions": ["main", "step*"]},
+            {"id": "other/model", "revisions": ["step1", "all"]},
+        ]
+        study = Study("asked", source.study.runs, {**(source.study.asked or {}), "models": asked})
+        other = Source(source.connection, study)
+        assert other.absent == ["other/model@step1"]
+        assert "other/model@step1: it failed" in page(other, "failed", sections(other))
+
+
+@pytest.mark.parametrize(
+    ("lows", "said"),
+    [
+        (
+            [None, -0.1, 0.05, 0.1],
+            "first distinguishable from chance at step 16; at the last of 4, 1.02k, it",
+        ),
+        (
+            [None, -0.1, -0.1, -0.1],
+            "At none of 4 steps is agreement with people distinguishable from chance",
+        ),
+    ],
+)
+def test_when_agreement_shows_is_said_as_far_as_intervals_allow(
+    lows: list[float | None], said: str
+) -> None:
+    rows = [
+        {**row(0.3, low, None if low is None else 0.5), "step": step}
+        for low, step in zip(lows, (0, 4, 16, 1024), strict=True)
+    ]
+    assert said in over_finding(rows, "step")
 
 
 _STEERED = """

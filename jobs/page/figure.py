@@ -133,7 +133,7 @@ class Lines:
         powers of ten."""
         told = self.all_x()
         least = min(filter(None, told), default=1.0)
-        powers = [each for each in 10.0 ** np.arange(16) if least <= each <= told[-1]]
+        powers = [each for each in (10.0**n for n in range(16)) if least <= each <= told[-1]]
         if len(told) > _MOST_TICKS and len(powers) > 2:
             told = [*(x for x in told if x == 0), *powers]
         apart = (np.log10(self.at(told[-1])) - np.log10(self.at(told[0]))) / _MOST_TICKS

@@ -228,10 +228,10 @@ def _over(source: Source, name: str, axis: str, by: str, rows: list[Row], counts
     )
     if rows[0][by] == 0:
         note += " 0 has no place on such an axis; it stands at the left."
-    return Figure(name, _over_finding(own, by), note, Lines(panels, axis, log=True))
+    return Figure(name, over_finding(own, by), note, Lines(panels, axis, log=True))
 
 
-def _over_finding(rows: list[Row], by: str) -> str:
+def over_finding(rows: list[Row], by: str) -> str:
     """When agreement shows, and what it is in the end."""
     shown = [row for row in rows if row["ci_low"] is not None and row["ci_low"] > chance(row)]
     last = rows[-1]

@@ -126,6 +126,8 @@
       });
       const next = seen || waiting.values().next().value;
       waiting.delete(next);
+      // of a concept that was left meanwhile
+      if (!next.isConnected) continue;
       await draw(next);
       await new Promise((resolve) => setTimeout(resolve, seen ? 0 : 30));
     }
@@ -257,17 +259,28 @@
     ];
   }
 
+  // a part of an address, which anybody may have written
+  function decoded(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text;
+    }
+  }
+
   async function showConcept() {
-    const wanted = location.hash.match(/^#concept=(.+)$/);
-    if (!wanted) return;
-    const name = decodeURIComponent(wanted[1]);
+    const asked = location.hash;
     const place = document.getElementById("detail");
-    if (!place) return;
+    if (!asked.startsWith("#concept=") || !place) return;
+    const name = decoded(asked.slice("#concept=".length));
     if (!concepts.includes(name)) {
       place.replaceChildren(make("p", {}, `No concept is called ${name}.`));
     } else {
       try {
-        place.replaceChildren(...render(await fetchDetail(name)));
+        const detail = await fetchDetail(name);
+        // another one was asked for meanwhile
+        if (location.hash !== asked) return;
+        place.replaceChildren(...render(detail));
         place.dataset.concept = name;
         drawNext();
       } catch (error) {
