@@ -179,6 +179,11 @@ def is_shown(row: dict[str, Any], measure: str) -> bool:
     return not row["representation"].startswith(EXPERTS) or row["measure"] == measure
 
 
+def is_chosen(label: str, row: dict[str, Any]) -> bool:
+    """Whether a row of the headline is the best of several layers by the very value that it shows."""
+    return row["layer"] is not None and _unnamed(label, row).startswith("best ")
+
+
 def headline(
     rows: list[dict[str, Any]], threshold: float | None, value: str = "rho"
 ) -> list[tuple[str, dict[str, Any]]]:
@@ -273,6 +278,10 @@ def _baselines(rows: list[dict[str, Any]], value: str) -> list[tuple[str, dict[s
             place = f"L{row['layer']}" + ("*" if row["measure"] == CENTRED_COSINE else "")
             shown.append((f"{name} of {len(ordered)} {row['pooling']} states ({place})", row))
     return shown
+
+
+def _unnamed(label: str, row: dict[str, Any]) -> str:
+    return label.removeprefix(f"{row['model']}@{row['revision']}: ")
 
 
 def _named(label: str, row: dict[str, Any]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -17,6 +19,10 @@ from tests.study import PRINTED, make_study
 
 # several processes share the cores: two threads of each would mostly wait for one another
 torch.set_num_threads(1)
+
+if TYPE_CHECKING:
+    from jobs.page.serve import Server
+    from tests.browser import Browser
 
 _LAST = [
     *("test_shard", "test_queue", "test_pipeline", "test_deaths", "test_sweep", "test_stopped"),
@@ -67,3 +73,43 @@ def started() -> Iterator[list[psutil.Process]]:
     yield processes
     _, alive = psutil.wait_procs(processes, timeout=120)
     assert not alive
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A finished sweep in whose data every name is hostile."""
+    from tests import hostile
+
+    return hostile.make_store(tmp_path_factory.mktemp("hostile"), tiny_model)
+
+
+@pytest.fixture(scope="session")
+def report(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of that store, as the command writes it."""
+    from jobs.report import write_newest
+
+    out = tmp_path_factory.mktemp("report")
+    write_newest(store, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def server(store: Path) -> Iterator[Server]:
+    """That store, served."""
+    from jobs.page.serve import served
+
+    with served(store, 0) as made:
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def window() -> Iterator[Browser]:
+    """A real browser."""
+    from tests import browser
+
+    with browser.started() as made:
+        yield made

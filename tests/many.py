@@ -23,13 +23,13 @@ _Table = tuple[pa.Schema, Mapping[str, Any], Mapping[str, Any]]
 _MODEL = {"model": "drawn-1b", "revision": "main", **_SET}
 
 
-def make_store(root: Path) -> Path:
+def make_store(root: Path, n: int = CONCEPTS) -> Path:
     """A store with one model, whose concepts share experts mostly within their domains, and
     ratings of many pairs."""
     random = np.random.default_rng(0)
-    names = np.array([f"concept {number:04}" for number in range(CONCEPTS)])
-    domains = np.arange(CONCEPTS) % DOMAINS
-    first, second = np.triu_indices(CONCEPTS, 1)
+    names = np.array([f"concept {number:04}" for number in range(n)])
+    domains = np.arange(n) % DOMAINS
+    first, second = np.triu_indices(n, 1)
     same = domains[first] == domains[second]
     shared = random.poisson(np.where(same, 4.0, 0.4))
     whole = {
@@ -42,7 +42,7 @@ def make_store(root: Path) -> Path:
     pairs = {"concept_a": names[first], "concept_b": names[second]}
     one_site: dict[str, Any] = {"layer": 0, "site": "mlp.hidden", "pooling": "max", "width": 1}
     layout.create(root)
-    numbers = np.arange(4 * CONCEPTS)
+    numbers = np.arange(4 * n)
     sentences: dict[str, _Table] = {
         "concepts.parquet": (
             schemas.CONCEPTS,
@@ -75,7 +75,7 @@ def make_store(root: Path) -> Path:
             )
         },
     )
-    ap = np.sort(random.uniform(0.5, 1, (CONCEPTS, _EXPERTS)), axis=1)[:, ::-1].ravel()
+    ap = np.sort(random.uniform(0.5, 1, (n, _EXPERTS)), axis=1)[:, ::-1].ravel()
     places = np.concatenate([random.choice(LAYERS * _UNITS, _EXPERTS, False) for _ in names])
     of_experts = {
         "concept": np.repeat(names, _EXPERTS),
@@ -116,7 +116,7 @@ def make_store(root: Path) -> Path:
         "agreement": "spearman",
         "n_pairs": len(rated),
         "n_undefined": 0,
-        "n_concepts": CONCEPTS,
+        "n_concepts": n,
         "ci_by": "jackknife",
         "p": 0.0005,
         "q": 0.0005,

@@ -19,35 +19,59 @@ class Interval(NamedTuple):
     high: float
 
 
-Cell = str | int | float | Interval | None
+class Rounded(NamedTuple):
+    """A cell that holds a correlation or a share, of which two digits are worth telling."""
+
+    value: float
+
+
+Cell = str | int | float | Interval | Rounded | None
 
 NEURONS, CONTROL, BASELINE = "neurons", "control", "baseline"
 NO_DOMAIN = "(no domain)"
 
+_MOST_TICKS = 8
+_NUMBERS = "Numbers"
+_SHOWN_PAIRS = 20
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% interval; `kind` is neurons, control or baseline, `chance` where 95% of what
-    comes about by chance lies."""
+    """A value with its 95% interval; `kind` is neurons, control or baseline. A `chosen` one is the best
+    of several by this very value. `chance` is where 95% of what comes about by chance lies."""
 
     label: str
     value: float | None
     low: float | None = None
     high: float | None = None
     kind: str = NEURONS
+    chosen: bool = False
     chance: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Estimates:
     """Values with their intervals, one below the other. `nothing` is the value that says nothing;
-    `marks`
-    are labelled values that others are held against."""
+    `marks` are labelled values that others are held against."""
 
     rows: Sequence[Estimate]
     axis: str
     nothing: float
     marks: Sequence[tuple[str, float]] = ()
+
+    def series(self) -> dict[tuple[str, str, bool], list[int]]:
+        """The places of the rows that have a value, by what they look like: (name, kind, chosen)."""
+        found: dict[tuple[str, str, bool], list[int]] = {}
+        for kind in (NEURONS, CONTROL, BASELINE):
+            for chosen in (False, True):
+                places = [
+                    place
+                    for place, row in enumerate(self.rows)
+                    if (row.kind, row.chosen) == (kind, chosen) and row.value is not None
+                ]
+                if places:
+                    found[f"{kind}, best of several" if chosen else kind, kind, chosen] = places
+        return found
 
 
 @dataclass(frozen=True)
@@ -75,20 +99,49 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines that share a vertical axis, which always shows `nothing`."""
+    """Lines that share a vertical axis, which always shows `nothing`; its values may be shares, which
+    are told in `percent`."""
 
     axis: str
     lines: Sequence[Line]
     nothing: float = 0.0
+    percent: bool = False
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Panels over one horizontal axis."""
+    """Panels over one horizontal axis. On a `log` one 0, which has no place there, stands to the left of
+    all others."""
 
     panels: Sequence[Panel]
     x_axis: str
     log: bool = False
+
+    def all_x(self) -> list[float]:
+        """Every x that is there, in order."""
+        return sorted({x for panel in self.panels for line in panel.lines for x in line.x})
+
+    def at(self, x: float) -> float:
+        """Where an x is drawn: 0 on a logarithmic axis as far from the least as the next one is."""
+        if x or not self.log:
+            return x
+        least, *others = [each for each in self.all_x() if each] or [1.0]
+        return least * least / others[0] if others else least / 10
+
+    def ticks(self) -> list[float]:
+        """What is written below a logarithmic axis: each x of a few, if they are far enough apart, or
+        powers of ten."""
+        told = self.all_x()
+        least = min(filter(None, told), default=1.0)
+        powers = [each for each in (10.0**n for n in range(16)) if least <= each <= told[-1]]
+        if len(told) > _MOST_TICKS and len(powers) > 2:
+            told = [*(x for x in told if x == 0), *powers]
+        apart = (np.log10(self.at(told[-1])) - np.log10(self.at(told[0]))) / _MOST_TICKS
+        kept = told[:1]
+        for each in told[1:]:
+            if np.log10(self.at(each)) - np.log10(self.at(kept[-1])) > 0.9 * apart:
+                kept.append(each)
+        return kept
 
 
 class Palette:
@@ -156,6 +209,11 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     title: str = ""
 
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers: these stand at its right."""
+        held = [row[column] for row in self.rows if row[column] is not None]
+        return bool(held) and not any(isinstance(cell, str) for cell in held)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -176,11 +234,12 @@ def numbers(body: Estimates | Matrix | Lines | Tree | Graph) -> Table:
             by_chance: list[list[Cell]] = [
                 [row.label, row.value, *(row.chance or (None, None))] for row in body.rows
             ]
-            return Table(["", body.axis, "by chance from", "to"], by_chance)
+            return Table(["", body.axis, "by chance from", "to"], by_chance, _NUMBERS)
         rows: list[list[Cell]] = [[row.label, row.value, row.low, row.high] for row in body.rows]
-        return Table(["", body.axis, "95% from", "to"], rows)
+        return Table(["", body.axis, "95% from", "to"], rows, _NUMBERS)
     if isinstance(body, Lines):
-        return Table(["panel", "line", body.x_axis, "value", "95% from", "to"], list(_points(body)))
+        columns = ["panel", "line", body.x_axis, "value", "95% from", "to"]
+        return Table(columns, list(_points(body)), _NUMBERS)
     if isinstance(body, Matrix):
         return _pairs(body.names, _upper(body.values), body.label)
     if isinstance(body, Graph):
@@ -188,17 +247,17 @@ def numbers(body: Estimates | Matrix | Lines | Tree | Graph) -> Table:
     order: list[list[Cell]] = [
         [number + 1, *leaf] for number, leaf in enumerate(zip(body.names, body.groups, strict=True))
     ]
-    return Table(["place", "concept", "domain"], order)
-
-
-_SHOWN_PAIRS = 20
+    return Table(["place", "concept", "domain"], order, "Order of the leaves")
 
 
 def _pairs(names: Sequence[str], edges: Iterable[tuple[int, int, float]], label: str) -> Table:
     """The strongest pairs."""
-    best = sorted(edges, key=lambda edge: -edge[2])[:_SHOWN_PAIRS]
-    rows: list[list[Cell]] = [[names[first], names[second], value] for first, second, value in best]
-    return Table(["", "", label], rows)
+    best = sorted(edges, key=lambda edge: -edge[2])
+    rows: list[list[Cell]] = [
+        [names[first], names[second], value] for first, second, value in best[:_SHOWN_PAIRS]
+    ]
+    title = _NUMBERS if len(best) == len(rows) else f"The {len(rows)} highest of {len(best):,} values"
+    return Table(["", "", label], rows, title)
 
 
 def _upper(values: Floats) -> Iterable[tuple[int, int, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignment.correlation import FEWEST_PAIRS
 from cluster.weights import RANDOM_INIT
 from jobs.alignment import TRIPLETS
 from jobs.baselines import HIDDEN_STATE
@@ -11,7 +12,7 @@ from jobs.page.figure import BASELINE, CONTROL, NEURONS, Estimate, Estimates, Fi
 from jobs.page.said import agrees, chance, count, differs, interval
 from jobs.page.source import Source
 from jobs.similarity import EXPERTS
-from jobs.summary import INTERVALS, STATISTICS, headline, is_shown
+from jobs.summary import INTERVALS, STATISTICS, headline, is_chosen, is_shown
 
 Row = dict[str, Any]
 
@@ -44,10 +45,17 @@ def closely(rows: list[tuple[str, Row]], source: Source) -> Row | None:
 
 def section(source: Source) -> Section:
     """Alignment with each human set."""
-    missing = [
-        f"{name}: no alignment. Fewer than 10 rated pairs are of the concepts that all models and "
-        "baselines have, or all scores are equal. More concepts, or another `human:` set, gives one."
-        for name in _without(source)
+    missing = []
+    if without := _without(source):
+        missing.append(
+            f"No alignment with {', '.join(without)}: fewer than {FEWEST_PAIRS} rated pairs are of the "
+            "concepts that all models and baselines have, or all scores are equal. More concepts, or "
+            "another set of human data, gives one."
+        )
+    missing += [
+        f"{label}: it failed, so nothing of it is here; `neuralign status STORE` says why. Running the "
+        "sweep again tries it again."
+        for label in source.absent
     ]
     by_set = aligned(source)
     if not by_set:
@@ -62,7 +70,7 @@ def section(source: Source) -> Section:
     if figures:
         (key, rows) = next(iter(by_set.items()))
         lead = _sentences(key[0], rows, source)
-    return Section("alignment", "Do the neurons see it as people do?", lead, figures, missing=missing)
+    return Section("alignment", "Do the neurons agree with people?", lead, figures, missing=missing)
 
 
 def _without(source: Source) -> list[str]:
@@ -79,7 +87,7 @@ def _sentences(human_set: str, rows: list[tuple[str, Row]], source: Source) -> l
     row = closely(rows, source)
     if row is None:
         return []
-    said = [agrees(f"Similarity by shared experts in {source.view.label}", row, f"people ({human_set})")]
+    said = [agrees(f"Similarity by shared experts in {source.view.label}", row, _people(human_set))]
     difference = differs(row)
     if difference:
         said.append(difference)
@@ -87,14 +95,17 @@ def _sentences(human_set: str, rows: list[tuple[str, Row]], source: Source) -> l
         same = (row["pooling"], other["representation"]) == (other["pooling"], EXPERTS)
         if row["revision"] != RANDOM_INIT and other["revision"] == RANDOM_INIT and same:
             said.append(agrees(f"The control ({label})", other, "people"))
-        best = label.removeprefix(f"{row['model']}@{row['revision']}: ").startswith("best of")
-        if best and other["representation"] == HIDDEN_STATE:
+        if is_chosen(label, other) and other["representation"] == HIDDEN_STATE:
             told = interval(other["rho"], other["ci_low"], other["ci_high"])
-            said.append(f"The {label}, chosen on these very pairs, reaches {told}.")
+            said.append(f"The {label}, chosen on these very pairs and so flattered, reaches {told}.")
     if row["ceiling"] is not None:
         said.append(f"People agree with people by {row['ceiling']:.2f} ({row['ceiling_source']}).")
     said.append(f"Numbers are {STATISTICS[row['agreement']]}, with 95% intervals in brackets.")
     return said
+
+
+def _people(human_set: str) -> str:
+    return f"people (data set {human_set})"
 
 
 def _figure(key: tuple[str, str], rows: list[tuple[str, Row]], source: Source) -> Figure:
@@ -102,24 +113,40 @@ def _figure(key: tuple[str, str], rows: list[tuple[str, Row]], source: Source) -
     first = rows[0][1]
     row = closely(rows, source)
     if row is None:
-        finding = f"Agreement with {human_set}"
+        finding = f"Agreement with {_people(human_set)}"
     else:
-        finding = agrees(source.view.label, row, human_set).rstrip(".")
+        finding = agrees(source.view.label, row, _people(human_set)).rstrip(".")
     things = TRIPLETS if agreement == TRIPLETS else "pairs"
     note = (
         f"{STATISTICS[agreement].capitalize()} with {human_set} on the same {first['n_pairs']:,} "
         f"{things} of {count(first['n_concepts'], 'concept')} in every row; experts: {source.view.cut}. "
-        f"Bars: 95% intervals ({INTERVALS[first['ci_by']]}). What is called best was chosen on "
+        f"Bars: 95% intervals ({INTERVALS[first['ci_by']]}). Hollow: the best of several, chosen on "
         "these very pairs, so it is flattered."
     )
+    names = {each["representation"] for _, each in rows}
+    if any(name.startswith(f"{EXPERTS}, half") for name in names):
+        note += " Half: experts found in half of the sentences."
+    if HIDDEN_STATE in names:
+        note += (
+            " State: the hidden state after a layer, of a sentence's last token or the mean of all; "
+            "*: less the mean over all concepts."
+        )
     if first["ceiling"] is not None:
         note += f" Line: people with people, {first['ceiling']:.2f} ({first['ceiling_source']})."
     estimates = [
-        Estimate(label, each["rho"], each["ci_low"], each["ci_high"], kind_of(each))
+        Estimate(
+            label,
+            each["rho"],
+            each["ci_low"],
+            each["ci_high"],
+            kind_of(each),
+            is_chosen(label, each),
+        )
         for label, each in rows
     ]
     marks = [] if first["ceiling"] is None else [("people with people", first["ceiling"])]
-    body = Estimates(estimates, STATISTICS[agreement], chance(first), marks)
+    axis = f"{STATISTICS[agreement]}, {first['n_pairs']:,} {things}"
+    body = Estimates(estimates, axis, chance(first), marks)
     return Figure(f"alignment-{human_set}-{agreement}", finding, note, body)
 
 

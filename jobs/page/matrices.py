@@ -6,14 +6,15 @@ import numpy as np
 
 from jobs.page.figure import NO_DOMAIN, Figure, Floats, Section
 from jobs.page.pairs import MOST_NAMES, Pairs
-from jobs.page.source import NO_SIMILARITIES, Source
+from jobs.page.said import count
+from jobs.page.source import Source, no_similarities
 
 
 def section(source: Source, pairs: Pairs | None, leaves: list[int]) -> Section:
     """Both matrices in one order: by domain where there are domains, else by the tree's leaves."""
     anchor, title = "similarity", "Which concepts are alike?"
     if pairs is None:
-        return Section(anchor, title, missing=[NO_SIMILARITIES])
+        return Section(anchor, title, missing=[no_similarities(source)])
     order = by_domain(pairs, leaves)
     view = source.view
     how = "by domain" if _has_domains(pairs) else "by the tree below"
@@ -75,5 +76,5 @@ def _nearest(who: str, names: list[str], values: Floats) -> str:
     best = values[upper].max()
     found = np.argwhere(upper & (values == best))
     first, second = (names[place] for place in found[0])
-    others = f", with {len(found) - 1} other pairs" if len(found) > 1 else ""
+    others = f", as {count(len(found) - 1, 'other pair')}" if len(found) > 1 else ""
     return f"Most alike for {who}: {first} and {second} ({best:.3g}{others})"

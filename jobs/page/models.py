@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.page.figure import Cell, Interval, Section, Table
+from jobs.page.figure import Cell, Interval, Rounded, Section, Table
 from jobs.page.headline import aligned
 from jobs.page.source import Source
 
@@ -27,7 +27,7 @@ _COLUMNS = (
     "agreement",
     "95% interval",
     "p",
-    "less the reference",
+    "above the reference",
     "95% interval ",
     "pairs",
     "experts (median)",
@@ -76,15 +76,15 @@ def section(source: Source) -> Section:
                 [
                     _told(label, row),
                     human_set,
-                    row["rho"],
+                    _rounded(row["rho"]),
                     _interval(row["ci_low"], row["ci_high"]),
                     row["p"],
-                    row["difference"],
+                    _rounded(row["difference"]),
                     _interval(row["difference_low"], row["difference_high"]),
                     row["n_pairs"],
                     medians.get(key) if whole else None,
-                    halves.get(key) if whole else None,
-                    apart.get(tuple(row[name] for name in place)),
+                    _rounded(halves.get(key)) if whole else None,
+                    _rounded(apart.get(tuple(row[name] for name in place))),
                 ]
             )
     lead = [
@@ -102,6 +102,10 @@ def section(source: Source) -> Section:
 
 def _interval(low: float | None, high: float | None) -> Interval | None:
     return None if low is None or high is None else Interval(low, high)
+
+
+def _rounded(value: float | None) -> Rounded | None:
+    return None if value is None else Rounded(value)
 
 
 def _told(label: str, row: dict[str, Any]) -> str:

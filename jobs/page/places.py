@@ -7,17 +7,18 @@ from typing import Any
 
 from cluster.weights import RANDOM_INIT
 from jobs.page.figure import Estimate, Estimates, Figure, Line, Lines, Panel, Section
-from jobs.page.said import chance, interval
-from jobs.page.source import NO_SIMILARITIES, Source, training_step
+from jobs.page.said import chance, interval, scaled
+from jobs.page.source import Source, no_similarities, training_step
 from jobs.similarity import EXPERTS
 from jobs.summary import STATISTICS
+from storage.activation_files import POOLINGS
 
 Row = dict[str, Any]
 
 _PLACES = """
 SELECT pooling, layer, site, n_experts, share FROM expert_places
 WHERE (model, revision, concept_set) = ($model, $revision, $concept_set) AND threshold = $threshold
-ORDER BY pooling, site, layer
+ORDER BY site, layer
 """
 
 _ALIGNED = """
@@ -25,7 +26,7 @@ FROM alignment
 WHERE representation = $experts AND concept_set = $concept_set AND measure = $measure
     AND human_set = $human_set
     AND threshold IS NOT DISTINCT FROM $threshold AND top IS NOT DISTINCT FROM $top
-ORDER BY model, revision, pooling, layer, site
+ORDER BY model, revision, layer, site
 """
 
 _COUNTS = """
@@ -39,9 +40,9 @@ _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([mb])(?![a-z])", re.IGNORECASE
 def section(source: Source) -> Section:
     """Alignment and share of experts per layer and kind of site; over steps and sizes where the sweep
     has several."""
-    anchor, title = "places", "Where, and when?"
+    anchor, title = "places", "Where in the model, and when in training?"
     if not source.views:
-        return Section(anchor, title, missing=[NO_SIMILARITIES])
+        return Section(anchor, title, missing=[no_similarities(source)])
     view = source.view
     rows = source.ask(
         _ALIGNED,
@@ -52,7 +53,7 @@ def section(source: Source) -> Section:
         threshold=view.threshold,
         top=view.top,
     )
-    rows = [row for row in rows if row["agreement"] == rows[0]["agreement"]]
+    rows = [row for row in _by_pooling(rows) if row["agreement"] == rows[0]["agreement"]]
     counts = source.ask(_COUNTS, threshold=view.threshold, concept_set=view.concept_set)
     figures, missing = _where(source, rows)
     whole = [row for row in rows if row["layer"] is None and row["site"] is None]
@@ -64,36 +65,45 @@ def section(source: Source) -> Section:
     return Section(anchor, title, [], figures, missing=missing)
 
 
+def _by_pooling(rows: list[Row]) -> list[Row]:
+    """Rows in the order that poolings have on all of the page."""
+    return sorted(rows, key=lambda row: POOLINGS.index(row["pooling"]))
+
+
 def _where(source: Source, rows: list[Row]) -> tuple[list[Figure], list[str]]:
     view = source.view
     here = [row for row in rows if (row["model"], row["revision"]) == (view.model, view.revision)]
     layers = [row for row in here if row["layer"] is not None and row["site"] is None]
-    counted = source.ask(
-        _PLACES,
-        threshold=view.threshold,
-        **{name: value for name, value in view.parameters.items() if name != "pooling"},
+    counted = _by_pooling(
+        source.ask(
+            _PLACES,
+            threshold=view.threshold,
+            **{name: value for name, value in view.parameters.items() if name != "pooling"},
+        )
     )
     panels, missing = [], []
     if layers:
         statistic = STATISTICS[layers[0]["agreement"]]
-        panels.append(Panel(f"{statistic}, {source.human_set}", _lines(layers, "layer", "rho")))
+        panels.append(Panel(f"{statistic} ({source.human_set})", _lines(layers, "layer", "rho")))
     else:
         missing.append(
             "No alignment layer by layer: `similarity: {scopes: [model, layer]}` in the sweep file, and "
             "human data with enough rated pairs."
         )
     if counted:
-        panels.append(Panel("share of experts", _share_lines(counted)))
+        panels.append(Panel("share of all experts", _share_lines(counted), percent=True))
     else:
         missing.append("No counts of experts per layer: they are counted at thresholds of the AP.")
-    note = (
-        f"{view.model}@{view.revision}; experts: {view.cut}. Above: agreement with people of the "
-        f"experts "
-        "of one layer alone; bands are 95% intervals. Below: each layer's share of all experts of "
-        "the model."
-    )
+    notes = [f"{view.model}@{view.revision}; experts: {view.cut}."]
+    if layers:
+        notes.append(
+            f"Agreement with people ({source.human_set}) is that of the experts of one layer alone; "
+            "bands are 95% intervals."
+        )
+    if counted:
+        notes.append("The shares are of all experts of the model.")
     found = _layer_finding([row for row in layers if row["pooling"] == view.pooling], counted, source)
-    figures = [Figure("layers", found, note, Lines(panels, "layer"))] if panels else []
+    figures = [Figure("layers", found, " ".join(notes), Lines(panels, "layer"))] if panels else []
     kinds = [row for row in here if row["site"] is not None and row["pooling"] == view.pooling]
     if kinds:
         figures.append(_kinds(source, kinds))
@@ -142,7 +152,8 @@ def _layer_finding(layers: list[Row], counted: list[Row], source: Source) -> str
     if own:
         most = max(own, key=lambda row: row["share"])
         said.append(f"layer {most['layer']} has most experts, {most['share']:.0%} of all")
-    return "; ".join(said) or "Where the experts are"
+    told = "; ".join(said) or "where the experts are"
+    return told[0].upper() + told[1:]
 
 
 def _kinds(source: Source, rows: list[Row]) -> Figure:
@@ -164,7 +175,7 @@ def _over_steps(source: Source, rows: list[Row], counts: list[Row]) -> Figure | 
     own = [
         {**row, "step": step}
         for row in rows
-        if row["model"] == source.view.model and (step := training_step(row["revision"]))
+        if row["model"] == source.view.model and (step := training_step(row["revision"])) is not None
     ]
     if len({row["step"] for row in own}) < 2:
         return (
@@ -195,11 +206,6 @@ def _over(source: Source, name: str, axis: str, by: str, rows: list[Row], counts
     rows = sorted(rows, key=lambda row: row[by])
     number = {(row["model"], row["revision"], row["pooling"]): row["n"] for row in counts}
     own = [row for row in rows if row["pooling"] == source.view.pooling]
-    first, last = own[0], own[-1]
-    ends = [
-        f"{interval(row['rho'], row['ci_low'], row['ci_high'])} at {row[by]:,}" for row in (first, last)
-    ]
-    finding = f"Agreement with people by {axis}: {ends[0]}, {ends[1]}"
     poolings: dict[str, list[Row]] = {}
     for row in rows:
         poolings.setdefault(row["pooling"], []).append(row)
@@ -213,14 +219,32 @@ def _over(source: Source, name: str, axis: str, by: str, rows: list[Row], counts
     ]
     statistic = STATISTICS[rows[0]["agreement"]]
     panels = [
-        Panel(f"{statistic}, {source.human_set}", _lines(rows, by, "rho")),
-        Panel("experts of all concepts", counted),
+        Panel(f"{statistic} ({source.human_set})", _lines(rows, by, "rho")),
+        Panel("experts, summed over the concepts", counted),
     ]
     note = (
-        f"Experts: {source.view.cut}, of the whole model. Bands are 95% intervals. The axis is "
-        "logarithmic, so step 0 has no place on it."
+        f"Experts: {source.view.cut}, of the whole model. Bands are 95% intervals, each for its own "
+        f"{by} alone. The axis is logarithmic."
     )
-    return Figure(name, finding, note, Lines(panels, axis, log=True))
+    if rows[0][by] == 0:
+        note += " 0 has no place on such an axis; it stands at the left."
+    return Figure(name, over_finding(own, by), note, Lines(panels, axis, log=True))
+
+
+def over_finding(rows: list[Row], by: str) -> str:
+    """When agreement shows, and what it is in the end."""
+    shown = [row for row in rows if row["ci_low"] is not None and row["ci_low"] > chance(row)]
+    last = rows[-1]
+    told = interval(last["rho"], last["ci_low"], last["ci_high"])
+    if not shown:
+        return (
+            f"At none of {len(rows)} {by}s is agreement with people distinguishable from chance; at the "
+            f"last, {scaled(last[by])}, it is {told}"
+        )
+    return (
+        f"Agreement with people is first distinguishable from chance at {by} {scaled(shown[0][by])}; at "
+        f"the last of {len(rows)}, {scaled(last[by])}, it is {told}"
+    )
 
 
 def parameters(model: str) -> float | None:

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from jobs.page import headline, made, matrices, models, paper, places, steered, trees, web
 from jobs.page.colours import DARK
 from jobs.page.concepts import details, excited
-from jobs.page.figure import Cell, Figure, Interval, Section, Table, numbers
+from jobs.page.figure import Cell, Figure, Interval, Rounded, Section, Table, numbers
 from jobs.page.pairs import Pairs
 from jobs.page.source import Source
 from storage import __version__
@@ -31,7 +31,7 @@ _CONCEPTS_IN_PACK = 64
 
 def sections(source: Source) -> list[Section]:
     """Everything but the concepts' pages, in the order of the page."""
-    pairs = Pairs(source) if source.views and len(source.domains) > 2 else None
+    pairs = Pairs(source) if source.views else None
     merges = trees.grow(pairs) if pairs else None
     leaves = trees.leaf_order(merges) if pairs else []
     return [
@@ -61,6 +61,7 @@ def page(source: Source, title: str, found: list[Section], live: bool = False) -
         more_views=len(source.views) - 1,
         number=source.number,
         concepts=list(source.domains),
+        finished=source.study.asked is not None,
         human_set=source.human_set,
         excited=bool(source.views) and excited(source),
         live=live,
@@ -115,6 +116,8 @@ def _cell(value: Cell) -> str:
         return "–"
     if isinstance(value, Interval):
         return f"[{value.low:.2f}, {value.high:.2f}]"
+    if isinstance(value, Rounded):
+        return f"{value.value:.2f}"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else value

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_LONGEST_NAME = 22
+
 
 def number(value: float | None, digits: int = 2, sign: str = "") -> str:
     """A number as it stands in a sentence."""
@@ -17,6 +19,19 @@ def interval(value: float | None, low: float | None, high: float | None, sign: s
     if low is None or high is None:
         return f"{number(value, sign=sign)}, no interval"
     return f"{number(value, sign=sign)} [{number(low, sign=sign)}, {number(high, sign=sign)}]"
+
+
+def short(name: str) -> str:
+    """A name in a figure, where there is little room."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+def scaled(value: float) -> str:
+    """A number that may be large, in the few letters that an axis has for it: 1k, 1.7B."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def against(
@@ -37,15 +52,15 @@ def agrees(who: str, row: dict[str, Any], whom: str) -> str:
         return f"{who}: all similarities are equal, so nothing can agree with {whom}."
     if row["ci_low"] is None:
         return f"{who}: agreement with {whom} is {number(row['rho'])}, and no interval can be had."
-    verb = against(
+    said = against(
         row["ci_low"],
         row["ci_high"],
         chance(row),
-        "agrees with",
-        "disagrees with",
-        "is not distinguishable from chance on",
+        f"{who} agrees with {whom}",
+        f"{who} disagrees with {whom}",
+        f"{who}: agreement with {whom} is not distinguishable from chance",
     )
-    return f"{who} {verb} {whom}: {interval(row['rho'], row['ci_low'], row['ci_high'])}."
+    return f"{said}: {interval(row['rho'], row['ci_low'], row['ci_high'])}."
 
 
 def differs(row: dict[str, Any]) -> str | None:

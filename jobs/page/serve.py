@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -31,6 +32,8 @@ from storage.errors import NeuralignError, UserError
 
 HOST = "127.0.0.1"
 _NAMES = (HOST, "localhost")
+_SILENT_SECONDS = 60
+"""A connection that says nothing for so long is closed: it holds a thread."""
 
 
 class _Refused(Exception):
@@ -85,13 +88,16 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "neuralign", ""
+    timeout = _SILENT_SECONDS
 
     def do_GET(self) -> None:
         try:
             self._answer()
         except _Refused as error:
             self._send(error.status, "text/plain", str(error))
-        except (NeuralignError, duckdb.Error) as error:
+        except ConnectionError:
+            self.close_connection = True
+        except (NeuralignError, duckdb.Error, OSError) as error:
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", " ".join(str(error).split()))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
@@ -101,7 +107,10 @@ class _Handler(BaseHTTPRequestHandler):
         host, _, _ = self.headers.get("Host", "").rpartition(":")
         if host not in _NAMES:
             raise _Refused(HTTPStatus.FORBIDDEN, "this page is for the machine that serves it")
-        asked = urlsplit(self.path)
+        try:
+            asked = urlsplit(self.path)
+        except ValueError as error:
+            raise _Refused(HTTPStatus.BAD_REQUEST, "there is no such page") from error
         parameters = {name: values[-1] for name, values in parse_qs(asked.query).items()}
         given = parameters.pop("token", None)
         if given is not None and self._is_token(given):
@@ -168,6 +177,11 @@ class Server(ThreadingHTTPServer):
         super().__init__((HOST, port), _Handler)
         # cookies do not tell ports apart
         self.cookie = f"neuralign-{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a reader who left."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:

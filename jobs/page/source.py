@@ -23,8 +23,6 @@ from storage.manifest import Manifest
 HEADLINE_THRESHOLD = 0.5
 """The papers' threshold."""
 
-NO_SIMILARITIES = "No similarities in this store: run the sweep to its end (`neuralign run FILE`)."
-
 _VIEWS = """
 SELECT model, revision, concept_set, pooling, measure, threshold, top, min(run) AS run
 FROM similarity
@@ -185,10 +183,34 @@ class Source:
         rows = self.ask(_RATED, fewest=FEWEST_PAIRS, concept_set=self.concept_set)
         return {row["human_set"]: row["n"] for row in rows}
 
+    @cached_property
+    def absent(self) -> list[str]:
+        """The models that the sweep names and of which there is nothing, because they failed. What a
+        pattern of revisions stands for is not known here."""
+        there = {
+            (each.params["model"], each.params["revision"]) for each in self._in_order("activations")
+        }
+        asked = (self.study.asked or {}).get("models", [])
+        return [
+            f"{model['id']}@{revision}"
+            for model in asked
+            for revision in model["revisions"]
+            if (model["id"], revision) not in there
+            and revision != "all"
+            and not set("*?[") & set(revision)
+        ]
+
     @property
     def human_set(self) -> str | None:
         """The human data that models are held against closely."""
         return next(iter(self.rated), None)
+
+
+def no_similarities(source: Source) -> str:
+    """Why a store has no similarities."""
+    if len(source.domains) < 2:
+        return "No similarities: they are of two concepts, and this set has only one."
+    return "No similarities in this store: run the sweep to its end (`neuralign run FILE`)."
 
 
 def training_step(revision: str) -> int | None:
@@ -248,7 +270,8 @@ def newest_studies(root: Path) -> list[Study]:
 def _study(newest: Manifest, names: set[str], done: Mapping[str, Manifest]) -> Study:
     runs = {done[name].fingerprint: done[name] for name in names}
     (texts,) = [each for each in runs.values() if each.kind == "sentences" and not each.inputs]
-    return Study(newest.label, runs, newest.params.get("sweep"), texts.label)
+    name = newest.label if newest.kind in ("report", "alignment") else texts.label
+    return Study(name, runs, newest.params.get("sweep"), texts.label)
 
 
 def _finished(stage: Manifest) -> str:

@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 def section(source: Source) -> Section:
     """Dose and response over all concepts."""
-    anchor, title = "steering", "What does forcing them do?"
+    anchor, title = "steering", "What does forcing experts do?"
     rows = _rows(source, "steering_doses")
     if not rows:
         return Section(anchor, title, missing=[_NOT_TRIED])

@@ -14,6 +14,7 @@ from jobs.page.figure import (
     Estimate,
     Estimates,
     Figure,
+    Floats,
     Graph,
     Palette,
     Section,
@@ -22,11 +23,12 @@ from jobs.page.figure import (
 from jobs.page.headline import kind_of
 from jobs.page.pairs import MOST_NAMES, Pairs
 from jobs.page.said import against, interval
-from jobs.page.source import NO_SIMILARITIES, Source
-from jobs.summary import headline, is_shown
+from jobs.page.source import Source, no_similarities
+from jobs.summary import headline, is_chosen, is_shown
 
 _MOST_LEAVES = 120
 _EDGES_PER_CONCEPT, _MOST_EDGES = 3, 300
+_MOST_SPREAD = 150
 _DRAWS = 2000
 _SEED = 0
 
@@ -43,9 +45,9 @@ def leaf_order(merges: Any) -> list[int]:
 
 def section(source: Source, pairs: Pairs | None, merges: Any) -> Section:
     """Tree and graph of one view; the domains in all representations."""
-    anchor, title = "hierarchy", "Do they fall into domains?"
+    anchor, title = "hierarchy", "Do the concepts fall into domains?"
     if pairs is None:
-        return Section(anchor, title, missing=[NO_SIMILARITIES])
+        return Section(anchor, title, missing=[no_similarities(source)])
     drawn = draw_tree(merges, len(pairs.names) if len(pairs.names) <= MOST_NAMES else _MOST_LEAVES)
     figures = [_tree(source, pairs, drawn)]
     missing = []
@@ -69,7 +71,7 @@ def _tree(source: Source, pairs: Pairs, drawn: Drawing) -> Figure:
     view = source.view
     names = [pairs.names[first] + (f" +{size - 1}" if size > 1 else "") for first, size in drawn.below]
     groups = [pairs.groups[first] for first, _ in drawn.below]
-    first, *_, last = drawn.brackets
+    first, last = drawn.brackets[0], drawn.brackets[-1]
     highest, lowest = (1 - each[1][0] for each in (first, last))
     if len(names) == len(pairs.names):
         joined = " and ".join(names[round(first[corner][1])] for corner in (0, 3))
@@ -98,7 +100,7 @@ def _tree(source: Source, pairs: Pairs, drawn: Drawing) -> Figure:
 def _drawn_tree(names: list[str], groups: list[str], pairs: Pairs, drawn: Drawing, axis: str) -> Tree:
     """The tree from a little before its first joint on: most are far from 0."""
     first, last = (drawn.brackets[place][1][0] for place in (0, -1))
-    start = max(0.0, first - 0.15 * (last - first))
+    start = max(0.0, first - 0.15 * ((last - first) or 1.0))
     joints = [[(max(at, start), place) for at, place in each] for each in drawn.brackets]
     return Tree(names, groups, Palette(pairs.groups), joints, axis, start)
 
@@ -116,12 +118,7 @@ def _graph(source: Source, pairs: Pairs) -> Figure | None:
     edges = [(int(first[each]), int(second[each]), float(values[each])) for each in kept]
     places = sorted({end for edge in edges for end in edge[:2]})
     number = {place: index for index, place in enumerate(places)}
-    network = nx.Graph()
-    network.add_nodes_from(range(len(places)))
     inner = [(number[a], number[b], value) for a, b, value in edges]
-    network.add_weighted_edges_from((a, b, value / inner[0][2]) for a, b, value in inner)
-    laid = nx.spring_layout(network, k=2 / np.sqrt(len(places)), iterations=100, seed=_SEED)
-    points = np.array([laid[index] for index in range(len(places))], np.float64)
     groups = [pairs.groups[place] for place in places]
     finding = f"The {len(edges)} strongest links join {len(places)} of {n:,} concepts"
     if len(set(pairs.groups)) > 1:
@@ -141,11 +138,25 @@ def _graph(source: Source, pairs: Pairs) -> Figure | None:
         [pairs.names[place] for place in places],
         groups,
         Palette(pairs.groups),
-        points,
+        _laid(len(places), inner),
         inner,
         f"{view.measured} similarity",
     )
     return Figure("graph", finding, note, body)
+
+
+def _laid(n: int, edges: list[tuple[int, int, float]]) -> Floats:
+    """Where the nodes lie: as far from each other as there are links between them (Kamada and Kawai
+    1989) or, of many, by springs (Fruchterman and Reingold 1991), which is faster."""
+    network = nx.Graph((first, second) for first, second, _ in edges)
+    if n <= _MOST_SPREAD:
+        steps = dict(nx.all_pairs_shortest_path_length(network))
+        apart = max(2, max(most for each in steps.values() for most in each.values()) / 2)
+        far = {a: {b: steps[a].get(b, apart) for b in network} for a in network}
+        laid = nx.kamada_kawai_layout(network, dist=far)
+    else:
+        laid = nx.spring_layout(network, k=2 / np.sqrt(n), iterations=100, seed=_SEED)
+    return np.array([laid[node] for node in range(n)], np.float64)
 
 
 def _separation(source: Source) -> Figure | None:
@@ -177,14 +188,21 @@ def _separation(source: Source) -> Figure | None:
     note = (
         f"Chance that two of one domain are more alike than two of different ones: "
         f"{row['n_concepts']:,} "
-        f"concepts of {row['n_domains']} domains. 0.5 says nothing. Bars: 95% intervals. What is "
-        "called best was chosen on these domains."
+        f"concepts of {row['n_domains']} domains. 0.5 says nothing. Bars: 95% intervals. Hollow: the "
+        "best of several, chosen on these very domains, so it is flattered."
     )
     estimates = [
-        Estimate(label, each["auc"], each["auc_low"], each["auc_high"], kind_of(each))
+        Estimate(
+            label,
+            each["auc"],
+            each["auc_low"],
+            each["auc_high"],
+            kind_of(each),
+            is_chosen(label, each),
+        )
         for label, each in shown
     ]
-    return Figure("domains", finding, note, Estimates(estimates, "chance of more alike", 0.5))
+    return Figure("domains", finding, note, Estimates(estimates, "chance to be more alike", 0.5))
 
 
 def _coherence(source: Source, pairs: Pairs) -> Figure | None:
@@ -205,10 +223,9 @@ def _coherence(source: Source, pairs: Pairs) -> Figure | None:
         "(q < 0.05)"
     )
     note = (
-        f"Mean {view.measured} similarity of two concepts of a domain ({view.label}; {view.cut}). "
-        f"Grey: where "
-        f"95% of {_DRAWS:,} groups of as many concepts, drawn from all, lie. q: p corrected over "
-        "the domains (Benjamini and Hochberg 1995)."
+        f"Mean {view.measured} similarity of two concepts of a domain ({view.label}; {view.cut}); in "
+        f"brackets: how many it has. Grey: where 95% of {_DRAWS:,} groups of as many concepts, drawn "
+        "from all, lie. q: p corrected over the domains (Benjamini and Hochberg 1995)."
     )
     ordered = sorted(found, key=lambda one: -one[1].within)
     rows = [

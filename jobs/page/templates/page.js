@@ -9,6 +9,8 @@
   const packSize = Number(document.body.dataset.pack);
   const isDark = window.matchMedia("(prefers-color-scheme: dark)");
   const NARROW = 640;
+  const PRINTED = 640;
+  const SMALLEST_CELL = 9;
 
   // what was packed (gzip, base64), as text
   async function unpack(text) {
@@ -37,30 +39,46 @@
     return value;
   }
 
+  // the names of a matrix that have room: of its rows or, where these are too small, of their groups
+  function named(layout, cell) {
+    const { vals, text } = layout.meta.groups;
+    const all = cell >= SMALLEST_CELL;
+    const kept = [];
+    vals.forEach((at, place) => {
+      if (!kept.length || (at - vals[kept.at(-1)]) * cell >= SMALLEST_CELL) kept.push(place);
+    });
+    for (const axis of [layout.xaxis, layout.yaxis]) {
+      if (!all) Object.assign(axis, { tickvals: kept.map((place) => vals[place]), ticktext: kept.map((place) => text[place]) });
+      axis.tickfont = { size: all && cell > 14 ? 12 : 9 };
+    }
+  }
+
   // colours for the ground, and what fits the width
-  function fitted(figure, width) {
-    const { data, layout } = isDark.matches ? coloured(figure, "") : structuredClone(figure);
+  function fitted(figure, width, darkened) {
+    const { data, layout } = darkened ? coloured(figure, "") : structuredClone(figure);
     const meta = layout.meta || {};
     if (meta.matrix) {
       layout.height = Math.min(width + 120, 1150);
-      if ((width - 110) / meta.matrix < 9) {
-        const many = meta.groups.vals.length > 40;
-        for (const axis of [layout.xaxis, layout.yaxis]) {
-          axis.tickvals = many ? [] : meta.groups.vals;
-          axis.ticktext = many ? [] : meta.groups.text;
-        }
-      }
+      named(layout, (width - 110) / meta.matrix);
     }
     if (meta.values) layout.xaxis.domain = [0, 1 - meta.values / (width - 24)];
-    if (meta.graph) {
-      if (width < NARROW) layout.height = 520;
-      // names that would lie on each other, or beyond the edge, are told by hovering and by the table
-      if (width < NARROW || meta.graph > width / 8) {
-        for (const trace of data) if (trace.text) trace.mode = "markers";
-      }
-    }
+    if (meta.graph && width < NARROW) layout.height = 520;
     layout.width = width;
     return { data, layout };
+  }
+
+  // names of nodes that would lie on others, or beyond the edge: hovering tells them
+  function hideCovered(div) {
+    const around = div.getBoundingClientRect();
+    const kept = [];
+    for (const text of div.querySelectorAll(".textpoint text")) {
+      const box = text.getBoundingClientRect();
+      const inside = box.left >= around.left && box.right <= around.right && box.top >= around.top;
+      const free = kept.every((other) => box.right < other.left || box.left > other.right
+        || box.bottom < other.top || box.top > other.bottom);
+      if (inside && free) kept.push(box);
+      else text.style.display = "none";
+    }
   }
 
   // the concept that a point stands for
@@ -69,13 +87,14 @@
     return Array.isArray(point.customdata) ? point.customdata[1] : null;
   }
 
-  async function draw(div) {
+  async function draw(div, width = div.clientWidth, darkened = isDark.matches) {
     const Plotly = await plotly();
     const figure = div.figure || figures[div.dataset.figure];
-    const { data, layout } = fitted(figure, div.clientWidth);
+    const { data, layout } = fitted(figure, width, darkened);
     const first = !div.dataset.drawn;
     await Plotly.react(div, data, layout, { displayModeBar: false, responsive: false });
-    div.dataset.drawn = String(div.clientWidth);
+    if (layout.meta && layout.meta.graph) hideCovered(div);
+    div.dataset.drawn = String(width);
     if (!first) return;
     div.dataset.after = String(Math.round(performance.now()));
     const names = (figure.layout.meta || {}).names;
@@ -107,6 +126,8 @@
       });
       const next = seen || waiting.values().next().value;
       waiting.delete(next);
+      // of a concept that was left meanwhile
+      if (!next.isConnected) continue;
       await draw(next);
       await new Promise((resolve) => setTimeout(resolve, seen ? 0 : 30));
     }
@@ -118,6 +139,11 @@
     }
     drawNext();
   }
+  // paper is light, and as wide as it is
+  addEventListener("beforeprint", () => {
+    for (const div of document.querySelectorAll(".plot[data-drawn]")) draw(div, PRINTED, false);
+  });
+  addEventListener("afterprint", () => drawAgain(() => true));
   isDark.addEventListener("change", () => drawAgain(() => true));
   let resized = 0;
   addEventListener("resize", () => {
@@ -154,15 +180,16 @@
 
   // --- one concept -----------------------------------------------------------------------------
 
-  const shown = (value, digits = 3) =>
-    value === null || value === undefined ? "–" : typeof value === "number" && !Number.isInteger(value)
-      ? value.toPrecision(digits) : String(value);
+  const shown = (value) => value === null || value === undefined ? "–"
+    : typeof value === "number" && !Number.isInteger(value) ? value.toPrecision(3) : value.toLocaleString("en");
+  const share = (value) => value.toFixed(3);
   const link = (name) => make("a", { href: "#concept=" + encodeURIComponent(name) }, name);
-  const cell = (value) => value instanceof Node ? make("td", {}, value)
-    : typeof value === "number" ? make("td", { class: "number" }, shown(value)) : make("td", {}, shown(value));
 
+  // columns are [name, whether it holds numbers]
   function table(label, columns, rows) {
-    const head = make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name)));
+    const kind = (place) => columns[place][1] ? { class: "number" } : {};
+    const cell = (value, place) => make("td", kind(place), value instanceof Node ? value : shown(value));
+    const head = make("tr", {}, ...columns.map(([name], place) => make("th", { scope: "col", ...kind(place) }, name)));
     const body = rows.map((row) => make("tr", {}, ...row.map(cell)));
     return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
       make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
@@ -181,16 +208,17 @@
   }
 
   const excitedBy = (expert) => make("div", {},
-    make("p", {}, `Layer ${expert.layer}, ${expert.site}, unit ${expert.unit} (AP ${shown(expert.ap)}) is most active on:`),
+    make("p", {}, `Layer ${expert.layer}, ${expert.site}, unit ${expert.unit} (AP ${share(expert.ap)}) is most active on:`),
     ...expert.excited_by.map(([value, text, about]) => make("blockquote", {},
       `${shown(value)}: ${text}` + (about.length ? ` (${about.join(", ")})` : ""))));
 
   function experts(detail) {
     const attributed = detail.experts.some((row) => row.attribution !== undefined && row.attribution !== null);
-    const columns = ["layer", "site", "unit", "AP", "AUROC", "median on", "mean off"];
-    const rows = detail.experts.map((row) => [row.layer, row.site, row.unit, row.ap, row.auroc, row.on_p50,
-      row.off_mean, ...(attributed ? [row.attribution] : [])]);
-    return table("Experts", attributed ? [...columns, "attribution"] : columns, rows);
+    const columns = [["layer", true], ["site", false],
+      ...["unit", "AP", "AUROC", "median on", "mean off", ...(attributed ? ["attribution (nats)"] : [])].map((name) => [name, true])];
+    const rows = detail.experts.map((row) => [row.layer, row.site, String(row.unit), share(row.ap), share(row.auroc),
+      row.on_p50, row.off_mean, ...(attributed ? [row.attribution] : [])]);
+    return table("Experts", columns, rows);
   }
 
   function steering(found) {
@@ -207,10 +235,10 @@
 
   function render(detail) {
     const about = [detail.domain && `Domain: ${detail.domain}.`, detail.sense && `Sense: ${detail.sense}.`,
-      `${detail.sentences} sentences.`, detail.n_experts !== null && `${detail.n_experts} experts.`];
+      `${shown(detail.sentences)} sentences.`, detail.n_experts !== null && `${shown(detail.n_experts)} experts.`];
     const excited = detail.experts.filter((row) => (row.excited_by || []).length);
     const near = (rows, unit) => rows.length
-      ? table("Nearest", ["concept", unit], rows.map(([name, value]) => [link(name), value]))
+      ? table("Nearest", [["concept", false], [unit, true]], rows.map(([name, value]) => [link(name), value]))
       : make("p", {}, "None.");
     const ranks = detail.disagreements.map(([name, similarity, score, model, people]) =>
       [link(name), similarity, score, `${Math.round(100 * model)}%`, `${Math.round(100 * people)}%`]);
@@ -223,24 +251,36 @@
         card("Nearest in the model", near(detail.model, "similarity of experts")),
         card("Nearest to people", near(detail.people, "human score")),
         card("Where they differ most", ranks.length
-          ? table("Disagreements", ["with", "similarity of experts", "human score", "rank in the model", "rank for people"], ranks)
+          ? table("Disagreements", [["with", false], ...["similarity of experts", "human score", "rank in the model", "rank for people"]
+            .map((name) => [name, true])], ranks)
           : make("p", {}, "No pair of it was rated."),
           ...(ranks.length ? [make("p", { class: "note" }, "Ranks among all rated pairs: 0% is the most alike, 100% the least.")] : [])),
         ...steering(detail.steering)),
     ];
   }
 
+  // a part of an address, which anybody may have written
+  function decoded(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text;
+    }
+  }
+
   async function showConcept() {
-    const wanted = location.hash.match(/^#concept=(.+)$/);
-    if (!wanted) return;
-    const name = decodeURIComponent(wanted[1]);
+    const asked = location.hash;
     const place = document.getElementById("detail");
-    if (!place) return;
+    if (!asked.startsWith("#concept=") || !place) return;
+    const name = decoded(asked.slice("#concept=".length));
     if (!concepts.includes(name)) {
       place.replaceChildren(make("p", {}, `No concept is called ${name}.`));
     } else {
       try {
-        place.replaceChildren(...render(await fetchDetail(name)));
+        const detail = await fetchDetail(name);
+        // another one was asked for meanwhile
+        if (location.hash !== asked) return;
+        place.replaceChildren(...render(detail));
         place.dataset.concept = name;
         drawNext();
       } catch (error) {
