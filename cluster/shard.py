@@ -162,8 +162,9 @@ class Shard:
             before = incoming[at] if incoming is not None else None
             batch = pad([work.tokens[row] for row in rows], PAD_ID, self.device)
             hidden, pooled = self._forward(batch, before)
-            for _, site in work.out.keys() - pooled.keys():
-                raise NeuralignError(f"{site}: {site.module} of {type(self.model).__name__} did not run")
+            if len(pooled) < len(work.out):
+                (_, site), *_ = work.out.keys() - pooled.keys()
+                raise NeuralignError(f"{site}: gave no values; name another module, or its other side")
             outgoing.append(hidden)
             work.copies.append(self._copy(work, rows, pooled))
             # the copy of the batch before has ended while this one ran

@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def write_table(folder: Path, name: str, table: pa.Table) -> FileRecord:
         return None if read.equals(table) else "the rows read back are not the rows written"
 
     content = _parquet(table, compression="zstd")
-    return _commit(folder, name, content, table.num_rows, check)
+    return _commit(folder, name, [content], table.num_rows, check)
 
 
 def write_values(
@@ -90,19 +91,18 @@ def write_values(
     if not all_finite(values):
         raise StoreError(f"{folder / name}: {int((~np.isfinite(values)).sum())} values not finite")
     flat = values.ravel()
-    bits = f"u{flat.itemsize}"
 
     def check(found: pa.Buffer) -> str | None:
-        same = np.array_equal(flat_parquet.decode(found).view(bits), flat.view(bits))
+        same = pa.py_buffer(flat_parquet.decode(found)).equals(pa.py_buffer(flat))
         return None if same else "other values read back than written"
 
-    content = flat_parquet.encode(flat, row_group, {PLACE: f"{folder.name}/{name}".encode()})
-    return _commit(folder, name, content, len(flat), check)
+    parts = flat_parquet.encode(flat, row_group, {PLACE: f"{folder.name}/{name}".encode()})
+    return _commit(folder, name, parts, len(flat), check)
 
 
 def write_bytes(folder: Path, name: str, content: bytes) -> FileRecord:
     """Commit bytes as `folder/name`."""
-    return _commit(folder, name, content, 0, lambda _: None)
+    return _commit(folder, name, [content], 0, lambda _: None)
 
 
 def write_json(folder: Path, name: str, value: Any) -> FileRecord:
@@ -156,7 +156,7 @@ def put_if_absent(folder: Path, name: str, content: bytes) -> bool:
             raise unreachable(final, error) from error
         return True
     with _explained(final), temporary_sibling(final) as temporary:
-        _write(temporary, content)
+        _write(temporary, [content])
         try:
             os.link(temporary, final)
         except (FileExistsError, FileNotFoundError):
@@ -196,47 +196,57 @@ def sync(path: Path) -> None:
 
 
 def _commit(
-    folder: Path, name: str, content: Any, rows: int, check: Callable[[pa.Buffer], str | None]
+    folder: Path, name: str, parts: Sequence[Any], rows: int, check: Callable[[pa.Buffer], str | None]
 ) -> FileRecord:
+    """Commit a file of some parts, one after another: they may be large, and are not put together."""
     final = folder / name
-    record = FileRecord(name, rows, len(memoryview(content)), hashlib.sha256(content).hexdigest())
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    record = FileRecord(name, rows, sum(memoryview(part).nbytes for part in parts), digest.hexdigest())
     if is_remote(final):
-        _put(final, content)
-        _check(final, pa.py_buffer(read_bytes(final)), content, check)
+        _put(final, b"".join(parts))
+        _check(final, pa.py_buffer(read_bytes(final)), parts, check)
         return record
     with _explained(final), temporary_sibling(final) as temporary:
-        _write(temporary, content)
+        _write(temporary, parts)
         with pa.memory_map(str(temporary)) as file:
-            _check(final, file.read_buffer(), content, check)
+            _check(final, file.read_buffer(), parts, check)
         temporary.replace(final)
         sync(final.parent)
     return record
 
 
 def _check(
-    final: Path, found: pa.Buffer, content: Any, check: Callable[[pa.Buffer], str | None]
+    final: Path, found: pa.Buffer, parts: Sequence[Any], check: Callable[[pa.Buffer], str | None]
 ) -> None:
-    if not found.equals(pa.py_buffer(content)):
+    written = [pa.py_buffer(part) for part in parts]
+    ends = list(accumulate(part.size for part in written))
+    same = all(
+        found[end - part.size : end].equals(part) for end, part in zip(ends, written, strict=True)
+    )
+    if not same or found.size != ends[-1]:
         raise StoreError(f"{final}: the bytes read back are not the bytes written; check the disk")
     if problem := check(found):
         raise StoreError(f"{final}: {problem}")
 
 
-def _put(final: Path, content: Any) -> None:
+def _put(final: Path, content: bytes) -> None:
     store, key = locate(final)
     try:
-        obstore.put(store, key, bytes(content))
+        obstore.put(store, key, content)
     except BaseError as error:
         raise unreachable(final, error) from error
 
 
-def _write(path: Path, content: Any) -> None:
+def _write(path: Path, parts: Sequence[Any]) -> None:
     """Write a new file and flush it to the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        left = memoryview(content).cast("B")
-        while left:
-            left = left[os.write(descriptor, left[:_CHUNK]) :]
+        for part in parts:
+            left = memoryview(part).cast("B")
+            while left:
+                left = left[os.write(descriptor, left[:_CHUNK]) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -271,9 +281,10 @@ def _explained(path: Path) -> Iterator[None]:
 def all_finite(values: npt.NDArray[np.floating[Any]]) -> bool:
     """Whether no value is infinite or not a number."""
     if values.dtype == np.float16:
-        # NumPy computes with float16 in software: look at the bits of the exponent instead
-        exponent = np.uint16(0x7C00)
-        return not bool(((values.view(np.uint16) & exponent) == exponent).any())
+        # NumPy computes with float16 in software. As whole numbers, those that are not finite are the
+        # greatest with a sign and without one.
+        signed, unsigned = values.view(np.int16), values.view(np.uint16)
+        return bool(signed.max(initial=0) < 0x7C00 and unsigned.max(initial=0) < 0xFC00)
     return bool(np.isfinite(values).all())
 
 

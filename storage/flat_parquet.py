@@ -31,15 +31,16 @@ class _Form:
     metadata: pq.FileMetaData
 
 
-def encode(values: Flat, row_group: int, metadata: dict[bytes, bytes]) -> bytes:
-    """A file with the column `value`, never null, `row_group` rows a group, and this metadata."""
+def encode(values: Flat, row_group: int, metadata: dict[bytes, bytes]) -> list[Any]:
+    """The parts of a file with the column `value`, never null, `row_group` rows a group, and this
+    metadata. Values are not copied."""
     form = _form(values.dtype, len(values), row_group)
     parts: list[Any] = [_MAGIC]
     for number, header in enumerate(form.headers):
         first = number * row_group
         parts += [header, values[first : first + row_group].data.cast("B")]
     parts.append(memoryview(_footer(form, _schema(values.dtype, metadata)))[len(_MAGIC) :])
-    return b"".join(parts)
+    return parts
 
 
 def decode(file: pa.Buffer) -> Flat:

@@ -187,6 +187,14 @@ def test_a_value_past_float16_is_an_error_and_not_infinity(tiny_model: Path, tmp
         read(tmp_path, texts(6), ["max"], 100)
 
 
+def test_a_site_that_gives_nothing_is_an_error(tiny_model: Path) -> None:
+    """Its file would be filled with whatever the memory held before."""
+    reader = shard(tiny_model, ["max"])
+    reader.model.layers[1].mlp = torch.nn.Identity()
+    with pytest.raises(NeuralignError, match=r"L01\.mlp\.hidden: gave no values"):
+        reader.read(texts(3), 100)
+
+
 def test_a_sentence_that_a_pooling_cannot_read_is_an_error(tiny_model: Path) -> None:
     with pytest.raises(UserError, match="nothing but its concept's word"):
         read(tiny_model, [Text("cat", [0, 3])], POOLINGS)
