@@ -23,7 +23,8 @@ def neuralign(*arguments: object, cwd: Path | None = None) -> Done:
     """Run a command in this process, which has loaded already what the command needs: for those that
     start no cluster."""
     words = ["neuralign", *map(str, arguments)]
-    out, err = io.StringIO(), io.StringIO()
+    # lines end as a process gives them
+    out, err = io.StringIO(newline=None), io.StringIO(newline=None)
     with (
         patch.object(sys, "argv", words),
         chdir(cwd or Path.cwd()),
