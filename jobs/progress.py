@@ -61,7 +61,7 @@ def _bar(label: str, total: int, of: str, already: int) -> Iterator[Advance]:
         nonlocal done
         done += count
         rate = done / (time.monotonic() - started)
-        _bars.update(task, advance=count, rate=f"{rate:.0f} {of}/s")
+        _bars.update(task, advance=count, rate=f"{_shown(rate)} {of}/s")
 
     try:
         yield advance
@@ -100,5 +100,9 @@ class _Lines:
         left = (self._total - self._done) / rate
         say(
             f"{self._label}: {self._done:,} of {self._total:,} {self._of}, "
-            f"{rate:,.0f}/s, {left:.0f} s left"
+            f"{_shown(rate)}/s, {left:.0f} s left"
         )
+
+
+def _shown(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -23,7 +23,8 @@ def neuralign(*arguments: object, cwd: Path | None = None) -> Done:
     """Run a command in this process, which has loaded already what the command needs: for those that
     start no cluster."""
     words = ["neuralign", *map(str, arguments)]
-    out, err = io.StringIO(), io.StringIO()
+    # streams of text over bytes, as a process has them
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with (
         patch.object(sys, "argv", words),
         chdir(cwd or Path.cwd()),
@@ -38,7 +39,8 @@ def neuralign(*arguments: object, cwd: Path | None = None) -> Done:
             traceback.print_exc()
             code = 1
     assert isinstance(code, int)
-    return Done(words, code, out.getvalue(), err.getvalue())
+    written = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    return Done(words, code, *written)
 
 
 def process(*arguments: object, cwd: Path | None = None) -> Done:

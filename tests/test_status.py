@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from jobs.stage import Outcome, Stage, ensure, run_missing_units
 from jobs.status import read_states
 from storage import layout
 from storage.lease import held
+from tests.commands import neuralign
 
 
 def _stage(label: str, unit: Any) -> Stage:
@@ -74,18 +75,19 @@ def test_stages_are_shown_with_units_rates_errors_and_what_was_killed(tmp_path: 
     assert states["failed"].detail == "ValueError: nonsense; 4 units done"
 
 
-def test_a_watch_goes_on_until_it_is_interrupted(tmp_path: Path) -> None:
+def test_a_watch_shows_what_changes_until_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = layout.create(tmp_path / "store")
-    ensure(_stage("done", lambda _: None), store)
-    watch = subprocess.Popen(
-        [sys.executable, "-c", "from jobs.cli import main; main()", "status", str(store), "--watch"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with pytest.raises(subprocess.TimeoutExpired):
-        watch.wait(timeout=4)
-    watch.send_signal(signal.SIGINT)
-    output, _ = watch.communicate(timeout=30)
-    assert watch.returncode == 130
-    assert "experts" in output
+    ensure(_stage("first", lambda _: None), store)
+
+    def pause(_: float) -> None:
+        if len(read_states(store)) == 2:
+            raise KeyboardInterrupt
+        ensure(_stage("second", lambda _: None), store)
+
+    monkeypatch.setattr("jobs.status.time", SimpleNamespace(sleep=pause))
+    done = neuralign("status", store, "--watch")
+    assert done.returncode == 130
+    assert "first" in done.stdout
+    assert "second" in done.stdout
