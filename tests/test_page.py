@@ -86,7 +86,7 @@ def test_the_page_draws_everything_within_its_width_and_asks_nobody(
         "})"
     )
     assert cut == []
-    assert window.ask(_COVERED) == []
+    assert window.ask(_COVERED.strip()) == []
     dark = window.ask("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
     assert dark == (scheme == "dark")
     colour = window.ask("getComputedStyle(document.querySelector('.plot .xtick text')).fill")

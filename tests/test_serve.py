@@ -84,9 +84,10 @@ def test_details_are_answered_from_the_store(server: Server, store: Path) -> Non
         ("/api/concept?name=%27;DROP+TABLE+experts;--", 404),
         (f"/api/concept?name={quote('</script><script>')}", 404),
         ("/?" + "a" * 70_000, 414),
-        ("http://[", 400),
     ):
         assert get(server, path, Cookie=cookie)[0] == status
+    host = f"127.0.0.1:{server.server_port}"
+    assert get(server, "http://[", Cookie=cookie, Host=host)[0] == 400
 
 
 def test_nothing_but_reading_is_answered_and_readers_may_leave(

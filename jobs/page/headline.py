@@ -10,7 +10,7 @@ from jobs.alignment import TRIPLETS
 from jobs.baselines import HIDDEN_STATE
 from jobs.page.figure import BASELINE, CONTROL, NEURONS, Estimate, Estimates, Figure, Section
 from jobs.page.said import agrees, chance, count, differs, interval
-from jobs.page.source import Source
+from jobs.page.source import Source, by_step
 from jobs.similarity import EXPERTS
 from jobs.summary import INTERVALS, STATISTICS, headline, is_chosen, is_shown
 
@@ -23,7 +23,7 @@ def aligned(source: Source) -> dict[tuple[str, str], list[tuple[str, Row]]]:
         return {}
     view = source.view
     found: dict[tuple[str, str], list[Row]] = {}
-    for row in source.ask("FROM alignment"):
+    for row in sorted(source.ask("FROM alignment"), key=by_step):
         found.setdefault((row["human_set"], row["agreement"]), []).append(row)
     order = {name: place for place, name in enumerate(source.rated)}
     return {

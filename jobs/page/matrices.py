@@ -76,5 +76,5 @@ def _nearest(who: str, names: list[str], values: Floats) -> str:
     best = values[upper].max()
     found = np.argwhere(upper & (values == best))
     first, second = (names[place] for place in found[0])
-    others = f", as {count(len(found) - 1, 'other pair')}" if len(found) > 1 else ""
+    others = f", like {count(len(found) - 1, 'other pair')}" if len(found) > 1 else ""
     return f"Most alike for {who}: {first} and {second} ({best:.3g}{others})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -211,6 +212,12 @@ def no_similarities(source: Source) -> str:
     if len(source.domains) < 2:
         return "No similarities: they are of two concepts, and this set has only one."
     return "No similarities in this store: run the sweep to its end (`neuralign run FILE`)."
+
+
+def by_step(row: Mapping[str, Any]) -> tuple[str, float]:
+    """What sorts each model's checkpoints as they came, before what is none."""
+    step = training_step(row["revision"] or "")
+    return row["model"] or "", math.inf if step is None else step
 
 
 def training_step(revision: str) -> int | None:

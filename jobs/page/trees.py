@@ -23,7 +23,7 @@ from jobs.page.figure import (
 from jobs.page.headline import kind_of
 from jobs.page.pairs import MOST_NAMES, Pairs
 from jobs.page.said import against, interval
-from jobs.page.source import Source, no_similarities
+from jobs.page.source import Source, by_step, no_similarities
 from jobs.summary import headline, is_chosen, is_shown
 
 _MOST_LEAVES = 120
@@ -161,7 +161,8 @@ def _laid(n: int, edges: list[tuple[int, int, float]]) -> Floats:
 
 def _separation(source: Source) -> Figure | None:
     view = source.view
-    rows = [row for row in source.ask("FROM hierarchy_summary") if is_shown(row, view.measure)]
+    found = sorted(source.ask("FROM hierarchy_summary"), key=by_step)
+    rows = [row for row in found if is_shown(row, view.measure)]
     shown = headline([row for row in rows if row["auc"] is not None], view.threshold, "auc")
     if not shown:
         return None
