@@ -91,8 +91,8 @@ def inflections(name: str, pos: str = NOUN, language: str = "en") -> frozenset[s
 
     An English noun's are its plurals, made by rule: everyday ones and those of Latin and Greek, with and
     without accents. Others' are those that simplemma's dictionary of the language leads back to the
-    word, whatever their part of speech; of a name of several words the first is inflected if it is a verb
-    ("gave up"), else the last.
+    word, whatever their part of speech; of a name of several words the first is inflected if it is a
+    verb ("gave up"), else the last.
     """
     parts = re.split(r"[\s_-]+", name.strip().replace("’", "'"))
     whole = " ".join(parts)
