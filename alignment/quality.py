@@ -47,7 +47,7 @@ _CLOSERS = "\"'”’»)]"
 _TALK = re.compile(
     r"^(?:(?:unfortunately, )?i(?:['’]m| am) (?:sorry|(?:not able|unable) to)|sorry,|i apologi[sz]e|"
     r"(?:unfortunately, )?i can(?:['’]t|not| not)\b|(?:sure|certainly|okay|of course)[,!.]|"
-    r"here(?: is| are|['’]s)\b|please (?:provide|let me)|the sentence (?:is|will)\b|"
+    r"here(?: is| are|['’]s)\b|please (?:provide|let me)|the (?:sentence|story) (?:is|will|begins)\b|"
     r"(?:use|write|say) .*\b(?:word|sentences?)\b)|"
     r"\b(?:language model|as an? (?:ai|chatbot)|(?:this|my|your|following|next) sentence)\b|"
     r"\bthe (?:word|term) [\"“'‘]|\bis an? (?:noun|verb|adjective|adverb)\b|\((?:noun|verb|ad\w+):|\[",

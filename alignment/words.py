@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
+from unicodedata import combining, normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -88,18 +89,24 @@ def singular(word: str) -> str:
 def inflections(name: str, pos: str = NOUN, language: str = "en") -> frozenset[str]:
     """The forms of a name, itself among them, with one space between their parts.
 
-    An English noun's are its plurals, made by rule: everyday ones and those of Latin and Greek. Others'
-    are those that simplemma's dictionary of the language leads back to the word, whatever their part of
-    speech; of a name of several words the first is inflected if it is a verb ("gave up"), else the last.
+    An English noun's are its plurals, made by rule: everyday ones and those of Latin and Greek, with and
+    without accents. Others' are those that simplemma's dictionary of the language leads back to the
+    word, whatever their part of speech; of a name of several words the first is inflected if it is a
+    verb ("gave up"), else the last.
     """
     parts = re.split(r"[\s_-]+", name.strip().replace("’", "'"))
     whole = " ".join(parts)
     if language == "en" and pos == NOUN:
         plurals = (str(_engine(classical).plural_noun(whole)) for classical in (False, True))
-        return frozenset({whole, _regular_plural(whole), *plurals})
+        forms = {whole, _regular_plural(whole), *plurals}
+        return frozenset(forms | {_without_accents(form) for form in forms})
     if pos == VERB:
         return frozenset(" ".join([form, *parts[1:]]) for form in _forms(parts[0], language))
     return frozenset(" ".join([*parts[:-1], form]) for form in _forms(parts[-1], language))
+
+
+def _without_accents(text: str) -> str:
+    return "".join(each for each in normalize("NFD", text) if not combining(each))
 
 
 def _regular_plural(noun: str) -> str:

@@ -167,6 +167,7 @@ class VllmEngine:
     batched with it are the same too, and not across versions or devices."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
+        import torch
         from vllm import LLM
 
         self._prompter = Prompter(folder)
@@ -176,7 +177,7 @@ class VllmEngine:
             dtype=settings.dtype,
             tensor_parallel_size=settings.tensor_parallel,
             max_model_len=self._longest(folder),
-            enforce_eager=gpus() == 0,
+            enforce_eager=not torch.cuda.is_available(),
             disable_log_stats=True,
         )
 

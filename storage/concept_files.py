@@ -7,6 +7,7 @@ A folder has `concept_list.csv` (columns group, concept) and GROUP/CONCEPT.json,
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -90,9 +91,11 @@ def read_text(path: Path) -> str:
 
 def not_utf8(path: Path, byte: int, reason: str) -> UserError:
     """What to say of text in another encoding."""
+    with path.open("rb") as file:
+        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
     return UserError(
         f"{path}: is not UTF-8 text: {reason} at byte {byte:,}; convert it, for example "
-        "`iconv -f latin1 -t utf-8`"
+        f"`iconv -f {encoding} -t utf-8`"
     )
 
 

@@ -140,11 +140,13 @@ def test_documents_are_read_from_json_lines_and_parquet(tmp_path: Path) -> None:
 
 def test_a_corpus_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("Ein Bär. ".encode("latin-1") * 3)
+    (tmp_path / "wide.txt").write_bytes("A cat.".encode("utf-16"))
     (tmp_path / "other.jsonl").write_text('{"body": "x"}\n')
     (tmp_path / "bad.parquet").write_bytes(b"nothing")
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "other.parquet")
     for name, message in (
         ("latin.txt", "is not UTF-8 text: invalid continuation byte at byte 5; convert it"),
+        ("wide.txt", "is not UTF-8 text: .* `iconv -f utf-16 -t utf-8`"),
         ("other.jsonl", "no line has text in 'text'; its fields are body"),
         ("bad.parquet", "is no Parquet file"),
         ("other.parquet", "has no column 'text'; its columns are body"),
@@ -153,7 +155,7 @@ def test_a_corpus_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             _read(tmp_path / name)
     with pytest.raises(UserError, match=r"corpus: no\*: there is no such file"):
         find_files(["no*"], tmp_path)
-    assert len(find_files(["."], tmp_path)) == 4
+    assert len(find_files(["."], tmp_path)) == 5
 
 
 def write_corpus(folder: Path) -> None:
