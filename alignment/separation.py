@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,10 +82,10 @@ class Pairs:
     def area(self) -> float:
         return float(self.placed[self.kinds[0]].mean())
 
-    def over_concepts(self, values: Floats) -> Floats:
+    def over_concepts(self, values: npt.NDArray[Any]) -> Floats:
         """The sum of the pairs' values over each concept's pairs."""
-        n = len(self.domains)
-        return sum((np.bincount(end, values, n) for end in self.ends), np.zeros(n))
+        first, second = (np.bincount(end, values, len(self.domains)) for end in self.ends)
+        return np.asarray(first + second, np.float64)
 
     def variance_over_concepts(self) -> float:
         """The jackknife's, on the scale on which a share varies alike everywhere (the arcsine of its
@@ -106,15 +107,14 @@ class Pairs:
             mates = np.delete(row, concept)[np.delete(own, concept)]
             # two pairs of the concept were taken off twice
             left[concept] += _below(np.sort(row[~own]), mates).sum()
-        return left / (
-            (n_same - self.over_concepts(same * 1.0)) * (n_other - self.over_concepts(other * 1.0))
-        )
+        pairs_left = (n_same - self.over_concepts(same)) * (n_other - self.over_concepts(other))
+        return np.asarray(left / pairs_left, np.float64)
 
     def counted_too_often(self) -> float:
         """What independent pairs would have in the variance over concepts beyond their own, once."""
         n, found = len(self.domains), 0.0
         for kind in self.kinds:
-            of_each, size = self.over_concepts(kind * 1.0), kind.sum()
+            of_each, size = self.over_concepts(kind), kind.sum()
             times = (n - 1) / n * float((of_each / (size - of_each)).sum())
             found += (times - 1) * self.variance_of_pairs(kind)
         return found
@@ -131,7 +131,7 @@ class Pairs:
         """
         same, other = self.kinds
         centred = (self.placed - self.area) * other
-        size, of_each = other.sum(), self.over_concepts(other * 1.0)
+        size, of_each = other.sum(), self.over_concepts(other)
         sums = self.over_concepts(centred)
         squares = float((centred**2).sum())
         products = float((sums**2).sum()) - 2 * squares
@@ -148,7 +148,7 @@ class Pairs:
         spread = float(expected @ expected)
         slope = max(0.0, float(expected @ self.placed[same]) / spread) if spread else 0.0
         within = self.variance_of_pairs(same) - 2 * slope**2 * effect / same.sum()
-        return between + max(0.0, within)
+        return float(between + max(0.0, within))
 
 
 def _below(ordered: Floats, values: Floats) -> Floats:

@@ -50,7 +50,7 @@ class How:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """The pairs (or triplets) of one human set among the concepts that every representation has."""
 
     human: Judgments
@@ -131,8 +131,9 @@ def _run(stage: Stage, store: Path, human: list[Judgments], how: How) -> Outcome
         )
         for judgments in human:
             notes += judgments.notes
-            common = _common_concepts(connection, judgments)
-            tasks, why_not = _tasks(judgments, common, how)
+            judged = {name for group in (*judgments.scores, *judgments.triplets) for name in group}
+            common = common_concepts(connection, judged)
+            tasks, why_not = tasks_of(judgments, common, how)
             notes += why_not
             for task in tasks:
                 rows += _rows(connection, task, reference)
@@ -170,8 +171,9 @@ def _judgment_files(folder: Path, human: list[Judgments]) -> list[FileRecord]:
     ]
 
 
-def _common_concepts(connection: duckdb.DuckDBPyConnection, judgments: Judgments) -> list[str]:
-    judged = {name for group in (*judgments.scores, *judgments.triplets) for name in group}
+def common_concepts(connection: duckdb.DuckDBPyConnection, judged: set[str]) -> list[str]:
+    """Those of the judged concepts that every representation in the table `similarity` has; they are in
+    the table `common` from here on."""
     connection.execute("DROP TABLE IF EXISTS judged")
     connection.execute("DROP TABLE IF EXISTS common")
     sql.provide(connection, "judged", {"concept": pa.array(sorted(judged), pa.string())})
@@ -179,7 +181,7 @@ def _common_concepts(connection: duckdb.DuckDBPyConnection, judgments: Judgments
     return [name for (name,) in connection.sql("FROM common ORDER BY concept").fetchall()]
 
 
-def _tasks(judgments: Judgments, concepts: list[str], how: How) -> tuple[list[_Task], list[str]]:
+def tasks_of(judgments: Judgments, concepts: list[str], how: How) -> tuple[list[Task], list[str]]:
     """What is to be measured on a human set, and what cannot be, and why."""
     number = {name: index for index, name in enumerate(concepts)}
     groups: list[tuple[str, ...]] = [
@@ -195,15 +197,15 @@ def _tasks(judgments: Judgments, concepts: list[str], how: How) -> tuple[list[_T
     members = np.array([[number[name] for name in group] for group in groups])
     if judgments.of_triplets:
         nothing = np.zeros(0)
-        return [_Task(judgments, how, None, concepts, members, nothing)], []
+        return [Task(judgments, how, None, concepts, members, nothing)], []
     scores = np.array([judgments.scores[first, second] for first, second in groups])
     if (scores == scores[0]).all():
         return [], [f"{judgments.name}: all scores are equal, so nothing can agree with them"]
-    return [_Task(judgments, how, each, concepts, members, scores) for each in how.measures], []
+    return [Task(judgments, how, each, concepts, members, scores) for each in how.measures], []
 
 
 def _rows(
-    connection: duckdb.DuckDBPyConnection, task: _Task, vectors: str | None
+    connection: duckdb.DuckDBPyConnection, task: Task, vectors: str | None
 ) -> list[dict[str, Any]]:
     """Rows of the `alignment` table, family after family; `vectors` are the word vectors that they are
     compared with."""
@@ -212,7 +214,7 @@ def _rows(
     reference: tuple[str, Estimates] | None = None
     for query in queries:
         if _called(query[0]) == f"{vectors} {WORD_VECTORS}":
-            _, matrices = _matrices(*query, task.concepts)
+            _, matrices = matrices_of(*query, task.concepts)
             estimates = task.estimates(matrices)
             if np.isfinite(estimates.values[0]):
                 reference = _called(query[0]), estimates
@@ -228,10 +230,10 @@ def _called(family: dict[str, Any]) -> str:
 def _family_rows(
     family: dict[str, Any],
     connection: duckdb.DuckDBPyConnection,
-    task: _Task,
+    task: Task,
     reference: tuple[str, Estimates] | None,
 ) -> list[dict[str, Any]]:
-    places, matrices = _matrices(family, connection, task.concepts)
+    places, matrices = matrices_of(family, connection, task.concepts)
     estimates = task.estimates(matrices)
     p = task.p_values(matrices)
     q = benjamini_hochberg(p)
@@ -270,7 +272,7 @@ def _family_rows(
     return rows
 
 
-def _matrices(
+def matrices_of(
     family: dict[str, Any], connection: duckdb.DuckDBPyConnection, concepts: list[str]
 ) -> tuple[list[dict[str, Any]], Floats]:
     """Where each representation of a family is read, and its similarities as symmetric matrices."""
@@ -284,7 +286,7 @@ def _matrices(
     return table.drop_columns("similarities").to_pylist(), matrices
 
 
-def _n_undefined(undefined: list[bool], task: _Task) -> int | None:
+def _n_undefined(undefined: list[bool], task: Task) -> int | None:
     """How many of the rated pairs have no similarity; None for triplets."""
     if task.measure is None:
         return None
@@ -294,7 +296,7 @@ def _n_undefined(undefined: list[bool], task: _Task) -> int | None:
     return int(square[task.members.min(axis=1), task.members.max(axis=1)].sum())
 
 
-def _ceiling(task: _Task) -> tuple[float | None, str | None]:
+def _ceiling(task: Task) -> tuple[float | None, str | None]:
     """From the raters of these very pairs where the data has them, else as published."""
     human = task.human
     if human.raters and task.measure:

@@ -300,12 +300,18 @@ def compare(
     human: Annotated[str, typer.Option("--human", metavar="NAME", help="The human data set.")],
     agreement: Annotated[str | None, typer.Option(help="spearman, kendall or pearson.")] = None,
     threshold: Annotated[float, typer.Option(help="Experts have an AP above it.")] = 0.5,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROW", help="The row that others are compared with, or a part of its name."
+        ),
+    ] = None,
 ) -> None:
     """Print models and baselines side by side, on the same pairs, best first."""
     from jobs.compare import print_comparison
     from storage.place import place
 
-    print_comparison(_out(), place(store), human, agreement, threshold)
+    print_comparison(_out(), place(store), human, agreement, threshold, against)
 
 
 @app.command()

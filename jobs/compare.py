@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from alignment.resampling import Interval
+from jobs.against import differences
 from jobs.alignment import TRIPLETS
 from jobs.similarity import EXPERTS
-from jobs.summary import INTERVALS, STATISTICS, headline, is_shown
+from jobs.summary import INTERVALS, STATISTICS, Labelled, headline, is_shown, with_interval
 from storage.assets import ASSETS
 from storage.database import ask, open_store
 from storage.errors import UserError
@@ -29,10 +31,15 @@ ORDER BY finished
 
 
 def print_comparison(
-    console: Console, store: Path, human_set: str, agreement: str | None, threshold: float
+    console: Console,
+    store: Path,
+    human_set: str,
+    agreement: str | None,
+    threshold: float,
+    against: str | None,
 ) -> None:
     """Print the last comparison of each of a store's concept sets with a human data set, best first, to
-    fit 80 columns.
+    fit 80 columns; with `against`, a row's label or a part of it, how much better each row is than that.
 
     Raises UserError where the store has none, naming what it has.
     """
@@ -66,7 +73,8 @@ def print_comparison(
                 for row in ask(connection, f"FROM alignment WHERE run = '{run['run']}'").to_pylist()
                 if (row["human_set"], row["agreement"]) == (human_set, asked)
             ]
-            _print(console, rows, threshold, f"{_name(run['concepts'])}, " if len(last) > 1 else "")
+            of = f"{_name(run['concepts'])}, " if len(last) > 1 else ""
+            _print(console, store, rows, threshold, of, against)
     older = len({each["run"] for each in runs}) - len(shown)
     if older:
         console.print(f"{older} more runs: SQL shows them.", markup=False)
@@ -77,14 +85,33 @@ def _name(concept_set: str | None) -> str:
     return (concept_set or "").rpartition("@")[0]
 
 
-def _print(console: Console, rows: list[dict[str, Any]], threshold: float, of: str) -> None:
+def _print(
+    console: Console,
+    store: Path,
+    rows: list[dict[str, Any]],
+    threshold: float,
+    of: str,
+    against: str | None,
+) -> None:
     """Print the rows of one run, under a title that begins with what they are `of`."""
     by = sorted({row["measure"] for row in rows if row["representation"] == EXPERTS})
     measure = JACCARD if JACCARD in by else by[0]
-    rows = [row for row in rows if is_shown(row, measure)]
+    shown = headline([row for row in rows if is_shown(row, measure)], threshold)
+    # those without a value come last
+    shown.sort(key=lambda each: (each[1]["rho"] is None, -(each[1]["rho"] or 0)))
     first = rows[0]
     human_set = first["human_set"]
     things = TRIPLETS if first["agreement"] == TRIPLETS else "pairs"
+    if against is None:
+        name, meaning = "p", "p permutes the concepts"
+        last = ["-" if row["p"] is None else f"{row['p']:.4f}" for _, row in shown]
+    else:
+        label, other = _one_of(shown, against)
+        name, meaning = "difference", f"Difference: less that of {label}"
+        apart = differences(store, shown, other)
+        last = [
+            "" if row is other else _apart(each) for (_, row), each in zip(shown, apart, strict=True)
+        ]
     console.print(
         f"{of}{human_set}: {STATISTICS[first['agreement']]} on the same "
         f"{first['n_pairs']} {things} of {first['n_concepts']} concepts, AP > {threshold}",
@@ -92,16 +119,16 @@ def _print(console: Console, rows: list[dict[str, Any]], threshold: float, of: s
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("representation")
-    for name in ("", "95% interval", "p"):
-        table.add_column(name, justify="right")
-    shown = headline(rows, threshold)
-    # those without a value come last
-    for label, row in sorted(shown, key=lambda each: (each[1]["rho"] is None, -(each[1]["rho"] or 0))):
-        table.add_row(escape(label), *map(escape, _cells(row)))
+    for column in ("", "95% interval", name):
+        table.add_column(column, justify="right")
+    for (label, row), cell in zip(shown, last, strict=True):
+        value = "-" if row["rho"] is None else f"{row['rho']:.2f}"
+        interval = with_interval(row["rho"], row["ci_low"], row["ci_high"]).removeprefix(value).strip()
+        table.add_row(escape(label), *map(escape, (value, interval, cell)))
     console.print(table)
     console.print(
-        f"Intervals: {INTERVALS[first['ci_by']]}. p permutes the concepts. What is best is chosen on "
-        "these very pairs. *: less the mean over all concepts.",
+        f"Intervals: {INTERVALS[first['ci_by']]}. {meaning}. What is best is chosen on these very "
+        "pairs. *: less the mean over all concepts.",
         markup=False,
     )
     if first["ceiling"] is not None:
@@ -114,11 +141,20 @@ def _print(console: Console, rows: list[dict[str, Any]], threshold: float, of: s
         console.print(f"Experts are compared by {measure}; SQL shows {', '.join(by)}.", markup=False)
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
-    if row["rho"] is None:
-        return "-", "-", "-"
-    interval = "-" if row["ci_low"] is None else f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
-    return f"{row['rho']:.2f}", interval, "-" if row["p"] is None else f"{row['p']:.4f}"
+def _one_of(shown: list[Labelled], against: str) -> Labelled:
+    """The row whose label is so, or has that in it."""
+    same = [each for each in shown if each[0].casefold() == against.casefold()]
+    found = same or [each for each in shown if against.casefold() in each[0].casefold()]
+    if len(found) != 1:
+        labels = "; ".join(label for label, _ in found or shown)
+        raise UserError(f"--against {against!r}: {'several' if found else 'none'} of the rows: {labels}")
+    if found[0][1]["rho"] is None:
+        raise UserError(f"--against {against!r}: {found[0][0]} has no value to compare with")
+    return found[0]
+
+
+def _apart(found: Interval | None) -> str:
+    return "-" if found is None else with_interval(found.value, found.low, found.high, sign="+")
 
 
 def print_human_sets(console: Console) -> None:

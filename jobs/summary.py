@@ -32,12 +32,16 @@ INTERVALS = {
     "concept-bootstrap": "concepts resampled",
     "pair-bootstrap": "pairs resampled, which is too narrow",
 }
+Labelled = tuple[str, dict[str, Any]]
+"""A row of a table, and what it is called where it is shown."""
+
 _SHOWN_LAYERS, _CELLS_IN_ROW = 6, 3
 _FOOTNOTE = (
     "All rows of a table are on the same pairs. Intervals (95%) allow for pairs that share a concept. "
-    "What is best is chosen on these very pairs, so it is flattered. A dash: all similarities are "
-    "equal, or too few differ for an interval. States are the hidden states after a layer: the mean of "
-    "a sentence's tokens, or the last; *: less the mean over all concepts."
+    "What is best is chosen on these very pairs, so it is flattered. All equal: so are the "
+    "similarities of all pairs, which leaves no correlation; few differ: too few for an interval. "
+    "States are the hidden states after a layer: the mean of a sentence's tokens, or the last; *: less "
+    "the mean over all concepts."
 )
 
 
@@ -98,7 +102,7 @@ def _print_layers(console: Console, rows: list[dict[str, Any]], threshold: float
     steps = min(_SHOWN_LAYERS, len(layers)) - 1
     shown = [layers[round(step * (len(layers) - 1) / max(1, steps))] for step in range(steps + 1)]
     cells = [
-        f"L{row['layer']} {_with_interval(row['rho'], row['ci_low'], row['ci_high'])}" for row in shown
+        f"L{row['layer']} {with_interval(row['rho'], row['ci_low'], row['ci_high'])}" for row in shown
     ]
     console.print(f"Neurons of single layers, {shown[0]['pooling']} pooling:", markup=False)
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -122,7 +126,7 @@ def _print_controls(console: Console, summary: dict[str, Any]) -> None:
         for row in halves:
             label = f"neurons, {row['pooling']} pooling"
             overlap = "-" if row["stability"] is None else f"{row['stability']:.2f}"
-            cells = (label, _with_interval(row["rho"], row["ci_low"], row["ci_high"]), overlap)
+            cells = (label, with_interval(row["rho"], row["ci_low"], row["ci_high"]), overlap)
             table.add_row(*map(escape, cells))
         console.print(table)
     trees = [row for row in summary["hierarchy"] if row["auc"] is not None]
@@ -138,7 +142,8 @@ def _print_controls(console: Console, summary: dict[str, Any]) -> None:
         table = Table(box=None, pad_edge=False, show_header=False)
         for label, row in shown:
             named = "" if row["recovered"] is None else f"{row['recovered']:.0%}"
-            cells = (label, _with_interval(row["auc"], row["auc_low"], row["auc_high"]), named)
+            interval = row["auc"], row["auc_low"], row["auc_high"]
+            cells = (label, with_interval(*interval, without="no overlap"), named)
             table.add_row(*map(escape, cells))
         console.print(table)
 
@@ -159,19 +164,26 @@ def _alignment_table(rows: list[dict[str, Any]], threshold: float) -> Table:
     if reference:
         table.add_column(f"less that of {reference.split()[0]}", justify="right")
     for label, row in headline(rows, threshold):
-        cells = [_with_interval(row["rho"], row["ci_low"], row["ci_high"])]
+        cells = [with_interval(row["rho"], row["ci_low"], row["ci_high"])]
         if reference:
             difference = (row["difference"], row["difference_low"], row["difference_high"])
-            cells.append(_with_interval(*difference, sign="+") if row["reference"] else "")
+            cells.append(with_interval(*difference, sign="+") if row["reference"] else "")
         table.add_row(escape(label), *map(escape, cells))
     return table
 
 
-def _with_interval(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+def with_interval(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    sign: str = "",
+    without: str = "few differ",
+) -> str:
+    """A value and its interval; `without` says why it has none."""
     if value is None:
-        return "-"
-    interval = "-" if low is None or high is None else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
-    return f"{value:{sign}.2f} {interval}"
+        return "all equal"
+    interval = without if low is None or high is None else f"{low:{sign}.2f}, {high:{sign}.2f}"
+    return f"{value:{sign}.2f} [{interval}]"
 
 
 def is_shown(row: dict[str, Any], measure: str) -> bool:
@@ -184,9 +196,7 @@ def is_chosen(label: str, row: dict[str, Any]) -> bool:
     return row["layer"] is not None and _unnamed(label, row).startswith("best ")
 
 
-def headline(
-    rows: list[dict[str, Any]], threshold: float | None, value: str = "rho"
-) -> list[tuple[str, dict[str, Any]]]:
+def headline(rows: list[dict[str, Any]], threshold: float | None, value: str = "rho") -> list[Labelled]:
     """The rows that answer whether neurons align better than embeddings, with their labels: the
     experts of each model and pooling at one threshold, each baseline, of the hidden states the best
     and the median, and last the random-weights control. What is best has the highest `value`."""
@@ -213,7 +223,7 @@ def headline(
     return [(_named(label, row), row) for label, row in shown]
 
 
-def _controls(rows: list[dict[str, Any]], threshold: float | None) -> list[tuple[str, dict[str, Any]]]:
+def _controls(rows: list[dict[str, Any]], threshold: float | None) -> list[Labelled]:
     """The experts that were found as a control, by the first pooling."""
     prefix = f"{EXPERTS}, "
     found = [
@@ -245,9 +255,7 @@ def _trained_layers(
     return layers
 
 
-def _best_layers(
-    rows: list[dict[str, Any]], threshold: float | None, value: str
-) -> list[tuple[str, dict[str, Any]]]:
+def _best_layers(rows: list[dict[str, Any]], threshold: float | None, value: str) -> list[Labelled]:
     """The layer of each trained model whose neurons agree best, by the first pooling."""
     layers = [
         [row for row in found if row[value] is not None]
@@ -260,7 +268,7 @@ def _best_layers(
     ]
 
 
-def _baselines(rows: list[dict[str, Any]], value: str) -> list[tuple[str, dict[str, Any]]]:
+def _baselines(rows: list[dict[str, Any]], value: str) -> list[Labelled]:
     shown = []
     hidden: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["representation"] != WORD_VECTORS):

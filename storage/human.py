@@ -103,6 +103,8 @@ _TSV = ("# Word 1", "Word 2", "Human (mean)")
 # each item of MEN was rated by one person, so that people's agreement is not known from its scores
 _PUBLISHED = {
     "men": Ceiling(0.84, "Bruni et al. 2014: mean of two of its authors with the scores, Spearman"),
+    # the page of the data set does not say which correlation
+    "mturk771": Ceiling(0.8957, "Halawi et al. 2012: means of one half of the raters with the other's"),
 }
 
 

@@ -29,7 +29,7 @@ from alignment.separation import Pairs, separation
 
 Floats = npt.NDArray[np.float64]
 
-_SIMULATIONS = 200
+_SIMULATIONS = 300
 
 
 def made(
@@ -139,7 +139,7 @@ def test_the_variance_of_independent_pairs_is_delongs_and_that_of_concepts_is_ta
 
 
 @pytest.mark.parametrize("apart", [0.0, 1.0, 2.4])
-@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 1.0])
 @pytest.mark.parametrize("sizes", [(5, 5, 5, 5), (2, 3, 4, 6, 10)])
 def test_the_areas_interval_covers(sizes: tuple[int, ...], spread: float, apart: float) -> None:
     """Also where concepts differ in how alike they are to all others. In balanced domains that offsets
@@ -148,7 +148,7 @@ def test_the_areas_interval_covers(sizes: tuple[int, ...], spread: float, apart:
     n = len(domains)
     first, second = np.triu_indices(n, 1)
     same = domains[first] == domains[second]
-    random = np.random.default_rng(n)
+    random = np.random.default_rng([n, int(10 * spread), int(10 * apart)])
     distance = apart * np.sqrt(1 + 2 * spread**2)
     drawn = []
     for _ in range(_SIMULATIONS):
@@ -162,8 +162,8 @@ def test_the_areas_interval_covers(sizes: tuple[int, ...], spread: float, apart:
     covered = np.mean([low <= truth <= high for low, high in bounds])
     print(f"{n} concepts, differ by {spread}, area {truth:.2f}: {covered:.1%}")
     assert len(bounds) > 0.98 * _SIMULATIONS
-    # 93 to 97% is promised; 200 simulations tell it give or take 3
-    assert 0.90 <= covered <= 0.995
+    # 93 to 97% is promised; three standard errors of 300 simulations
+    assert 0.90 <= covered <= 0.993
 
 
 def test_containment_is_that_of_sets_and_sees_members_that_hold_their_domain() -> None:

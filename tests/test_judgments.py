@@ -76,6 +76,11 @@ def test_comparing_with_what_is_not_there_says_what_is(study: Path) -> None:
     compared = neuralign("compare", store, "--human", "mine")
     assert "mine: Spearman's rho on the same 12 pairs of 6 concepts" in compared.stdout
     for options, message in (
+        (
+            ["--human", "mine", "--against", "max pooling"],
+            "'max pooling': several of the rows: neurons, ",
+        ),
+        (["--human", "mine", "--against", "word2vec"], "'word2vec': none of the rows: neurons, "),
         (["--human", "men"], "holds no comparison with 'men'; it has: mine"),
         (["--human", "mine", "--agreement", "kendall"], "has no kendall for 'mine'; it has spearman"),
         (["--human", "mine", "--threshold", "0.55"], "no experts at the threshold 0.55; it has 0.5"),
@@ -83,6 +88,26 @@ def test_comparing_with_what_is_not_there_says_what_is(study: Path) -> None:
         refused = neuralign("compare", store, *options)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
         assert message in refused.stderr
+
+
+def test_differences_to_a_row_are_those_that_the_sweep_stored_or_turned_round(study: Path) -> None:
+    """Recomputed from what the store holds: on other pairs they would be other numbers."""
+    store = study / "results/sweep"
+    with open_store(store) as connection:
+        stored = connection.sql(
+            "SELECT model, difference, difference_low, difference_high FROM alignment WHERE "
+            "representation IN ('word vectors', 'sentence encoder') AND difference IS NOT NULL"
+        ).fetchall()
+    assert len(stored) == 2
+    options = ("compare", store, "--human", "mine", "--against")
+    to_mine = neuralign(*options, "mine word vectors").stdout
+    assert "Difference: less that of mine word" in to_mine
+    for model, value, low, high in stored:
+        assert f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" in to_mine, model
+        if model == "glove-50":
+            from_glove = neuralign(*options, "GLOVE").stdout
+            assert f"{-value:+.2f} [{-high:+.2f}, {-low:+.2f}]" in from_glove
+    assert max(map(len, to_mine.splitlines())) <= 80
 
 
 def test_other_columns_of_a_human_file_are_other_judgments(study: Path, tmp_path: Path) -> None:
