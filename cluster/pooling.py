@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cluster.maxima import maxima
+from cluster.means import bfloat16_means
 from cluster.tokens import Batch
 from storage.activation_files import LAST, MEAN
 
@@ -20,7 +21,7 @@ class Pooler:
 
     def __init__(self, batch: Batch, poolings: Sequence[str]) -> None:
         self._poolings = list(poolings)
-        self._shape = batch.real.shape
+        self._real = batch.real
         self._weights = (batch.real / batch.real.sum(dim=1, keepdim=True)).unsqueeze(1)
         self._rows = torch.arange(len(batch.real), device=batch.real.device)
         positions = torch.arange(batch.real.shape[1], device=batch.real.device)
@@ -30,7 +31,7 @@ class Pooler:
     def __call__(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pooled values, of shape (sentences, units) each, from (sentences, tokens, units)."""
         # some layers run their MLP on all tokens in one row
-        shaped = hidden.reshape(*self._shape, hidden.shape[-1])
+        shaped = hidden.reshape(*self._real.shape, hidden.shape[-1])
         pools: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             MEAN: self.mean,
             LAST: self.last,
@@ -42,6 +43,8 @@ class Pooler:
 
     def mean(self, hidden: torch.Tensor) -> torch.Tensor:
         """Mean over the real tokens, in float32."""
+        if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu":
+            return bfloat16_means(hidden, self._real)
         return (self._weights @ hidden.float()).squeeze(1)
 
     def last(self, hidden: torch.Tensor) -> torch.Tensor:

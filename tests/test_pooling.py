@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.maxima import POOLINGS, CompiledMaxima, TorchMaxima
+from cluster.means import bfloat16_means
 
 DTYPES = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 SPECIAL = [0.0, -0.0, torch.inf, -torch.inf, 1e-40, -1e-40, 6e4, -6e4]
@@ -38,6 +39,29 @@ def test_compiled_maxima_are_those_of_torch(
     found, expected = (way(real, concept)(hidden) for way in (CompiledMaxima, TorchMaxima))
     for pooling in POOLINGS:
         assert torch.equal(found[pooling], expected[pooling]), pooling
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 40)),
+)
+def test_means_are_those_of_float64_and_do_not_depend_on_padding(
+    seed: int, shape: tuple[int, int, int]
+) -> None:
+    random = np.random.default_rng(seed)
+    hidden = torch.from_numpy(random.standard_normal(shape) * 100).to(torch.bfloat16)
+    real = torch.from_numpy(random.random(shape[:2]) < 0.7)
+    real[:, 0] = True
+    found = bfloat16_means(hidden, real)
+    for sentence, (rows, kept) in enumerate(zip(hidden, real, strict=True)):
+        torch.testing.assert_close(
+            found[sentence].double(), rows[kept].double().mean(dim=0), rtol=1e-5, atol=1e-4
+        )
+        alone = bfloat16_means(rows[kept][None], torch.ones(1, int(kept.sum()), dtype=torch.bool))
+        assert torch.equal(found[sentence], alone[0])
+    hidden[0, 0, 0] = torch.nan
+    assert bfloat16_means(hidden, real)[0, 0].isnan()
 
 
 @pytest.mark.parametrize("sign", [0, -1])
