@@ -20,7 +20,7 @@ from storage import layout, manifest
 from storage.commit import FileRecord, sweep_temporary, write_json
 from storage.errors import NeuralignError
 from storage.fingerprint import fingerprint
-from storage.lease import held, note
+from storage.lease import forget_gone, held, note
 from storage.manifest import Manifest
 from storage.place import remove
 
@@ -110,6 +110,8 @@ def ensure(stage: Stage, store: Path) -> bool:
     dropped (see `storage.manifest.drop`) is made again first.
     """
     if stage.is_done(store):
+        # of a run that was killed right after the manifest
+        forget_gone(stage.folder(store) / layout.RUNNING)
         return False
     for each in stage.inputs.values():
         if each.result(store).dropped:

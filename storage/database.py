@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +147,23 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
                 raise UserError(
                     f"SQL: {statement.type.name} is not allowed; a store is only read (SELECT)"
                 )
-        rows = connection.sql(query)
-        if rows is None:
-            raise UserError("SQL: the query is empty")
-        return rows.to_arrow_table()
+        with _only_reading(connection):
+            rows = connection.sql(query)
+            if rows is None:
+                raise UserError("SQL: the query is empty")
+            return rows.to_arrow_table()
     except duckdb.Error as error:
         raise UserError(f"SQL: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _only_reading(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """A transaction that refuses what a statement would write: a SELECT may hold a DELETE."""
+    connection.execute("BEGIN TRANSACTION READ ONLY")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def _only_reads(statement: duckdb.Statement) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storage import layout, manifest
 from storage.database import is_activations
-from storage.lease import pulse
+from storage.lease import is_held
 from storage.manifest import Manifest
 from storage.place import files_below, remove, size
 
@@ -50,7 +50,7 @@ def find_garbage(root: Path) -> Iterator[Garbage]:
         folder
         for kind in layout.KINDS
         for folder in manifest.stages(root, kind)
-        if pulse(folder / layout.RUNNING) is not None or folder.name not in done
+        if folder.name not in done or is_held(folder / layout.RUNNING)
     ]
     newest: dict[str, Manifest] = {}
     for each in done.values():

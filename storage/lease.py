@@ -119,6 +119,22 @@ def silent_for(path: Path) -> float:
     return abs(time.time() - path.stat().st_mtime)
 
 
+def is_held(path: Path) -> bool:
+    """Whether someone who seems to be alive holds a lease."""
+    try:
+        holder = read_lease(path)
+        return holder is not None and not is_gone(holder) and silent_for(path) <= SILENT_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def forget_gone(path: Path) -> None:
+    """Remove the lease of a process of this machine that has ended."""
+    holder = read_lease(path)
+    if holder is not None and is_gone(holder):
+        remove(path)
+
+
 def _changes(path: Path) -> bool:
     """Watch a lease; whether it was touched or given back before it had been silent for too long."""
     before, since = pulse(path), time.monotonic()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,7 @@ def read_units(folder: Path) -> dict[str, tuple[list[FileRecord], dict[str, Any]
     return units
 
 
+@cache
 def software_versions() -> dict[str, str]:
     """Versions of what computes the numbers."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}

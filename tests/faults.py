@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ import ray
 import ray.util.scheduling_strategies
 
 from cluster.shard_actor import STEPS, ShardActor
+from cluster.steering_pipeline import SteeringActor, SteeringPipeline
 
 _CALLS = ("mkdir", "open", "write", "fsync", "replace", "link", "unlink", "utime")
 _RANDOM = re.compile(r"\.[0-9a-f]{32}\.tmp")
@@ -93,6 +96,41 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def killed_everywhere(work: Callable[[], Any], folder: Path, states: Path) -> list[str]:
+    """Run some work in a child of which a fork is killed at each place; the places. How each kill leaves
+    `folder` is copied to `states/<number>`, but for what a kill left before: one that changes nothing
+    on the disk (as around a flush) cannot be told from the one before it."""
+    places = states / "places.txt"
+    states.mkdir()
+    places.touch()
+    seen = set[tuple[tuple[str, bytes | None], ...]]()
+
+    def reached(place: str) -> None:
+        if str(folder) not in place:
+            return
+        with places.open("a") as file:
+            file.write(f"{place}\n")
+        killed = os.fork()
+        if killed == 0:
+            kill()
+        assert was_killed(killed)
+        state = _state(folder)
+        if state not in seen:
+            if folder.is_dir():
+                shutil.copytree(folder, states / f"{len(seen):05d}")
+            seen.add(state)
+
+    assert not in_child(work, reached)
+    return places.read_text().splitlines()
+
+
+def _state(folder: Path) -> tuple[tuple[str, bytes | None], ...]:
+    return tuple(
+        (_named(path.relative_to(folder)), path.read_bytes() if path.is_file() else None)
+        for path in sorted(folder.rglob("*"), key=_named)
+    )
+
+
 def _watch(reached: Reached) -> None:
     real = {name: getattr(os, name) for name in _CALLS}
     names: dict[int, str] = {}
@@ -144,6 +182,7 @@ def in_one_process(model: Any, settings: Any) -> Iterator[None]:
     with patch.object(ray, "get_gpu_ids", list), patch.dict(os.environ):
         actor = ShardActor(model, settings, 0, 1)
         assert actor._shard
+        steered = SteeringActor(model, replace(settings, poolings=[]), 0, 1)
 
     class Pipeline:
         def __init__(self, *_: Any) -> None: ...
@@ -162,17 +201,29 @@ def in_one_process(model: Any, settings: Any) -> Iterator[None]:
             for unit in units:
                 yield unit, self._submit(pipeline, unit)
 
+    class Steering(SteeringPipeline):
+        def __init__(self, *_: Any) -> None:
+            self._shards = [_Called(steered)]
+
     def remote(task: Callable[..., Any]) -> Any:
         called = SimpleNamespace(remote=lambda *arguments: _Result(task(*arguments)))
-        return SimpleNamespace(options=lambda **_: called)
+        return SimpleNamespace(options=lambda **_: called, remote=called.remote)
 
     class _Result:
         def __init__(self, value: Any) -> None:
             self.value = value
 
+    class _Called:
+        def __init__(self, actor: Any) -> None:
+            self._actor = actor
+
+        def __getattr__(self, name: str) -> Any:
+            return SimpleNamespace(remote=getattr(self._actor, name))
+
     with (
         patch("jobs.sweep.disconnected_after", nullcontext),
         patch("cluster.pipeline.Pipeline", Pipeline),
+        patch("cluster.steering_pipeline.SteeringPipeline", Steering),
         patch("cluster.queue.WorkQueue", Queue),
         patch("cluster.session.connect", lambda: None),
         patch("cluster.session.cpus", lambda: 1),

@@ -132,6 +132,8 @@ def test_an_exported_database_is_read_by_plain_duckdb(store: Path, tmp_path: Pat
         "SELECT * FROM read_text('STORE/../../sweeps/sweep.yaml')",
         "EXPLAIN ANALYZE COPY (SELECT 1) TO 'STORE/out.csv'",
         "CALL pragma_version()",
+        "EXPLAIN ANALYZE WITH some AS (SELECT 1) DELETE FROM runs",
+        "WITH gone AS (DELETE FROM runs RETURNING *) SELECT * FROM gone",
     ],
 )
 def test_no_query_writes_or_reads_beside_the_store(store: Path, query: str) -> None:
