@@ -117,7 +117,7 @@ class _Question:
         """The words of a concept and of others, drawn by lot, after the prompts of either half."""
         from cluster.forcing import Reading
 
-        lot = np.random.default_rng([self.seed, unit.number]).permutation(len(self.words))
+        lot = np.random.default_rng([self.seed, unit.number]).permutation(len(self.after_prompts))
         chosen = [unit.number, *lot[lot != unit.number][: self.others]]
         return [
             Reading(word for each in chosen for word in self.after_prompts[each][half :: len(_HALVES)])

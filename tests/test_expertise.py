@@ -282,7 +282,7 @@ def test_the_ends_of_the_numbers_keep_their_order(dtype: type) -> None:
     Also at prevalences near 0 and 1."""
     info = np.finfo(dtype)
     ends = [0.0, info.smallest_subnormal, 2 * info.smallest_subnormal, info.tiny, 1, info.max]
-    levels = np.array([*ends, *(-np.array(ends))], dtype)
+    levels: Values = np.array([*ends, *(-np.array(ends))], dtype)
     random = np.random.default_rng(0)
     values = random.choice(levels, (6, 60))
     labels = labels_against_others(np.arange(60), np.arange(60) % 3, 60, 3)
