@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.page.figure import Figure, Line, Lines, Panel, Section
-from jobs.page.said import against, interval
+from jobs.page.said import against, count, interval
 from jobs.page.source import Source
 
 _EFFECTS = {
@@ -56,8 +56,8 @@ def section(source: Source) -> Section:
         best["change_low"], best["change_high"], 0, "raises", "lowers", "does not distinguishably change"
     )
     told = interval(best["change"], best["change_low"], best["change_high"], "+")
-    which = "best neuron" if best["k"] == 1 else f"{best['k']} best neurons"
-    finding = f"Forcing the {which} by AP {how} the log P of a concept's word ({told} nats)"
+    which = f"{count(best['k'], 'neuron')} ({_SELECTIONS[best['selection']]})"
+    finding = f"Forcing {which} {how} the log P of a concept's word ({told} nats)"
     note = (
         f"{source.view.label}: neurons forced to their on values, by how they were chosen; random "
         f"ones are "
