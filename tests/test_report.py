@@ -268,7 +268,7 @@ def test_steering_is_shown_where_it_was_tried(store: Path, sign: int, said: str)
         assert said in figure.finding
         assert isinstance(figure.body, Lines)
         (own, words) = figure.body.panels
-        assert [line.name for line in own.lines] == ["ap", "none", "random"]
+        assert [line.name for line in own.lines] == ["highest AP", "nothing forced", "random neurons"]
         assert own.lines[0].x == [3, 30]
         assert words.lines[0].y == [0.5, 0.5]
         found = details(source, "bus")["bus"]["steering"]

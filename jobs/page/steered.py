@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.page.figure import Figure, Line, Lines, Panel, Section
-from jobs.page.said import against, interval
+from jobs.page.said import against, count, interval
 from jobs.page.source import Source
 
 _EFFECTS = {
     "change": "log P of its word, change in nats",
     "others": "log P of other concepts' words, change in nats",
     "containing": "share of continuations with its word",
+}
+_SELECTIONS = {
+    "none": "nothing forced",
+    "ap": "highest AP",
+    "attribution": "highest attribution",
+    "random": "random neurons",
 }
 _CONTINUATIONS = 3
 _NOT_TRIED = (
@@ -50,7 +56,8 @@ def section(source: Source) -> Section:
         best["change_low"], best["change_high"], 0, "raises", "lowers", "does not distinguishably change"
     )
     told = interval(best["change"], best["change_low"], best["change_high"], "+")
-    finding = f"Forcing the {best['k']} best neurons {how} the log P of a concept's word ({told} nats)"
+    which = f"{count(best['k'], 'neuron')} ({_SELECTIONS[best['selection']]})"
+    finding = f"Forcing {which} {how} the log P of a concept's word ({told} nats)"
     note = (
         f"{source.view.label}: neurons forced to their on values, by how they were chosen; random "
         f"ones are "
@@ -72,6 +79,7 @@ def of_concepts(source: Source, concept: str | None) -> dict[str, dict[str, Any]
     if source.has("steering_prompts", "continuations"):
         samples = source.ask(_SAMPLES, concept=concept, count=_CONTINUATIONS, **_parameters(source))
         for sample in samples:
+            sample["selection"] = _SELECTIONS.get(sample["selection"], sample["selection"])
             if sample["concept"] in told:
                 told[sample.pop("concept")]["samples"].append(sample)
     return told
@@ -100,7 +108,10 @@ def _lines(rows: list[Row]) -> Lines:
             if row[effect] is not None:
                 selections.setdefault(row["selection"], []).append(row)
         if selections:
-            panels.append(Panel(axis, [_line(name, each, effect) for name, each in selections.items()]))
+            lines = [
+                _line(_SELECTIONS.get(name, name), each, effect) for name, each in selections.items()
+            ]
+            panels.append(Panel(axis, lines, percent=effect == "containing"))
     return Lines(panels, "neurons forced", log=True)
 
 

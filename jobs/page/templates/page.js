@@ -227,7 +227,7 @@
     plot.figure = found.figure;
     waiting.add(plot);
     const samples = found.samples.flatMap(({ selection, k, prompt, continuations }) => [
-      make("p", {}, `${k} neurons (${selection}) forced:`),
+      make("p", {}, k ? `${shown(k)} forced (${selection}):` : `With ${selection}:`),
       ...continuations.map((text) => make("blockquote", {}, make("i", {}, prompt), " ", text)),
     ]);
     return [card("Forcing its neurons", plot, ...samples)];
