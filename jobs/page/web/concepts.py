@@ -15,6 +15,7 @@ from jobs.page.said import short
 from jobs.page.web.text import MOST_TICKS, SYMBOLS, in_template, plain
 
 _AROUND_GRAPH = 0.16
+_BAR_TICKS = 4
 
 
 def matrix(body: Matrix) -> go.Figure:
@@ -26,7 +27,7 @@ def matrix(body: Matrix) -> go.Figure:
     z, bar = values, {}
     if body.root:
         z, least = np.sqrt(np.maximum(values, 0)), 0.0
-        ticks = np.linspace(0, np.sqrt(top or 1.0), MOST_TICKS)
+        ticks = np.linspace(0, np.sqrt(top or 1.0), _BAR_TICKS)
         bar = {"tickvals": ticks, "ticktext": [f"{tick**2:.2g}" for tick in ticks]}
         top = float(np.sqrt(top or 1.0))
     figure = go.Figure(
@@ -48,7 +49,9 @@ def matrix(body: Matrix) -> go.Figure:
                 "thickness": 12,
                 "y": 1.0,
                 "yanchor": "bottom",
-                "len": 0.9,
+                "len": 0.8,
+                "tickfont": {"size": 11},
+                "tickangle": 0,
                 **bar,
             },
         )
