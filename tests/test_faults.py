@@ -174,9 +174,11 @@ _EVERYTHING = (
 
 
 def _rows(folder: Path) -> dict[str, Any]:
-    """What a stage's folder holds: the rows of its tables, in any order, and the names of other files."""
+    """What a stage's folder holds: the rows of its tables, in any order, and other files' names."""
     return {
-        str(path.relative_to(folder)): sorted(map(repr, pq.read_table(path, partitioning=None).to_pylist()))
+        str(path.relative_to(folder)): sorted(
+            map(repr, pq.read_table(path, partitioning=None).to_pylist())
+        )
         if path.suffix == ".parquet"
         else None
         for path in folder.rglob("*")
