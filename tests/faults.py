@@ -16,12 +16,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import ray
 import ray.util.scheduling_strategies
+import torch
 
 from cluster.shard_actor import STEPS, ShardActor
 from cluster.steering_pipeline import SteeringActor, SteeringPipeline
@@ -105,20 +107,22 @@ def killed_everywhere(work: Callable[[], Any], folder: Path, states: Path) -> li
     places.touch()
     seen = set[tuple[tuple[str, bytes | None], ...]]()
 
+    one_at_a_time = Lock()
+
     def reached(place: str) -> None:
         if str(folder) not in place:
             return
-        with places.open("a") as file:
-            file.write(f"{place}\n")
-        killed = os.fork()
-        if killed == 0:
-            kill()
-        assert was_killed(killed)
-        state = _state(folder)
-        if state not in seen:
-            if folder.is_dir():
+        with one_at_a_time:
+            with places.open("a") as file:
+                file.write(f"{place}\n")
+            killed = os.fork()
+            if killed == 0:
+                kill()
+            assert was_killed(killed)
+            state = _state(folder)
+            if state not in seen:
+                seen.add(state)
                 shutil.copytree(folder, states / f"{len(seen):05d}")
-            seen.add(state)
 
     assert not in_child(work, reached)
     return places.read_text().splitlines()
@@ -177,7 +181,10 @@ def _named(path: Any) -> str:
 @contextmanager
 def in_one_process(model: Any, settings: Any) -> Iterator[None]:
     """Let sweeps run without Ray's processes, on one model that is loaded once: the same actors' and
-    tasks' code, called instead of sent. Only so can hundreds of sweeps be killed in a minute."""
+    tasks' code, called instead of sent, with one thread as there. Only so can hundreds of sweeps be
+    killed in a minute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     # an actor hides the GPUs that it was not given from its whole process
     with patch.object(ray, "get_gpu_ids", list), patch.dict(os.environ):
         actor = ShardActor(model, settings, 0, 1)
@@ -233,4 +240,7 @@ def in_one_process(model: Any, settings: Any) -> Iterator[None]:
         patch.object(ray, "put", lambda value: value),
         patch.object(ray, "wait", lambda references, **_: (references[:1], references[1:])),
     ):
-        yield
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import duckdb
 import pytest
-import torch
 
 import storage
 from cluster.shard import Settings
@@ -41,8 +40,6 @@ _TINY = {
 def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A store that holds one model's results made twice, with two sets of poolings, in a folder whose
     name looks like a part of a path in a store."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("queries")
     shutil.copytree(tiny_model, folder / "model")
     extra = "resamples: 100\nbaselines: []\nsimilarity: [jaccard, containment]\n"
@@ -55,7 +52,6 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         settings = Settings("float32", "mlp", list(read.neurons.pooling))
         with in_one_process(planned.weights[0], settings):
             sweep.run(planned)
-    torch.set_num_threads(threads)
     return folder / "pooling=a'b"
 
 
