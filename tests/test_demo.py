@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from alignment.expertise import REFERENCE_PREVALENCE
+from alignment.steering import rank_agreement
 from storage.database import open_store
 
 ROOT = Path(__file__).parent.parent
@@ -158,6 +159,33 @@ def test_the_summary_fits_eighty_columns_and_the_readme_shows_it(demo: Run) -> N
     }
     assert len(shown) >= 8
     assert shown == pytest.approx(found, abs=0.03)
+
+
+def test_forcing_experts_of_the_demo_raises_their_words(demo: Run) -> None:
+    """The first four concepts: experts do more than other neurons of their layers, and more for their
+    own word than for others'; those by attribution do the most; attributions tell single effects."""
+    file = demo.store.parent / "demo.yaml"
+    concepts = ["amphibian", "apartment", "bacon", "bathroom"]
+    wanted = {"concepts": concepts, "k": [30], "singles": 20, "single_concepts": 2, "samples": 0}
+    content = yaml.safe_load(file.read_text()) | {"steering": wanted}
+    content["models"] = [{"id": content["models"][0], "replicas": 1}]
+    steered = file.with_name("steered.yaml")
+    steered.write_text(yaml.safe_dump(content))
+    subprocess.run([sys.executable, "-m", "jobs.steering", str(steered)], check=True)
+    with open_store(demo.store) as connection:
+        rows = connection.sql(
+            "SELECT selection, change, others FROM steering_doses WHERE k > 0"
+        ).fetchall()
+        neurons = connection.sql(
+            "SELECT concept, attribution, change FROM steering_neurons"
+        ).fetchnumpy()
+    doses = {selection: (change, others) for selection, change, others in rows}
+    assert doses["attribution"][0] > doses["ap"][0] > max(1, doses["ap"][1] + 0.5)
+    assert abs(doses["random"][0]) < 0.5
+    for concept in concepts[:2]:
+        own = neurons["concept"] == concept
+        assert own.sum() == 20
+        assert (rank_agreement(*(neurons[name][own] for name in ("attribution", "change"))) or 0) > 0.8
 
 
 def test_the_demo_fits_a_laptops_memory(demo: Run) -> None:
