@@ -99,7 +99,8 @@ def read_shard(
     folder: Path, layers: range, incoming: list[Any] | None, limit: int | None
 ) -> tuple[dict[str, Any], list[Any]]:
     """What a shard reads, and its hidden states, in a process that may grow by `limit` bytes."""
-    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # each thread would take address space of its own
+    # each thread would take address space of its own
+    os.environ |= {"HF_DEACTIVATE_ASYNC_LOAD": "1", "TOKENIZERS_PARALLELISM": "false"}
     if limit is not None:
         most = _memory("VmSize") + limit
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -52,6 +52,11 @@ def read_in_float32(reader: Shard, given: list[Text], budget: int) -> dict[Any, 
     return {key: values.T for key, values in reader.finish(work).values.items()}
 
 
+def assert_close(found: Values, expected: Values) -> None:
+    """Rounding is as large as the largest terms that were added."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
+
+
 def by_loop(folder: Path, given: list[Text]) -> dict[tuple[str, int], Values]:
     """Pooled activations one sentence at a time, without padding, from the whole model in float64."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -117,7 +122,7 @@ def test_hidden_states_are_those_of_a_loop_over_single_sentences(tiny_model: Pat
             # the first token is the BOS
             for pool, expected in (("mean", hidden[1:].mean(dim=0)), ("last", hidden[-1])):
                 found = states[pool, number][:, column]
-                np.testing.assert_allclose(found, expected.numpy(), TOLERANCE, TOLERANCE)
+                assert_close(found, expected.numpy())
 
 
 @pytest.mark.parametrize("pad_id", [0, 7, 299])
@@ -131,8 +136,8 @@ def test_a_sentence_does_not_depend_on_its_batch_or_the_pad_token(
     together = read_in_float32(reader, given, 10_000)
     reversed_ = read_in_float32(reader, given[::-1], 10_000)
     for key, values in alone.items():
-        np.testing.assert_allclose(together[key], values, TOLERANCE, TOLERANCE)
-        np.testing.assert_allclose(reversed_[key][::-1], values, TOLERANCE, TOLERANCE)
+        assert_close(together[key], values)
+        assert_close(reversed_[key][::-1], values)
 
 
 def test_the_real_model_does_not_mix_sentences_either() -> None:
@@ -141,9 +146,7 @@ def test_the_real_model_does_not_mix_sentences_either() -> None:
     reader = shard(folder, ["max"])
     alone = read_in_float32(reader, given, 1)
     for key, values in read_in_float32(reader, given, 10_000).items():
-        # rounding in 30 layers is as large as the largest terms that were added
-        scale = np.abs(alone[key]).max()
-        np.testing.assert_allclose(values, alone[key], rtol=0, atol=TOLERANCE * scale)
+        assert_close(values, alone[key])
 
 
 def test_a_special_token_is_never_pooled(tiny_model: Path, tmp_path: Path) -> None:
