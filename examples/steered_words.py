@@ -1,0 +1,40 @@
+"""Which words forcing experts raises: `python examples/steered_words.py STORE`, after steering.yaml."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from alignment.steering import mean_over_both
+from cluster.tokens import Tokenizer
+from cluster.weights import materialise, resolve
+from storage.database import open_store
+
+
+def main(store: Path) -> None:
+    """Print the change of log P under 30 and 100 experts by AP, for words of one token and of several."""
+    tokenizer = Tokenizer(materialise(resolve("smollm2-135m-instruct", "main", store)), 512)
+    with open_store(store) as connection:
+        domains = dict(connection.sql("SELECT concept, domain FROM concepts").fetchall())
+        rows = connection.sql(
+            "SELECT concept, k, list(change ORDER BY prompt), any_value(prompt) FROM steering_prompts "
+            "WHERE selection = 'ap' AND k IN (30, 100) GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+    found: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
+    for concept, k, changes, prompt in rows:
+        _, tokens = tokenizer.after(prompt, concept.replace("_", " "))
+        kind = "one token" if len(tokens) == 1 else "several tokens"
+        if len(tokens) == 1 and concept in domains.values():
+            kind = "one token, names a domain"
+        found[kind, k].append(changes)
+    for (kind, k), values in sorted(found.items()):
+        mean = mean_over_both(np.array(values))
+        change = f"{mean.value:+.1f} [{mean.low:+.1f}, {mean.high:+.1f}]"
+        print(f"{kind:26} {len(values):3} words  k {k:3}  {change}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
