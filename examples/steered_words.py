@@ -15,7 +15,7 @@ from storage.database import open_store
 
 
 def main(store: Path) -> None:
-    """Print the change of log P under 30 and 100 experts by AP, for words of one token and of several."""
+    """Print the change of log P under 30 and 100 experts by AP, by the kind of word."""
     tokenizer = Tokenizer(materialise(resolve("smollm2-135m-instruct", "main", store)), 512)
     with open_store(store) as connection:
         domains = dict(connection.sql("SELECT concept, domain FROM concepts").fetchall())
