@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+import ray
 import torch
+from hypothesis import settings
 
 from cluster.weights import Weights, resolve
 from tests import planted, tiny
 from tests.study import PRINTED, make_study
+
+# a machine that does much else at the same time fails no test
+settings.register_profile("neuralign", deadline=None)
+settings.load_profile("neuralign")
 
 # several processes share the cores: two threads of each would mostly wait for one another
 torch.set_num_threads(1)
@@ -36,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return _LAST.index(name) + 1 if name in _LAST else 0
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_session_left() -> Iterator[None]:
+    """Each file of tests starts its own Ray."""
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -205,7 +205,7 @@ def test_the_image_copies_what_is_there_and_all_that_the_package_needs() -> None
     for name in copied:
         assert (ROOT / name).exists(), name
     project = (ROOT / "pyproject.toml").read_text()
-    packages = re.search(r"packages = \[(.*?)\]", project)
+    packages = re.search(r"packages = \[(.*?)\]", project, re.DOTALL)
     assert packages is not None
     assert {name.split(".")[0] for name in re.findall(r'"([\w.]+)"', packages[1])} <= copied
     assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"} <= copied
