@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
@@ -72,17 +71,6 @@ def was_killed(child: int) -> bool:
     return False
 
 
-def kill_at(number: int) -> Reached:
-    """Kill at the place of that number, from 0."""
-    places = count()
-
-    def reached(_: str) -> None:
-        if next(places) == number:
-            kill()
-
-    return reached
-
-
 def fail_in(kind: str, call: str, code: int) -> Reached:
     """Let a system call fail, with an error's code, for all that a stage writes but its lease."""
 
@@ -120,7 +108,7 @@ def killed_everywhere(work: Callable[[], Any], folder: Path, states: Path) -> li
                 kill()
             assert was_killed(killed)
             state = _state(folder)
-            if state not in seen:
+            if state not in seen and folder.is_dir():
                 seen.add(state)
                 shutil.copytree(folder, states / f"{len(seen):05d}")
 
@@ -161,7 +149,8 @@ def _watch(reached: Reached) -> None:
 
     def around(call: str) -> Callable[..., Any]:
         def called(*arguments: Any, **settings: Any) -> Any:
-            of = names.get(arguments[0], "") if call == "fsync" else _named(arguments[-1])
+            path = arguments[0] if call == "mkdir" else arguments[-1]
+            of = names.get(path, "") if call == "fsync" else _named(path)
             reached(f"before {call} {of}")
             result = real[call](*arguments, **settings)
             reached(f"after {call} {of}")
