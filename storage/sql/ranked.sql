@@ -6,4 +6,4 @@ SELECT
         -row_number() OVER (PARTITION BY row ORDER BY strength DESC, neuron)::DOUBLE AS strength
     )
 FROM scored
-ORDER BY neuron
+ORDER BY neuron, number

@@ -14,4 +14,4 @@ JOIN scopes
     ON scopes.pooling = places.pooling
     AND coalesce(scopes.layer = places.layer, true)
     AND coalesce(scopes.site = places.site, true)
-ORDER BY neuron
+ORDER BY neuron, number
