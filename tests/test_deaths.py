@@ -55,7 +55,7 @@ def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
     }
     done = []
     try:
-        for unit, receipt in queue_of(start, tmp_path, slow=0.1).run(units, 2, wait_seconds=60):
+        for unit, receipt in queue_of(start, tmp_path, slow=0.2).run(units, 2, wait_seconds=60):
             done.append(unit.number)
             assert len(receipt.files) == LAYERS * len(POOLINGS) + 2 * LAYERS
             if len(done) in faults:
@@ -64,5 +64,6 @@ def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
         ray.shutdown()
         cluster.shutdown()
     assert sorted(done) == list(range(len(units)))
-    assert len(started) > 4
+    # the node may die before the replica that takes a killed one's place is on it
+    assert len(started) >= 4
     check_every_activation(tmp_path, given, len(units))
