@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks import zoo
-from benchmarks.measure import record, seconds, side_by_side
+from benchmarks.measure import empty, record, seconds, side_by_side
 from cluster.shard import PAD_ID, Shard
 from cluster.tokens import pad
 from cluster.weights import materialise
@@ -31,8 +31,10 @@ def capture() -> None:
                     batch = pad([each.tokens[row] for row in rows], PAD_ID, shard.device)
                     shard.model(batch.ids, attention_mask=batch.attention, use_cache=False)
 
-    with zoo.pipelines(1) as replicas:
-        ours, theirs = side_by_side(lambda: zoo.run(replicas, texts), bare, _ROUNDS)
+    with zoo.pipelines(1) as (replicas, store):
+        ours, theirs = side_by_side(
+            lambda: zoo.run(replicas, texts, store), bare, _ROUNDS, lambda: empty(store)
+        )
     record("capture", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 0.95")
     _print_rate(shard, sum(len(tokens.ids) for each in work for tokens in each.tokens) / ours)
 
@@ -40,9 +42,12 @@ def capture() -> None:
 def pipeline() -> None:
     """Two shards on a core each against two replicas of the whole model on a core each."""
     texts = zoo.demo_texts(_SENTENCES)
-    with zoo.pipelines(2, 1, 1) as (cut, *whole):
+    with zoo.pipelines(2, 1, 1) as ((cut, *whole), store):
         ours, theirs = side_by_side(
-            lambda: zoo.run([cut], texts), lambda: zoo.run(whole, texts), _ROUNDS
+            lambda: zoo.run([cut], texts, store),
+            lambda: zoo.run(whole, texts, store),
+            _ROUNDS,
+            lambda: empty(store),
         )
     record("pipeline", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 0.80")
 
@@ -50,9 +55,12 @@ def pipeline() -> None:
 def replicas() -> None:
     """Two replicas on a core each against one."""
     texts = zoo.demo_texts(_SENTENCES)
-    with zoo.pipelines(1, 1) as both:
+    with zoo.pipelines(1, 1) as (both, store):
         ours, theirs = side_by_side(
-            lambda: zoo.run(both, texts), lambda: zoo.run(both[:1], texts), _ROUNDS
+            lambda: zoo.run(both, texts, store),
+            lambda: zoo.run(both[:1], texts, store),
+            _ROUNDS,
+            lambda: empty(store),
         )
     record("replicas", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 1.8")
 

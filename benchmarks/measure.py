@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -22,12 +23,28 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def side_by_side(
-    ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = 5
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    rounds: int = 5,
+    tidy: Callable[[], Any] = lambda: None,
 ) -> tuple[float, float]:
-    """Median seconds of both over rounds in which they take turns, after one round that is dropped."""
-    ours(), theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+    """Median seconds of both over rounds in which they take turns, after one round that is dropped.
+    What comes after each call to `tidy` up is not counted."""
+
+    def timed(call: Callable[[], Any]) -> float:
+        taken = seconds(call)
+        tidy()
+        return taken
+
+    timed(ours), timed(theirs)
+    pairs = [(timed(ours), timed(theirs)) for _ in range(rounds)]
     return statistics.median(one for one, _ in pairs), statistics.median(two for _, two in pairs)
+
+
+def empty(folder: Path) -> None:
+    """Remove all that is in a folder."""
+    for path in folder.iterdir():
+        shutil.rmtree(path)
 
 
 def record(name: str, ours: float, theirs: float, unit: str, target: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,16 +43,18 @@ def demo_texts(count: int) -> list[Text]:
 
 
 @contextmanager
-def pipelines(*shards: int) -> Iterator[list[Pipeline]]:
-    """Pipelines of so many shards each, on a CPU core a shard, warmed up by one unit."""
+def pipelines(*shards: int) -> Iterator[tuple[list[Pipeline], Path]]:
+    """Pipelines of so many shards each, on a CPU core a shard, warmed up by one unit; and a folder to
+    write to."""
     connect()
     # all of them wait for work at once, but only those that are measured have any
     resources = {"CPU": ray.cluster_resources()["CPU"] / sum(shards) // 0.01 * 0.01}
     made = [Pipeline(demo_model(), SETTINGS, count, resources) for count in shards]
     try:
-        for pipeline in made:
-            run([pipeline], demo_texts(_WARM_UP))
-        yield made
+        with tempfile.TemporaryDirectory() as name:
+            for pipeline in made:
+                run([pipeline], demo_texts(_WARM_UP), Path(name))
+            yield made, Path(name)
     finally:
         for pipeline in made:
             pipeline.stop()
@@ -66,19 +67,15 @@ def in_units(texts: list[Text]) -> list[list[Text]]:
     return [texts[first : first + size] for first in range(0, len(texts), size)]
 
 
-def run(replicas: list[Pipeline], texts: list[Text]) -> None:
+def run(replicas: list[Pipeline], texts: list[Text], store: Path) -> None:
     """Read and commit all sentences, units dealt to the replicas in turn; two units wait at each."""
-    store = Path(tempfile.mkdtemp())
     cut = in_units(texts)
     units = [
         WorkUnit(number, number * len(cut[0]), part, TOKEN_BUDGET) for number, part in enumerate(cut)
     ]
-    try:
-        flying: list[Any] = []
-        for number, unit in enumerate(units):
-            if len(flying) == 2 * len(replicas):
-                ray.get(flying.pop(0))
-            flying.append(replicas[number % len(replicas)].submit(unit, store, []))
-        ray.get(flying)
-    finally:
-        shutil.rmtree(store)
+    flying: list[Any] = []
+    for number, unit in enumerate(units):
+        if len(flying) == 2 * len(replicas):
+            ray.get(flying.pop(0))
+        flying.append(replicas[number % len(replicas)].submit(unit, store, []))
+    ray.get(flying)

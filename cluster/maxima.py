@@ -6,6 +6,7 @@ There the bits are compared as whole numbers, in one compiled pass.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -32,14 +33,12 @@ class CompiledMaxima:
         """Of shape (sentences, units) each, from (sentences, tokens, units). A NaN of either sign is
         greater than any number."""
         sentences, _, units = hidden.shape
-        bits = hidden.contiguous().view(_WHOLE_NUMBERS[hidden.element_size()])
-        found = torch.empty(len(POOLINGS), sentences, units, dtype=bits.dtype)
-        # of the bits' own type, or the compiled loop would widen all of them
-        kind = found.numpy().dtype.type
-        largest = kind(torch.iinfo(bits.dtype).max)
-        nans = kind(round(1 / torch.finfo(hidden.dtype).eps) - 1)
-        _greatest(bits.numpy(), self._parts, largest, nans, found.numpy())
-        return dict(zip(POOLINGS, found.view(hidden.dtype), strict=True))
+        whole, largest, nans = _limits(hidden.dtype)
+        bits = hidden.contiguous().view(whole).numpy()
+        found = np.empty((len(POOLINGS), sentences, units), bits.dtype)
+        _greatest(bits, self._parts, largest, nans, found)
+        values = torch.from_numpy(found).view(hidden.dtype)
+        return dict(zip(POOLINGS, values.unbind(), strict=True))
 
 
 class TorchMaxima:
@@ -64,6 +63,16 @@ def maxima(real: torch.Tensor, concept: torch.Tensor) -> CompiledMaxima | TorchM
     """What is fast on the device of a batch. A sentence that is about no concept has no word of its own:
     `concept` then looks at all its real tokens."""
     return (CompiledMaxima if real.device.type == "cpu" else TorchMaxima)(real, concept)
+
+
+@lru_cache
+def _limits(dtype: torch.dtype) -> tuple[torch.dtype, Any, Any]:
+    """The whole numbers with the bits of such floats: their type, the largest, and how many of either
+    sign are NaNs."""
+    whole = _WHOLE_NUMBERS[dtype.itemsize]
+    # of the bits' own type, or the compiled loop would widen all of them
+    kind = torch.empty(0, dtype=whole).numpy().dtype.type
+    return whole, kind(torch.iinfo(whole).max), kind(round(1 / torch.finfo(dtype).eps) - 1)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from cluster.maxima import maxima
+from cluster.maxima import POOLINGS, maxima
 from cluster.means import bfloat16_means
 from cluster.tokens import Batch
 from storage.activation_files import LAST, MEAN
@@ -21,25 +21,25 @@ class Pooler:
 
     def __init__(self, batch: Batch, poolings: Sequence[str]) -> None:
         self._poolings = list(poolings)
+        self._by_maxima = any(pooling in POOLINGS for pooling in poolings)
         self._real = batch.real
         self._weights = (batch.real / batch.real.sum(dim=1, keepdim=True)).unsqueeze(1)
-        self._rows = torch.arange(len(batch.real), device=batch.real.device)
-        positions = torch.arange(batch.real.shape[1], device=batch.real.device)
-        self._last = (batch.real * positions).argmax(dim=1)
+        sentences, tokens = batch.real.shape
+        starts = torch.arange(0, sentences * tokens, tokens, device=batch.real.device)
+        positions = torch.arange(tokens, device=batch.real.device)
+        self._last = starts + (batch.real * positions).argmax(dim=1)
         self._maxima = maxima(batch.real, batch.concept)
 
     def __call__(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pooled values, of shape (sentences, units) each, from (sentences, tokens, units)."""
         # some layers run their MLP on all tokens in one row
         shaped = hidden.reshape(*self._real.shape, hidden.shape[-1])
-        pools: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-            MEAN: self.mean,
-            LAST: self.last,
-        }
-        pooled = {name: pools[name](shaped) for name in self._poolings if name in pools}
-        if len(pooled) < len(self._poolings):
-            pooled |= self._maxima(shaped)
-        return {pooling: pooled[pooling] for pooling in self._poolings}
+        found = self._maxima(shaped) if self._by_maxima else {}
+        if MEAN in self._poolings:
+            found[MEAN] = self.mean(shaped)
+        if LAST in self._poolings:
+            found[LAST] = self.last(shaped)
+        return {pooling: found[pooling] for pooling in self._poolings}
 
     def mean(self, hidden: torch.Tensor) -> torch.Tensor:
         """Mean over the real tokens, in float32."""
@@ -49,4 +49,4 @@ class Pooler:
 
     def last(self, hidden: torch.Tensor) -> torch.Tensor:
         """The values at the last real token."""
-        return hidden[self._rows, self._last]
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._last)

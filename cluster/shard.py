@@ -16,6 +16,7 @@ from torch import nn
 
 from cluster.batching import batches
 from cluster.dictionary import Dictionary, Encoder
+from cluster.gathered import Gathered, Place
 from cluster.partial import layer_count, load_layers
 from cluster.pooling import Pooler
 from cluster.sites import Site, find_sites, hidden_values, with_hidden
@@ -30,7 +31,6 @@ _SHOWN = 80
 PAD_ID = 0
 """Any id of the vocabulary will do: the attention never sees padding."""
 
-Place = tuple[str, Site]
 Hidden = list[torch.Tensor]
 
 
@@ -62,12 +62,11 @@ class Reading:
 @dataclass
 class Work:
     """A work unit on its way through a shard: its tokens, its batches (positions of sentences) and
-    what was read so far, of shape (sentences, units)."""
+    what was read so far."""
 
     tokens: list[Tokens]
     batches: list[list[int]]
-    out: dict[Place, torch.Tensor]
-    copies: list[_Copy] = field(default_factory=list)
+    gathered: Gathered
 
 
 @dataclass
@@ -78,21 +77,6 @@ class _Now:
     incoming: torch.Tensor | None
     pooled: dict[Place, torch.Tensor] = field(default_factory=dict)
     outgoing: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """A batch's pooled values on their way to the host; they are there when `arrived` is."""
-
-    rows: npt.NDArray[np.int64]
-    values: dict[Place, torch.Tensor]
-    arrived: torch.cuda.Event | None
-
-    def take_in(self, out: dict[Place, torch.Tensor]) -> None:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        for place, values in self.values.items():
-            out[place].numpy()[self.rows] = values.numpy()
 
 
 class Shard:
@@ -121,7 +105,7 @@ class Shard:
         longest = min(LONGEST_SENTENCE, getattr(config, "max_position_embeddings", 1 << 30))
         self.tokenizer = Tokenizer(folder, longest, settings.remote_code)
         self._now: _Now | None = None
-        self._spare: list[dict[Place, torch.Tensor]] = []
+        self._spare: list[Gathered] = []
         self._watch(numbered)
 
     def _latents(self, dictionary: Dictionary, numbered: dict[int, nn.Module]) -> list[Site]:
@@ -162,27 +146,24 @@ class Shard:
             before = incoming[at] if incoming is not None else None
             batch = pad([work.tokens[row] for row in rows], PAD_ID, self.device)
             hidden, pooled = self._forward(batch, before)
-            if len(pooled) < len(work.out):
-                (_, site), *_ = work.out.keys() - pooled.keys()
+            for _, site in work.gathered.lacking(pooled):
                 raise NeuralignError(f"{site}: gave no values; name another module, or its other side")
             outgoing.append(hidden)
-            work.copies.append(self._copy(work, rows, pooled))
-            # the copy of the batch before has ended while this one ran
-            _take_in(work, but=1)
+            work.gathered.take(rows, pooled)
         return outgoing
 
     def finish(self, work: Work) -> Reading:
         """What was read: views into the unit's memory (see `recycle`). Raises NeuralignError for a value
         that float16 cannot hold."""
-        _take_in(work)
-        for (pooling, site), tensor in work.out.items():
+        values = work.gathered.values()
+        for (pooling, site), tensor in values.items():
             if not all_finite(tensor.numpy()):
                 raise NeuralignError(
                     f"{site}, pooling {pooling}: an activation is not a number or is past float16's "
                     f"range ({FLOAT16_LIMIT:.0f}); try dtype float32, or check the model's weights"
                 )
         return Reading(
-            {place: tensor.numpy().T for place, tensor in work.out.items()},
+            {place: tensor.numpy().T for place, tensor in values.items()},
             tokens=sum(len(sentence.ids) for sentence in work.tokens),
             truncated=sum(sentence.truncated for sentence in work.tokens),
         )
@@ -190,7 +171,7 @@ class Shard:
     def recycle(self, work: Work) -> None:
         """Leave the memory of a unit, whose reading is no longer looked at, to those that come: the
         system clears new memory page by page, which takes as long as filling it."""
-        self._spare.append(work.out)
+        self._spare.append(work.gathered)
 
     def embed(self, words: Sequence[str]) -> npt.NDArray[np.float32]:
         """Mean input embedding of each word's tokens, of shape (words, width); in the first shard."""
@@ -199,19 +180,16 @@ class Shard:
         vectors: npt.NDArray[np.float32] = torch.stack(rows).cpu().numpy()
         return vectors
 
-    def _room(self, sentences: int) -> dict[Place, torch.Tensor]:
+    def _room(self, sentences: int) -> Gathered:
         """Memory for what is read in so many sentences."""
         while self._spare:
-            out = self._spare.pop()
-            if all(len(values) == sentences for values in out.values()):
-                return out
+            spare = self._spare.pop()
+            if spare.sentences == sentences:
+                return spare
         neurons = [(pooling, site) for site in self.sites for pooling in self.poolings]
         states = [(pooling, site) for site in self.residuals for pooling in self.states]
-        return {
-            place: torch.empty(sentences, place[1].width, dtype=dtype)
-            for places, dtype in ((neurons, torch.float16), (states, torch.float32))
-            for place in places
-        }
+        dtypes = dict.fromkeys(neurons, torch.float16) | dict.fromkeys(states, torch.float32)
+        return Gathered(dtypes, sentences)
 
     def _forward(
         self, batch: Batch, incoming: torch.Tensor | None
@@ -234,19 +212,6 @@ class Shard:
         if now.outgoing is None:
             raise NeuralignError(f"{type(self.model).__name__}: its last layer did not run")
         return now.outgoing, now.pooled
-
-    def _copy(self, work: Work, rows: list[int], pooled: dict[Place, torch.Tensor]) -> _Copy:
-        """Start the copy of pooled values to the host; the device goes on meanwhile."""
-        values = {
-            # from bfloat16 to float16 the way by float32 is the fast one
-            place: tensor.float().to(work.out[place].dtype).to("cpu", non_blocking=True)
-            for place, tensor in pooled.items()
-        }
-        if self.device.type != "cuda":
-            return _Copy(np.array(rows), values, None)
-        arrived: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record()
-        return _Copy(np.array(rows), values, arrived)
 
     def _watch(self, numbered: dict[int, nn.Module]) -> None:
         """Hooks that pool on the device as the layers run; only pooled values leave it."""
@@ -304,9 +269,3 @@ class Shard:
             raise UserError(
                 f"the sentence {shown} has nothing but its concept's word; pooling 'context' needs more"
             )
-
-
-def _take_in(work: Work, but: int = 0) -> None:
-    """Take a work unit's copies in, all but the last so many."""
-    while len(work.copies) > but:
-        work.copies.pop(0).take_in(work.out)

@@ -20,14 +20,16 @@ import torch
 from ray.util.collective import nccl_available
 from transformers.utils import logging as transformers_logging
 
+from cluster.gathered import Place
 from cluster.partial import shard_layers
-from cluster.shard import Hidden, Place, Settings, Shard, Work
+from cluster.shard import Hidden, Settings, Shard, Work
 from cluster.tokens import Text
 from cluster.weights import Weights, materialise
 from storage import schemas
 from storage.activation_files import INPUT_EMBEDDINGS_FILE, activation_folder
 from storage.commit import FileRecord, write_table, write_values
 from storage.errors import NeuralignError
+from storage.place import is_remote
 
 STEPS = 4
 """A unit passes from shard to shard in this many pieces, so that a shard begins while the one before it
@@ -35,7 +37,9 @@ still works; each piece holds whole batches."""
 
 _ROW_GROUP_BYTES = 4 << 20
 _BLOCK_BYTES = 64 << 20
-_COMMITS_AT_ONCE = 4
+_PUTS_AT_ONCE = 4
+"""Files of a unit on their way to a bucket, which answers late; on a disk more than one would only take
+cores from the model."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +149,7 @@ class ShardActor:
             name = f"{activation_folder(pooling, site.layer, site.name)}/{unit.name}.parquet"
             return write_values(folder, name, values, row_group)
 
-        # a bucket answers late
-        with ThreadPoolExecutor(_COMMITS_AT_ONCE) as threads:
+        with ThreadPoolExecutor(_PUTS_AT_ONCE if is_remote(folder) else 1) as threads:
             files = list(threads.map(write, reading.values))
         self._shard.recycle(work)
         if words:

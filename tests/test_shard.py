@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignment.words import find_word
 from cluster import shard as shard_module
 from cluster.batching import batches
+from cluster.gathered import Gathered
 from cluster.shard import Reading, Settings, Shard
 from cluster.sites import Site
 from cluster.tokens import Text
@@ -47,7 +48,7 @@ def read(folder: Path, given: list[Text], poolings: list[str], budget: int = 100
 def read_in_float32(reader: Shard, given: list[Text], budget: int) -> dict[Any, Values]:
     """Pooled values, of shape (sentences, units), before they are stored in float16."""
     work = reader.begin(given, budget)
-    work.out = {key: values.float() for key, values in work.out.items()}
+    work.gathered = Gathered(dict.fromkeys(work.gathered.values(), torch.float32), len(given))
     reader.step(work, range(len(work.batches)), None)
     return {key: values.T for key, values in reader.finish(work).values.items()}
 
