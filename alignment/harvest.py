@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from zlib import crc32
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -97,53 +98,61 @@ def sentence_bounds(text: bytes) -> tuple[_Ids, _Ids]:
     small letter follows, and at an empty line. It does not end after an initial or one of some
     English abbreviations. A rule for sampling: what is drawn is split again with more care.
     """
-    raw = np.frombuffer(text, np.uint8)
+    raw, plain = np.frombuffer(text, np.uint8), np.frombuffer(spaced(text), np.uint8)
     if not len(raw):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    white = np.flatnonzero(raw <= _SPACE)
-    # the first white space after something, and what comes next after all of it
-    first = white[np.diff(white, prepend=-2) > 1]
-    last = white[np.diff(white, append=len(raw) + 1) > 1]
-    # two line breaks in one stretch of white space are an empty line
-    lines = np.searchsorted(first, np.flatnonzero(raw == ord("\n")), side="right") - 1
-    empty = np.zeros(len(first), np.bool_)
-    empty[lines[1:][lines[1:] == lines[:-1]]] = True
-    before = np.maximum(first - 1, 0)
-    for _ in range(2):
-        before = np.where(_CLOSING[raw[before]], np.maximum(before - 1, 0), before)
-    following = raw[np.minimum(last + 1, len(raw) - 1)]
-    small = (following >= ord("a")) & (following <= ord("z"))
-    ends = _ENDING[raw[before]] & ~small
-    dots = np.flatnonzero(ends & (raw[before] == ord(".")))
-    ends[dots] = ~_is_abbreviation(text, before[dots])
-    cut = (ends | empty) & (first > 0)
-    begin = last[0] + 1 if raw[0] <= _SPACE else 0
-    starts = np.concatenate([[begin], last[cut] + 1])
-    stops = np.concatenate([first[cut], [len(raw)]])
-    return starts, np.maximum(stops, starts)
+    # between two ends there is a mark and a space, or two line breaks
+    bounds = np.empty((2, len(raw) // 2 + 1), np.int64)
+    count = _find_bounds(raw, plain, *bounds)
+    return bounds[0, :count], bounds[1, :count]
 
 
-def _is_abbreviation(text: bytes, dots: _Ids) -> npt.NDArray[np.bool_]:
-    """Whether the word before each full stop is a single letter or a known abbreviation."""
-    plain = np.frombuffer(spaced(text), np.uint8)
-    known = {word: _key(word) for word in _ABBREVIATIONS.split()}
-    longest = max(map(len, known)) + 1
-    found = np.zeros(len(dots), np.bool_)
-    key = np.zeros(len(dots), np.uint64)
-    for back in range(1, longest + 1):
-        at = dots - back
-        letter = np.where(at >= 0, plain[np.maximum(at, 0)], _SPACE).astype(np.uint64)
-        key |= letter << np.uint64(8 * (back - 1))
-        if back == 2:
-            found |= (letter == _SPACE) & (plain[np.maximum(dots - 1, 0)] > ord("9"))
-        of_length = [value for word, value in known.items() if len(word) == back - 1]
-        found |= np.isin(key, np.array(of_length, np.uint64))
-    return found
+@numba.njit(cache=True, nogil=True)
+def _find_bounds(
+    raw: npt.NDArray[np.uint8], plain: npt.NDArray[np.uint8], starts: _Ids, ends: _Ids
+) -> int:
+    """Fill in the bounds of a text's sentences, given also as words between spaces; their number."""
+    size, count, at = len(raw), 0, 0
+    while at < size and raw[at] <= _SPACE:
+        at += 1
+    starts[0] = at
+    while at < size:
+        if raw[at] > _SPACE:
+            at += 1
+            continue
+        first, lines = at, 0
+        while at < size and raw[at] <= _SPACE:
+            lines += raw[at] == _NEW_LINE
+            at += 1
+        before = first - 1
+        for _ in range(2):
+            if _CLOSING[raw[before]] and before > 0:
+                before -= 1
+        following = raw[min(at, size - 1)]
+        is_end = _ENDING[raw[before]] and not _SMALL_A <= following <= _SMALL_Z
+        if is_end and raw[before] == _DOT:
+            is_end = not _is_abbreviation(plain, before)
+        if is_end or lines > 1:
+            ends[count] = first
+            count += 1
+            starts[count] = at
+    ends[count] = max(size, starts[count])
+    return count + 1
 
 
-def _key(word: str) -> int:
-    """The bytes of a word and of the space before it, the last byte lowest."""
-    return int.from_bytes(f" {word}".encode(), "big")
+@numba.njit(cache=True, nogil=True)
+def _is_abbreviation(plain: npt.NDArray[np.uint8], dot: int) -> bool:
+    """Whether the word before a full stop is a single letter or a known abbreviation."""
+    key = np.uint64(0)
+    for back in range(1, _LONGEST_ABBREVIATION + 2):
+        letter = plain[dot - back] if back <= dot else _SPACE
+        if letter == _SPACE:
+            if back == 2 and plain[dot - 1] > _NINE:
+                return True
+            place = np.searchsorted(_KNOWN, key)
+            return back > 1 and place < len(_KNOWN) and _KNOWN[place] == key
+        key |= np.uint64(letter) << np.uint64(8 * (back - 1))
+    return False
 
 
 def _hashes(text: bytes, starts: _Ids, ends: _Ids, seed: int) -> _Hashes:
@@ -167,6 +176,13 @@ def _table(characters: str) -> npt.NDArray[np.bool_]:
     table[list(characters.encode())] = True
     return table
 
+
+_NEW_LINE, _DOT, _NINE, _SMALL_A, _SMALL_Z = b"\n.9az"
+_LONGEST_ABBREVIATION = max(map(len, _ABBREVIATIONS.split()))
+_KNOWN = np.array(
+    sorted(int.from_bytes(each.encode(), "big") for each in _ABBREVIATIONS.split()), np.uint64
+)
+"""The bytes of each abbreviation, the last byte lowest."""
 
 _ENDING = _table(".!?")
 _CLOSING = _table("\"')]")
