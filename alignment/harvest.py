@@ -150,7 +150,7 @@ def _is_abbreviation(plain: npt.NDArray[np.uint8], dot: int) -> bool:
             if back == 2 and plain[dot - 1] > _NINE:
                 return True
             place = np.searchsorted(_KNOWN, key)
-            return back > 1 and place < len(_KNOWN) and _KNOWN[place] == key
+            return bool(back > 1 and place < len(_KNOWN) and _KNOWN[place] == key)
         key |= np.uint64(letter) << np.uint64(8 * (back - 1))
     return False
 
