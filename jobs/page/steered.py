@@ -59,9 +59,9 @@ def section(source: Source) -> Section:
     which = f"{count(best['k'], 'neuron')} ({_SELECTIONS[best['selection']]})"
     finding = f"Forcing {which} {how} the log P of a concept's word ({told} nats)"
     note = (
-        f"{source.view.label}: neurons forced to their on values, by how they were chosen; random "
-        f"ones are "
-        "the control. Means over concepts and neutral prompts; bands are 95% intervals. The number "
+        f"{source.view.label}: neurons forced to their on values, by how they were chosen; random ones "
+        "are the control. Means over concepts and neutral prompts; bands are 95% intervals. Those of "
+        "highest attribution were chosen by other prompts than they are measured after. The number "
         "that is named was chosen for its effect."
     )
     return Section(anchor, title, [], [Figure("steering", finding, note, _lines(rows))])
