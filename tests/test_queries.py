@@ -13,7 +13,6 @@ import duckdb
 import pytest
 
 import storage
-from cluster.shard import Settings
 from jobs import sweep
 from jobs.config import read_sweep
 from storage.database import ask, export
@@ -49,8 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         file.write_text(re.sub(r"\[max.*?\]", poolings, file.read_text()))
         read = read_sweep(file, folder / "pooling=a'b")
         planned = sweep.plan(read)
-        settings = Settings("float32", "mlp", list(read.neurons.pooling))
-        with in_one_process(planned.weights[0], settings):
+        with in_one_process():
             sweep.run(planned)
     return folder / "pooling=a'b"
 
