@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from cluster.session import connect, disconnected_after
 from storage.database import open_store
 from tests import tiny
-from tests.commands import neuralign, process, python_m, rows
+from tests.commands import neuralign, python_m, rows
 
 
 def test_a_sweep_prints_alignment_neighbours_and_where_to_look(study: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_sweep_prints_alignment_neighbours_and_where_to_look(study: Path) -> N
 
 def test_a_finished_sweep_computes_nothing_and_says_so(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
-    again = process("run", study / "sweep.yaml")
+    again = neuralign("run", study / "sweep.yaml")
     assert again.returncode == 0
     assert "Nothing to compute: all 33 stages are done" in again.stderr
     assert again.stdout == (study / "printed.txt").read_text()
