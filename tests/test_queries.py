@@ -84,7 +84,7 @@ def test_one_neurons_activations_are_read_from_its_sites_files_alone(store: Path
     assert len(files) == 1
     # the site's file and the table of files; and of a revision that is not there none at all
     assert list(map(int, re.findall(r"Total Files Read: (\d+)", plan))) == [1, 1]
-    assert "Scanning Files: 1/12" in plan
+    assert "Scanning Files: 1/6" in plan
     assert "Total Files Read" not in other
 
 
