@@ -100,6 +100,7 @@ def _loaded(weights: Weights) -> Encoder:
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
     return Encoder(materialise(weights))
 
 

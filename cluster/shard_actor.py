@@ -84,10 +84,13 @@ def _units_in_group(values: npt.NDArray[np.floating[Any]], sentences: int) -> in
 
 
 def settle_in() -> None:
-    """Prepare an actor's process: it sees the devices that it was given, and loads without a word."""
+    """Prepare an actor's process: it sees the devices and the core that it was given, and loads without
+    a word."""
     if not ray.get_gpu_ids():
         # Ray leaves the devices of the machine visible to an actor that was given none
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # threads cut sums in other places: bytes must not depend on OMP_NUM_THREADS of the node
+    torch.set_num_threads(1)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
 

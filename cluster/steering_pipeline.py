@@ -276,7 +276,7 @@ def choose(log_p: torch.Tensor, chances: Floats, temperature: float) -> Integers
         chosen = log_p.argmax(dim=1)
     else:
         cumulated = (log_p.double() / temperature).softmax(dim=1).cumsum(dim=1)
-        given = torch.from_numpy(chances).to(log_p.device).unsqueeze(1)
+        given = torch.from_numpy(np.ascontiguousarray(chances)).to(log_p.device).unsqueeze(1)
         chosen = torch.searchsorted(cumulated, given, right=True).squeeze(1)
         # rounding may leave the sum of all below a chance
         chosen = chosen.clamp(max=log_p.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Shared parts of the tests. Tests that take longer run last."""
+"""Shared parts of the tests. Files that take long run first, so that two processes end together."""
 
 from __future__ import annotations
 
@@ -30,25 +30,26 @@ if TYPE_CHECKING:
     from jobs.page.serve import Server
     from tests.browser import Browser
 
-_LAST = [
-    *("test_shard", "test_queue", "test_pipeline", "test_deaths", "test_sweep", "test_stopped"),
-    *("test_nodes", "test_cluster", "test_demo"),
+_FIRST = [
+    *("test_demo", "test_cluster", "test_nodes", "test_faults", "test_stopped", "test_sweep"),
+    *("test_page", "test_steering", "test_when", "test_generation", "test_pipeline", "test_deaths"),
+    *("test_object_store", "test_correlation", "test_partial", "test_expertise", "test_selection"),
 ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def rank(item: pytest.Item) -> int:
         name = item.path.stem
-        return _LAST.index(name) + 1 if name in _LAST else 0
+        return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
     items.sort(key=rank)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_session_left() -> Iterator[None]:
-    """Each file of tests starts its own Ray."""
+    """Each file of tests ends the Ray that it started."""
     yield
-    ray.shutdown()
+    assert not ray.is_initialized()
 
 
 @pytest.fixture(scope="session")

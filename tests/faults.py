@@ -13,7 +13,6 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
@@ -168,25 +167,28 @@ def _named(path: Any) -> str:
 
 
 @contextmanager
-def in_one_process(model: Any, settings: Any) -> Iterator[None]:
-    """Let sweeps run without Ray's processes, on one model that is loaded once: the same actors' and
-    tasks' code, called instead of sent, with one thread as there. Only so can hundreds of sweeps be
-    killed in a minute."""
+def in_one_process() -> Iterator[None]:
+    """Let sweeps run without Ray's processes, each model loaded once: the same actors' and tasks' code,
+    called instead of sent, with one thread as there, so that the bytes are the same. Only so can
+    hundreds of sweeps be killed in a minute, and one that others are compared with costs seconds."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    # an actor hides the GPUs that it was not given from its whole process
-    with patch.object(ray, "get_gpu_ids", list), patch.dict(os.environ):
-        actor = ShardActor(model, settings, 0, 1)
-        assert actor._shard
-        steered = SteeringActor(model, replace(settings, poolings=[]), 0, 1)
+    loaded: dict[str, Any] = {}
+
+    def once(actor: Callable[..., Any], weights: Any, settings: Any) -> Any:
+        key = f"{actor} {weights} {settings}"
+        if key not in loaded:
+            loaded[key] = actor(weights, settings, 0, 1)
+        return loaded[key]
 
     class Pipeline:
-        def __init__(self, *_: Any) -> None: ...
+        def __init__(self, weights: Any, settings: Any, *_: Any) -> None:
+            self._actor = once(ShardActor, weights, settings)
 
         def submit(self, unit: Any, folder: Path, words: Any) -> Any:
             for piece in range(STEPS):
-                actor.step(unit, piece, None, stay_on_device=False)
-            return actor.commit(unit, folder, words, None, None)
+                self._actor.step(unit, piece, None, stay_on_device=False)
+            return self._actor.commit(unit, folder, words, None, None)
 
     class Queue:
         def __init__(self, start: Any, submit: Any, *_: Any) -> None:
@@ -198,8 +200,8 @@ def in_one_process(model: Any, settings: Any) -> Iterator[None]:
                 yield unit, self._submit(pipeline, unit)
 
     class Steering(SteeringPipeline):
-        def __init__(self, *_: Any) -> None:
-            self._shards = [_Called(steered)]
+        def __init__(self, weights: Any, settings: Any, *_: Any) -> None:
+            self._shards = [_Called(once(SteeringActor, weights, settings))]
 
     def remote(task: Callable[..., Any]) -> Any:
         called = SimpleNamespace(remote=lambda *arguments: _Result(task(*arguments)))
@@ -217,12 +219,16 @@ def in_one_process(model: Any, settings: Any) -> Iterator[None]:
             return SimpleNamespace(remote=getattr(self._actor, name))
 
     with (
+        # an actor hides the GPUs that it was not given from its whole process
+        patch.object(ray, "get_gpu_ids", list),
+        patch.dict(os.environ),
         patch("jobs.sweep.disconnected_after", nullcontext),
         patch("cluster.pipeline.Pipeline", Pipeline),
         patch("cluster.steering_pipeline.SteeringPipeline", Steering),
         patch("cluster.queue.WorkQueue", Queue),
         patch("cluster.session.connect", lambda: None),
         patch("cluster.session.cpus", lambda: 1),
+        patch("cluster.session.gpus", lambda: 0),
         patch("cluster.session.result", lambda reference: reference.value),
         patch("cluster.placement.place", lambda *_: SimpleNamespace(shards=1, replicas=1, resources={})),
         patch.object(ray, "remote", remote),

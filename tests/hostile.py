@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cluster.shard import Settings
 from jobs import sweep
 from jobs.config import read_sweep
 from jobs.page.source import Source, newest_study
@@ -33,8 +30,6 @@ DOMAIN, HUMAN = "<b>vehicle</b>", "<i>mine</i>"
 
 def make_store(folder: Path, model: Path) -> Path:
     """The store of a sweep with baselines, controls and two poolings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     shutil.copytree(model, folder / "model")
     extra = "resamples: 100\nbaselines: [input-embedding, contextual]\ncontrols: [split-half]\n"
     file = tiny.write_sweep(folder, extra=extra)
@@ -49,9 +44,8 @@ def make_store(folder: Path, model: Path) -> Path:
     file.write_text(text.replace("[max, concept, context]", "[max, context]"))
     read = read_sweep(file, folder / "store")
     planned = sweep.plan(read)
-    with in_one_process(planned.weights[0], Settings("float32", "mlp", list(read.neurons.pooling))):
+    with in_one_process():
         sweep.run(planned)
-    torch.set_num_threads(threads)
     return folder / "store"
 
 

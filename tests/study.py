@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests import tiny
-from tests.commands import process
+from tests.commands import neuralign
+from tests.faults import in_one_process
 
 _EXTRA = """
 baselines:
@@ -39,6 +40,7 @@ def make_study(folder: Path, model: Path) -> None:
     (folder / "vectors.txt").write_text("\n".join(lines) + "\n")
     torch.manual_seed(0)
     save_file({"W_enc": torch.randn(32, 80)}, folder / "sae.safetensors")
-    done = process("run", tiny.write_sweep(folder, extra=_EXTRA))
+    with in_one_process():
+        done = neuralign("run", tiny.write_sweep(folder, extra=_EXTRA))
     assert done.returncode == 0, done.stderr
     (folder / PRINTED).write_text(done.stdout)

@@ -30,7 +30,8 @@ from storage import layout
 from storage.errors import UserError
 from storage.slots import Slots
 from tests import tiny
-from tests.commands import process, rows
+from tests.commands import neuralign, process, rows
+from tests.faults import in_one_process
 from tests.ray_head import Head, ray_head
 
 _SECONDS = 200
@@ -50,7 +51,7 @@ def address(head: Head) -> str:
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, head: Head) -> dict[str, Any]:
-    """One sweep run here, submitted with `neuralign submit`, and with `ray job submit`, side by side."""
+    """One sweep run in this process, submitted with `neuralign submit`, and with `ray job submit`."""
     folder, address = tmp_path_factory.mktemp("studies"), head.address
     shutil.copytree(tiny_model, folder / "model")
     # as a clone of the repository with a sweep of the user's beside it
@@ -70,7 +71,6 @@ def studies(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, head: He
     cli = [sys.executable, "-c", "from jobs.cli import main; main()"]
     ray = str(Path(sys.executable).parent / "ray")
     commands = {
-        "here": [*cli, "run", "sweep.yaml"],
         "submitted": [*cli, "submit", "sweep.yaml", "--address", address, "--follow"],
         "ray": [
             *(ray, "job", "submit", "--address", address, "--working-dir", "."),
@@ -89,6 +89,9 @@ def studies(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, head: He
         )
         for name, command in commands.items()
     }
+    with in_one_process():
+        here = neuralign("run", files["here"])
+    assert here.returncode == 0, here.stderr
     ended = {name: each.communicate(timeout=_SECONDS) for name, each in started.items()}
     for name, each in started.items():
         assert each.returncode == 0, (name, ended[name])

@@ -20,6 +20,7 @@ from storage.database import open_store
 from storage.errors import UserError
 from storage.gc import find_garbage
 from tests import tiny
+from tests.faults import in_one_process
 from tests.test_harvest import write_corpus
 
 _SETS = (
@@ -48,7 +49,8 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def store(file: Path) -> Path:
-    app(["run", str(file)], standalone_mode=False)
+    with in_one_process():
+        app(["run", str(file)], standalone_mode=False)
     return file.parent / "results/zoo"
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from cluster.pipeline import Pipeline
 from cluster.weights import Weights
@@ -28,14 +30,19 @@ from tests.planted import (
 def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
     weights: Weights, tmp_path: Path
 ) -> None:
-    """An actor is killed, then all actors of a replica, then a node, and a node comes."""
+    """An actor is killed, then all actors of a replica, then the node under one, and a node comes."""
     given = sentences(1_200)
     units = work_units(given, 20)
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 2, "include_dashboard": False},
+        head_node_args={
+            "num_cpus": 0,
+            "include_dashboard": False,
+            "_system_config": {"health_check_period_ms": 500, "health_check_failure_threshold": 4},
+        },
     )
-    doomed = cluster.add_node(num_cpus=2)
+    for _ in range(2):
+        cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, log_to_driver=False)
     started: list[Pipeline] = []
 
@@ -47,10 +54,25 @@ def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
         for process in ray.get([shard.__ray_call__.remote(lambda _: os.getpid()) for shard in shards]):
             os.kill(process, signal.SIGKILL)
 
+    def node_of(pipeline: Pipeline) -> str | None:
+        """Where the first shard of a replica stands; None for one that does not live."""
+        ask = pipeline._shards[0].__ray_call__
+        try:
+            return str(ray.get(ask.remote(lambda _: ray.get_runtime_context().get_node_id()), timeout=5))
+        except (RayActorError, GetTimeoutError):
+            return None
+
+    def lose_the_node_of_a_replica() -> None:
+        replica, place = next((each, place) for each in started if (place := node_of(each)))
+        (node,) = (each for each in cluster.list_all_nodes() if each.node_id == place)
+        cluster.remove_node(node, allow_graceful=False)
+        with pytest.raises(RayActorError):
+            ray.get(replica._shards[0].offers_nccl.remote())
+
     faults: dict[int, Callable[[], Any]] = {
         5: lambda: kill(started[0]._shards[1:]),
         20: lambda: kill(started[-1]._shards),
-        35: lambda: cluster.remove_node(doomed, allow_graceful=False),
+        35: lose_the_node_of_a_replica,
         45: lambda: cluster.add_node(num_cpus=2),
     }
     done = []
@@ -64,6 +86,6 @@ def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
         ray.shutdown()
         cluster.shutdown()
     assert sorted(done) == list(range(len(units)))
-    # the node may die before the replica that takes a killed one's place is on it
-    assert len(started) >= 4
+    # each of the three hit a replica, whose place a new one took
+    assert len(started) == 2 + 3
     check_every_activation(tmp_path, given, len(units))

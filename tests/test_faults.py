@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.shard import Settings
 from jobs import sweep
 from jobs.config import read_sweep
 from jobs.stage import Outcome, Stage, ensure, run_missing_units
@@ -157,9 +156,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     file = tiny.write_sweep(folder, extra="resamples: 100\nbaselines: [input-embedding, contextual]\n")
     file.write_text(file.read_text().replace("[max, concept, context]", "[max]"))
     planned = sweep.plan(read_sweep(file))
-    weights = planned.weights[0]
     kinds = [kind for kind in layout.KINDS if planned.of_kind(kind)]
-    with in_one_process(weights, Settings("float32", "mlp", ["max"])):
+    with in_one_process():
         made = Study(file, {}, kinds)
         made.run(folder / "undisturbed")
         made.rows.update(rows(folder / "undisturbed"))
@@ -177,7 +175,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sweep.Plan]:
     assert {stage.kind for stage in planned.stages} == set(layout.KINDS)
     # a picture is slow to draw, and always the same
     draw = patch("jobs.dose_figure.draw_doses", lambda *_: b"a picture")
-    with in_one_process(planned.weights[0], Settings("float32", "mlp", ["max"])), draw:
+    with in_one_process(), draw:
         sweep.run(planned)
         yield planned
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,8 @@ from storage.manifest import Manifest
 from storage.place import files_below, place, read_bytes, read_table, remove, size
 from storage.verify import verify
 from tests import tiny
+from tests.commands import neuralign
+from tests.faults import in_one_process
 from tests.object_store import s3_server
 
 
@@ -93,8 +94,8 @@ def test_a_bucket_that_is_not_there_is_one_line() -> None:
 def test_a_sweep_into_a_bucket_gives_the_rows_of_one_onto_a_disk(
     bucket: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """With Ray's workers writing the activations and reading them again; also those of controls, and
-    every stage that reads experts."""
+    """With Ray's workers writing the activations into the bucket and reading them again; also those of
+    controls, and every stage that reads experts."""
     wanted = (
         "similarity: [dice, containment, jaccard]\nexperts: {top: [3]}\ncontrols: [split-half]\n"
         "baselines: [input-embedding]\n"
@@ -104,13 +105,8 @@ def test_a_sweep_into_a_bucket_gives_the_rows_of_one_onto_a_disk(
         folder = tmp_path / str(number)
         shutil.copytree(tiny_model, folder / "model")
         file = tiny.write_sweep(folder, extra=f"store: {store}\nname: tiny\n{wanted}")
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.sweep", str(file)],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        with nullcontext() if store.startswith("s3:") else in_one_process():
+            done = neuralign("run", file)
         assert done.returncode == 0, done.stderr
     rows = []
     for store in stores:

@@ -13,18 +13,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 
 from jobs.overlap import side_by_side
 from jobs.stage import Lane, Outcome, Stage
 from jobs.sweep import _may_start, _with_readers
 from storage import layout
-from storage.database import open_store
 from storage.errors import StoreError, UserError, WorkFailed
 from storage.layout import RUNNING
-from tests import tiny
-from tests.commands import process
 
 
 @pytest.fixture(autouse=True)
@@ -182,31 +178,3 @@ def test_where_activations_are_dropped_those_of_two_models_are_there_at_a_time(t
     assert len(ended) == len(stages)
     for number in range(2, 5):
         assert ended.index(f"read {number}") > ended.index(f"scored {number - 2}")
-
-
-def test_a_sweep_goes_on_without_the_model_that_fails_and_tells_of_it(
-    tmp_path: Path, tiny_model: Path
-) -> None:
-    """All else is computed and compared, the failure told, the exit code 1."""
-    from safetensors.numpy import load_file, save_file
-
-    for name in ("good", "bad"):
-        shutil.copytree(tiny_model, tmp_path / name)
-    file = tmp_path / "bad/model.safetensors"
-    whole = load_file(file)
-    broken = {**whole, "model.layers.2.mlp.up_proj.weight": np.full((48, 32), np.nan, np.float32)}
-    save_file(broken, file, {"format": "pt"})
-    sweep = tiny.write_sweep(tmp_path, extra="resamples: 100\nbaselines: [input-embedding]\n")
-    text = sweep.read_text().replace("[max, concept, context]", "[max]")
-    models = ", ".join(f"{{id: {name}, dtype: float32}}" for name in ("bad", "good"))
-    sweep.write_text(text.replace("{id: model, dtype: float32}", models))
-    done = process("run", sweep)
-    assert done.returncode == 1, done.stderr
-    assert "activations bad@main: failed; the other models go on" in done.stderr
-    assert "1 models failed" in done.stderr
-    assert "L02.mlp.hidden" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Nearest concepts by shared experts (good@main" in done.stdout
-    with open_store(tmp_path / "results/sweep") as connection:
-        assert connection.sql("SELECT DISTINCT model FROM experts").fetchall() == [("good",)]
-        assert connection.sql("SELECT DISTINCT model FROM alignment").fetchall() == [("good",)]

@@ -13,7 +13,6 @@ import duckdb
 import pytest
 
 import storage
-from cluster.shard import Settings
 from jobs import sweep
 from jobs.config import read_sweep
 from storage.database import ask, export
@@ -49,8 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         file.write_text(re.sub(r"\[max.*?\]", poolings, file.read_text()))
         read = read_sweep(file, folder / "pooling=a'b")
         planned = sweep.plan(read)
-        settings = Settings("float32", "mlp", list(read.neurons.pooling))
-        with in_one_process(planned.weights[0], settings):
+        with in_one_process():
             sweep.run(planned)
     return folder / "pooling=a'b"
 
@@ -86,7 +84,7 @@ def test_one_neurons_activations_are_read_from_its_sites_files_alone(store: Path
     assert len(files) == 1
     # the site's file and the table of files; and of a revision that is not there none at all
     assert list(map(int, re.findall(r"Total Files Read: (\d+)", plan))) == [1, 1]
-    assert "Scanning Files: 1/12" in plan
+    assert "Scanning Files: 1/6" in plan
     assert "Total Files Read" not in other
 
 

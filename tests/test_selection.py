@@ -19,7 +19,6 @@ from scipy.spatial.distance import cosine
 import storage
 from alignment.expertise import expertise
 from alignment.labels import labels_against_others, shuffles
-from cluster.shard import Settings
 from jobs import experts, space, sweep
 from jobs.config import read_sweep
 from jobs.outlook import _left
@@ -201,8 +200,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     file.write_text(re.sub(r"\[max.*?\]", "[max, context]", file.read_text()))
     read = read_sweep(file)
     planned = sweep.plan(read)
-    settings = Settings("float32", "mlp", list(read.neurons.pooling))
-    with in_one_process(planned.weights[0], settings):
+    with in_one_process():
         sweep.run(planned)
     return read.store_path
 

@@ -33,7 +33,8 @@ from jobs.sweep import plan
 from storage.database import ask, open_store
 from storage.errors import UserError
 from tests import tiny
-from tests.commands import neuralign, process
+from tests.commands import neuralign
+from tests.faults import in_one_process
 from tests.planted import CPU
 from tests.test_steered_shard import Oracle
 
@@ -170,7 +171,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     folder = tmp_path_factory.mktemp("steered")
     file = tiny.write_sweep(folder, str(tiny_model), STEERING)
     file.write_text(file.read_text().replace("neurons: {pooling: [max, concept, context]}\n", ""))
-    done = process("run", file)
+    with in_one_process():
+        done = neuralign("run", file)
     assert done.returncode == 0, done.stderr
     (folder / "printed.txt").write_text(done.stdout)
     return folder

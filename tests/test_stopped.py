@@ -14,6 +14,7 @@ import psutil
 
 from tests import tiny
 from tests.commands import neuralign, python_m, rows
+from tests.faults import in_one_process
 
 
 def _many_sentences(folder: Path, model: Path) -> Path:
@@ -48,7 +49,8 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(
 ) -> None:
     """By Ctrl-C or by SIGKILL, in the middle of activations or of experts."""
     undisturbed = _many_sentences(tmp_path / "undisturbed", tiny_model)
-    assert python_m("jobs.sweep", undisturbed).returncode == 0
+    with in_one_process():
+        assert neuralign("run", undisturbed).returncode == 0
     file = _many_sentences(tmp_path / "stopped", tiny_model)
     store = tmp_path / "stopped/results/sweep"
     for pattern, with_signal, code in (

@@ -17,9 +17,7 @@ from tests import tiny
 
 
 def test_the_views_hold_what_the_model_does(study: Path) -> None:
-    """Experts, recomputed from the activations view alone, with scikit-learn."""
-    from sklearn.metrics import average_precision_score
-
+    """Experts, recomputed from the activations view alone."""
     with open_store(study / "results/sweep") as connection:
         values = connection.sql(
             "SELECT layer, unit, value FROM activations WHERE revision = 'main' AND site = 'mlp.hidden' "
@@ -34,10 +32,16 @@ def test_the_views_hold_what_the_model_does(study: Path) -> None:
             "SELECT concept FROM memberships WHERE NOT contains(concept_set, 'shuffled') "
             "ORDER BY sentence_id"
         ).fetchnumpy()["concept"]
-    matrix = values.reshape(48, 36)
-    assert len(experts) > 20
-    for concept, unit, ap_raw in experts:
-        expected = average_precision_score(concepts == concept, matrix[unit])
+    _check_precisions(experts, concepts, values.reshape(48, 36))
+
+
+def _check_precisions(found: Any, of: Any, matrix: Any) -> None:
+    """Rows of (concept, unit, ap_raw) against scikit-learn, on a matrix of (units, sentences)."""
+    from sklearn.metrics import average_precision_score
+
+    assert len(found) > 20
+    for concept, unit, ap_raw in found:
+        expected = average_precision_score(of == concept, matrix[unit])
         assert ap_raw == pytest.approx(expected, abs=1e-12)
 
 
@@ -227,9 +231,7 @@ def test_shuffled_sentences_are_the_same_words_and_their_experts_a_control(study
 
 
 def test_latents_are_selected_as_neurons_are(study: Path) -> None:
-    """Recomputed with scikit-learn from the latents, which must not be among the neurons."""
-    from sklearn.metrics import average_precision_score
-
+    """Recomputed from the latents, which must not be among the neurons."""
     with open_store(study / "results/sweep") as connection:
         query = connection.sql
         values = query(
@@ -241,11 +243,6 @@ def test_latents_are_selected_as_neurons_are(study: Path) -> None:
             "WHERE control = 'sae latents' AND pooling = 'max' AND layer = 1 AND site = 'sae'"
         ).fetchall()
         among_neurons = query("SELECT count(*) FROM experts WHERE site = 'sae'").fetchall()
-    matrix = values.reshape(80, 36)
-    of = np.array([name for name, _ in tiny.sentences()])
     assert among_neurons == [(0,)]
-    assert len(found) > 20
-    for concept, unit, ap_raw in found:
-        expected = average_precision_score(of == concept, matrix[unit])
-        assert ap_raw == pytest.approx(expected, abs=1e-12)
+    _check_precisions(found, np.array([name for name, _ in tiny.sentences()]), values.reshape(80, 36))
     assert "neurons, max, sae latents" in (study / "printed.txt").read_text()
