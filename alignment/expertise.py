@@ -12,29 +12,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from alignment.labels import Labels
-from alignment.walk import STEPS, Floats, Ids, Integers, pack, relabel, walk, walk_shuffled
+from alignment.pieces import FORMATS, Values, pieces
+from alignment.shuffles import Shuffles
+from alignment.walk import (
+    STEPS,
+    Floats,
+    Integers,
+    nothing_seen,
+    nothing_seen_shuffled,
+    relabel,
+    walk,
+    walk_shuffled,
+)
 
 REFERENCE_PREVALENCE = 400 / 1400
 """Share of positives in the papers' data: 400 positive and 1,000 negative sentences a concept."""
 
-Values = npt.NDArray[np.floating[Any]]
-
 _SORTED_BYTES = 4 << 20
 """What is sorted and walked at once, unless a single neuron is more: little enough for the caches."""
-
-_SHUFFLED_BYTES = 64 << 20
-"""What shuffled labels may take at once, unless a single shuffle is more."""
-
-_FORMATS: dict[np.dtype[Any], tuple[type[np.unsignedinteger[Any]], int, int]] = {
-    np.dtype(np.float16): (np.uint16, 0x8000, 0x7C00),
-    np.dtype(np.float32): (np.uint32, 0x80000000, 0x7F800000),
-}
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,13 @@ def expertise(values: Values, labels: Labels, prevalence: float = REFERENCE_PREV
 
 
 def expertise_and_chance(
-    values: Values, labels: Labels, dealt: Ids, prevalence: float = REFERENCE_PREVALENCE
+    values: Values, labels: Labels, shuffles: Shuffles, prevalence: float = REFERENCE_PREVALENCE
 ) -> tuple[Scores, Tally]:
     """Expertise, and how many neurons are how good under labels that mean nothing.
 
-    `dealt`, of shape (shuffles, sentences), has the sentence whose labels each gets
-    (`alignment.labels.shuffles`). One sort serves all of them.
+    One sort serves all shuffles, or as many as are held at once.
     """
-    return _scores(values, labels, prevalence, dealt)
+    return _scores(values, labels, prevalence, shuffles)
 
 
 def check(values: Values, labels: Labels, prevalence: float) -> None:
@@ -92,7 +90,7 @@ def check(values: Values, labels: Labels, prevalence: float) -> None:
         raise ValueError(
             f"values have shape {values.shape}; expected (neurons, {labels.n_sentences} sentences)"
         )
-    if values.dtype not in _FORMATS:
+    if values.dtype not in FORMATS:
         raise ValueError(f"values are {values.dtype}; expected float16 or float32")
     if not 0 < prevalence < 1:
         raise ValueError(f"prevalence is {prevalence}; expected a number between 0 and 1")
@@ -131,73 +129,55 @@ def on_and_off(
     shared = values.sum(axis=1, dtype=np.float64, where=labels.shared)
     by_concept = np.argsort(concepts, kind="stable")
     cuts = np.searchsorted(concepts[by_concept], np.arange(labels.n_concepts + 1))
-    positives, listed = labels.positives(), labels.listed_negatives()
+    positives, listed = labels.positives, labels.listed_negatives
+    own = labels.kinds.own
     for concept in np.unique(concepts):
         pairs = by_concept[cuts[concept] : cuts[concept + 1]]
         rows = neurons[pairs]
         on = values[np.ix_(rows, positives[concept])].astype(np.float32)
-        p50[pairs], p90[pairs] = np.quantile(on, [0.5, 0.9], axis=1)
         total = shared[rows] + values[np.ix_(rows, listed[concept])].sum(axis=1, dtype=np.float64)
         # its own positives are no negatives, though they are marked as everybody's
-        total -= on.sum(axis=1, dtype=np.float64, where=labels.shared[positives[concept]])
+        total -= own[concept] * on.sum(axis=1, dtype=np.float64)
         off[pairs] = total / labels.n_negative[concept]
+        p50[pairs], p90[pairs] = np.quantile(on, [0.5, 0.9], axis=1, overwrite_input=True)
     return p50, p90, off
 
 
 def _scores(
-    values: Values, labels: Labels, prevalence: float, dealt: Ids | None
+    values: Values, labels: Labels, prevalence: float, shuffles: Shuffles | None
 ) -> tuple[Scores, Tally]:
     check(values, labels, prevalence)
-    kinds = labels.kinds
+    kinds, n_concepts = labels.kinds, labels.n_concepts
     weight = np.append(weight_of_negatives(labels, prevalence), 0.0)
     tables = (kinds.first, kinds.mark, kinds.more_starts, kinds.more, kinds.listed_starts, kinds.listed)
-    shape = (len(values), labels.n_concepts)
+    known = (*tables, kinds.own, weight)
+    shape = (len(values), n_concepts)
     ap, ap_raw, above = np.empty(shape), np.empty(shape), np.empty(shape, np.int64)
-    n_shuffles = 0 if dealt is None else len(dealt)
-    best = np.zeros((n_shuffles, labels.n_concepts))
-    counts = np.zeros((n_shuffles, labels.n_concepts, STEPS), np.int64)
-    # without shuffles the sort may forget which sentence is which: only its kind matters
-    ids = kinds.of if dealt is None else np.arange(labels.n_sentences, dtype=np.uint32)
+    seen = nothing_seen(n_concepts)
+    n_shuffles = len(shuffles) if shuffles else 0
+    best = np.zeros((n_shuffles, n_concepts))
+    counts = np.zeros((n_shuffles, n_concepts, STEPS), np.int64)
     at_once = max(1, _SORTED_BYTES // (8 * max(1, labels.n_sentences)))
-    parts = _parts(n_shuffles, labels.n_sentences)
-    held: slice | None = None
-    given = np.empty((0, 0), np.uint32)
-    for first in range(0, len(values), at_once):
-        rows = slice(first, first + at_once)
-        order, shift = _sorted(values[rows], ids)
-        for part in parts:
-            if dealt is not None and held != part:
-                held, given = part, np.ascontiguousarray(kinds.of[dealt[part]].T)
-            shuffled = (best[part], counts[part])
-            walk_shuffled(order, shift, given, *tables, kinds.own, weight, labels.n_positive, *shuffled)
-        if dealt is not None:
-            relabel(order, shift, kinds.of)
-        walk(order, shift, *tables, kinds.own, weight, ap[rows], ap_raw[rows], above[rows])
+    # without shuffles the sort may forget which sentence is which: only its kind matters
+    for part, given in shuffles.given() if shuffles else [(slice(0, 0), None)]:
+        seen_shuffled = nothing_seen_shuffled(part.stop - part.start, n_concepts)
+        for first in range(0, len(values), at_once):
+            rows = slice(first, first + at_once)
+            for order, shift, *step in pieces(values[rows], kinds.of if given is None else None):
+                if given is not None:
+                    walk_shuffled(
+                        order, shift, *step, given, *known, labels.n_positive,
+                        seen_shuffled, best[part], counts[part],
+                    )  # fmt: skip
+                # the labels as they are go with the first shuffles
+                if part.start == 0:
+                    if given is not None:
+                        relabel(order, shift, kinds.of)
+                    walk(order, shift, *step, *known, seen, ap[rows], ap_raw[rows], above[rows])
     ap /= labels.n_positive
     ap_raw /= labels.n_positive
     auroc = 1 - above / (2 * labels.n_positive * labels.n_negative)
     return Scores(ap, ap_raw, auroc), joined([tally(ap), Tally(best, _above(counts))])
-
-
-def _parts(n_shuffles: int, n_sentences: int) -> list[slice]:
-    """The shuffles that are walked at once."""
-    at_once = max(1, _SHUFFLED_BYTES // (8 * max(1, n_sentences)))
-    return [slice(first, first + at_once) for first in range(0, n_shuffles, at_once)]
-
-
-def _sorted(values: Values, ids: Ids) -> tuple[npt.NDArray[np.unsignedinteger[Any]], int]:
-    """Each row's sentences, highest value first, as (key << shift | id), and the shift.
-
-    In 32 bits there is room for a float16 and 65,536 ids; numpy sorts integers by vector instructions.
-    """
-    kind, sign, exponent = _FORMATS[values.dtype]
-    narrow = kind is np.uint16 and (len(ids) == 0 or ids.max() < 1 << 16)
-    packed = np.empty(values.shape, np.uint32 if narrow else np.uint64)
-    shift = 16 if narrow else 32
-    if not pack(values.view(kind), sign, exponent, ids, shift, packed):
-        raise ValueError("values are not finite")
-    packed.sort(axis=1)
-    return packed, shift
 
 
 def _above(counts: Integers) -> Integers:

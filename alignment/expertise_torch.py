@@ -6,13 +6,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from alignment.expertise import Scores, Tally, Values, check, joined, tally, weight_of_negatives
+from alignment.expertise import Scores, Tally, check, joined, tally, weight_of_negatives
 from alignment.labels import Labels
-from alignment.walk import Ids
+from alignment.pieces import Values
+from alignment.shuffles import Shuffles
 
 
 def expertise_and_chance_on(
-    device: str, values: Values, labels: Labels, dealt: Ids, prevalence: float
+    device: str, values: Values, labels: Labels, shuffles: Shuffles, prevalence: float
 ) -> tuple[Scores, Tally]:
     """What `alignment.expertise.expertise_and_chance` gives, computed on a device.
 
@@ -23,7 +24,7 @@ def expertise_and_chance_on(
     if not bool(torch.isfinite(on_device).all()):
         raise ValueError("values are not finite")
     scores = _scores(on_device, labels, prevalence)
-    shuffled = [tally(_scores(on_device, labels.of(each), prevalence).ap) for each in dealt]
+    shuffled = [tally(_scores(on_device, labels.of(each), prevalence).ap) for each in shuffles]
     return scores, joined([tally(scores.ap), *shuffled])
 
 
@@ -31,9 +32,9 @@ def _scores(values: torch.Tensor, labels: Labels, prevalence: float) -> Scores:
     own, n_negative = labels.kinds.own, labels.n_negative
     weight = weight_of_negatives(labels, prevalence)
     shared = _sorted(values, np.flatnonzero(labels.shared))
-    listed = labels.listed_negatives()
+    listed = labels.listed_negatives
     columns = []
-    for concept, positives in enumerate(labels.positives()):
+    for concept, positives in enumerate(labels.positives):
         on = _sorted(values, positives)
         extra = _sorted(values, listed[concept])
         at_least, more = (
@@ -56,7 +57,8 @@ def _scores(values: torch.Tensor, labels: Labels, prevalence: float) -> Scores:
 
 
 def _sorted(values: torch.Tensor, sentences: np.ndarray) -> torch.Tensor:
-    chosen = torch.from_numpy(sentences).to(values.device)
+    # a copy: what workers share is read-only
+    chosen = torch.tensor(sentences, device=values.device)
     return values[:, chosen].sort(dim=1).values
 
 

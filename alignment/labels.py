@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from alignment.walk import Ids, Integers
+from alignment.walk import Ids, Integers, Unsigned
 
 _LENGTHS = 10
 
@@ -36,20 +36,23 @@ class Labels:
     def n_sentences(self) -> int:
         return len(self.positive_starts) - 1
 
+    @cached_property
     def positives(self) -> list[Integers]:
         """Sentences that are positives, for each concept."""
         return _by_concept(self.positive_starts, self.positive_concepts, self.n_concepts)
 
+    @cached_property
     def listed_negatives(self) -> list[Integers]:
         """Sentences that are listed as negatives, for each concept."""
         return _by_concept(self.negative_starts, self.negative_concepts, self.n_concepts)
 
+    @property
     def negatives(self) -> list[Integers]:
         """Sentences that are negatives, for each concept."""
         marked = np.flatnonzero(self.shared)
         return [
             np.union1d(np.setdiff1d(marked, own), extra)
-            for own, extra in zip(self.positives(), self.listed_negatives(), strict=True)
+            for own, extra in zip(self.positives, self.listed_negatives, strict=True)
         ]
 
     def of(self, sentences: Integers) -> Labels:
@@ -116,7 +119,7 @@ class Labels:
         more_starts = np.concatenate([[0], np.cumsum(later)])[starts]
         listed_starts, listed = _taken(self.negative_starts, self.negative_concepts, example)
         return Kinds(
-            of=of.astype(np.uint32),
+            of=of.astype(np.uint16 if len(example) <= 1 << 16 else np.uint32),
             first=first[example].astype(np.uint32),
             mark=self.shared[example].astype(np.int64),
             more_starts=more_starts,
@@ -137,7 +140,7 @@ class Kinds:
     positives are marked, and has one number more, for none.
     """
 
-    of: Ids
+    of: Unsigned
     first: Ids
     mark: Integers
     more_starts: Integers
@@ -230,7 +233,7 @@ def labels_against_pool(
 
 
 def _check_own(labels: Labels) -> None:
-    pairs = zip(labels.positives(), labels.negatives(), strict=True)
+    pairs = zip(labels.positives, labels.negatives, strict=True)
     for concept, (positives, negatives) in enumerate(pairs):
         if not len(positives):
             raise ValueError(f"concept {concept} has no positive sentence")
@@ -296,43 +299,6 @@ def split_half(sentences: Integers, concepts: Integers, n_sentences: int, seed: 
     half: Integers = np.empty(n_sentences, np.int64)
     half[order] = np.arange(n_sentences) % 2
     return half
-
-
-def shuffles(labels: Labels, count: int, seed: int) -> Ids:
-    """Ways to deal the labels anew: of shape (count, sentences), the sentence whose labels each gets.
-
-    Labels go together, so that sentences of several concepts stay such, and only among sentences that
-    concepts link: two that are positives or negatives of one concept are linked, and so are those that
-    a third links. With shared negatives these are all sentences; concepts with positives and negatives
-    that nobody else has are shuffled each by itself. A sentence without a label keeps none.
-    """
-    # slow to import, and what only plans a sweep needs none of it
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    sentence = np.arange(labels.n_sentences)
-    shared = np.flatnonzero(labels.shared)
-    rows = np.concatenate(
-        [
-            np.repeat(sentence, np.diff(labels.positive_starts)),
-            np.repeat(sentence, np.diff(labels.negative_starts)),
-            shared,
-        ]
-    )
-    # a shared negative is one of all concepts: a single place stands for them all
-    concept = np.concatenate([labels.positive_concepts, labels.negative_concepts])
-    if len(shared):
-        concept = np.zeros_like(concept)
-    places = labels.n_sentences + np.concatenate([concept, np.zeros(len(shared), np.int64)])
-    size = labels.n_sentences + labels.n_concepts
-    links = coo_array((np.ones(len(rows), np.bool_), (rows, places)), shape=(size, size))
-    linked = connected_components(links, directed=False)[1][: labels.n_sentences]
-    order = np.argsort(linked, kind="stable")
-    dealt = np.empty((count, labels.n_sentences), np.uint32)
-    for number in range(count):
-        lot = np.random.default_rng([seed, number]).random(labels.n_sentences)
-        dealt[number, order] = np.lexsort((lot, linked))
-    return dealt
 
 
 def _compress(sentences: Integers, concepts: Integers, n_sentences: int) -> tuple[Integers, Integers]:

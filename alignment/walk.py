@@ -1,9 +1,9 @@
-"""The compiled parts of expertise: packing a neuron's sentences for the sort, and the walks over the
-sorted order that serve all concepts at once."""
+"""The compiled parts of expertise: the walks over a neuron's sentences, sorted by their activations, that
+serve all concepts at once."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -11,37 +11,59 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-Ids = npt.NDArray[np.uint32]
+Unsigned = npt.NDArray[np.unsignedinteger[Any]]
 """Unsigned, so that an index needs no look at its sign."""
+Ids = npt.NDArray[np.uint32]
 
 STEPS = 20
 """Neurons are counted above AP 0, 1/STEPS, 2/STEPS, ..."""
 
+WHOLE, COUNT, LIST, SCORE = range(4)
+"""What a walk does with a piece: all of it; or, where the sentences of one threshold do not fit in one
+piece, in walks over all of them one after another: count them, count those that are listed, and score;
+then the threshold is left with a whole piece, be it empty."""
 
-@numba.njit(cache=True, nogil=True)
-def pack(bits: npt.NDArray[Any], sign: int, exponent: int, ids: Ids, shift: int, out: Any) -> bool:
-    """Fill `out`, of shape (neurons, sentences), with (key << shift | id) of each sentence; False when a
-    value is not finite.
 
-    `bits` are those of the floats. The key keeps their order reversed, so that an ordinary integer sort
-    puts the highest first; negative zero equals zero.
+class Seen(NamedTuple):
+    """What a walk carries from one piece of a neuron's sentences to the next; zero before the first.
+
+    Of each concept, and of none: positives so far, negatives that are listed, and the sums that make AP,
+    raw AP and AUROC. And how many shared negatives lie above the present threshold, and at or above it.
     """
-    below = np.uint64(sign - 1)
-    infinite = np.uint64(exponent)
-    finite = True
-    for row in range(bits.shape[0]):
-        bad = 0
-        for place in range(bits.shape[1]):
-            value = np.uint64(bits[row, place])
-            bad |= (value & infinite) == infinite
-            key = value if value > np.uint64(sign) else below - (value & below)
-            out[row, place] = (key << np.uint64(shift)) | np.uint64(ids[place])
-        finite = finite and bad == 0
-    return finite
+
+    tp: Integers
+    extra: Integers
+    precision: Floats
+    raw: Floats
+    twice: Integers
+    marked: Integers
+
+
+def nothing_seen(n_concepts: int) -> Seen:
+    whole = np.zeros((3, n_concepts + 1), np.int64)
+    sums = np.zeros((2, n_concepts + 1))
+    return Seen(whole[0], whole[1], sums[0], sums[1], whole[2], np.zeros(2, np.int64))
+
+
+class SeenShuffled(NamedTuple):
+    """What a walk with shuffled labels carries. What belongs to a shuffle and a concept is at their
+    common place; there are shared negatives of each shuffle, and sentences at or above the threshold."""
+
+    tp: npt.NDArray[np.int32]
+    extra: npt.NDArray[np.int32]
+    precision: Floats
+    marked: Floats
+    sentences: Integers
+
+
+def nothing_seen_shuffled(n_shuffles: int, n_concepts: int) -> SeenShuffled:
+    size = n_shuffles * (n_concepts + 1)
+    tp, extra = np.zeros(size, np.int32), np.zeros(size, np.int32)
+    return SeenShuffled(tp, extra, np.zeros(size), np.zeros(n_shuffles), np.zeros(1, np.int64))
 
 
 @numba.njit(cache=True, nogil=True)
-def relabel(order: npt.NDArray[Any], shift: int, ids: Ids) -> None:
+def relabel(order: Unsigned, shift: int, ids: Unsigned) -> None:
     """Put `ids[id]` in the place of each id of a packed order."""
     one = np.uint64(1)
     low = (one << np.uint64(shift)) - one
@@ -53,8 +75,10 @@ def relabel(order: npt.NDArray[Any], shift: int, ids: Ids) -> None:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def walk(
-    order: npt.NDArray[Any],
+    order: Unsigned,
     shift: int,
+    phase: int,
+    ends: bool,
     first_of: Ids,
     mark: Integers,
     more_starts: Integers,
@@ -63,6 +87,7 @@ def walk(
     listed: Ids,
     own: Integers,
     weight: Floats,
+    seen: Seen,
     ap: Floats,
     ap_raw: Floats,
     above: Integers,
@@ -72,33 +97,25 @@ def walk(
     negatives that lie above them (a tie counts half).
 
     `order` holds, a row a neuron, (key << shift | kind), highest activation first; sentences with one
-    key are one threshold. What follows are the tables of `alignment.expertise.Kinds`. `own` is 1 for
-    the concepts whose positives are marked, and are therefore counted among the negatives first.
+    key are one threshold. It and what follows are those of an `alignment.pieces.Piece`: where it does
+    not end the neuron, `seen` carries what the next piece goes on from, and is zero again at the end.
+    Then come the tables of `alignment.labels.Kinds`. `own` is 1 for the concepts whose positives are
+    marked, and are therefore counted among the negatives first.
     """
     n_concepts, n_sentences = len(own) - 1, order.shape[1]
     with_more, with_listed = len(more) > 0, len(listed) > 0
+    counting = phase in (WHOLE, COUNT)
     high = np.uint64(shift)
     low = (np.uint64(1) << high) - np.uint64(1)
-    # one place more than there are concepts, for the sentences that are positives of none
-    tp = np.empty(n_concepts + 1, np.int64)
-    extra = np.empty(n_concepts + 1, np.int64)
-    precision = np.empty(n_concepts + 1, np.float64)
-    raw = np.empty(n_concepts + 1, np.float64)
-    twice = np.empty(n_concepts + 1, np.int64)
+    tp, extra, precision, raw, twice = seen.tp, seen.extra, seen.precision, seen.raw, seen.twice
     for row in range(order.shape[0]):
         keys = order[row]
-        tp[:] = 0
-        extra[:] = 0
-        precision[:] = 0.0
-        raw[:] = 0.0
-        twice[:] = 0
-        before = np.int64(0)
+        before, marked = seen.marked[0], seen.marked[1]
         first = 0
         while first < n_sentences:
             key = np.uint64(keys[first]) >> high
-            marked = before
             last = first
-            while True:
+            while counting:
                 kind = np.uint64(keys[last]) & low
                 concept = first_of[kind]
                 marked += mark[kind]
@@ -112,11 +129,15 @@ def walk(
                 last += 1
                 if last == n_sentences or np.uint64(keys[last]) >> high != key:
                     break
-            if with_listed:
+            if not counting:
+                last = n_sentences
+            if with_listed and phase in (WHOLE, LIST):
                 for place in range(first, last):
                     kind = np.uint64(keys[place]) & low
                     for entry in range(listed_starts[kind], listed_starts[kind + 1]):
                         extra[listed[entry]] += 1
+            if phase not in (WHOLE, SCORE):
+                break
             for place in range(first, last):
                 kind = np.uint64(keys[place]) & low
                 concept = first_of[kind]
@@ -135,19 +156,32 @@ def walk(
                         twice[concept] += before + marked + extra[concept]
             before = marked
             first = last
+        seen.marked[1] = marked
+        if phase == WHOLE:
+            seen.marked[0] = marked
+        if not ends:
+            continue
         for concept in range(n_concepts):
             ap[row, concept] = precision[concept]
             ap_raw[row, concept] = raw[concept]
             # of its own positives each two are one above the other, and each is a tie with itself
             own_pairs = own[concept] * tp[concept] * tp[concept]
             above[row, concept] = twice[concept] - own_pairs
+        tp[:] = 0
+        extra[:] = 0
+        precision[:] = 0.0
+        raw[:] = 0.0
+        twice[:] = 0
+        seen.marked[:] = 0
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def walk_shuffled(
-    order: npt.NDArray[Any],
+    order: Unsigned,
     shift: int,
-    kinds: Ids,
+    phase: int,
+    ends: bool,
+    kinds: Unsigned,
     first_of: Ids,
     mark: Integers,
     more_starts: Integers,
@@ -157,56 +191,47 @@ def walk_shuffled(
     own: Integers,
     weight: Floats,
     n_positive: Integers,
+    seen: SeenShuffled,
     best: Floats,
     counts: Integers,
 ) -> None:
     """Count neurons by their AP under shuffled labels, all shuffles in one walk.
 
     `order` holds (key << shift | sentence), and `kinds`, of shape (sentences, shuffles), the kind that a
-    sentence is given; the other tables are those of `walk`. Raises `best`, of shape (shuffles,
+    sentence is given; the rest is as for `walk`. Raises `best`, of shape (shuffles,
     concepts), to the highest AP, and adds each neuron to `counts`, of shape (shuffles, concepts,
     STEPS), in the last step that its AP is strictly above.
     """
     n_concepts, n_sentences, n_shuffles = len(own) - 1, order.shape[1], kinds.shape[1]
     with_more, with_listed = len(more) > 0, len(listed) > 0
+    counting = phase in (WHOLE, COUNT)
     high = np.uint64(shift)
     low = (np.uint64(1) << high) - np.uint64(1)
-    # what belongs to a shuffle and a concept is at their common place
+    counting = phase in (WHOLE, COUNT)
     width = n_concepts + 1
-    places = np.empty(kinds.shape, np.uint32)
-    for each in range(n_sentences):
-        for shuffle in range(n_shuffles):
-            places[each, shuffle] = first_of[kinds[each, shuffle]] + shuffle * width
     all_marked = mark.min() == 1
     owned, weights = np.empty(n_shuffles * width), np.empty(n_shuffles * width)
     for place in range(n_shuffles * width):
         weights[place] = weight[place % width]
         owned[place] = own[place % width]
-    tp = np.empty(n_shuffles * width, np.int32)
-    extra = np.empty(n_shuffles * width, np.int32)
-    precision = np.empty(n_shuffles * width, np.float64)
-    marked = np.empty(n_shuffles, np.float64)
+    tp, extra, precision, marked = seen.tp, seen.extra, seen.precision, seen.marked
     for row in range(order.shape[0]):
         keys = order[row]
-        tp[:] = 0
-        extra[:] = 0
-        precision[:] = 0.0
-        marked[:] = 0.0
         first = 0
         while first < n_sentences:
             key = np.uint64(keys[first]) >> high
             last = first
-            while True:
+            while counting:
                 sentence = np.uint64(keys[last]) & low
-                given = places[sentence]
+                given = kinds[sentence]
                 for shuffle in range(n_shuffles):
-                    tp[given[shuffle]] += 1
+                    tp[first_of[given[shuffle]] + shuffle * width] += 1
                 if not all_marked:
                     for shuffle in range(n_shuffles):
-                        marked[shuffle] += mark[kinds[sentence, shuffle]]
+                        marked[shuffle] += mark[given[shuffle]]
                 if with_more or with_listed:
                     for shuffle in range(n_shuffles):
-                        kind = kinds[sentence, shuffle]
+                        kind = given[shuffle]
                         for entry in range(more_starts[kind], more_starts[kind + 1]):
                             tp[more[entry] + shuffle * width] += 1
                         for entry in range(listed_starts[kind], listed_starts[kind + 1]):
@@ -214,25 +239,33 @@ def walk_shuffled(
                 last += 1
                 if last == n_sentences or np.uint64(keys[last]) >> high != key:
                     break
+            if counting:
+                seen.sentences[0] += last - first
+            else:
+                last = n_sentences
+            if phase not in (WHOLE, SCORE):
+                break
             if all_marked:
-                marked[:] = last
+                marked[:] = seen.sentences[0]
             for at in range(first, last):
                 sentence = np.uint64(keys[at]) & low
-                given = places[sentence]
+                given = kinds[sentence]
                 for shuffle in range(n_shuffles):
-                    place = given[shuffle]
+                    place = first_of[given[shuffle]] + shuffle * width
                     true = np.float64(tp[place])
                     false = marked[shuffle] - true * owned[place] + extra[place]
                     precision[place] += true / (true + weights[place] * false)
                 if with_more:
                     for shuffle in range(n_shuffles):
-                        kind = kinds[sentence, shuffle]
+                        kind = given[shuffle]
                         for entry in range(more_starts[kind], more_starts[kind + 1]):
                             place = more[entry] + shuffle * width
                             true = np.float64(tp[place])
                             false = marked[shuffle] - true * owned[place] + extra[place]
                             precision[place] += true / (true + weights[place] * false)
             first = last
+        if not ends:
+            continue
         for shuffle in range(n_shuffles):
             for concept in range(n_concepts):
                 score = precision[shuffle * width + concept] / n_positive[concept]
@@ -244,3 +277,8 @@ def walk_shuffled(
                 elif step + 1 < STEPS and (step + 1) / STEPS < score:
                     step += 1
                 counts[shuffle, concept, step] += 1
+        tp[:] = 0
+        extra[:] = 0
+        precision[:] = 0.0
+        marked[:] = 0.0
+        seen.sentences[0] = 0

@@ -17,17 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.expertise import Scores, Tally, expertise, expertise_and_chance, on_and_off, tally
+from alignment.expertise import Scores, Tally, expertise_and_chance, on_and_off
 from alignment.labels import (
     Labels,
     labels_against_others,
     labels_against_pool,
     labels_matched_in_length,
     labels_of_own,
-    shuffles,
     split_half,
 )
-from alignment.walk import Ids
+from alignment.shuffles import Shuffles, shuffles
 from jobs import activations, sentences
 from jobs.config import OTHERS, OWN, Experts
 from jobs.progress import progress
@@ -68,7 +67,7 @@ class _Labelled:
 
     labels: Labels
     kept: Integers
-    dealt: Ids
+    shuffles: Shuffles
     on_gpu: bool
 
 
@@ -155,9 +154,10 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
     texts = read.inputs["sentences"]
     concepts = sentences.read_concept_names(texts, store)
     labels, kept = _labels(stage, texts, store, wanted)
-    _ = labels.kinds  # found once here, not by every task
-    dealt = shuffles(labels, stage.params["permutations"], stage.params["seed"])
-    labelled = _Labelled(labels, kept, dealt, wanted.gpus > 0)
+    # found once here, not by every task
+    _ = labels.kinds, labels.n_negative, labels.positives, labels.listed_negatives
+    shuffled = shuffles(labels, stage.params["permutations"], stage.params["seed"])
+    labelled = _Labelled(labels, kept, shuffled, wanted.gpus > 0)
     units = {
         site.name: site
         for site in (
@@ -291,15 +291,12 @@ def _score(
     values: npt.NDArray[np.floating[Any]], labelled: _Labelled, prevalence: float
 ) -> tuple[Scores, Tally]:
     """The scores of some neurons and their tally: on the GPU that the task was given, if it was."""
-    labels, dealt = labelled.labels, labelled.dealt
+    labels, shuffled = labelled.labels, labelled.shuffles
     if labelled.on_gpu:
         from alignment.expertise_torch import expertise_and_chance_on
 
-        return expertise_and_chance_on("cuda", values, labels, dealt, prevalence)
-    if len(dealt):
-        return expertise_and_chance(values, labels, dealt, prevalence)
-    scores = expertise(values, labels, prevalence)
-    return scores, tally(scores.ap)
+        return expertise_and_chance_on("cuda", values, labels, shuffled, prevalence)
+    return expertise_and_chance(values, labels, shuffled, prevalence)
 
 
 def _experts(

@@ -150,8 +150,8 @@ def test_the_roles_of_a_file_become_the_negatives_of_the_experts(
     store = layout.create(planned.sweep.store_path)
     ensure(texts, store)
     labels = experts.read_labels(scored, texts, store, planned.sweep.experts)
-    assert [set(each.tolist()) for each in labels.positives()] == [{0, 1}, {2, 3}]
-    assert [set(each.tolist()) for each in labels.negatives()] == list(expected.values())
+    assert [set(each.tolist()) for each in labels.positives] == [{0, 1}, {2, 3}]
+    assert [set(each.tolist()) for each in labels.negatives] == list(expected.values())
     assert sentences.read_set(texts, store).counts() == {"cat": 2, "dog": 2}
 
 

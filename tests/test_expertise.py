@@ -4,6 +4,7 @@ kernel gives scikit-learn's numbers on every kind of data."""
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,9 @@ from alignment.labels import (
     labels_against_pool,
     labels_matched_in_length,
     labels_of_own,
-    shuffles,
     split_half,
 )
+from alignment.shuffles import shuffles
 from alignment.walk import STEPS
 
 TOLERANCE = 1e-12
@@ -81,7 +82,7 @@ def problems(draw: st.DrawFn) -> tuple[Values, Labels]:
 def by_scikit_learn(values: Values, labels: Labels, prevalence: float) -> Scores:
     shape = (len(values), labels.n_concepts)
     scores = Scores(np.empty(shape), np.empty(shape), np.empty(shape))
-    each = enumerate(zip(labels.positives(), labels.negatives(), strict=True))
+    each = enumerate(zip(labels.positives, labels.negatives, strict=True))
     for concept, (positives, negatives) in each:
         chosen = np.concatenate([positives, negatives])
         truth = np.arange(len(chosen)) < len(positives)
@@ -166,6 +167,68 @@ def test_chance_is_expertise_with_the_labels_of_other_sentences(
             assert np.array_equal(chance.above[row, :, step], (ap > step / STEPS).sum(axis=0))
 
 
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30))
+def test_in_how_many_pieces_a_neuron_is_sorted_does_not_show(
+    problem: tuple[Values, Labels], seed: int, at_once: int, dealt_at_once: int
+) -> None:
+    """Of millions of sentences not all are sorted, drawn or held at once: not even those of one threshold.
+    A piece that lost a sentence, or forgot what lay above it, would give another number."""
+    values, labels = problem
+    whole = [*shuffles(labels, 3, seed)]
+    scores, chance = expertise_and_chance(values, labels, shuffles(labels, 3, seed))
+    with (
+        patch("alignment.pieces._AT_ONCE", at_once),
+        patch("alignment.expertise._SORTED_BYTES", 1),
+        patch("alignment.shuffles._HELD_BYTES", 2 * labels.kinds.of.nbytes),
+        patch("alignment.shuffles._DEALT_AT_ONCE", dealt_at_once),
+        patch("alignment.shuffles._DRAWN_AT_ONCE", 7),
+    ):
+        shuffled = shuffles(labels, 3, seed)
+        assert np.array_equal(whole, [*shuffled])
+        plain = expertise(values, labels)
+        found, tallied = expertise_and_chance(values, labels, shuffled)
+        spoilt = values.copy()
+        spoilt[3, seed % values.shape[1]] = np.inf
+        with pytest.raises(ValueError, match="not finite"):
+            expertise(spoilt, labels)
+    for name in ("ap", "ap_raw", "auroc"):
+        assert np.array_equal(getattr(found, name), getattr(scores, name))
+        assert np.array_equal(getattr(plain, name), getattr(scores, name))
+    assert np.array_equal(tallied.best, chance.best)
+    assert np.array_equal(tallied.above, chance.above)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_many_sentences_of_nearly_one_activation_are_sorted_in_pieces(dtype: type) -> None:
+    """The keys of a float32 are told apart by their upper 16 bits first: values that share these, and
+    zeros of either sign, are told apart or not as they must be."""
+    random = np.random.default_rng(0)
+    near = 1 + random.integers(0, 3000, 6000) * np.finfo(dtype).eps
+    values = random.permutation(np.concatenate([near, np.zeros(3000), -np.zeros(3000)]))[None]
+    labels = labels_against_others(np.arange(12_000), np.arange(12_000) % 5, 12_000, 5)
+    expected = expertise(values.astype(dtype), labels)
+    with patch("alignment.pieces._AT_ONCE", 1000):
+        found = expertise(values.astype(dtype), labels)
+    assert np.array_equal(found.ap, expected.ap)
+    assert np.array_equal(found.auroc, expected.auroc)
+
+
+def test_a_seed_gives_the_same_shuffles_as_ever() -> None:
+    """Stores hold what chance gave: a part of them that is scored later must be dealt the same labels."""
+    concepts = np.arange(50) % 3
+    others = labels_against_others(np.arange(50), concepts, 50, 3)
+    for number, dealt in enumerate(shuffles(others, 3, 7)):
+        assert np.array_equal(dealt, np.argsort(np.random.default_rng([7, number]).random(50)))
+    own = labels_of_own(np.arange(50), concepts, np.arange(50) + 50, concepts, 103, 3)
+    for number, dealt in enumerate(shuffles(own, 3, 7)):
+        lots = np.random.default_rng([7, number]).random(103)
+        for concept in range(3):
+            group = np.arange(concept, 50, 3)
+            group = np.concatenate([group, group + 50])
+            assert np.array_equal(dealt[group], group[np.argsort(lots[group])])
+
+
 @settings(max_examples=60, deadline=None)
 @given(problems(), st.integers(0, 2**32 - 1))
 def test_shuffled_labels_are_the_same_labels(problem: tuple[Values, Labels], seed: int) -> None:
@@ -177,7 +240,7 @@ def test_shuffled_labels_are_the_same_labels(problem: tuple[Values, Labels], see
     assert np.array_equal(shuffled.n_positive, labels.n_positive)
     assert np.array_equal(shuffled.n_negative, labels.n_negative)
     labelled = np.zeros(labels.n_sentences, np.bool_)
-    for each in (*labels.positives(), *labels.negatives()):
+    for each in (*labels.positives, *labels.negatives):
         labelled[each] = True
     assert np.array_equal(dealt[~labelled], np.flatnonzero(~labelled))
 
@@ -217,7 +280,7 @@ def test_chance_tells_planted_concepts_from_none(scheme: str) -> None:
         values = random.standard_normal((150, 8)) @ factors
         values += random.standard_normal(values.shape)
         for concept in range(3):
-            values[10 * concept : 10 * concept + 10, labels.positives()[concept]] += 12
+            values[10 * concept : 10 * concept + 10, labels.positives[concept]] += 12
         dealt = shuffles(labels, 19, seed)
         _, chance = expertise_and_chance(values.astype(np.float16), labels, dealt)
         for step in (0, STEPS // 2, 3 * STEPS // 4):
@@ -308,7 +371,7 @@ def test_more_sentences_than_sixteen_bits_can_number() -> None:
 def test_sampled_negatives_come_evenly_from_the_other_concepts() -> None:
     concepts = np.repeat(np.arange(5), [10, 10, 10, 10, 3])
     labels = labels_against_others(np.arange(len(concepts)), concepts, len(concepts), 5, 20)
-    drawn = labels.negatives()[0]
+    drawn = labels.negatives[0]
     assert len(drawn) == len(set(drawn)) == 20
     assert sorted(np.bincount(concepts[drawn], minlength=5)) == [0, 3, 5, 6, 6]
 
@@ -317,7 +380,7 @@ def test_sampled_negatives_come_evenly_from_the_other_concepts() -> None:
 @given(problems())
 def test_no_sentence_is_a_negative_of_its_own_concept(problem: tuple[Values, Labels]) -> None:
     _, labels = problem
-    for positives, negatives in zip(labels.positives(), labels.negatives(), strict=True):
+    for positives, negatives in zip(labels.positives, labels.negatives, strict=True):
         assert not set(positives) & set(negatives)
         assert len(set(negatives)) == len(negatives)
 
@@ -326,8 +389,8 @@ def test_sampled_negatives_are_drawn_from_the_others_also_where_sentences_are_sh
     sentences = np.array([0, 1, 2, 2, 3, 4, 5, 5])
     concepts = np.array([0, 0, 0, 1, 1, 1, 2, 0])
     labels = labels_against_others(sentences, concepts, 6, 3, sampled=2)
-    assert set(labels.negatives()[0]) == {3, 4}
-    assert set(labels.negatives()[1]) < {0, 1, 5}
+    assert set(labels.negatives[0]) == {3, 4}
+    assert set(labels.negatives[1]) < {0, 1, 5}
 
 
 @settings(max_examples=30, deadline=None)
@@ -338,7 +401,7 @@ def test_on_and_off_values_are_those_of_numpy(problem: tuple[Values, Labels]) ->
     chosen = np.random.default_rng(0).permutation(len(neurons))[: len(neurons) // 2 + 1]
     neurons, concepts = neurons[chosen], concepts[chosen]
     p50, p90, off = on_and_off(values, labels, neurons, concepts)
-    exact, positives, negatives = values.astype(np.float64), labels.positives(), labels.negatives()
+    exact, positives, negatives = values.astype(np.float64), labels.positives, labels.negatives
     for at, (neuron, concept) in enumerate(zip(neurons, concepts, strict=True)):
         on = exact[neuron, positives[concept]]
         assert p50[at] == pytest.approx(np.median(on), rel=1e-6)
@@ -389,7 +452,7 @@ def test_negatives_are_as_long_as_the_positives(seed: int) -> None:
     concepts = np.repeat(np.arange(5), 200)
     lengths = random.integers(5, 25, 1000) + 2 * concepts
     labels = labels_matched_in_length(np.arange(1000), concepts, lengths, 5, seed)
-    for concept, (own, others) in enumerate(zip(labels.positives(), labels.negatives(), strict=True)):
+    for concept, (own, others) in enumerate(zip(labels.positives, labels.negatives, strict=True)):
         assert list(own) == list(np.flatnonzero(concepts == concept))
         assert len(others) >= 20
         assert not np.intersect1d(own, others).size

@@ -18,7 +18,8 @@ from scipy.spatial.distance import cosine
 
 import storage
 from alignment.expertise import expertise
-from alignment.labels import labels_against_others, shuffles
+from alignment.labels import labels_against_others
+from alignment.shuffles import shuffles
 from jobs import experts, space, sweep
 from jobs.config import read_sweep
 from jobs.outlook import _left
@@ -150,7 +151,8 @@ _MEASURED = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from alignment.labels import labels_against_others, shuffles
+from alignment.labels import labels_against_others
+from alignment.shuffles import shuffles
 from jobs import experts
 from storage.activation_files import SiteFiles
 folder, n, units, params = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
