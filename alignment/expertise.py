@@ -158,22 +158,24 @@ def _scores(
     best = np.zeros((n_shuffles, n_concepts))
     counts = np.zeros((n_shuffles, n_concepts, STEPS), np.int64)
     at_once = max(1, _SORTED_BYTES // (8 * max(1, labels.n_sentences)))
-    # without shuffles the sort may forget which sentence is which: only its kind matters
-    for part, given in shuffles.given() if shuffles else [(slice(0, 0), None)]:
-        seen_shuffled = nothing_seen_shuffled(part.stop - part.start, n_concepts)
+    for given in shuffles.given() if shuffles else [None]:
+        if given is not None:
+            part = given.shuffles
+            seen_shuffled = nothing_seen_shuffled(part.stop - part.start, n_concepts)
         for first in range(0, len(values), at_once):
             rows = slice(first, first + at_once)
+            # without shuffles the sort may forget which sentence is which: only its kind matters
             for order, shift, *step in pieces(values[rows], kinds.of if given is None else None):
                 if given is not None:
                     walk_shuffled(
-                        order, shift, *step, given, *known, labels.n_positive,
+                        order, shift, *step, given.places, given.kinds, *known, labels.n_positive,
                         seen_shuffled, best[part], counts[part],
                     )  # fmt: skip
-                # the labels as they are go with the first shuffles
-                if part.start == 0:
-                    if given is not None:
-                        relabel(order, shift, kinds.of)
-                    walk(order, shift, *step, *known, seen, ap[rows], ap_raw[rows], above[rows])
+                    if part.start:
+                        # the labels as they are went with the first shuffles
+                        continue
+                    relabel(order, shift, kinds.of)
+                walk(order, shift, *step, *known, seen, ap[rows], ap_raw[rows], above[rows])
     ap /= labels.n_positive
     ap_raw /= labels.n_positive
     auroc = 1 - above / (2 * labels.n_positive * labels.n_negative)

@@ -152,6 +152,11 @@ class Kinds:
     def __len__(self) -> int:
         return len(self.first)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the first concept is all there is to tell of a kind."""
+        return not len(self.more) and not len(self.listed) and bool(self.mark.all())
+
 
 def labels_against_others(
     sentences: Integers,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from alignment.labels import Labels
+from alignment.labels import Kinds, Labels
 from alignment.walk import Ids, Integers, Unsigned
 
 _HELD_BYTES = 128 << 20
@@ -17,65 +18,87 @@ _DRAWN_AT_ONCE = 1 << 18
 _DEALT_AT_ONCE = 4 << 20
 
 
+class Given(NamedTuple):
+    """What sentences are given in some of the shuffles: arrays of shape (sentences, shuffles).
+
+    `places` has the first concept, or the number of concepts for none, beside those of other shuffles:
+    plus the shuffle times one more than there are concepts. `kinds` has the kind of the labels, or
+    nothing where labels are plain.
+    """
+
+    shuffles: slice
+    places: Unsigned
+    kinds: Unsigned
+
+
 @dataclass
 class Shuffles:
-    """Ways to deal the labels anew: the k-th, of shape (sentences,), has the sentence whose labels each
-    gets.
+    """Ways to deal the labels anew: each, of shape (sentences,), has the sentence whose labels each gets.
 
-    None is kept; each is drawn when it is asked for, the same every time. `kinds` are those of the
-    labels. `group` numbers the sentences that trade labels with each other, and `order` has the
-    sentences with labels, group by group: those of group g are `order[starts[g]:starts[g + 1]]`. Those
-    without labels are in one group more.
+    They are drawn when asked for, the same every time. `kinds` are those of the labels. `group` numbers
+    the sentences that trade labels with each other, and `order` has the sentences group by group: those
+    of group g are `order[starts[g]:starts[g + 1]]`. Those without labels are in one group more.
     """
 
     count: int
     seed: int
-    kinds: Unsigned
+    kinds: Kinds
     group: Ids
     order: Ids
     starts: Integers
-    _held: Unsigned | None = field(default=None, repr=False)
+    _held: Given | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Ids]:
         for number in range(self.count):
-            dealt = np.arange(len(self.group), dtype=np.uint32)
+            dealt = np.empty(len(self.group), np.uint32)
             for sentences, givers in self._dealt(number):
                 dealt[sentences] = givers
             yield dealt
 
-    def given(self) -> Iterator[tuple[slice, Unsigned]]:
-        """The kinds that sentences are given, of shape (sentences, shuffles), some shuffles at a time, and
-        which these are. All of them are kept for the next time if they are few bytes."""
+    def given(self) -> Iterator[Given]:
+        """What sentences are given, some shuffles at a time. All of it is kept for the next time if it is
+        little; otherwise what was given is no longer good when the next is drawn."""
         if self._held is not None:
-            yield slice(0, self.count), self._held
+            yield self._held
             return
-        size = len(self.kinds) * self.kinds.itemsize
+        width, n_sentences = len(self.kinds.own), len(self.group)
+        place = np.dtype(np.uint16 if self.count * width <= 1 << 16 else np.uint32)
+        with_kinds = 0 if self.kinds.plain else n_sentences
+        size = n_sentences * place.itemsize + with_kinds * self.kinds.of.itemsize
         at_once = min(self.count, max(1, _HELD_BYTES // max(1, size)))
         # one room for all of them, so that no two are there at once
-        room = np.empty(len(self.kinds) * at_once, self.kinds.dtype)
+        places = np.empty(n_sentences * at_once, place)
+        kinds = np.empty(with_kinds * at_once, self.kinds.of.dtype)
         for first in range(0, self.count, at_once):
             part = slice(first, min(first + at_once, self.count))
-            width = part.stop - part.start
-            given = room[: len(self.kinds) * width].reshape(-1, width)
-            given[:] = self.kinds[:, None]
-            for number in range(part.start, part.stop):
-                for sentences, givers in self._dealt(number):
-                    given[sentences, number - first] = self.kinds[givers]
+            of_part = part.stop - part.start
+            given = Given(
+                part,
+                places[: n_sentences * of_part].reshape(-1, of_part),
+                kinds[: with_kinds * of_part].reshape(-1, of_part),
+            )
+            for shuffle in range(of_part):
+                for sentences, givers in self._dealt(first + shuffle):
+                    of = self.kinds.of[givers]
+                    given.places[sentences, shuffle] = self.kinds.first[of] + shuffle * width
+                    if with_kinds:
+                        given.kinds[sentences, shuffle] = of
             if size * self.count <= _HELD_BYTES:
                 self._held = given
-            yield part, given
+            yield given
 
     def _dealt(self, number: int) -> Iterator[tuple[Ids, Ids]]:
-        """Sentences with labels, and those whose labels they get, some at a time: each sentence draws a
-        lot, and the labels of a group go to its sentences in the order of the lots."""
+        """Sentences, and those whose labels they get, some at a time: each sentence draws a lot, and the
+        labels of a group go to its sentences in the order of the lots."""
         begins = np.append(self.starts[:-1], np.inf)
         sizes = np.append(np.diff(self.starts), 0)
+        n_labelled = self.starts[-1]
         done = 0
-        for low in range(0, len(self.order), _DEALT_AT_ONCE):
-            high = low + _DEALT_AT_ONCE if low + _DEALT_AT_ONCE < len(self.order) else np.inf
+        for low in range(0, n_labelled, _DEALT_AT_ONCE):
+            high = low + _DEALT_AT_ONCE if low + _DEALT_AT_ONCE < n_labelled else np.inf
             random = np.random.default_rng([self.seed, number])
             found, lots = [], []
             for first in range(0, len(self.group), _DRAWN_AT_ONCE):
@@ -90,6 +113,9 @@ class Shuffles:
             givers = givers[np.lexsort((np.concatenate(lots), self.group[givers]))]
             yield self.order[done : done + len(givers)], givers
             done += len(givers)
+        for first in range(n_labelled, len(self.order), _DEALT_AT_ONCE):
+            rest = self.order[first : first + _DEALT_AT_ONCE]
+            yield rest, rest
 
 
 def shuffles(labels: Labels, count: int, seed: int) -> Shuffles:
@@ -101,11 +127,10 @@ def shuffles(labels: Labels, count: int, seed: int) -> Shuffles:
     that nobody else has are shuffled each by itself. A sentence without a label keeps none.
     """
     n_groups, group = _linked(labels)
-    order = np.argsort(group, kind="stable")
+    order = np.argsort(group, kind="stable").astype(np.uint32)
     starts = np.zeros(n_groups + 1, np.int64)
     np.cumsum(np.bincount(group, minlength=n_groups + 1)[:-1], out=starts[1:])
-    order = order[: starts[-1]].astype(np.uint32)
-    return Shuffles(count, seed, labels.kinds.of, group, order, starts)
+    return Shuffles(count, seed, labels.kinds, group, order, starts)
 
 
 def _linked(labels: Labels) -> tuple[int, Ids]:

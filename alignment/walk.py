@@ -181,6 +181,7 @@ def walk_shuffled(
     shift: int,
     phase: int,
     ends: bool,
+    places: Unsigned,
     kinds: Unsigned,
     first_of: Ids,
     mark: Integers,
@@ -197,17 +198,16 @@ def walk_shuffled(
 ) -> None:
     """Count neurons by their AP under shuffled labels, all shuffles in one walk.
 
-    `order` holds (key << shift | sentence), and `kinds`, of shape (sentences, shuffles), the kind that a
-    sentence is given; the rest is as for `walk`. Raises `best`, of shape (shuffles,
+    `order` holds (key << shift | sentence); `places` and `kinds` are those of an
+    `alignment.shuffles.Given`; the rest is as for `walk`. Raises `best`, of shape (shuffles,
     concepts), to the highest AP, and adds each neuron to `counts`, of shape (shuffles, concepts,
     STEPS), in the last step that its AP is strictly above.
     """
-    n_concepts, n_sentences, n_shuffles = len(own) - 1, order.shape[1], kinds.shape[1]
+    n_concepts, n_sentences, n_shuffles = len(own) - 1, order.shape[1], places.shape[1]
     with_more, with_listed = len(more) > 0, len(listed) > 0
     counting = phase in (WHOLE, COUNT)
     high = np.uint64(shift)
     low = (np.uint64(1) << high) - np.uint64(1)
-    counting = phase in (WHOLE, COUNT)
     width = n_concepts + 1
     all_marked = mark.min() == 1
     owned, weights = np.empty(n_shuffles * width), np.empty(n_shuffles * width)
@@ -223,15 +223,15 @@ def walk_shuffled(
             last = first
             while counting:
                 sentence = np.uint64(keys[last]) & low
-                given = kinds[sentence]
+                given = places[sentence]
                 for shuffle in range(n_shuffles):
-                    tp[first_of[given[shuffle]] + shuffle * width] += 1
+                    tp[given[shuffle]] += 1
                 if not all_marked:
                     for shuffle in range(n_shuffles):
-                        marked[shuffle] += mark[given[shuffle]]
+                        marked[shuffle] += mark[kinds[sentence, shuffle]]
                 if with_more or with_listed:
                     for shuffle in range(n_shuffles):
-                        kind = given[shuffle]
+                        kind = kinds[sentence, shuffle]
                         for entry in range(more_starts[kind], more_starts[kind + 1]):
                             tp[more[entry] + shuffle * width] += 1
                         for entry in range(listed_starts[kind], listed_starts[kind + 1]):
@@ -249,15 +249,15 @@ def walk_shuffled(
                 marked[:] = seen.sentences[0]
             for at in range(first, last):
                 sentence = np.uint64(keys[at]) & low
-                given = kinds[sentence]
+                given = places[sentence]
                 for shuffle in range(n_shuffles):
-                    place = first_of[given[shuffle]] + shuffle * width
+                    place = given[shuffle]
                     true = np.float64(tp[place])
                     false = marked[shuffle] - true * owned[place] + extra[place]
                     precision[place] += true / (true + weights[place] * false)
                 if with_more:
                     for shuffle in range(n_shuffles):
-                        kind = given[shuffle]
+                        kind = kinds[sentence, shuffle]
                         for entry in range(more_starts[kind], more_starts[kind + 1]):
                             place = more[entry] + shuffle * width
                             true = np.float64(tp[place])

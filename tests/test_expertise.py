@@ -180,7 +180,7 @@ def test_in_how_many_pieces_a_neuron_is_sorted_does_not_show(
     with (
         patch("alignment.pieces._AT_ONCE", at_once),
         patch("alignment.expertise._SORTED_BYTES", 1),
-        patch("alignment.shuffles._HELD_BYTES", 2 * labels.kinds.of.nbytes),
+        patch("alignment.shuffles._HELD_BYTES", 4 * labels.n_sentences),
         patch("alignment.shuffles._DEALT_AT_ONCE", dealt_at_once),
         patch("alignment.shuffles._DRAWN_AT_ONCE", 7),
     ):
