@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -168,7 +169,7 @@ def _scores(
             for order, shift, *step in pieces(values[rows], kinds.of if given is None else None):
                 if given is not None:
                     walk_shuffled(
-                        order, shift, *step, given.places, given.kinds, *known, labels.n_positive,
+                        order, shift, *step, given.places, given.kinds, *known[1:], labels.n_positive,
                         seen_shuffled, best[part], counts[part],
                     )  # fmt: skip
                     if part.start:

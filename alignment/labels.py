@@ -55,7 +55,7 @@ class Labels:
             for own, extra in zip(self.positives, self.listed_negatives, strict=True)
         ]
 
-    def of(self, sentences: Integers) -> Labels:
+    def of(self, sentences: Integers | Ids) -> Labels:
         """The labels with those of sentence `sentences[s]` given to each sentence s."""
         positive_starts, positive_concepts = _taken(
             self.positive_starts, self.positive_concepts, sentences
@@ -343,7 +343,7 @@ def _draw_evenly(
     return distinct[:wanted]
 
 
-def _taken(starts: Integers, members: Integers, rows: Integers) -> tuple[Integers, Integers]:
+def _taken(starts: Integers, members: Integers, rows: Integers | Ids) -> tuple[Integers, Integers]:
     """Some of the rows of compressed rows, in the order given."""
     sizes = np.diff(starts)[rows]
     taken = np.zeros(len(rows) + 1, np.int64)

@@ -23,7 +23,7 @@ FORMATS: dict[np.dtype[Any], tuple[type[np.unsignedinteger[Any]], int, int]] = {
     np.dtype(np.float16): (np.uint16, 0x8000, 0x7C00),
     np.dtype(np.float32): (np.uint32, 0x80000000, 0x7F800000),
 }
-"""Of each kind of float, that of its bits, the sign among them, and the exponent of what is not finite."""
+"""Of each kind of float: that of its bits, its sign, and the exponent of what is not finite."""
 
 
 class Piece(NamedTuple):

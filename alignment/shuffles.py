@@ -33,7 +33,7 @@ class Given(NamedTuple):
 
 @dataclass
 class Shuffles:
-    """Ways to deal the labels anew: each, of shape (sentences,), has the sentence whose labels each gets.
+    """Ways to deal the labels anew: each, of shape (sentences,), has whose labels each sentence gets.
 
     They are drawn when asked for, the same every time. `kinds` are those of the labels. `group` numbers
     the sentences that trade labels with each other, and `order` has the sentences group by group: those
@@ -59,7 +59,7 @@ class Shuffles:
             yield dealt
 
     def given(self) -> Iterator[Given]:
-        """What sentences are given, some shuffles at a time. All of it is kept for the next time if it is
+        """What sentences are given, some shuffles at a time. It is kept for the next time if it is
         little; otherwise what was given is no longer good when the next is drawn."""
         if self._held is not None:
             yield self._held

@@ -1,4 +1,4 @@
-"""The compiled parts of expertise: the walks over a neuron's sentences, sorted by their activations, that
+"""The compiled parts of expertise: the walks over a neuron's sentences, highest activation first, that
 serve all concepts at once."""
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Seen(NamedTuple):
 
 
 def nothing_seen(n_concepts: int) -> Seen:
+    """What a walk begins with."""
     whole = np.zeros((3, n_concepts + 1), np.int64)
     sums = np.zeros((2, n_concepts + 1))
     return Seen(whole[0], whole[1], sums[0], sums[1], whole[2], np.zeros(2, np.int64))
@@ -57,6 +58,7 @@ class SeenShuffled(NamedTuple):
 
 
 def nothing_seen_shuffled(n_shuffles: int, n_concepts: int) -> SeenShuffled:
+    """What a walk with shuffled labels begins with."""
     size = n_shuffles * (n_concepts + 1)
     tp, extra = np.zeros(size, np.int32), np.zeros(size, np.int32)
     return SeenShuffled(tp, extra, np.zeros(size), np.zeros(n_shuffles), np.zeros(1, np.int64))
@@ -183,7 +185,6 @@ def walk_shuffled(
     ends: bool,
     places: Unsigned,
     kinds: Unsigned,
-    first_of: Ids,
     mark: Integers,
     more_starts: Integers,
     more: Ids,

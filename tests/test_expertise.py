@@ -172,8 +172,8 @@ def test_chance_is_expertise_with_the_labels_of_other_sentences(
 def test_in_how_many_pieces_a_neuron_is_sorted_does_not_show(
     problem: tuple[Values, Labels], seed: int, at_once: int, dealt_at_once: int
 ) -> None:
-    """Of millions of sentences not all are sorted, drawn or held at once: not even those of one threshold.
-    A piece that lost a sentence, or forgot what lay above it, would give another number."""
+    """Of millions of sentences not all are sorted, drawn or held at once, nor those of one threshold. A
+    piece that lost a sentence, or forgot what lay above it, would give another number."""
     values, labels = problem
     whole = [*shuffles(labels, 3, seed)]
     scores, chance = expertise_and_chance(values, labels, shuffles(labels, 3, seed))
@@ -215,7 +215,7 @@ def test_many_sentences_of_nearly_one_activation_are_sorted_in_pieces(dtype: typ
 
 
 def test_a_seed_gives_the_same_shuffles_as_ever() -> None:
-    """Stores hold what chance gave: a part of them that is scored later must be dealt the same labels."""
+    """What is scored later than the rest of a store must be dealt the same labels."""
     concepts = np.arange(50) % 3
     others = labels_against_others(np.arange(50), concepts, 50, 3)
     for number, dealt in enumerate(shuffles(others, 3, 7)):
