@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -137,11 +138,21 @@ def _from_pairs(human: HumanSet, find: Callable[[str], str | None]) -> Judgments
             f"{human.name}: {len(again)} pairs are rated more than once, {len(against)} of them "
             f"differently, first {first!r} and {second!r}: their mean counts"
         )
-    of_raters = {pair: np.array(raters[pair]).mean(axis=0).tolist() for pair in means if human.raters}
+    of_raters = {
+        pair: [_mean(scores) for scores in zip(*raters[pair], strict=True)]
+        for pair in means
+        if human.raters
+    }
     identity = _identity(
         human, [[*pair, score, *map(str, of_raters.get(pair, []))] for pair, score in means.items()]
     )
     return Judgments(human.name, identity, means, of_raters, dropped=dropped, notes=notes)
+
+
+def _mean(scores: Iterable[float]) -> float:
+    """The mean of a rater's scores of a pair that stands twice, of those that are there."""
+    there = [score for score in scores if not math.isnan(score)]
+    return sum(there) / len(there) if there else math.nan
 
 
 def _from_matrix(human: HumanSet, find: Callable[[str], str | None]) -> Judgments:

@@ -115,6 +115,13 @@ def test_the_ceiling_is_that_of_the_raters_of_the_pairs(tmp_path: Path) -> None:
     assert rater_ceiling("spearman", ratings) == pytest.approx((np.sqrt(3) / 2 + 0.5) / 2)
 
 
+def test_a_rater_who_rated_a_doubled_pair_once_is_not_lost(tmp_path: Path) -> None:
+    content = "a,b,score,r1,r2,r3\ncat,dog,3,3,4,\ndog,cat,1,1,,\ncat,cow,2,1,2,2\ncow,dog,1,2,1,3\n"
+    found = judge(replace(written(tmp_path, content), raters=("r1", "r2", "r3")), ANIMALS)
+    assert found.raters["cat", "dog"] == pytest.approx([2, 4, np.nan], nan_ok=True)
+    assert found.raters["cow", "dog"] == [2, 1, 3]
+
+
 def test_a_matrix_is_read_with_its_names_or_from_npy(tmp_path: Path) -> None:
     values = np.array([[9.0, 1, 2, 0], [1, 9, 3, 0], [2, 3, 9, 0], [0, 0, 0, 9]])
     names = ["dog", "cow", "cat", "sofa"]
