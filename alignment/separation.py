@@ -15,6 +15,9 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
+FEWEST_SURE = 80
+"""Of fewer concepts, in domains of unlike sizes, intervals may cover somewhat less than they say."""
+
 
 def separation(similarities: Floats, domains: Integers) -> Interval:
     """Chance that two concepts of one domain are more alike than two of different ones: the area under

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alignment.resampling import Interval
+from alignment.resampling import FEWEST_SURE, Interval
 from jobs.against import differences
 from jobs.alignment import TRIPLETS
 from jobs.similarity import EXPERTS
-from jobs.summary import INTERVALS, STATISTICS, Labelled, headline, is_shown, with_interval
+from jobs.summary import INTERVALS, STATISTICS, Labelled, headline, is_shown, print_of_few, with_interval
 from storage.assets import ASSETS
 from storage.database import ask, open_store
 from storage.errors import UserError
@@ -131,6 +131,7 @@ def _print(
         "pairs. *: less the mean over all concepts.",
         markup=False,
     )
+    print_of_few(console, first["n_concepts"], FEWEST_SURE)
     if first["ceiling"] is not None:
         source = first["ceiling_source"]
         console.print(f"People with people: {first['ceiling']:.2f} ({source}).", markup=False)

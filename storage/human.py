@@ -265,6 +265,8 @@ def _long_features(human: HumanSet) -> tuple[list[str], Floats]:
 def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Where each row stands, and its cells in the wanted columns; rows that are empty there are none."""
     columns, rows = _table(path)
+    if not columns:
+        raise UserError(f"{path}: is empty; its first line names the columns {', '.join(wanted)}")
     for column in wanted:
         if column not in columns:
             raise UserError(f"{path}: has no column {column!r}; its columns are {', '.join(columns)}")

@@ -234,6 +234,40 @@ def test_intervals_cover_whether_concepts_matter_or_not(graph: str, clustered: b
         assert covered["concept-bootstrap"] > 0.985
 
 
+def _halves(random: np.random.Generator, kinds: Floats, n: int) -> tuple[Floats, Floats]:
+    """Jaccard similarities of `n` concepts by the experts of either half of their sentences. A concept
+    is drawn from one of the kinds, has its own neurons beside those, and more or fewer of them; each
+    half sees them through noise."""
+    neurons = kinds.shape[1]
+    own = 0.6 * kinds[random.integers(0, len(kinds), n)] + 0.8 * random.standard_normal((n, neurons))
+    least = 1.6 + 0.3 * random.standard_normal((n, 1))
+    halves = []
+    for _ in range(2):
+        noisy = np.sqrt(0.7) * own + np.sqrt(0.3) * random.standard_normal((n, neurons))
+        experts = (noisy > least).astype(np.float64)
+        both, size = experts @ experts.T, experts.sum(axis=1)
+        either = np.maximum(size[:, None] + size - both, 1)
+        halves.append((both / either)[np.triu_indices(n, 1)])
+    return halves[0], halves[1]
+
+
+@pytest.mark.parametrize("n", [20, 40, 80])
+def test_the_interval_of_split_halves_covers(n: int) -> None:
+    """As the stage `reliability` makes it: rho of the similarities of all pairs from either half."""
+    random = np.random.default_rng(n)
+    kinds = random.standard_normal((6, 300))
+    first, second = np.triu_indices(n, 1)
+    found = []
+    for _ in range(_SIMULATIONS // 2):
+        x, y = _halves(random, kinds, n)
+        found.append(one(x, y, first, second).interval(0))
+    truth = np.tanh(np.mean([np.arctanh(each.value) for each in found]))
+    covered = float(np.mean([low <= truth <= high for low, high in map(ends, found)]))
+    print(f"{n} concepts, rho {truth:.2f}: {covered:.1%}")
+    # three standard errors of 200 simulations beyond what is promised
+    assert 0.88 <= covered <= 0.995
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_permutation_p_values_are_uniform_without_an_effect_though_concepts_cluster(
     measure: Measure,

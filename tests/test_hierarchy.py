@@ -140,7 +140,7 @@ def test_the_variance_of_independent_pairs_is_delongs_and_that_of_concepts_is_ta
 
 @pytest.mark.parametrize("apart", [0.0, 1.0, 2.4])
 @pytest.mark.parametrize("spread", [0.0, 1.0])
-@pytest.mark.parametrize("sizes", [(5, 5, 5, 5), (2, 3, 4, 6, 10)])
+@pytest.mark.parametrize("sizes", [(5, 5, 5, 5), (2, 3, 4, 6, 10), (2, 3, 4, 5, 6, 8, 9, 11, 14, 20)])
 def test_the_areas_interval_covers(sizes: tuple[int, ...], spread: float, apart: float) -> None:
     """Also where concepts differ in how alike they are to all others. In balanced domains that offsets
     between pairs within them and between them; in others it does not."""

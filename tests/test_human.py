@@ -40,7 +40,7 @@ def refused(human: HumanSet, concepts: list[str] = ANIMALS) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "has no column 'a'"),
+        ("", "is empty; its first line names the columns a, b, score"),
         ("a,b\ncat,dog\n", "has no column 'score'"),
         ("a,b,score\ncat,dog,high\n", "line 2: the score is 'high'; expected a number"),
         ("a,b,score\ncat,dog,nan\n", "line 2: the score is 'nan'"),
