@@ -18,8 +18,8 @@ Method = Literal["jackknife", "concept-bootstrap", "pair-bootstrap"]
 
 METHODS: tuple[Method, ...] = ("jackknife", "concept-bootstrap", "pair-bootstrap")
 LEVEL = 0.95
-FEWEST_SURE = 30
-"""Of fewer concepts, intervals of correlations may cover somewhat more or less than they say."""
+FEWEST_SURE = 40
+"""Of fewer concepts, intervals may cover somewhat more or less than they say."""
 
 _CELLS_AT_ONCE = 1 << 20
 _MOST_PAIR_GROUPS = 1000

@@ -15,9 +15,6 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
-FEWEST_SURE = 80
-"""Of fewer concepts, in domains of unlike sizes, intervals may cover somewhat less than they say."""
-
 
 def separation(similarities: Floats, domains: Integers) -> Interval:
     """Chance that two concepts of one domain are more alike than two of different ones: the area under
@@ -45,7 +42,7 @@ def separation(similarities: Floats, domains: Integers) -> Interval:
     shared = max(by_concept - pairs.counted_too_often() - apart, 0.0)
     variance = shared + apart
     # what is shared is an estimate from so many concepts, in which each pair's own variance is twice
-    freedom = (len(domains) - 1) * (variance / (shared + 2 * apart)) ** 2 if shared else np.inf
+    freedom = pairs.freedom * (variance / (shared + 2 * apart)) ** 2 if shared else np.inf
     half = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance) / (area * (1 - area))
     low, high = special.expit(special.logit(area) + np.array([-half, half]))
     return Interval(area, float(low), float(high))
@@ -89,6 +86,17 @@ class Pairs:
         """The sum of the pairs' values over each concept's pairs."""
         first, second = (np.bincount(end, values, len(self.domains)) for end in self.ends)
         return np.asarray(first + second, np.float64)
+
+    @cached_property
+    def freedom(self) -> float:
+        """How many concepts an estimate of their variance rests on, less one: fewer where few of them
+        pull at the area, as those of the largest domain do (Bell and McCaffrey 2002, Survey Methodology
+        28(2)). A concept's effect pulls by its share of the pairs within domains less that of the
+        others, and offsets where these are alike."""
+        most = len(self.domains) - 1
+        within, between = (self.over_concepts(kind) / kind.sum() for kind in self.kinds)
+        squares = (within - between) ** 2
+        return min(most, float(squares.sum() ** 2 / (squares**2).sum())) if squares.any() else most
 
     def variance_over_concepts(self) -> float:
         """The jackknife's, on the scale on which a share varies alike everywhere (the arcsine of its

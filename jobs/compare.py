@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alignment.resampling import FEWEST_SURE, Interval
+from alignment.resampling import Interval
 from jobs.against import differences
 from jobs.alignment import TRIPLETS
 from jobs.similarity import EXPERTS
@@ -131,7 +131,7 @@ def _print(
         "pairs. *: less the mean over all concepts.",
         markup=False,
     )
-    print_of_few(console, first["n_concepts"], FEWEST_SURE)
+    print_of_few(console, first["n_concepts"])
     if first["ceiling"] is not None:
         source = first["ceiling_source"]
         console.print(f"People with people: {first['ceiling']:.2f} ({source}).", markup=False)

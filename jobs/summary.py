@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alignment import resampling, separation
 from alignment.correlation import FEWEST_PAIRS
+from alignment.resampling import FEWEST_SURE
 from cluster.weights import RANDOM_INIT
 from jobs.alignment import TRIPLETS
 from jobs.baselines import CENTRED_COSINE, HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
@@ -65,7 +65,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
             say(_title(human_set, rows[0], summary["headline_threshold"]))
             console.print(_alignment_table(rows, summary["headline_threshold"]))
             _print_layers(console, rows, summary["headline_threshold"])
-            print_of_few(console, rows[0]["n_concepts"], resampling.FEWEST_SURE)
+            print_of_few(console, rows[0]["n_concepts"])
             say("")
         else:
             few.append(f"{human_set} {summary['human_pairs'].get(human_set, 0)}")
@@ -133,7 +133,7 @@ def _print_controls(console: Console, summary: dict[str, Any]) -> None:
             table.add_row(*map(escape, cells))
         console.print(table)
         # all pairs of the concepts
-        print_of_few(console, 1 + isqrt(2 * halves[0]["n_pairs"]), resampling.FEWEST_SURE)
+        print_of_few(console, 1 + isqrt(2 * halves[0]["n_pairs"]))
     trees = [row for row in summary["hierarchy"] if row["auc"] is not None]
     shown = headline(trees, threshold, "auc")
     if shown:
@@ -151,13 +151,13 @@ def _print_controls(console: Console, summary: dict[str, Any]) -> None:
             cells = (label, with_interval(*interval, without="no overlap"), named)
             table.add_row(*map(escape, cells))
         console.print(table)
-        print_of_few(console, first["n_concepts"], separation.FEWEST_SURE)
+        print_of_few(console, first["n_concepts"])
 
 
-def print_of_few(console: Console, concepts: int, fewest: int) -> None:
+def print_of_few(console: Console, concepts: int) -> None:
     """Print what is to be known of the intervals of a table of few concepts."""
-    if concepts < fewest:
-        console.print(f"Of fewer than {fewest} concepts, 95% intervals may cover 91 to 98%.")
+    if concepts < FEWEST_SURE:
+        console.print(f"Of fewer than {FEWEST_SURE} concepts, 95% intervals may cover 91 to 98%.")
 
 
 def _title(human_set: str, row: dict[str, Any], threshold: float) -> str:

@@ -20,7 +20,7 @@ from storage.commit import TEMPORARY_SUFFIX, as_json, put_if_absent, sweep_tempo
 from storage.errors import StoreError
 from storage.place import entries, is_remote, read_bytes, size
 
-FORMAT = 4
+FORMAT = 5
 KINDS = (
     "sentences",
     "activations",

@@ -75,7 +75,7 @@ def test_comparing_with_what_is_not_there_says_what_is(study: Path) -> None:
     store = study / "results/sweep"
     compared = neuralign("compare", store, "--human", "mine")
     assert "mine: Spearman's rho on the same 12 pairs of 6 concepts" in compared.stdout
-    assert "Of fewer than 30 concepts, 95% intervals may cover 91 to 98%." in compared.stdout
+    assert "Of fewer than 40 concepts, 95% intervals may cover 91 to 98%." in compared.stdout
     for options, message in (
         (
             ["--human", "mine", "--against", "max pooling"],
