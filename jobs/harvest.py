@@ -73,6 +73,8 @@ def _run(
         for text in each.kept
     ]
     neutral = collect(sampler.neutral(), gate, [], wanted.pool)
+    # what was drawn takes more memory than what is kept
+    del sampler
     found += [Sentence(text, source="harvest", pool=True, seed=seed) for text in neutral.kept]
     notes = short_of(collected, wanted.sentences, wanted.needed)
     if len(neutral.kept) < wanted.pool:
