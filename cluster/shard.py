@@ -146,7 +146,8 @@ class Shard:
             before = incoming[at] if incoming is not None else None
             batch = pad([work.tokens[row] for row in rows], PAD_ID, self.device)
             hidden, pooled = self._forward(batch, before)
-            for _, site in work.gathered.lacking(pooled):
+            if lacking := work.gathered.lacking(pooled):
+                _, site = lacking[0]
                 raise NeuralignError(f"{site}: gave no values; name another module, or its other side")
             outgoing.append(hidden)
             work.gathered.take(rows, pooled)
