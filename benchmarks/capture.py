@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+from transformers import AutoModel
 
 from benchmarks import zoo
 from benchmarks.measure import empty, record, seconds, side_by_side
@@ -21,7 +23,9 @@ def capture() -> None:
     same batches, nothing read and nothing written."""
     torch.set_num_threads(1)
     texts = zoo.demo_texts(_SENTENCES)
-    shard = Shard(materialise(zoo.demo_model()), zoo.SETTINGS)
+    folder = materialise(zoo.demo_model())
+    shard = Shard(folder, zoo.SETTINGS)
+    model = AutoModel.from_pretrained(folder, dtype=shard.dtype).eval()
     work = [shard.begin(unit, TOKEN_BUDGET) for unit in zoo.in_units(texts)]
 
     def bare() -> None:
@@ -29,14 +33,14 @@ def capture() -> None:
             for each in work:
                 for rows in each.batches:
                     batch = pad([each.tokens[row] for row in rows], PAD_ID, shard.device)
-                    shard.model(batch.ids, attention_mask=batch.attention, use_cache=False)
+                    model(batch.ids, attention_mask=batch.attention, use_cache=False)
 
     with zoo.pipelines(1) as (replicas, store):
         ours, theirs = side_by_side(
             lambda: zoo.run(replicas, texts, store), bare, _ROUNDS, lambda: empty(store)
         )
     record("capture", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 0.95")
-    _print_rate(shard, sum(len(tokens.ids) for each in work for tokens in each.tokens) / ours)
+    _print_rate(model, sum(len(tokens.ids) for each in work for tokens in each.tokens) / ours)
 
 
 def pipeline() -> None:
@@ -65,15 +69,15 @@ def replicas() -> None:
     record("replicas", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 1.8")
 
 
-def _print_rate(shard: Shard, tokens_per_second: float) -> None:
+def _print_rate(model: nn.Module, tokens_per_second: float) -> None:
     """What the stage's sentences need of matrix products, beside what a large product reaches here."""
     weights = [
         parameter.numel()
-        for name, parameter in shard.model.named_parameters()
+        for name, parameter in model.named_parameters()
         if parameter.dim() == 2 and "embed" not in name
     ]
     size = 2048
-    square = torch.randn(size, size, dtype=shard.dtype, device=shard.device)
+    square = torch.randn(size, size, dtype=next(model.parameters()).dtype)
     square @ square
     peak = 2 * size**3 / min(seconds(lambda: square @ square) for _ in range(3))
     used = 2 * sum(weights) * tokens_per_second

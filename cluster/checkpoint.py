@@ -15,6 +15,9 @@ from storage.errors import UserError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+Backend = Literal["mmap", "pread"]
+"""Whether tensors are mapped into memory, or read into memory of their own."""
+
 _NUMBER = re.compile(r"\.(\d+)\.")
 
 
@@ -34,11 +37,9 @@ def of_layers(layers: range) -> Callable[[str], bool]:
     return keep
 
 
-def open_tensors(
-    folder: Path, keep: Callable[[str], bool], backend: Literal["mmap", "pread"]
-) -> dict[str, Any]:
-    """The tensors whose names `keep` accepts, to be read when they are sliced: mapped into memory, or
-    read into memory of their own. Files without any of them are not even opened.
+def open_tensors(folder: Path, keep: Callable[[str], bool], backend: Backend) -> dict[str, Any]:
+    """The tensors whose names `keep` accepts, to be read when they are sliced. Files without any of them
+    are not even opened.
 
     Raises UserError, naming the file, for one that is missing, truncated or corrupt.
     """

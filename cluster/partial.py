@@ -20,7 +20,8 @@ from torch import nn
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
-from cluster.checkpoint import is_pickled, of_layers, open_tensors
+from cluster.checkpoint import Backend, is_pickled, of_layers, open_tensors
+from cluster.packed import pack
 from cluster.weights import read_config
 from storage.errors import UserError
 
@@ -60,10 +61,15 @@ def shard_layers(folder: Path, shard: int, shards: int, remote_code: bool = Fals
 
 
 def load_layers(
-    folder: Path, layers: range, dtype: torch.dtype, remote_code: bool = False, head: bool = False
+    folder: Path,
+    layers: range,
+    dtype: torch.dtype,
+    remote_code: bool = False,
+    head: bool = False,
+    packed: bool = False,
 ) -> tuple[Any, dict[int, nn.Module]]:
-    """The model's body, or with `head` the model that ends in logits, with only the layers of the range;
-    and these layers by their numbers.
+    """The model's body, or with `head` the model that ends in logits, with only the layers of the range,
+    `packed` or not; and these layers by their numbers.
 
     Of the weights outside the layers, the input embedding is left out unless the range begins with
     layer 0 or the head shares it. The model's own code runs only with `remote_code`. Raises UserError
@@ -78,10 +84,12 @@ def load_layers(
         )
     embeds = layers.start == 0 or (head and config.get_text_config().tie_word_embeddings)
     partial = _with_layers(_architecture(config, folder, remote_code, head), layers, embeds)
-    model, lacking = _load(partial, folder, config, dtype, of_layers(layers))
+    # tensors that stay as they are need no copy; others are read one by one, to be changed
+    backend: Backend = "mmap" if config.dtype == dtype and not packed else "pread"
+    model, lacking = _load(partial, folder, config, dtype, of_layers(layers), backend)
     if lacking:
         # the numbers in the names may count something else than layers
-        model, lacking = _load(partial, folder, config, dtype, lambda _: True)
+        model, lacking = _load(partial, folder, config, dtype, lambda _: True, backend)
     if lacking:
         raise UserError(
             f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}"
@@ -89,11 +97,18 @@ def load_layers(
     without = [name for name, tensor in _tensors(model) if tensor.is_meta]
     if without:
         raise UserError(f"{folder}: {without[0]} was not loaded")
+    if packed:
+        pack(model)
     return model, model.numbered_layers
 
 
 def _load(
-    partial: Any, folder: Path, config: Any, dtype: torch.dtype, keep: Callable[[str], bool]
+    partial: Any,
+    folder: Path,
+    config: Any,
+    dtype: torch.dtype,
+    keep: Callable[[str], bool],
+    backend: Backend,
 ) -> tuple[Any, list[str]]:
     """The model with the tensors that `keep` accepts, and the names of those that it lacks."""
     given: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
@@ -101,8 +116,7 @@ def _load(
         if is_pickled(folder):
             model, found = partial.from_pretrained(folder, use_safetensors=False, **given)
         else:
-            # tensors that stay as they are need no copy; others are read one by one, to be converted
-            tensors = open_tensors(folder, keep, "mmap" if config.dtype == dtype else "pread")
+            tensors = open_tensors(folder, keep, backend)
             with _in_turn():
                 model, found = partial.from_pretrained(None, state_dict=tensors, **given)
     except UnpicklingError as error:

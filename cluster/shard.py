@@ -17,6 +17,7 @@ from torch import nn
 from cluster.batching import batches
 from cluster.dictionary import Dictionary, Encoder
 from cluster.gathered import Gathered, Place
+from cluster.packed import is_packed
 from cluster.partial import layer_count, load_layers
 from cluster.pooling import Pooler
 from cluster.sites import Site, find_sites, hidden_values, with_hidden
@@ -90,7 +91,13 @@ class Shard:
         self.poolings = settings.poolings
         self.states = (MEAN, LAST) if settings.states else ()
         self.layers = layers if layers is not None else range(layer_count(folder, settings.remote_code))
-        self.model, numbered = load_layers(folder, self.layers, self.dtype, settings.remote_code)
+        self.model, numbered = load_layers(
+            folder,
+            self.layers,
+            self.dtype,
+            settings.remote_code,
+            packed=is_packed(self.dtype, self.device),
+        )
         self.model.eval().to(self.device)
         config = self.model.config.get_text_config()
         self.hidden_size: int = config.hidden_size

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from cluster.packed import is_packed
 from cluster.partial import load_layers
 from cluster.shard import Settings, Shard
 from cluster.tokens import Text
@@ -84,10 +85,14 @@ def _memory(name: str) -> int:
     raise KeyError(name)
 
 
-def load_and_touch(folder: Path, layers: range, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of a shard's own tensors, and by how much memory rose at most until each was used."""
+def load_and_touch(
+    small: Path, folder: Path, layers: range, dtype: torch.dtype, packed: bool
+) -> tuple[int, int]:
+    """Bytes of a shard's parameters, and by how much memory rose at most until each was used."""
+    # what the libraries take for themselves is no tensor
+    load_layers(small, range(1), dtype, packed=packed)
     before = _memory("VmRSS")
-    model, _ = load_layers(folder, layers, dtype)
+    model, _ = load_layers(folder, layers, dtype, packed=packed)
     own = 0
     for tensor in model.parameters():
         tensor.detach().view(torch.uint8).max()
@@ -115,10 +120,13 @@ def read_shard(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("layers", [range(HALF), range(HALF, LAYERS), range(LAYERS)])
 def test_loading_takes_little_more_than_the_shards_own_tensors(
-    big_model: Path, processes: Any, layers: range, dtype: torch.dtype
+    tiny_model: Path, big_model: Path, processes: Any, layers: range, dtype: torch.dtype
 ) -> None:
-    own, rise = apart(processes, load_and_touch, big_model, layers, dtype)
+    own, rise = apart(processes, load_and_touch, tiny_model, big_model, layers, dtype, False)
     assert rise < 1.2 * own
+    if is_packed(dtype, torch.device("cpu")):
+        _, rise = apart(processes, load_and_touch, tiny_model, big_model, layers, dtype, True)
+        assert rise < 1.2 * own
 
 
 def test_a_model_larger_than_an_actors_memory_runs_in_shards(big_model: Path, processes: Any) -> None:
