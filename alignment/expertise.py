@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.labels import Labels
-from alignment.pieces import FORMATS, Values, pieces
+from alignment.pieces import FORMATS, SORTED_AT_ONCE, Room, Values, pieces
 from alignment.shuffles import Shuffles
 from alignment.walk import (
     STEPS,
@@ -72,17 +72,22 @@ def expertise(values: Values, labels: Labels, prevalence: float = REFERENCE_PREV
 
     Raises ValueError for values that are not finite or do not fit the labels.
     """
-    return _scores(values, labels, prevalence, None)[0]
+    return _scores(values, labels, prevalence, None, np.empty)[0]
 
 
 def expertise_and_chance(
-    values: Values, labels: Labels, shuffles: Shuffles, prevalence: float = REFERENCE_PREVALENCE
+    values: Values,
+    labels: Labels,
+    shuffles: Shuffles,
+    prevalence: float = REFERENCE_PREVALENCE,
+    room: Room = np.empty,
 ) -> tuple[Scores, Tally]:
     """Expertise, and how many neurons are how good under labels that mean nothing.
 
-    One sort serves all shuffles, or as many as are held at once.
+    One sort serves all shuffles, or as many as are held at once. `room` gives the arrays that grow with
+    the sentences.
     """
-    return _scores(values, labels, prevalence, shuffles)
+    return _scores(values, labels, prevalence, shuffles, room)
 
 
 def check(values: Values, labels: Labels, prevalence: float) -> None:
@@ -118,13 +123,13 @@ def joined(tallies: Sequence[Tally]) -> Tally:
 
 
 def on_and_off(
-    values: Values, labels: Labels, neurons: Integers, concepts: Integers
+    values: Values, labels: Labels, neurons: Integers, concepts: Integers, room: Room = np.empty
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Median and 90th percentile on the positives, and mean on the negatives, of some neurons for some
     concepts: of the neuron `neurons[i]` for `concepts[i]`.
 
-    `values` has shape (neurons, sentences). The median is the value that steering forces a neuron to
-    (Suau et al. 2022, section 4).
+    `values` has shape (neurons, sentences); `room` gives the arrays that grow with them. The median is
+    the value that steering forces a neuron to (Suau et al. 2022, section 4).
     """
     p50, p90, off = (np.empty(len(neurons), np.float32) for _ in range(3))
     shared = values.sum(axis=1, dtype=np.float64, where=labels.shared)
@@ -135,8 +140,12 @@ def on_and_off(
     for concept in np.unique(concepts):
         pairs = by_concept[cuts[concept] : cuts[concept + 1]]
         rows = neurons[pairs]
-        on = values[np.ix_(rows, positives[concept])].astype(np.float32)
-        total = shared[rows] + values[np.ix_(rows, listed[concept])].sum(axis=1, dtype=np.float64)
+        on = room((len(rows), len(positives[concept])), np.float32)
+        for some in _some(positives[concept]):
+            on[:, some] = values[np.ix_(rows, positives[concept][some])]
+        total = shared[rows]
+        for some in _some(listed[concept]):
+            total += values[np.ix_(rows, listed[concept][some])].sum(axis=1, dtype=np.float64)
         # its own positives are no negatives, though they are marked as everybody's
         total -= own[concept] * on.sum(axis=1, dtype=np.float64)
         off[pairs] = total / labels.n_negative[concept]
@@ -144,8 +153,13 @@ def on_and_off(
     return p50, p90, off
 
 
+def _some(sentences: Integers) -> list[slice]:
+    """Parts of a list of sentences that are gathered at once."""
+    return [slice(first, first + SORTED_AT_ONCE) for first in range(0, len(sentences), SORTED_AT_ONCE)]
+
+
 def _scores(
-    values: Values, labels: Labels, prevalence: float, shuffles: Shuffles | None
+    values: Values, labels: Labels, prevalence: float, shuffles: Shuffles | None, room: Room
 ) -> tuple[Scores, Tally]:
     check(values, labels, prevalence)
     kinds, n_concepts = labels.kinds, labels.n_concepts
@@ -159,7 +173,7 @@ def _scores(
     best = np.zeros((n_shuffles, n_concepts))
     counts = np.zeros((n_shuffles, n_concepts, STEPS), np.int64)
     at_once = max(1, _SORTED_BYTES // (8 * max(1, labels.n_sentences)))
-    for given in shuffles.given() if shuffles else [None]:
+    for given in shuffles.given(room) if shuffles else [None]:
         if given is not None:
             part = given.shuffles
             seen_shuffled = nothing_seen_shuffled(part.stop - part.start, n_concepts)

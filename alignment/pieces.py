@@ -3,7 +3,7 @@ fast sort, and where they are many, piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numba
@@ -14,7 +14,11 @@ from alignment.walk import COUNT, LIST, SCORE, WHOLE, Integers, Unsigned
 
 Values = npt.NDArray[np.floating[Any]]
 
-_AT_ONCE = 4 << 20
+Room = Callable[[int | tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
+"""What gives an array of a shape and a type, as `np.empty` does; large ones may lie elsewhere than in
+memory."""
+
+SORTED_AT_ONCE = 4 << 20
 """Sentences of a neuron that are sorted at once."""
 
 _BINS = 1 << 16
@@ -56,7 +60,7 @@ def pieces(values: Values, ids: Unsigned | None) -> Iterator[Piece]:
     narrow = kind is np.uint16 and highest < 1 << 16
     shift = 16 if narrow else 32
     size = np.uint32 if narrow else np.uint64
-    if n_sentences <= _AT_ONCE:
+    if n_sentences <= SORTED_AT_ONCE:
         order = np.empty(values.shape, size)
         numbers = np.arange(n_sentences, dtype=np.uint32) if ids is None else ids
         if not _pack(bits, sign, exponent, numbers, shift, order):
@@ -68,10 +72,10 @@ def pieces(values: Values, ids: Unsigned | None) -> Iterator[Piece]:
     (row,) = bits
     if not _finite(row, exponent):
         raise ValueError("values are not finite")
-    room = np.empty((1, _AT_ONCE), size)
+    room = np.empty((1, SORTED_AT_ONCE), size)
     numbers = np.empty(0, np.uint16) if ids is None else ids
     for low, high, inside in _ranges(row, sign, 0, 2 * sign):
-        for phase in (WHOLE,) if inside <= _AT_ONCE else (COUNT, LIST, SCORE):
+        for phase in (WHOLE,) if inside <= SORTED_AT_ONCE else (COUNT, LIST, SCORE):
             place = 0
             while place < n_sentences:
                 filled, place = _pack_between(row, sign, low, high, numbers, shift, place, room[0])
@@ -91,12 +95,12 @@ def _ranges(bits: Unsigned, sign: int, low: int, high: int) -> Iterator[tuple[in
     first, held = 0, 0
     for each in np.flatnonzero(inside):
         count = int(inside[each])
-        if held and held + count > _AT_ONCE:
+        if held and held + count > SORTED_AT_ONCE:
             yield low + first * width, low + int(each) * width, held
             held = 0
         if not held:
             first = int(each)
-        if count > _AT_ONCE and width > 1:
+        if count > SORTED_AT_ONCE and width > 1:
             yield from _ranges(bits, sign, low + first * width, low + (first + 1) * width)
         else:
             held += count

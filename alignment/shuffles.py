@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alignment.labels import Kinds, Labels
+from alignment.pieces import Room
 from alignment.walk import Ids, Integers, Unsigned
 
 _HELD_BYTES = 128 << 20
@@ -58,7 +59,7 @@ class Shuffles:
                 dealt[sentences] = givers
             yield dealt
 
-    def given(self) -> Iterator[Given]:
+    def given(self, room: Room = np.empty) -> Iterator[Given]:
         """What sentences are given, some shuffles at a time. It is kept for the next time if it is
         little; otherwise what was given is no longer good when the next is drawn."""
         if self._held is not None:
@@ -70,8 +71,8 @@ class Shuffles:
         size = n_sentences * place.itemsize + with_kinds * self.kinds.of.itemsize
         at_once = min(self.count, max(1, _HELD_BYTES // max(1, size)))
         # one room for all of them, so that no two are there at once
-        places = np.empty(n_sentences * at_once, place)
-        kinds = np.empty(with_kinds * at_once, self.kinds.of.dtype)
+        places = room(n_sentences * at_once, place)
+        kinds = room(with_kinds * at_once, self.kinds.of.dtype)
         for first in range(0, self.count, at_once):
             part = slice(first, min(first + at_once, self.count))
             of_part = part.stop - part.start

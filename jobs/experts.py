@@ -26,6 +26,7 @@ from alignment.labels import (
     labels_of_own,
     split_half,
 )
+from alignment.pieces import SORTED_AT_ONCE
 from alignment.shuffles import Shuffles, shuffles
 from jobs import activations, sentences
 from jobs.config import OTHERS, OWN, Experts
@@ -37,6 +38,7 @@ from storage.commit import FileRecord, write_table, write_values
 from storage.concepts import NEGATIVE, POOL, ConceptSet
 from storage.errors import StoreError, UserError
 from storage.place import let_read
+from storage.scratch import scratch
 
 Integers = npt.NDArray[np.int64]
 
@@ -261,10 +263,11 @@ def _score_site(
     committed: list[FileRecord] = []
     tallied: Tally | None = None
     most_units = max(1, _PAIRS_AT_ONCE // labels.n_concepts)
-    for first, block in files.blocks(_BLOCK_BYTES, most_units):
+    for first, block in files.blocks(_BLOCK_BYTES, most_units, scratch):
         values = block
         if len(kept) < block.shape[1]:
-            values = np.ascontiguousarray(block[:, kept])
+            values = scratch((len(block), len(kept)), block.dtype)
+            np.take(block, kept, axis=1, out=values, mode="clip")
         try:
             scores, counted = _score(values, labelled, params["prevalence"])
         except ValueError as error:
@@ -292,11 +295,12 @@ def _score(
 ) -> tuple[Scores, Tally]:
     """The scores of some neurons and their tally: on the GPU that the task was given, if it was."""
     labels, shuffled = labelled.labels, labelled.shuffles
-    if labelled.on_gpu:
+    # a GPU sorts all sentences of a neuron at once
+    if labelled.on_gpu and labels.n_sentences <= SORTED_AT_ONCE:
         from alignment.expertise_torch import expertise_and_chance_on
 
         return expertise_and_chance_on("cuda", values, labels, shuffled, prevalence)
-    return expertise_and_chance(values, labels, shuffled, prevalence)
+    return expertise_and_chance(values, labels, shuffled, prevalence, scratch)
 
 
 def _experts(
@@ -312,7 +316,7 @@ def _experts(
     units, members = np.nonzero(scores.ap > params["floor"])
     order = np.lexsort((units, members))
     units, members = units[order], members[order]
-    on_p50, on_p90, off_mean = on_and_off(values, labels, units, members)
+    on_p50, on_p90, off_mean = on_and_off(values, labels, units, members, scratch)
     columns = {
         **_place(site, params, len(units)),
         "concept": pa.DictionaryArray.from_arrays(members.astype(np.int32), concepts).cast("string"),

@@ -6,7 +6,7 @@ Row r of a file with n sentences from `first` is unit r // n and sentence first 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,14 @@ class SiteFiles:
         ((_, values),) = self.blocks(sys.maxsize)
         return values
 
-    def blocks(self, most_bytes: int, most_units: int = sys.maxsize) -> Iterator[tuple[int, Values]]:
+    def blocks(
+        self,
+        most_bytes: int,
+        most_units: int = sys.maxsize,
+        room: Callable[[tuple[int, int], npt.DTypeLike], Values] = np.empty,
+    ) -> Iterator[tuple[int, Values]]:
         """The activations some units at a time: the first of them, and their values, of shape (units,
-        sentences).
+        sentences), in an array that `room` gives.
 
         A block has at most so many bytes and units, but one unit at least. Each byte of the files is
         read once: blocks end where row groups do, except where one row group is more than a block; the
@@ -77,7 +82,7 @@ class SiteFiles:
             at_once -= at_once % files[0].units_in_group
         for first in range(0, self.width, at_once):
             units = min(at_once, self.width - first)
-            values = np.empty((units, sentences), kind)
+            values = room((units, sentences), kind)
             place = 0
             for file in files:
                 file.take(values[:, place : place + file.sentences])

@@ -178,7 +178,7 @@ def test_in_how_many_pieces_a_neuron_is_sorted_does_not_show(
     whole = [*shuffles(labels, 3, seed)]
     scores, chance = expertise_and_chance(values, labels, shuffles(labels, 3, seed))
     with (
-        patch("alignment.pieces._AT_ONCE", at_once),
+        patch("alignment.pieces.SORTED_AT_ONCE", at_once),
         patch("alignment.expertise._SORTED_BYTES", 1),
         patch("alignment.shuffles._HELD_BYTES", 4 * labels.n_sentences),
         patch("alignment.shuffles._DEALT_AT_ONCE", dealt_at_once),
@@ -208,7 +208,7 @@ def test_many_sentences_of_nearly_one_activation_are_sorted_in_pieces(dtype: typ
     values = random.permutation(np.concatenate([near, np.zeros(3000), -np.zeros(3000)]))[None]
     labels = labels_against_others(np.arange(12_000), np.arange(12_000) % 5, 12_000, 5)
     expected = expertise(values.astype(dtype), labels)
-    with patch("alignment.pieces._AT_ONCE", 1000):
+    with patch("alignment.pieces.SORTED_AT_ONCE", 1000):
         found = expertise(values.astype(dtype), labels)
     assert np.array_equal(found.ap, expected.ap)
     assert np.array_equal(found.auroc, expected.auroc)
@@ -400,7 +400,8 @@ def test_on_and_off_values_are_those_of_numpy(problem: tuple[Values, Labels]) ->
     neurons, concepts = (each.ravel() for each in np.indices((len(values), labels.n_concepts)))
     chosen = np.random.default_rng(0).permutation(len(neurons))[: len(neurons) // 2 + 1]
     neurons, concepts = neurons[chosen], concepts[chosen]
-    p50, p90, off = on_and_off(values, labels, neurons, concepts)
+    with patch("alignment.expertise.SORTED_AT_ONCE", 3):
+        p50, p90, off = on_and_off(values, labels, neurons, concepts)
     exact, positives, negatives = values.astype(np.float64), labels.positives, labels.negatives
     for at, (neuron, concept) in enumerate(zip(neurons, concepts, strict=True)):
         on = exact[neuron, positives[concept]]
