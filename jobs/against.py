@@ -32,8 +32,7 @@ def differences(store: Path, shown: list[Labelled], other: dict[str, Any]) -> li
     how = How([other["agreement"]], params["interval"], params["resamples"], params["seed"])
     with open_store(store, {aligned.fingerprint, *inputs}) as connection:
         judgments = _judgments(connection, other)
-        judged = {name for group in (*judgments.scores, *judgments.triplets) for name in group}
-        ((task,), _) = tasks_of(judgments, common_concepts(connection, judged), how)
+        ((task,), _) = tasks_of(judgments, common_concepts(connection, judgments.concepts), how)
         matrices = []
         for _, row in shown:
             places, found = matrices_of({name: row[name] for name in _FAMILY}, connection, task.concepts)

@@ -6,6 +6,7 @@ All representations of a sweep are compared on the very same pairs, with the sam
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +132,7 @@ def _run(stage: Stage, store: Path, human: list[Judgments], how: How) -> Outcome
         )
         for judgments in human:
             notes += judgments.notes
-            judged = {name for group in (*judgments.scores, *judgments.triplets) for name in group}
-            common = common_concepts(connection, judged)
+            common = common_concepts(connection, judgments.concepts)
             tasks, why_not = tasks_of(judgments, common, how)
             notes += why_not
             for task in tasks:
@@ -184,24 +184,25 @@ def common_concepts(connection: duckdb.DuckDBPyConnection, judged: set[str]) -> 
 def tasks_of(judgments: Judgments, concepts: list[str], how: How) -> tuple[list[Task], list[str]]:
     """What is to be measured on a human set, and what cannot be, and why."""
     number = {name: index for index, name in enumerate(concepts)}
-    groups: list[tuple[str, ...]] = [
-        group
-        for group in (judgments.triplets if judgments.of_triplets else judgments.scores)
-        if all(name in number for name in group)
-    ]
-    if len(groups) < FEWEST_PAIRS:
-        what = "triplets" if judgments.of_triplets else "pairs"
-        return [], [
-            f"{judgments.name} has {len(groups)} {what} of these concepts; {FEWEST_PAIRS} are needed"
-        ]
+    groups = [group for group in judgments.groups if all(name in number for name in group)]
+    if reason := why_not(judgments, groups):
+        return [], [reason]
     members = np.array([[number[name] for name in group] for group in groups])
     if judgments.of_triplets:
         nothing = np.zeros(0)
         return [Task(judgments, how, None, concepts, members, nothing)], []
     scores = np.array([judgments.scores[first, second] for first, second in groups])
-    if (scores == scores[0]).all():
-        return [], [f"{judgments.name}: all scores are equal, so nothing can agree with them"]
     return [Task(judgments, how, each, concepts, members, scores) for each in how.measures], []
+
+
+def why_not(judgments: Judgments, groups: Sequence[tuple[str, ...]]) -> str | None:
+    """Why these pairs or triplets of a human set give no agreement; None where they do."""
+    if len(groups) < FEWEST_PAIRS:
+        there = f"{len(groups)} {judgments.things} can be compared"
+        return f"{judgments.name}: {there}; {FEWEST_PAIRS} are needed"
+    if not judgments.of_triplets and len({judgments.scores[a, b] for a, b in groups}) == 1:
+        return f"{judgments.name}: all scores are equal, so nothing can agree with them"
+    return None
 
 
 def _rows(

@@ -412,12 +412,16 @@ def _carry_out(file: Path, until: str | None) -> Done:
     from cluster.session import disconnected_after
     from jobs import sentences, sweep
     from jobs.config import read_sweep
+    from jobs.progress import say
 
     planned = sweep.plan(read_sweep(file))
     # what comes after the sentences is not looked at where only they are asked for
     to_make = 0 if until == sentences.KIND else sum(each.concepts is None for each in planned.sets)
     with disconnected_after():
-        done = sweep.run(sweep.with_sentences(planned) if to_make else planned, until)
+        whole = sweep.with_sentences(planned) if to_make else planned
+        for reason in whole.useless(until):
+            say(f"warning: {reason}")
+        done = sweep.run(whole, until)
         return replace(done, ran=done.ran + to_make)
 
 

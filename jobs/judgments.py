@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from alignment.taxonomy import taxonomy_similarity
 from alignment.triplets import triplet_similarity
@@ -20,6 +20,7 @@ from storage.fingerprint import fingerprint, hash_file
 from storage.human import (
     Ceiling,
     HumanSet,
+    Items,
     read_categories,
     read_items,
     read_pairs,
@@ -63,6 +64,21 @@ class Judgments:
     ceiling: Ceiling | None = None
     of_triplets: bool = False
 
+    @property
+    def groups(self) -> Sequence[tuple[str, ...]]:
+        """The pairs or triplets of concepts."""
+        return self.triplets if self.of_triplets else list(self.scores)
+
+    @property
+    def things(self) -> str:
+        """What these are."""
+        return "triplets" if self.of_triplets else "pairs"
+
+    @property
+    def concepts(self) -> set[str]:
+        """All that are judged."""
+        return {name for group in self.groups for name in group}
+
 
 def judge(
     human: HumanSet, concepts: list[str], senses: Mapping[str, str | None] | None = None
@@ -83,13 +99,9 @@ def judge(
     }
     found = replace(read[human.kind](human, find), ceiling=human.ceiling)
     counts = Counter(each.reason for each in found.dropped)
-    if not counts:
-        return found
-    kept, things = (
-        (len(found.triplets), "triplets") if found.of_triplets else (len(found.scores), "pairs")
-    )
     why = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
-    note = f"{human.name}: {kept:,} {things} of these concepts; left out: {why}"
+    left_out = f"; left out: {why}" if why else ""
+    note = f"{human.name}: {len(found.groups):,} {found.things} of these concepts{left_out}"
     return replace(found, notes=[*found.notes, note])
 
 
@@ -97,6 +109,7 @@ def _finder(concepts: list[str], lemma: bool) -> Callable[[str], str | None]:
     """What gives the concept that a word names, None where there is none."""
     by_form = {normal_form(name): name for name in concepts}
 
+    @cache
     def find(word: str) -> str | None:
         form = normal_form(word)
         return by_form.get(form, by_form.get(singular(form)) if lemma and form else None)
@@ -113,6 +126,7 @@ def _from_pairs(human: HumanSet, find: Callable[[str], str | None]) -> Judgments
     scores: dict[Pair, list[float]] = defaultdict(list)
     raters: dict[Pair, list[list[float]]] = defaultdict(list)
     dropped = []
+    sign = -1 if human.dissimilar else 1
     for rated in read_pairs(human):
         words = rated.first, rated.second
         if not all(word.endswith(human.suffix) for word in words):
@@ -125,7 +139,6 @@ def _from_pairs(human: HumanSet, find: Callable[[str], str | None]) -> Judgments
             dropped.append(Dropped(words, SAME_WORD))
         else:
             first, second = sorted(name for name in names if name)
-            sign = -1 if human.dissimilar else 1
             scores[first, second].append(sign * rated.score)
             raters[first, second].append([sign * each for each in rated.raters])
     means = {pair: sum(values) / len(values) for pair, values in sorted(scores.items())}
@@ -133,10 +146,11 @@ def _from_pairs(human: HumanSet, find: Callable[[str], str | None]) -> Judgments
     against = [pair for pair in again if len(set(scores[pair])) > 1]
     notes = []
     if again:
-        first, second = again[0]
+        first, second = pair = (against or again)[0]
+        given = ", ".join(f"{sign * score:g}" for score in scores[pair])
         notes.append(
             f"{human.name}: {len(again)} pairs are rated more than once, {len(against)} of them "
-            f"differently, first {first!r} and {second!r}: their mean counts"
+            f"differently; their mean counts. The first: {first!r} and {second!r}: {given}"
         )
     of_raters = {
         pair: [_mean(scores) for scores in zip(*raters[pair], strict=True)]
@@ -167,11 +181,17 @@ def _from_vectors(human: HumanSet, find: Callable[[str], str | None]) -> Judgmen
     square = np.full((len(items.names), len(items.names)), np.nan)
     wanted = np.array(known, np.int64)
     if known:
-        square[np.ix_(wanted, wanted)] = _compared(human, items.values, wanted)
+        square[np.ix_(wanted, wanted)] = _compared(human, items, wanted)
     return _from_square(human, items.names, square, find)
 
 
-def _compared(human: HumanSet, values: npt.NDArray[np.float64], wanted: Any) -> Any:
+def _compared(human: HumanSet, items: Items, wanted: Any) -> Any:
+    values = items.values
+    if human.vectors == "cosine" and len(empty := wanted[~values[wanted].any(axis=1)]):
+        raise UserError(
+            f"{human.path}: all numbers of {items.names[empty[0]]!r} are 0, so it has no cosine with "
+            "others: leave it out, or compare by `vectors: dot`"
+        )
     try:
         if human.vectors == "softmax":
             return triplet_similarity(values, wanted)

@@ -24,7 +24,7 @@ from cluster.weights import load_config
 from jobs import activations, experts, space
 from jobs.duration import duration
 from jobs.model_stages import LATENTS
-from jobs.reckoning import print_reckoning
+from jobs.reckoning import print_human, print_reckoning
 from jobs.stage import Stage
 from jobs.sweep import Plan, PlannedSet
 from storage import layout, manifest
@@ -58,6 +58,9 @@ def print_outlook(console: Console, planned: Plan) -> None:
     )
     left = list(_left(planned, store))
     console.print(_by_stage(left, planned) if len(left) <= _MOST_ROWS else _by_model(left, planned))
+    for each in planned.sets:
+        for judgments in each.human:
+            print_human(console, judgments, f"{each.name}, " if len(planned.sets) > 1 else "")
     if not planned.is_whole:
         configs = {weights.model: load_config(weights) for weights in planned.weights}
         print_reckoning(console, planned.sweep, configs)

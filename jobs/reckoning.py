@@ -14,8 +14,9 @@ from rich.table import Table
 from cluster.sizes import Size
 from cluster.weights import RANDOM_INIT
 from jobs import space
+from jobs.alignment import why_not
 from jobs.config import Brought, Generate, Harvest, Model, Sweep
-from jobs.judgments import judge
+from jobs.judgments import Judgments, judge
 from storage.concepts import named, read_concepts, read_words
 from storage.errors import UserError
 
@@ -95,12 +96,17 @@ def print_reckoning(console: Console, sweep: Sweep, configs: Mapping[str, Any]) 
             f"At a time at most {most / 1e9:,.0f} GB are on disk: activations are deleted once scored."
         )
     for one, (names, _) in zip(sweep.each_set(), sets, strict=True):
-        which = "these concepts" if len(sets) == 1 else one.concept_set
+        of = "" if len(sets) == 1 else f"{one.concept_set}, "
         for human in one.human_sets():
-            found = judge(human, names)
-            kept = len(found.triplets) if found.of_triplets else len(found.scores)
-            what = "triplets" if found.of_triplets else "pairs"
-            console.print(f"{human.name}: {kept:,} {what} of {which}", markup=False)
+            print_human(console, judge(human, names), of)
+
+
+def print_human(console: Console, judgments: Judgments, of: str = "") -> None:
+    """Print what a human set says of the concepts, what is odd in it, and why it will give no agreement;
+    `of` opens each line."""
+    reason = why_not(judgments, judgments.groups)
+    for line in (*judgments.notes, *([f"warning: {reason}"] if reason else [])):
+        console.print(f"{of}{line}", markup=False, soft_wrap=True)
 
 
 def _size(sweep: Sweep) -> tuple[list[str], int]:

@@ -32,7 +32,7 @@ from jobs import (
     space,
 )
 from jobs.config import Brought, Harvest, Latents, Model, Sweep
-from jobs.judgments import judge
+from jobs.judgments import Judgments, judge
 from jobs.model_stages import baseline_stages, latent_stages, model_stages, shuffled_stages
 from jobs.overlap import in_order, side_by_side
 from jobs.progress import say
@@ -50,12 +50,14 @@ _LOOK_UPS_AT_ONCE = 16
 class PlannedSet:
     """The stages of one concept set of a sweep, the first of which is its sentences.
 
-    While these are still to be made (harvested or written), that is the only stage known.
+    While these are still to be made (harvested or written), that is the only stage known. `human` is
+    what people say of the concepts.
     """
 
     name: str
     concepts: ConceptSet | None  # None while they are still to be made
     stages: list[Stage]
+    human: list[Judgments] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,17 @@ class Plan:
     def is_whole(self) -> bool:
         """Whether all sentences are made."""
         return all(each.concepts is not None for each in self.sets)
+
+    def useless(self, until: str | None) -> list[str]:
+        """Why some of the human data that are still to be compared with will give no agreement."""
+        compared = {stage.of_set for stage in self.until(until) if stage.kind == alignment.KIND}
+        reasons = [
+            alignment.why_not(judgments, judgments.groups)
+            for each in self.sets
+            for judgments in each.human
+            if each.stages[0].of_set in compared
+        ]
+        return [reason for reason in reasons if reason]
 
     def of_kind(self, kind: str) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind]
@@ -173,7 +186,7 @@ def _plan_set(
     stages += [aligned, *trees]
     asked = sweep.model_dump(mode="json", exclude={"store"})
     stages.append(report.plan(name, stages, asked))
-    return PlannedSet(one.concept_set, concepts, stages)
+    return PlannedSet(one.concept_set, concepts, stages, human)
 
 
 def _steered(one: Sweep, known: Collection[str]) -> Sweep:

@@ -6,19 +6,19 @@ are words and numbers as they stand in the file.
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage.assets import ASSETS
+from storage.cells import Column, as_number, as_text, read_cells, read_table
+from storage.concept_files import read_text
 from storage.errors import UserError
 
 Kind = Literal["pairs", "matrix", "embeddings", "features", "categories", "triplets", "wordnet"]
@@ -26,7 +26,7 @@ Comparison = Literal["cosine", "dot", "softmax"]
 Taxonomy = Literal["path", "wu-palmer"]
 Floats = npt.NDArray[np.float64]
 
-DEFAULT_COLUMNS: dict[Kind, tuple[str, ...]] = {
+DEFAULT_COLUMNS: dict[Kind, tuple[Column, ...]] = {
     "pairs": ("a", "b", "score"),
     "matrix": (),
     "embeddings": (),
@@ -37,6 +37,8 @@ DEFAULT_COLUMNS: dict[Kind, tuple[str, ...]] = {
 }
 
 _ASYMMETRY = 1e-6
+_MISSING = ("", "nan", "na")
+"""What stands for a number that is not there, in any case."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class HumanSet:
     embeddings  .npy, or numbers in a text file, a row an item of the file `items`
     features    a row an item, a column a feature; or columns of item, feature and value
     categories  columns of category and word
-    triplets    columns of two alike and the odd one out
+    triplets    columns of two alike and the odd one out; with `items`, of their places there from 0 on
     wordnet     the folder `dict` of a WordNet release: no people's judgment, but compared like one
 
     `dissimilar` says that a high number of pairs or of a matrix means unlike; `vectors`, how vectors are
@@ -68,8 +70,8 @@ class HumanSet:
     name: str
     path: Path
     kind: Kind = "pairs"
-    columns: tuple[str, ...] = ("a", "b", "score")
-    raters: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ("a", "b", "score")
+    raters: tuple[Column, ...] = ()
     items: Path | None = None
     dissimilar: bool = False
     vectors: Comparison = "cosine"
@@ -140,21 +142,25 @@ def known_set(name: str) -> HumanSet:
 def read_pairs(human: HumanSet) -> list[Rated]:
     """The lines of a list of pairs.
 
-    Raises UserError, naming file and line, for a missing file or column and a score that is no finite
-    number. A rater's cell may be empty.
+    Raises UserError, naming file and line, for a missing file, column or word and a score that is no
+    finite number. A rater's cell may be empty.
     """
     rated = []
-    for where, cells in _rows(human.path, (*human.columns, *human.raters)):
+    for where, cells in read_cells(human.path, (*human.columns, *human.raters)):
         first, second, score, *scores = cells
-        raters = tuple(_number(each, where, "score") if each else math.nan for each in scores)
-        rated.append(Rated(first, second, _number(score, where, "score"), raters))
+        _check_words((first, second), where)
+        raters = tuple(as_number(each, where, "score") if each else math.nan for each in scores)
+        rated.append(Rated(first, second, as_number(score, where, "score"), raters))
     return rated
 
 
 def read_triplets(human: HumanSet) -> list[tuple[str, str, str]]:
     """Two that were found alike and the odd one out, line by line."""
+    names = None if human.items is None else _item_names(human)
     triplets = []
-    for where, (first, second, odd) in _rows(human.path, human.columns):
+    for where, cells in read_cells(human.path, human.columns):
+        first, second, odd = cells if names is None else [_item(names, cell, where) for cell in cells]
+        _check_words((first, second, odd), where)
         if len({first, second, odd}) < 3:
             raise UserError(f"{where}: {first!r}, {second!r} and {odd!r} are not three different items")
         triplets.append((first, second, odd))
@@ -163,51 +169,80 @@ def read_triplets(human: HumanSet) -> list[tuple[str, str, str]]:
 
 def read_categories(human: HumanSet) -> list[tuple[str, str]]:
     """Category and word, line by line."""
-    return [(category, word) for _, (category, word) in _rows(human.path, human.columns)]
+    rows = []
+    for where, (category, word) in read_cells(human.path, human.columns):
+        _check_words((category, word), where)
+        rows.append((category, word))
+    return rows
+
+
+def _check_words(words: Sequence[str], where: str) -> None:
+    if not all(words):
+        raise UserError(f"{where}: a word is missing")
+
+
+def _item(names: list[str], cell: str, where: str) -> str:
+    if not cell.isdecimal() or int(cell) >= len(names):
+        raise UserError(f"{where}: {cell!r} is no item's place, from 0 to {len(names) - 1}")
+    return names[int(cell)]
 
 
 def read_items(human: HumanSet) -> Items:
     """The items and numbers of a matrix, of embeddings or of features.
 
-    A matrix must be symmetric; NaN stands for a pair without a number. Raises UserError for names that
-    do not fit the numbers or stand twice.
+    A matrix must be symmetric, or have one half; NaN stands for a pair without a number. Its columns
+    may stand in another order than its rows. Raises UserError for names that do not fit the numbers or
+    stand twice.
     """
-    if not human.path.is_file():
-        raise UserError(f"{human.path}: no such file")
+    path = human.path
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    columns = None
     if human.kind == "features" and human.columns:
         names, values = _long_features(human)
-    elif human.path.suffix == ".npy":
-        names, values = _item_names(human), _load(human.path)
+    elif path.suffix == ".npy":
+        names, values = _item_names(human), _load(path)
     elif human.items is not None:
-        names, values = _item_names(human), _plain_numbers(human.path)
+        names, values = _item_names(human), _plain_numbers(path)
     else:
-        names, values = _wide_table(human.path)
+        names, columns, values = _wide_table(path)
     if values.ndim != 2 or len(values) != len(names):
-        raise UserError(f"{human.path}: has the shape {values.shape}, but there are {len(names)} items")
-    if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise UserError(f"{human.path}: the item {doubled[0]!r} stands twice")
-    if human.kind == "matrix":
-        _check_matrix(human.path, values)
-    elif not np.isfinite(values).all():
         raise UserError(
-            f"{human.path}: {int((~np.isfinite(values)).sum())} of its numbers are not finite"
+            f"{path}: has the shape {values.shape}, but there are {len(names)} items"
+            + (" (a first line that is no item is counted too)" if human.items else "")
         )
+    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path}: the item {doubled[0]!r} stands twice")
+    if human.kind == "matrix":
+        return Items(names, _whole_matrix(path, values, names, columns))
+    for name, row in zip(names, values, strict=True):
+        if not np.isfinite(row).all():
+            raise UserError(f"{path}: the item {name!r} has numbers that are missing or not finite")
     return Items(names, values)
 
 
-def _check_matrix(path: Path, values: Floats) -> None:
+def _whole_matrix(path: Path, values: Floats, names: list[str], columns: list[str] | None) -> Floats:
+    """A matrix with its columns in the order of its rows, and both halves."""
     if values.shape[0] != values.shape[1]:
         raise UserError(f"{path}: is {values.shape[0]} by {values.shape[1]}; a matrix is square")
     if np.isinf(values).any():
         raise UserError(f"{path}: some of its numbers are not finite")
+    if columns is not None:
+        if unknown := [name for name in columns if name not in names]:
+            raise UserError(f"{path}: the column {unknown[0]!r} is the name of no row")
+        if doubled := [name for name, count in Counter(columns).items() if count > 1]:
+            raise UserError(f"{path}: the column {doubled[0]!r} stands twice")
+        values = values[:, [columns.index(name) for name in names]]
+    values = np.where(np.isnan(values), values.T, values)
     scale = np.nanmax(np.abs(values), initial=0)
     lopsided = np.argwhere(~np.isclose(values, values.T, 0, _ASYMMETRY * scale, equal_nan=True))
     if len(lopsided):
         row, column = lopsided[0]
         raise UserError(
-            f"{path}: is not symmetric: row {row + 1}, column {column + 1} is {values[row, column]:g}, "
-            f"but the other way {values[column, row]:g}"
+            f"{path}: is not symmetric: {names[row]!r} with {names[column]!r} is "
+            f"{values[row, column]:g}, but the other way {values[column, row]:g}"
         )
+    return values
 
 
 def _item_names(human: HumanSet) -> list[str]:
@@ -215,7 +250,7 @@ def _item_names(human: HumanSet) -> list[str]:
         raise UserError(
             f"{human.path}: holds numbers only; give the file of its items' names as `items`"
         )
-    lines = _text(human.items).splitlines()
+    lines = read_text(human.items).splitlines()
     names = [line.split("\t")[0].strip() for line in lines]
     return [name for name in names if name]
 
@@ -223,6 +258,8 @@ def _item_names(human: HumanSet) -> list[str]:
 def _load(path: Path) -> Floats:
     try:
         values = np.load(path, allow_pickle=False)
+        if values.dtype.kind not in "biuf":
+            raise TypeError(f"its values are {values.dtype}")
         return np.asarray(values, np.float64)
     except (ValueError, TypeError, EOFError) as error:
         raise UserError(f"{path}: is no .npy file of numbers: {error}") from error
@@ -230,95 +267,38 @@ def _load(path: Path) -> Floats:
 
 def _plain_numbers(path: Path) -> Floats:
     try:
-        return np.loadtxt(_text(path).replace(",", " ").splitlines(), ndmin=2)
+        return np.loadtxt(read_text(path).replace(",", " ").splitlines(), ndmin=2)
     except ValueError as error:
         raise UserError(f"{path}: is no table of numbers: {error}") from error
 
 
-def _wide_table(path: Path) -> tuple[list[str], Floats]:
-    """A table whose first column names the items and whose others are numbers."""
-    columns, rows = _table(path)
+def _wide_table(path: Path) -> tuple[list[str], list[str], Floats]:
+    """A table whose first column names the items and whose others are numbers: the items, the other
+    columns' names and the numbers."""
+    columns, rows = read_table(path)
     names, values = [], []
     for where, cells in rows:
-        names.append(str(cells[0] or "").strip())
+        name, *numbers = map(as_text, cells)
+        names.append(name)
         values.append(
-            [math.nan if cell in ("", None) else _number(cell, where, "value") for cell in cells[1:]]
+            [
+                math.nan if number.lower() in _MISSING else as_number(number, where, "value")
+                for number in numbers
+            ]
         )
     if not values or len(columns) < 2:
         raise UserError(f"{path}: holds no numbers beside the items' names")
-    return names, np.array(values)
+    return names, columns[1:], np.array(values)
 
 
 def _long_features(human: HumanSet) -> tuple[list[str], Floats]:
-    rows = [
-        (item, feature, _number(value, where, "value"))
-        for where, (item, feature, value) in _rows(human.path, human.columns)
-    ]
+    rows = []
+    for where, (item, feature, value) in read_cells(human.path, human.columns):
+        _check_words((item, feature), where)
+        rows.append((item, feature, as_number(value, where, "value")))
     items = {item: number for number, item in enumerate(dict.fromkeys(row[0] for row in rows))}
     features = {name: number for number, name in enumerate(dict.fromkeys(row[1] for row in rows))}
     values = np.zeros((len(items), len(features)))
-    for item, feature, value in rows:
-        values[items[item], features[feature]] += value
+    for item, feature, number in rows:
+        values[items[item], features[feature]] += number
     return list(items), values
-
-
-def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Where each row stands, and its cells in the wanted columns; rows that are empty there are none."""
-    columns, rows = _table(path)
-    if not columns:
-        raise UserError(f"{path}: is empty; its first line names the columns {', '.join(wanted)}")
-    for column in wanted:
-        if column not in columns:
-            raise UserError(f"{path}: has no column {column!r}; its columns are {', '.join(columns)}")
-    places = [columns.index(column) for column in wanted]
-    for where, cells in rows:
-        found = ["" if cells[place] is None else str(cells[place]).strip() for place in places]
-        if any(found):
-            yield where, found
-
-
-def _table(path: Path) -> tuple[list[str], Iterable[tuple[str, Sequence[Any]]]]:
-    """The columns and rows of a CSV, TSV or Parquet file."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix == ".parquet":
-        try:
-            table = pq.read_table(path)
-        except pa.ArrowException as error:
-            raise UserError(f"{path}: is no Parquet file: {error}") from error
-        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
-        return table.column_names, ((f"{path}: row {n}", row) for n, row in enumerate(rows, 1))
-    lines = _text(path).splitlines()
-    # some published files open with a line that says where they come from
-    skipped = 1 if lines and lines[0].startswith("# The ") else 0
-    reader = csv.reader(lines[skipped:], delimiter="\t" if path.suffix in (".tsv", ".txt") else ",")
-    columns = next(reader, [])
-
-    def cut() -> Iterator[tuple[str, Sequence[Any]]]:
-        for row in reader:
-            where = f"{path}: line {reader.line_num + skipped}"
-            if row and len(row) != len(columns):
-                raise UserError(f"{where}: not {len(columns)} columns")
-            if row:
-                yield where, row
-
-    return columns, cut()
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text: {error.reason}") from error
-
-
-def _number(cell: Any, where: str, what: str) -> float:
-    try:
-        value = float(cell)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where}: the {what} is {cell!r}; expected a number")
-    return value

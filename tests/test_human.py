@@ -45,7 +45,12 @@ def refused(human: HumanSet, concepts: list[str] = ANIMALS) -> str:
         ("a,b,score\ncat,dog,high\n", "line 2: the score is 'high'; expected a number"),
         ("a,b,score\ncat,dog,nan\n", "line 2: the score is 'nan'"),
         ("a,b,score\ncat,dog,\n", "line 2: the score is ''"),
+        ("a,b,score\ncat,dog,1_0\n", "line 2: the score is '1_0'"),
         ("a,b,score\ncat,dog\n", "line 2: not 3 columns"),
+        ("a,b,score\ncat,,1\n", "line 2: a word is missing"),
+        ("a,b,score\n,,\n", "has no row below the names of its columns"),
+        ("a,b,score,score\ncat,dog,1,2\n", "has 2 columns 'score'"),
+        ("cat,dog,1\n", "has no column 'a'; its columns are cat, dog, 1. `columns` says which"),
     ],
 )
 def test_a_list_of_pairs_that_is_wrong_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -72,6 +77,31 @@ def test_pairs_are_read_alike_from_csv_tsv_and_parquet(tmp_path: Path) -> None:
         assert judge(each, ANIMALS).scores == {("cat", "dog"): 2.5, ("cow", "dog"): 1.0}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffa,b,score\r\ncat,dog,2\r\nCOW,Cat,1\r\n",
+        "a;b;score\ncat;dog;2\ncow;cat;1\n",
+        "a, b, score\ncat, dog, 2\ncow, cat, 1\n",
+        '"a" "b" "score"\n"cat" "dog" 2\n"cow" "cat" 1\n',
+    ],
+)
+def test_the_marks_of_other_programs_are_read(tmp_path: Path, content: str) -> None:
+    assert judge(written(tmp_path, content), ANIMALS).scores == {("cat", "dog"): 2, ("cat", "cow"): 1}
+
+
+def test_files_as_they_are_published_name_no_columns_and_tag_parts_of_speech(tmp_path: Path) -> None:
+    """MEN's own file has spaces and tags; Rare Words' has tabs, and a column for each rater."""
+    men = written(tmp_path, "cat-n dog-n 40.0\ncow-n run-v 3.0\n", "men.txt")
+    found = judge(replace(men, columns=(1, 2, 3), suffix="-n"), ANIMALS)
+    assert found.scores == {("cat", "dog"): 40.0}
+    assert [each.reason for each in found.dropped] == ["another part of speech"]
+    rare = written(tmp_path, "cat\tdog\t2.5\t2\t3\n", "rw.txt")
+    found = judge(replace(rare, columns=(1, 2, 3), raters=(4, 5)), ANIMALS)
+    assert found.raters == {("cat", "dog"): [2.0, 3.0]}
+    assert "has no column 6; there are 5" in refused(replace(rare, columns=(1, 2, 6)))
+
+
 def test_what_is_left_out_is_told_with_its_reason(tmp_path: Path) -> None:
     human = written(tmp_path, "a,b,score\nDog,CAT,2\ncat,sofa,4\ncat,cat,10\nsea_lion,dog,1\n,,\n")
     found = judge(human, ANIMALS)
@@ -90,7 +120,11 @@ def test_pairs_that_are_doubled_or_contradict_each_other_get_their_mean_and_a_wa
 ) -> None:
     found = judge(written(tmp_path, "a,b,score\nDog,cat,2\ncat,dog,4\ncat,cow,1\ncow,cat,1\n"), ANIMALS)
     assert found.scores == {("cat", "cow"): 1.0, ("cat", "dog"): 3.0}
-    assert "2 pairs are rated more than once, 1 of them differently" in found.notes[0]
+    assert found.notes == [
+        "mine: 2 pairs are rated more than once, 1 of them differently; their mean counts. The first: "
+        "'cat' and 'dog': 2, 4",
+        "mine: 2 pairs of these concepts",
+    ]
 
 
 def test_plurals_name_a_concept_only_when_asked(tmp_path: Path) -> None:
@@ -141,10 +175,12 @@ def test_a_matrix_is_read_with_its_names_or_from_npy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (",cat,dog\ncat,0,1\ndog,2,0\n", "not symmetric: row 1, column 2 is 1, but the other way 2"),
+        (",cat,dog\ncat,0,1\ndog,2,0\n", "not symmetric: 'cat' with 'dog' is 1, but the other way 2"),
         (",cat,dog\ncat,0,1\n", "is 1 by 2; a matrix is square"),
         (",cat,dog\ncat,0,x\ndog,0,0\n", "line 2: the value is 'x'"),
         (",cat,cat\ncat,0,1\ncat,1,0\n", "the item 'cat' stands twice"),
+        (",cat,cow\ncat,0,1\ndog,1,0\n", "the column 'cow' is the name of no row"),
+        (",cat,cat\ncat,0,1\ndog,1,0\n", "the column 'cat' stands twice"),
         (",cat,Cat\ncat,0,1\nCat,1,0\n", "the items 'cat' and 'Cat' are both 'cat'"),
         ("", "holds no numbers"),
     ],
@@ -154,19 +190,34 @@ def test_a_matrix_that_is_wrong_is_refused(tmp_path: Path, content: str, message
     assert message in refused(human)
 
 
+def test_a_matrix_may_have_its_columns_in_another_order_or_one_half(tmp_path: Path) -> None:
+    """Read by place, the numbers of other pairs would be taken."""
+    expected = {("cat", "cow"): 3.0, ("cat", "dog"): 2.0}
+    for content in (
+        ",cow,cat,dog\ndog,,2,9\ncow,9,3,\ncat,3,9,2\n",
+        ",dog,cow,cat\ndog,,,\ncow,NA,,\ncat,2,3,\n",
+    ):
+        found = judge(replace(written(tmp_path, content), kind="matrix", columns=()), ANIMALS)
+        assert found.scores == expected
+        assert [(each.words, each.reason) for each in found.dropped] == [(("cow", "dog"), "no number")]
+
+
 def test_embeddings_must_be_plain_numbers_with_as_many_names(tmp_path: Path) -> None:
     items = tmp_path / "items.txt"
     items.write_text("cat\ndog\ncow\n")
     human = HumanSet("mine", tmp_path / "e.npy", "embeddings", (), items=items)
     np.save(human.path, np.array([{"a": 1}, 2, 3], dtype=object), allow_pickle=True)
     assert "is no .npy file of numbers" in refused(human)
+    np.save(human.path, np.ones((3, 2)) + 1j)
+    assert "is no .npy file of numbers: its values are complex128" in refused(human)
     np.save(human.path, np.ones((2, 4)))
     assert "has the shape (2, 4), but there are 3 items" in refused(human)
     np.save(human.path, np.array([[1.0, np.nan], [1, 2], [3, 4]]))
-    assert "1 of its numbers are not finite" in refused(human)
+    assert "the item 'cat' has numbers that are missing or not finite" in refused(human)
     assert "give the file of its items' names" in refused(replace(human, items=None))
     np.save(human.path, np.array([[0.0, 0], [1, 2], [3, 4]]))
-    assert "is zero or not finite" in refused(human)
+    assert "all numbers of 'cat' are 0" in refused(human)
+    assert len(judge(human, ["dog", "cow"]).scores) == 1
 
 
 def test_embeddings_are_compared_as_told(tmp_path: Path) -> None:
@@ -212,7 +263,9 @@ def test_the_triplet_softmax_is_that_of_a_plain_loop_and_never_overflows() -> No
 
 def test_feature_norms_are_read_wide_and_long(tmp_path: Path) -> None:
     wide = written(tmp_path, "concept,barks,eats\ndog,2,1\ncat,0,1\ncow,0,\n", "wide.csv")
-    assert "not finite" in refused(replace(wide, kind="features", columns=()))
+    assert "the item 'cow' has numbers that are missing" in refused(
+        replace(wide, kind="features", columns=())
+    )
     wide = written(tmp_path, "concept,barks,eats\ndog,2,1\ncat,0,1\n", "wide.csv")
     long = written(tmp_path, "concept,feature,n\ndog,barks,2\ndog,eats,1\ncat,eats,1\n", "long.csv")
     for each, columns in ((wide, ()), (long, ("concept", "feature", "n"))):
@@ -225,6 +278,10 @@ def test_categories_make_pairs_alike_or_not(tmp_path: Path) -> None:
     found = judge(replace(human, kind="categories", columns=("category", "word")), ANIMALS)
     assert found.scores == {("cat", "cow"): 0.0, ("cat", "dog"): 1.0, ("cow", "dog"): 1.0}
     assert [each.words for each in found.dropped] == [("sofa", "seat")]
+    nameless = replace(human, path=written(tmp_path, "category,word\n,cat\n,dog\n", "no.csv").path)
+    assert "line 2: a word is missing" in refused(
+        replace(nameless, kind="categories", columns=("category", "word"))
+    )
 
 
 def wordnet(folder: Path) -> Path:
@@ -290,6 +347,13 @@ def test_triplets_keep_which_one_is_odd(tmp_path: Path) -> None:
     assert Counter(each.reason for each in found.dropped) == {"no concept": 1}
     same = replace(human, path=written(tmp_path, "a,b,odd\ncat,cat,dog\n", "same.csv").path)
     assert "are not three different items" in refused(same)
+    # as THINGS comes: places in the list of items
+    (tmp_path / "items.txt").write_text("sofa\ncat\ndog\ncow\n")
+    placed = written(tmp_path, "2 1 3\n1 0 2\n", "places.txt")
+    placed = replace(placed, kind="triplets", columns=(1, 2, 3), items=tmp_path / "items.txt")
+    assert judge(placed, ANIMALS).triplets == found.triplets
+    beyond = replace(placed, path=written(tmp_path, "1 2 4\n", "beyond.txt").path)
+    assert "line 1: '4' is no item's place, from 0 to 3" in refused(beyond)
 
 
 def test_the_share_of_triplets_predicted_is_that_of_a_loop_and_ties_are_lots() -> None:
@@ -396,6 +460,10 @@ def test_wordsims_two_halves_are_its_whole() -> None:
         ("[{name: men, kind: matrix}]", "'men' is a known data set"),
         ("[{name: x, path: x.csv, columns: [a, b]}]", "columns: pairs have 3, here are 2"),
         ("[{name: x, path: x.csv, kind: list}]", "human[0].kind: 'list'"),
+        ("[{name: men, path: x.csv}]", "'men' is that of a known data set; call the file otherwise"),
+        ("[{name: x, path: x.csv, vectors: dot}]", "vectors: pairs have none"),
+        ("[{name: x, path: x.csv, columns: [1, b, 3]}]", "name all by name, or all by number"),
+        ("[{name: x, path: x.csv, raters: [4]}]", "name all by name, or all by number"),
     ],
 )
 def test_a_sweep_file_that_reads_human_data_wrongly_is_refused(

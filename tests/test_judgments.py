@@ -40,15 +40,22 @@ def test_every_kind_of_judgment_and_what_cannot_be_used_is_told(study: Path, tmp
             "  - {name: odd, path: odd.csv, kind: triplets}\n",
         )
     )
+    warned = [
+        "warning: constant: all scores are equal, so nothing can agree with them",
+        "warning: few: 4 pairs can be compared; 10 are needed",
+        "warning: strangers: 0 pairs can be compared; 10 are needed",
+    ]
+    planned = neuralign("plan", file).stdout.splitlines()
+    assert [line for line in planned if line.startswith("warning")] == warned
+    assert "mine: 12 pairs of these concepts" in planned
+    assert "odd: 12 triplets of these concepts" in planned
+    assert "strangers: 0 pairs of these concepts; left out: 1 no concept" in planned
     done = neuralign("run", file)
     assert done.returncode == 0, done.stderr
-    for note in (
-        "constant: all scores are equal, so nothing can agree with them",
-        "few has 4 pairs of these concepts; 10 are needed",
-        "strangers has 0 pairs of these concepts; 10 are needed",
-        "strangers: 0 pairs of these concepts; left out: 1 no concept",
-    ):
-        assert note in done.stderr
+    told = done.stderr.splitlines()
+    assert told[:3] == warned
+    assert all(f"  note: {line.removeprefix('warning: ')}" in told for line in warned)
+    assert "warning" not in neuralign("run", file).stderr
     with open_store(folder / "results/sweep") as connection:
         found = connection.sql(
             "SELECT human_set, agreement, count(*), count(rho), count(p), count(ceiling), "

@@ -9,12 +9,24 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from jobs.config.part import Count, Part
+from storage.cells import Column
 from storage.human import DEFAULT_COLUMNS, Comparison, HumanSet, Kind, Taxonomy, known_set, known_sets
 
 KnownBaseline = Literal[
     "glove", "input-embedding", "contextual", "sentence-encoder", "shuffled", "random-init"
 ]
 Control = Literal["split-half", "length-matched"]
+
+_OF_ALL = {"name", "lemma"}
+_OPTIONS: dict[Kind, set[str]] = {
+    "pairs": {"columns", "raters", "scores", "suffix"},
+    "matrix": {"items", "scores"},
+    "embeddings": {"items", "vectors"},
+    "features": {"columns", "items", "vectors"},
+    "categories": {"columns"},
+    "triplets": {"columns", "items"},
+    "wordnet": {"taxonomy"},
+}
 
 
 class Human(Part):
@@ -23,23 +35,33 @@ class Human(Part):
     name: str = Field(min_length=1)
     path: str | None = None
     kind: Kind = "pairs"
-    columns: list[str] | None = None
-    raters: list[str] = []
+    columns: list[Column] | None = None
+    raters: list[Column] = []
     items: str | None = None
     scores: Literal["similarity", "dissimilarity"] = "similarity"
     vectors: Comparison = "cosine"
     taxonomy: Taxonomy = "path"
     lemma: bool = False
+    suffix: str = ""
 
     @model_validator(mode="after")
     def _known(self) -> Human:
         if self.path is None and self.name not in known_sets():
             raise ValueError(f"allowed: {', '.join(known_sets())}, or a file: {{name, path, columns}}")
-        if self.path is None and self.model_fields_set - {"name", "lemma"}:
+        given = self.model_fields_set - _OF_ALL
+        if self.path is None and given:
             raise ValueError(f"{self.name!r} is a known data set; only a file is told how to be read")
+        if self.path is not None and self.name in known_sets():
+            raise ValueError(f"name: {self.name!r} is that of a known data set; call the file otherwise")
+        if other := sorted(given - {"path", "kind", *_OPTIONS[self.kind]}):
+            raise ValueError(f"{other[0]}: {self.kind} have none")
         wanted = 3 if self.kind == "features" else len(DEFAULT_COLUMNS[self.kind])
         if self.columns is not None and len(self.columns) != wanted:
             raise ValueError(f"columns: {self.kind} have {wanted}, here are {len(self.columns)}")
+        named = [*(self.columns or DEFAULT_COLUMNS[self.kind]), *self.raters]
+        numbers = [each for each in named if isinstance(each, int)]
+        if numbers and (len(numbers) < len(named) or min(numbers) < 1):
+            raise ValueError("columns, raters: name all by name, or all by number from 1 on")
         return self
 
     def where(self, folder: Path) -> HumanSet:
@@ -57,6 +79,7 @@ class Human(Part):
             vectors=self.vectors,
             taxonomy=self.taxonomy,
             lemma=self.lemma,
+            suffix=self.suffix,
         )
 
 
