@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from alignment.resampling import Interval
 from jobs.against import differences
@@ -159,9 +161,17 @@ def _apart(found: Interval | None) -> str:
 
 
 def print_human_sets(console: Console) -> None:
-    """Print the human data sets that packages carry, with their citation and licence."""
+    """Print the human data sets that packages carry, with citation and licence; of one whose package is
+    not there, how to install it."""
     for name in known_sets():
-        human = known_set(name)
-        ceiling = "" if human.ceiling is None else f"; people with people {human.ceiling.value}"
-        console.print(f"{name}: {human.kind}{ceiling}", markup=False)
-        console.print(f"    {ASSETS[name].citation}; {ASSETS[name].licence}", markup=False)
+        asset = ASSETS[name]
+        try:
+            human = known_set(name)
+        except UserError as error:
+            told, below = f"{name}:", [str(error)]
+        else:
+            ceiling = "" if human.ceiling is None else f"; people with people {human.ceiling.value}"
+            told, below = f"{name}: {human.kind}{ceiling}", []
+        console.print(told, markup=False)
+        for line in (*below, asset.citation, f"{asset.licence}; {asset.requirement}"):
+            console.print(Padding(Text(line), (0, 0, 0, 4), expand=False))

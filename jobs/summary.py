@@ -34,6 +34,8 @@ INTERVALS = {
     "concept-bootstrap": "concepts resampled",
     "pair-bootstrap": "pairs resampled, which is too narrow",
 }
+SURE_OF_FEW = "91 to 98"
+"""In how many of 100 simulated studies of few concepts a 95% interval held the truth."""
 Labelled = tuple[str, dict[str, Any]]
 """A row of a table, and what it is called where it is shown."""
 
@@ -157,7 +159,7 @@ def _print_controls(console: Console, summary: dict[str, Any]) -> None:
 def print_of_few(console: Console, concepts: int) -> None:
     """Print what is to be known of the intervals of a table of few concepts."""
     if concepts < FEWEST_SURE:
-        console.print(f"Of fewer than {FEWEST_SURE} concepts, 95% intervals may cover 91 to 98%.")
+        console.print(f"Of fewer than {FEWEST_SURE} concepts, 95% intervals may cover {SURE_OF_FEW}%.")
 
 
 def _title(human_set: str, row: dict[str, Any], threshold: float) -> str:

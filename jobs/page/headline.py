@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alignment.correlation import FEWEST_PAIRS
+from alignment.resampling import FEWEST_SURE
 from cluster.weights import RANDOM_INIT
 from jobs.alignment import TRIPLETS
 from jobs.baselines import HIDDEN_STATE
@@ -12,7 +13,7 @@ from jobs.page.figure import BASELINE, CONTROL, NEURONS, Estimate, Estimates, Fi
 from jobs.page.said import agrees, chance, count, differs, interval
 from jobs.page.source import Source, by_step
 from jobs.similarity import EXPERTS
-from jobs.summary import INTERVALS, STATISTICS, headline, is_chosen, is_shown
+from jobs.summary import INTERVALS, STATISTICS, SURE_OF_FEW, headline, is_chosen, is_shown
 
 Row = dict[str, Any]
 
@@ -70,6 +71,11 @@ def section(source: Source) -> Section:
     if figures:
         (key, rows) = next(iter(by_set.items()))
         lead = _sentences(key[0], rows, source)
+        if any(rows[0][1]["n_concepts"] < FEWEST_SURE for rows in by_set.values() if rows):
+            lead.append(
+                f"Of fewer than {FEWEST_SURE} concepts, here and below, a 95% interval may be somewhat "
+                f"too narrow or too wide: of 100 such studies, {SURE_OF_FEW} would have the truth in it."
+            )
     return Section("alignment", "Do the neurons agree with people?", lead, figures, missing=missing)
 
 
