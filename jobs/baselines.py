@@ -79,7 +79,12 @@ def plan_embeddings(read: Stage, input_embedding: bool, contextual: bool) -> Sta
 
 def _run_word_vectors(stage: Stage, store: Path, read: Callable[[list[str]], WordVectors]) -> Outcome:
     names = sentences.read_concept_names(stage.inputs["sentences"], store)
-    vectors = read(names)
+    # one of zeros stands for no vector, and has no direction
+    vectors = {
+        name: vector
+        for name, vector in read(names).items()
+        if np.isfinite(vector).all() and vector.any()
+    }
     found = [name for name in names if name in vectors]
     if len(found) < 2:
         raise UserError(f"{stage.label}: has vectors for {len(found)} of the {len(names)} concepts")
@@ -131,7 +136,8 @@ def compare(names: list[str], vectors: Vectors, stage: Stage, **place: Any) -> p
     try:
         cosines = cosine_matrix(vectors[order])[first, second]
     except ValueError as error:
-        raise UserError(f"{stage.name}, {place}: {error}") from error
+        where = ", ".join(map(str, place.values()))
+        raise UserError(f"{stage.name}: {where}: {error}") from error
     ordered = pa.array([names[index] for index in order])
     rows = pa.table(
         {

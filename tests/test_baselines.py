@@ -23,7 +23,11 @@ from transformers import AutoModel, AutoTokenizer
 from alignment.words import find_word, shuffled
 from cluster.encoder import Encoder
 from cluster.weights import materialise, resolve_encoder
+from jobs import sentences
 from jobs.config import read_sweep
+from jobs.model_stages import baseline_stages
+from jobs.stage import ensure
+from storage.concepts import read_concepts
 from storage.errors import UserError
 from storage.word_vectors import read_vectors
 from tests import tiny
@@ -56,6 +60,20 @@ def test_a_file_of_word_vectors_is_known_by_its_content(
     assert found.keys() == expected.keys()
     for concept, word in expected.items():
         np.testing.assert_allclose(found[concept], vectors[word], rtol=1e-6)
+
+
+def test_a_vector_without_a_direction_is_none(tmp_path: Path) -> None:
+    """It would stop the sweep, after hours, at the first such word."""
+    file = tiny.write_sweep(tmp_path, model="none", extra="baselines: [{name: w, path: w.vec}]\n")
+    rows = [f"{word} {number} 1" for number, word in enumerate(tiny.CONCEPTS)]
+    rows[0], rows[1] = "cat 0 0", "dog nan 1"
+    (tmp_path / "w.vec").write_text("\n".join(rows) + "\n")
+    wanted = read_sweep(file)
+    texts = sentences.plan(read_concepts(tmp_path / "concepts.csv", "tiny"), "en")
+    (stage,) = baseline_stages(wanted, texts)
+    for each in (texts, stage):
+        ensure(each, wanted.store_path)
+    assert stage.result(wanted.store_path).notes == ["w: no word vector for cat, dog"]
 
 
 def test_fasttext_makes_vectors_of_words_that_it_never_saw(tmp_path: Path) -> None:
