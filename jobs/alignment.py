@@ -198,8 +198,8 @@ def tasks_of(judgments: Judgments, concepts: list[str], how: How) -> tuple[list[
 def why_not(judgments: Judgments, groups: Sequence[tuple[str, ...]]) -> str | None:
     """Why these pairs or triplets of a human set give no agreement; None where they do."""
     if len(groups) < FEWEST_PAIRS:
-        there = f"{len(groups)} {judgments.things} can be compared"
-        return f"{judgments.name}: {there}; {FEWEST_PAIRS} are needed"
+        there = judgments.counted(len(groups))
+        return f"{judgments.name}: {there} to compare with; {FEWEST_PAIRS} are needed"
     if not judgments.of_triplets and len({judgments.scores[a, b] for a, b in groups}) == 1:
         return f"{judgments.name}: all scores are equal, so nothing can agree with them"
     return None

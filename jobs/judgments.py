@@ -69,10 +69,9 @@ class Judgments:
         """The pairs or triplets of concepts."""
         return self.triplets if self.of_triplets else list(self.scores)
 
-    @property
-    def things(self) -> str:
-        """What these are."""
-        return "triplets" if self.of_triplets else "pairs"
+    def counted(self, n: int) -> str:
+        """So many of these, in words."""
+        return f"{n:,} {'triplet' if self.of_triplets else 'pair'}{'' if n == 1 else 's'}"
 
     @property
     def concepts(self) -> set[str]:
@@ -101,7 +100,7 @@ def judge(
     counts = Counter(each.reason for each in found.dropped)
     why = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
     left_out = f"; left out: {why}" if why else ""
-    note = f"{human.name}: {len(found.groups):,} {found.things} of these concepts{left_out}"
+    note = f"{human.name}: {found.counted(len(found.groups))} of these concepts{left_out}"
     return replace(found, notes=[*found.notes, note])
 
 
@@ -149,7 +148,7 @@ def _from_pairs(human: HumanSet, find: Callable[[str], str | None]) -> Judgments
         first, second = pair = (against or again)[0]
         given = ", ".join(f"{sign * score:g}" for score in scores[pair])
         notes.append(
-            f"{human.name}: {len(again)} pairs are rated more than once, {len(against)} of them "
+            f"{human.name}: pairs that are rated more than once: {len(again)}, {len(against)} of them "
             f"differently; their mean counts. The first: {first!r} and {second!r}: {given}"
         )
     of_raters = {

@@ -271,15 +271,14 @@ def _trained_layers(
 
 def _best_layers(rows: list[dict[str, Any]], threshold: float | None, value: str) -> list[Labelled]:
     """The layer of each trained model whose neurons agree best, by the first pooling."""
-    layers = [
-        [row for row in found if row[value] is not None]
-        for found in _trained_layers(rows, threshold).values()
-    ]
-    best = [(max(found, key=lambda row: row[value]), len(found)) for found in layers if found]
-    return [
-        (f"best neurons of {count} layers (L{row['layer']}, {row['pooling']})", row)
-        for row, count in best
-    ]
+    best = []
+    for layers in _trained_layers(rows, threshold).values():
+        found = [row for row in layers if row[value] is not None]
+        if found:
+            row = max(found, key=lambda row: row[value])
+            place = f"L{row['layer']}, {row['pooling']}"
+            best.append((f"best neurons of {len(layers)} layers ({place})", row))
+    return best
 
 
 def _baselines(rows: list[dict[str, Any]], value: str) -> list[Labelled]:

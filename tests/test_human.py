@@ -121,8 +121,8 @@ def test_pairs_that_are_doubled_or_contradict_each_other_get_their_mean_and_a_wa
     found = judge(written(tmp_path, "a,b,score\nDog,cat,2\ncat,dog,4\ncat,cow,1\ncow,cat,1\n"), ANIMALS)
     assert found.scores == {("cat", "cow"): 1.0, ("cat", "dog"): 3.0}
     assert found.notes == [
-        "mine: 2 pairs are rated more than once, 1 of them differently; their mean counts. The first: "
-        "'cat' and 'dog': 2, 4",
+        "mine: pairs that are rated more than once: 2, 1 of them differently; their mean counts. "
+        "The first: 'cat' and 'dog': 2, 4",
         "mine: 2 pairs of these concepts",
     ]
 

@@ -42,8 +42,8 @@ def test_every_kind_of_judgment_and_what_cannot_be_used_is_told(study: Path, tmp
     )
     warned = [
         "warning: constant: all scores are equal, so nothing can agree with them",
-        "warning: few: 4 pairs can be compared; 10 are needed",
-        "warning: strangers: 0 pairs can be compared; 10 are needed",
+        "warning: few: 4 pairs to compare with; 10 are needed",
+        "warning: strangers: 0 pairs to compare with; 10 are needed",
     ]
     planned = neuralign("plan", file).stdout.splitlines()
     assert [line for line in planned if line.startswith("warning")] == warned
