@@ -75,8 +75,9 @@ def shuffled(text: str, words: Sequence[str | Word], random: np.random.Generator
 
 
 def normal_form(word: str) -> str:
-    """A word as it is compared: lower case, its parts with one space between them."""
-    return " ".join(re.split(r"[\s_-]+", word.strip().lower()))
+    """A word as it is compared: lower case, one space between its parts, accented letters as one
+    character."""
+    return " ".join(re.split(r"[\s_-]+", normalize("NFC", word).strip().lower()))
 
 
 @cache

@@ -106,7 +106,10 @@ def judge(
 
 def _finder(concepts: list[str], lemma: bool) -> Callable[[str], str | None]:
     """What gives the concept that a word names, None where there is none."""
-    by_form = {normal_form(name): name for name in concepts}
+    by_form: dict[str, str] = {}
+    for name in concepts:
+        if (same := by_form.setdefault(normal_form(name), name)) != name:
+            raise UserError(f"concepts {same!r} and {name!r} are one word in human data")
 
     @cache
     def find(word: str) -> str | None:

@@ -127,6 +127,13 @@ def test_pairs_that_are_doubled_or_contradict_each_other_get_their_mean_and_a_wa
     ]
 
 
+def test_words_are_one_in_either_spelling_and_never_two_concepts(tmp_path: Path) -> None:
+    human = written(tmp_path, "a,b,score\nSea-Lion,cafe\u0301,3\n")
+    assert judge(human, ["sea_lion", "café"]).scores == {("café", "sea_lion"): 3.0}
+    told = refused(human, ["sea lion", "sea_lion", "café"])
+    assert told == "concepts 'sea lion' and 'sea_lion' are one word in human data"
+
+
 def test_plurals_name_a_concept_only_when_asked(tmp_path: Path) -> None:
     human = written(tmp_path, "a,b,score\ncats,dogs,2\nsea lions,cow,1\n")
     assert judge(human, ANIMALS).scores == {}
