@@ -58,13 +58,13 @@ def print_outlook(console: Console, planned: Plan) -> None:
     )
     left = list(_left(planned, store))
     console.print(_by_stage(left, planned) if len(left) <= _MOST_ROWS else _by_model(left, planned))
-    for each in planned.sets:
-        for judgments in each.human:
-            print_human(console, judgments, f"{each.name}, " if len(planned.sets) > 1 else "")
     if not planned.is_whole:
         configs = {weights.model: load_config(weights) for weights in planned.weights}
         print_reckoning(console, planned.sweep, configs)
         return
+    for each in planned.sets:
+        for judgments in each.human:
+            print_human(console, judgments, f"{each.name}: " if len(planned.sets) > 1 else "")
     kinds = Counter(each.stage.kind for each in left)
     done = Counter(each.stage.kind for each in left if each.done)
     counted = ", ".join(f"{kind} {done[kind]} of {kinds[kind]}" for kind in kinds)

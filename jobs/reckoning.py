@@ -96,7 +96,7 @@ def print_reckoning(console: Console, sweep: Sweep, configs: Mapping[str, Any]) 
             f"At a time at most {most / 1e9:,.0f} GB are on disk: activations are deleted once scored."
         )
     for one, (names, _) in zip(sweep.each_set(), sets, strict=True):
-        of = "" if len(sets) == 1 else f"{one.concept_set}, "
+        of = "" if len(sets) == 1 else f"{one.concept_set}: "
         for human in one.human_sets():
             print_human(console, judge(human, names), of)
 

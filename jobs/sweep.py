@@ -84,12 +84,13 @@ class Plan:
         left = [each for each in self.until(until) if each.kind == alignment.KIND]
         compared = {each.of_set for each in left if not each.is_done(store)}
         reasons = [
-            alignment.why_not(judgments, judgments.groups)
+            (each.name, alignment.why_not(judgments, judgments.groups))
             for each in self.sets
             for judgments in each.human
             if each.stages[0].of_set in compared
         ]
-        return [reason for reason in reasons if reason]
+        several = len(self.sets) > 1
+        return [f"{name}: {reason}" if several else reason for name, reason in reasons if reason]
 
     def of_kind(self, kind: str) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind]

@@ -61,7 +61,10 @@ def test_the_plan_tells_of_both_before_one_is_made(
     printed = _printed(capsys, "plan", tmp_path / "copy/sweep.yaml")
     assert "things: 6 concepts, 36 sentences; nature: 3 concepts, 8 sentences of each to be" in printed
     assert "9 concepts, 60 sentences of some 24 tokens" in printed
-    assert "mine: 12 pairs of things mine: 0 pairs of nature" in printed
+    assert (
+        "things: mine: 12 pairs of these concepts nature: mine: 0 pairs of these concepts; left out"
+        in printed
+    )
 
 
 def test_each_set_is_what_it_is_in_a_sweep_of_its_own(file: Path, store: Path) -> None:
