@@ -17,7 +17,7 @@ from selenium.webdriver.chrome.service import Service
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCREENSHOTS = Path(__file__).parent.parent / "results" / "screenshots"
-_SECONDS = 60
+_SECONDS = 180
 
 
 class Browser:

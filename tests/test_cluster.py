@@ -34,7 +34,7 @@ from tests.commands import neuralign, process, rows
 from tests.faults import in_one_process
 from tests.ray_head import Head, ray_head
 
-_SECONDS = 200
+_SECONDS = 600
 _ROOT = Path(__file__).parent.parent
 
 
