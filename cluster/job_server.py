@@ -92,6 +92,8 @@ class JobServer:
 
     def follow(self, submission_id: str, write: Callable[[str], Any]) -> int:
         """Write a job's output until it ends, and give its exit code."""
+        from aiohttp import ClientError
+
         written = 0
 
         async def tail() -> None:
@@ -106,7 +108,7 @@ class JobServer:
                     write(fresh)
 
         while True:
-            with suppress(RuntimeError, OSError):
+            with suppress(RuntimeError, OSError, ClientError):
                 asyncio.run(tail())
             job = self._job_or_lost(submission_id)
             if not is_living(job):

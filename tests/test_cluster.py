@@ -35,6 +35,9 @@ from tests.faults import in_one_process
 from tests.ray_head import Head, ray_head
 
 _SECONDS = 600
+_AT_ONCE = 60
+"""Seconds of a busy machine, where Ray itself would try for minutes or without end."""
+
 _ROOT = Path(__file__).parent.parent
 
 
@@ -115,9 +118,10 @@ import time, ray
 from cluster.metrics import counted
 ray.init(log_to_driver=False)
 count = counted("counted by itself", "sentences", total=100, already=10)
-for _ in range(30):
-    count(1)
+for _ in range(5):
     time.sleep(1)
+    count(1)
+time.sleep(600)
 """
 
 
@@ -127,15 +131,15 @@ def test_progress_is_shown_to_prometheus(head: Head, tmp_path: Path) -> None:
     server = JobServer(head.address)
     server.submit("counts", "python counts.py", tmp_path, {}, lambda _: False)
     shown: dict[str, float] = {}
-    deadline = time.monotonic() + 60
-    # Ray sends each metric by itself: between two steps of the job all are of one moment
+    deadline = time.monotonic() + _SECONDS
+    # Ray sends each metric by itself: between two steps of the job, or after all, they are of one moment
     while not _of_one_moment(shown) and time.monotonic() < deadline:
         time.sleep(0.3)
         (found,) = json.loads(head.metrics.read_text())
         for target in found["targets"]:
             with (
                 contextlib.suppress(OSError),
-                urllib.request.urlopen(f"http://{target}/metrics") as all_of,
+                urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as all_of,
             ):
                 for line in all_of.read().decode().splitlines():
                     if line.startswith("ray_neuralign_") and 'stage="counted by itself"' in line:
@@ -309,7 +313,7 @@ def test_a_head_that_is_none_or_of_another_version_is_told_at_once() -> None:
             JobServer(f"http://127.0.0.1:{port}")
     with pytest.raises(UserError, match="expected http://HOST:PORT"):
         JobServer("ftp://somewhere")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < _AT_ONCE
 
 
 def test_drivers_are_told_of_a_cluster_that_does_not_answer(
@@ -324,4 +328,4 @@ def test_drivers_are_told_of_a_cluster_that_does_not_answer(
         assert done.returncode == 2
         assert told in done.stderr
         assert done.stderr.count("\n") == 1
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < _AT_ONCE
