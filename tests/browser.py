@@ -85,6 +85,7 @@ def started() -> Iterator[Browser]:
     for argument in (
         "headless=new",
         "no-sandbox",
+        "disable-dev-shm-usage",  # which Ray's object stores may have filled
         "disable-background-networking",
         "disable-component-update",
     ):

@@ -88,7 +88,7 @@ def started() -> Iterator[list[psutil.Process]]:
     agents take a minute to give their cluster up."""
     processes: list[psutil.Process] = []
     yield processes
-    _, alive = psutil.wait_procs(processes, timeout=120)
+    _, alive = psutil.wait_procs(processes, timeout=300)
     assert not alive
 
 
