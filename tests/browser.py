@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
@@ -45,9 +46,16 @@ class Browser:
     def wait(self, script: str) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + _SECONDS
-        while not self.ask(script):
+        while not self._holds(script):
             assert time.monotonic() < end, f"never true: {script}"
             time.sleep(0.05)
+
+    def _holds(self, script: str) -> bool:
+        try:
+            return bool(self.ask(script))
+        except WebDriverException:
+            # the page is just being left for another
+            return False
 
     def wait_until_drawn(self) -> None:
         """Wait until every figure has been drawn."""
