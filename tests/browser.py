@@ -43,6 +43,11 @@ class Browser:
         """The value of a script's expression."""
         return self.driver.execute_script(f"return {script}", *arguments)
 
+    def computed(self) -> float:
+        """Seconds for which the page's own thread has computed, however long others kept it waiting."""
+        found = self.command("Performance.getMetrics", {})["metrics"]
+        return next(float(each["value"]) for each in found if each["name"] == "ThreadTime")
+
     def wait(self, script: str) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + _SECONDS
@@ -101,6 +106,8 @@ def started() -> Iterator[Browser]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, Service(DRIVER))
     try:
-        yield Browser(driver)
+        made = Browser(driver)
+        made.command("Performance.enable", {})
+        yield made
     finally:
         driver.quit()
