@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/neuralign demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM)/bin/python -m pytest tests/vllm_generation.py

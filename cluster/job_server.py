@@ -23,7 +23,7 @@ from storage.errors import NeuralignError, UserError
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
-_ANSWER_SECONDS = 5.0
+_ANSWER_SECONDS = 20.0  # a head that does much else takes some
 _POLL_SECONDS = 0.5
 _SECONDS_TO_END = 30.0
 _LIVING = ("PENDING", "RUNNING")
@@ -92,6 +92,8 @@ class JobServer:
 
     def follow(self, submission_id: str, write: Callable[[str], Any]) -> int:
         """Write a job's output until it ends, and give its exit code."""
+        from aiohttp import ClientError
+
         written = 0
 
         async def tail() -> None:
@@ -106,7 +108,7 @@ class JobServer:
                     write(fresh)
 
         while True:
-            with suppress(RuntimeError, OSError):
+            with suppress(RuntimeError, OSError, ClientError):
                 asyncio.run(tail())
             job = self._job_or_lost(submission_id)
             if not is_living(job):

@@ -103,22 +103,26 @@ def _state(kind: str, folder: Path, sets: dict[str, str]) -> Iterator[State]:
     units = len(manifest.read_units(folder))
     for name, state in ((layout.FAILED, "failed"), (layout.RUNNING, "running")):
         path = folder / name
-        if not path.is_file():
+        try:
+            mark, silent = json.loads(read_bytes(path)), silent_for(path)
+        except FileNotFoundError:
             continue
-        mark = json.loads(read_bytes(path))
         shown = state
         total = mark.get("units")
         of = f" of {total}" if total else ""
         detail = f"{units}{of} units done"
         if state == "failed":
             detail = f"{mark['error']}; {detail}"
-        elif silent_for(path) > SILENT_SECONDS or is_gone(mark):
+        elif silent > SILENT_SECONDS or is_gone(mark):
             shown = "stopped"
         elif total:
             detail += _pace(folder, total - units)
         yield State(kind, mark["label"], mark.get("concept_set", ""), shown, detail)
         return
-    if units:
+    if manifest.read(folder) is not None:
+        # it was done meanwhile
+        yield from _state(kind, folder, sets)
+    elif units:
         label = folder.name.rpartition("-")[0]
         yield State(kind, label, "", "stopped", f"{units} units done")
 

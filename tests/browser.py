@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCREENSHOTS = Path(__file__).parent.parent / "results" / "screenshots"
-_SECONDS = 60
+_SECONDS = 180
 
 
 class Browser:
@@ -42,12 +43,24 @@ class Browser:
         """The value of a script's expression."""
         return self.driver.execute_script(f"return {script}", *arguments)
 
+    def computed(self) -> float:
+        """Seconds for which the page's own thread has computed, however long others kept it waiting."""
+        found = self.command("Performance.getMetrics", {})["metrics"]
+        return next(float(each["value"]) for each in found if each["name"] == "ThreadTime")
+
     def wait(self, script: str) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + _SECONDS
-        while not self.ask(script):
+        while not self._holds(script):
             assert time.monotonic() < end, f"never true: {script}"
             time.sleep(0.05)
+
+    def _holds(self, script: str) -> bool:
+        try:
+            return bool(self.ask(script))
+        except WebDriverException:
+            # the page is just being left for another
+            return False
 
     def wait_until_drawn(self) -> None:
         """Wait until every figure has been drawn."""
@@ -85,6 +98,7 @@ def started() -> Iterator[Browser]:
     for argument in (
         "headless=new",
         "no-sandbox",
+        "disable-dev-shm-usage",  # which Ray's object stores may have filled
         "disable-background-networking",
         "disable-component-update",
     ):
@@ -92,6 +106,8 @@ def started() -> Iterator[Browser]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, Service(DRIVER))
     try:
-        yield Browser(driver)
+        made = Browser(driver)
+        made.command("Performance.enable", {})
+        yield made
     finally:
         driver.quit()

@@ -28,7 +28,7 @@ from cluster.steering_pipeline import SteeringActor, SteeringPipeline
 
 _CALLS = ("mkdir", "open", "write", "fsync", "replace", "link", "unlink", "utime")
 _RANDOM = re.compile(r"\.[0-9a-f]{32}\.tmp")
-_SECONDS = 120
+_SECONDS = 900
 
 Reached = Callable[[str], None]
 

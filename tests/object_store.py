@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,22 +12,36 @@ import boto3
 
 BUCKET = "results"
 
+# moto looks whether an object is there and then puts it: one request at a time, so that of two that come
+# at once not both find it absent
+_SERVER = """
+from threading import Lock
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+application, alone = DomainDispatcherApplication(create_backend_app), Lock()
+def one_at_a_time(environ, start_response):
+    with alone:
+        return application(environ, start_response)
+server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True)
+print(server.port, flush=True)
+server.serve_forever()
+"""
+
 
 @contextmanager
 def s3_server() -> Iterator[str]:
     """Start a server with an empty bucket; gives the bucket's URL, and sets the environment by which
     clients in this process and in those that it starts find it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-c", _SERVER],
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        text=True,
     )
+    assert server.stdout is not None
+    port = int(server.stdout.readline())
     settings = {
-        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_REGION": "us-east-1",
@@ -39,26 +50,13 @@ def s3_server() -> Iterator[str]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
-        _wait(endpoint, server)
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}"
     finally:
         server.terminate()
-        server.wait(timeout=20)
+        server.communicate()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _wait(endpoint: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(endpoint, timeout=5):  # noqa: S310
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError("the server does not answer")

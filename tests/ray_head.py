@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -13,13 +14,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-_SECONDS = 90
+_SECONDS = 300
 
 
 class Head(NamedTuple):
@@ -63,19 +64,23 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
         head.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs([psutil.Process(head.pid), *started], timeout=20)
         for process in alive:
-            process.kill()
-        head.wait(timeout=20)
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait(timeout=_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    """Ports that the system gives to nobody who asks for any: what another process opens before the head
+    has started takes none of them."""
+    ports = []
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise AssertionError("no ports are free")
 
 
 def _wait(address: str, head: subprocess.Popen[bytes]) -> None:

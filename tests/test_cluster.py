@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ from tests.commands import neuralign, process, rows
 from tests.faults import in_one_process
 from tests.ray_head import Head, ray_head
 
-_SECONDS = 200
+_SECONDS = 600
+_AT_ONCE = 60
+"""Seconds of a busy machine, where Ray itself would try for minutes or without end."""
+
 _ROOT = Path(__file__).parent.parent
 
 
@@ -115,9 +119,10 @@ import time, ray
 from cluster.metrics import counted
 ray.init(log_to_driver=False)
 count = counted("counted by itself", "sentences", total=100, already=10)
-for _ in range(30):
-    count(1)
+for _ in range(5):
     time.sleep(1)
+    count(1)
+time.sleep(600)
 """
 
 
@@ -127,23 +132,30 @@ def test_progress_is_shown_to_prometheus(head: Head, tmp_path: Path) -> None:
     server = JobServer(head.address)
     server.submit("counts", "python counts.py", tmp_path, {}, lambda _: False)
     shown: dict[str, float] = {}
-    deadline = time.monotonic() + 60
-    # Ray sends each metric by itself: between two steps of the job all are of one moment
+    deadline = time.monotonic() + _SECONDS
+    # Ray sends each metric by itself: between two steps of the job, or after all, they are of one moment
     while not _of_one_moment(shown) and time.monotonic() < deadline:
         time.sleep(0.3)
-        (found,) = json.loads(head.metrics.read_text())
-        for target in found["targets"]:
-            with (
-                contextlib.suppress(OSError),
-                urllib.request.urlopen(f"http://{target}/metrics") as all_of,
-            ):
-                for line in all_of.read().decode().splitlines():
-                    if line.startswith("ray_neuralign_") and 'stage="counted by itself"' in line:
-                        shown[line.split("{")[0]] = float(line.split()[-1])
+        for line in _metrics(head):
+            if line.startswith("ray_neuralign_") and 'stage="counted by itself"' in line:
+                shown[line.split("{")[0]] = float(line.split()[-1])
     server._client.stop_job("counts")
     assert _of_one_moment(shown), shown
     assert shown["ray_neuralign_done_total"] > 0
     assert 0 < shown["ray_neuralign_per_second"] < 3
+
+
+def _metrics(head: Head) -> list[str]:
+    """What all that show metrics show; of those that answer."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        for found in json.loads(head.metrics.read_text()):
+            for target in found["targets"]:
+                with contextlib.suppress(OSError, HTTPException):
+                    url = f"http://{target}/metrics"
+                    with urllib.request.urlopen(url, timeout=5) as answer:
+                        lines += answer.read().decode().splitlines()
+    return lines
 
 
 def _of_one_moment(shown: dict[str, float]) -> bool:
@@ -289,7 +301,10 @@ def _answers(content: bytes, code: int = 200) -> Iterator[str]:
         server.server_close()
 
 
-def test_a_head_that_is_none_or_of_another_version_is_told_at_once() -> None:
+def test_a_head_that_is_none_or_of_another_version_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.job_server._ANSWER_SECONDS", 3.0)
     started = time.monotonic()
     versions = b'{"ray_version": "2.9.0", "data": {"pythonVersion": "3.9.1"}}'
     told = r"runs Ray 2.9.0 and Python 3.9, here is Ray \d"
@@ -309,7 +324,7 @@ def test_a_head_that_is_none_or_of_another_version_is_told_at_once() -> None:
             JobServer(f"http://127.0.0.1:{port}")
     with pytest.raises(UserError, match="expected http://HOST:PORT"):
         JobServer("ftp://somewhere")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < _AT_ONCE
 
 
 def test_drivers_are_told_of_a_cluster_that_does_not_answer(
@@ -324,4 +339,4 @@ def test_drivers_are_told_of_a_cluster_that_does_not_answer(
         assert done.returncode == 2
         assert told in done.stderr
         assert done.stderr.count("\n") == 1
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < _AT_ONCE

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Run:
         run = Run(folder / "store", "")
         watch = threading.Thread(target=_watch, args=(process, run))
         watch.start()
-        assert process.wait(timeout=900) == 0
+        assert process.wait(timeout=2000) == 0
         watch.join()
     run.printed = (folder / "printed").read_text()
     (summary,) = run.store.glob("report/*/summary.json")
@@ -59,12 +60,12 @@ def _watch(process: subprocess.Popen[bytes], run: Run) -> None:
     """Follow the memory of the demo and everything that it starts; shared pages count once."""
     while process.poll() is None:
         total = 0
-        try:
-            family = psutil.Process(process.pid).children(recursive=True)
-            for each in [psutil.Process(process.pid), *family]:
-                total += each.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
+        with suppress(psutil.NoSuchProcess):
+            demo = psutil.Process(process.pid)
+            for each in [demo, *demo.children(recursive=True)]:
+                # one that ended meanwhile has none
+                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    total += each.memory_full_info().pss
         run.peak_bytes = max(run.peak_bytes, total)
         # reading it is work too: more often would slow the demo down
         time.sleep(3)

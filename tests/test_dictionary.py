@@ -70,8 +70,8 @@ def test_latents_are_those_of_a_loop(
 
 def test_weights_are_known_by_their_name_and_shape(tmp_path: Path) -> None:
     """Some files hold them the other way round; a square matrix is known by its name."""
-    hidden = torch.randn(4, INPUTS)
     own = tensors()
+    hidden = torch.randn(4, INPUTS)
     expected = torch.relu(hidden @ own["W_enc"] + own["b_enc"])
     turned = own["W_enc"].T.contiguous()
     for content in (

@@ -206,8 +206,8 @@ def test_generation_on_ray(writer_model: Path, tmp_path: Path, monkeypatch: pyte
     store = layout.create(planned.sweep.store_path)
     with disconnected_after():
         connect()
-        with pytest.raises(UserError, match="8 engines of 1 devices each do not fit the cluster"):
-            place_writers(SETTINGS, 8)
+        with pytest.raises(UserError, match="1000 engines of 1 devices each do not fit the cluster"):
+            place_writers(SETTINGS, 1000)
         monkeypatch.setattr(generate, "short_of", _fail)
         with pytest.raises(WorkFailed, match="on purpose"):
             ensure(stage, store)

@@ -23,7 +23,7 @@ from tests.faults import in_one_process
 from tests.zoo import make_models
 
 _ROOT = Path(__file__).parent.parent
-_SECONDS = 300
+_SECONDS = 900
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from storage import layout
 from storage.errors import StoreError, UserError, WorkFailed
 from storage.layout import RUNNING
 
+_SECONDS = 60
+
 
 @pytest.fixture(autouse=True)
 def gpus() -> Iterator[None]:
@@ -73,12 +75,21 @@ def _models(record: Record, count: int, work: Callable[[str], Any]) -> list[Stag
 
 def test_the_next_model_is_read_while_one_is_scored_and_another_is_compared(tmp_path: Path) -> None:
     record = Record()
-    stages = _models(record, 4, lambda _: time.sleep(0.1))
+    pairs = [("scored 0", "read 1"), ("compared 0", "read 2"), ("compared 0", "scored 1")]
+    wanted = {frozenset(pair) for pair in pairs}
+
+    def work(label: str) -> None:
+        """Be at work until those who should be beside this one were."""
+        deadline = time.monotonic() + _SECONDS
+        while {pair for pair in wanted if label in pair} - record.beside:
+            assert time.monotonic() < deadline, label
+            time.sleep(0.01)
+
+    stages = _models(record, 4, work)
     store = layout.create(tmp_path / "store")
     ended = [each.stage.label for each in side_by_side(stages, store, lambda *_: True)]
     assert sorted(ended) == sorted(stage.label for stage in stages)
-    for pair in (("scored 0", "read 1"), ("compared 0", "read 2"), ("compared 0", "scored 1")):
-        assert frozenset(pair) in record.beside
+    assert wanted <= record.beside
     again = list(side_by_side(stages, store, lambda *_: True))
     assert not any(each.ran for each in again)
     assert len(again) == len(stages)
@@ -130,7 +141,7 @@ def test_what_concerns_all_models_stops_all_and_leaves_no_lease(
     started = time.monotonic()
     with pytest.raises(type(error), match=str(error)):
         list(side_by_side(stages, store, lambda *_: True))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < _SECONDS
     assert not list(store.rglob(RUNNING))
     names = {thread.name for thread in threading.enumerate()}
     assert not names & {stage.name for stage in stages}

@@ -17,7 +17,7 @@ import pytest
 
 from jobs.stage import Outcome, Stage, ensure, run_missing_units
 from jobs.status import read_states
-from storage import layout
+from storage import layout, manifest
 from storage.lease import held
 from tests.commands import neuralign
 
@@ -49,14 +49,18 @@ def test_stages_are_shown_with_units_rates_errors_and_what_was_killed(tmp_path: 
     with pytest.raises(ValueError, match="nonsense"):
         ensure(_stage("failed", fails), store)
 
+    began: list[float] = []
+
     def look(number: int) -> None:
+        began.append(time.monotonic())
         time.sleep(0.05)
         if number == 6:
             (state,) = (each for each in read_states(store) if each.label == "running")
             assert state.state == "running"
             assert state.detail.startswith("6 of 10 units done, ")
             rate = float(state.detail.split(", ")[1].removesuffix("/s"))
-            assert 5 < rate < 21
+            # five units were recorded after the first, each between two of these moments
+            assert 5 / (began[6] - began[0]) * 0.9 < rate < 5 / (began[5] - began[1]) * 1.1
 
     ensure(_stage("running", look), store)
     killed = _stage("killed", lambda _: None).folder(store)
@@ -73,6 +77,24 @@ def test_stages_are_shown_with_units_rates_errors_and_what_was_killed(tmp_path: 
             **{"done": "done", "running": "done", "failed": "failed", "killed": "stopped"}
         }
     assert states["failed"].detail == "ValueError: nonsense; 4 units done"
+
+
+def test_a_stage_that_ends_while_it_is_looked_at_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease is given back and its units are all there, as if it had been stopped."""
+    store = layout.create(tmp_path / "store")
+    stage = _stage("first", lambda _: None)
+    stage.folder(store).mkdir(parents=True)
+    read_units = manifest.read_units
+
+    def then_ended(folder: Path) -> Any:
+        monkeypatch.undo()
+        ensure(stage, store)
+        return read_units(folder)
+
+    monkeypatch.setattr(manifest, "read_units", then_ended)
+    assert [each.state for each in read_states(store)] == ["done"]
 
 
 def test_a_watch_shows_what_changes_until_it_is_interrupted(

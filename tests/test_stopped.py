@@ -16,6 +16,8 @@ from tests import tiny
 from tests.commands import neuralign, python_m, rows
 from tests.faults import in_one_process
 
+_SECONDS = 400
+
 
 def _many_sentences(folder: Path, model: Path) -> Path:
     """A sweep with ten work units, so that a kill falls between them."""
@@ -27,9 +29,25 @@ def _many_sentences(folder: Path, model: Path) -> Path:
     return file
 
 
-def _start(file: Path) -> subprocess.Popen[bytes]:
+_PAUSES = """
+import sys, time
+from jobs.cli import run_file
+from storage import manifest
+last, write_unit = sys.argv.pop(1), manifest.write_unit
+def pausing(folder, unit, *more):
+    write_unit(folder, unit, *more)
+    if unit == last:
+        time.sleep(600)
+manifest.write_unit = pausing
+run_file()
+"""
+"""A sweep that records no unit after a certain one for a while: on a machine that is busy with something
+else it could be done before it is stopped."""
+
+
+def _start(file: Path, last: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.sweep", str(file)],
+        [sys.executable, "-c", _PAUSES, last, str(file)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -37,11 +55,11 @@ def _start(file: Path) -> subprocess.Popen[bytes]:
 
 
 def _wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + _SECONDS
     while not list(folder.rglob(pattern)):
         assert process.poll() is None, "ended before it could be stopped"
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(
@@ -53,15 +71,15 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(
         assert neuralign("run", undisturbed).returncode == 0
     file = _many_sentences(tmp_path / "stopped", tiny_model)
     store = tmp_path / "stopped/results/sweep"
-    for pattern, with_signal, code in (
-        ("activations/*/_units/00001.json", signal.SIGKILL, -9),
-        ("experts/*/_units/max.L01*.json", signal.SIGINT, 130),
+    for kind, unit, with_signal, code in (
+        ("activations", "00001", signal.SIGKILL, -9),
+        ("experts", "max.L01.mlp.hidden", signal.SIGINT, 130),
     ):
-        process = _start(file)
-        _wait_for(tmp_path / "stopped", pattern, process)
+        process = _start(file, unit)
+        _wait_for(tmp_path / "stopped", f"{kind}/*/_units/{unit}.json", process)
         started += psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, with_signal)
-        assert process.wait(timeout=60) == code
+        assert process.wait(timeout=_SECONDS) == code
         assert not list(store.glob("report/*/_SUCCESS.json"))
         if with_signal == signal.SIGINT:
             assert "stopped" in neuralign("status", store).stdout

@@ -55,7 +55,7 @@ def test_the_example_trains_a_model_and_its_table_is_that_of_its_checkpoints(tmp
         [sys.executable, str(ROOT / "examples/when.py"), str(file), *sizes],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,

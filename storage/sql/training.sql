@@ -29,7 +29,9 @@ counted AS (
     GROUP BY ALL
 ),
 kept AS (
-    SELECT revision_a, revision_b, run_a, run_b, pooling, threshold, avg(stability) AS stability
+    SELECT
+        revision_a, revision_b, run_a, run_b, pooling, threshold,
+        avg(stability ORDER BY concept) AS stability
     FROM expert_stability
     GROUP BY ALL
 )
