@@ -23,7 +23,7 @@ from storage.errors import NeuralignError, UserError
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
-_ANSWER_SECONDS = 20.0  # a head that does much else takes some
+_ANSWER_SECONDS = 8.0  # a wrong address is told within ten
 _POLL_SECONDS = 0.5
 _SECONDS_TO_END = 30.0
 _LIVING = ("PENDING", "RUNNING")
