@@ -54,7 +54,8 @@ def pack(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear and _in_bfloat16(module):
             packed = _ops._reorder_linear_weight(module.weight.detach(), _TOKENS)
-            del module.weight
+            # an empty one is left, for who asks a model for the type and the device of its parameters
+            module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
             module.__class__ = PackedLinear
             module._packed = packed
             # what was freed goes back to the system, or the next one may find no room in it

@@ -88,7 +88,14 @@ def test_who_looks_at_its_weights_sees_them() -> None:
     pack(layer)
     assert type(layer) is PackedLinear
     assert torch.equal(layer.weight, weight)
-    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+
+
+def test_a_model_of_linear_layers_alone_still_tells_its_type() -> None:
+    """OLMo has no parameters but those of linear layers; sites by name ask for their type."""
+    model = nn.Sequential(nn.Linear(64, 48, bias=False, dtype=torch.bfloat16))
+    pack(model)
+    (left,) = model.parameters()
+    assert (left.dtype, left.device, left.nbytes) == (torch.bfloat16, torch.device("cpu"), 0)
 
 
 def test_what_computes_in_its_own_way_is_left_alone() -> None:
