@@ -119,8 +119,11 @@ class ShardActor:
     def step(
         self, unit: WorkUnit, piece: int, incoming: Hidden | None, stay_on_device: bool
     ) -> Hidden | None:
-        """Run one piece of a unit; what the next shard needs is returned. After a piece that failed all
-        later ones fail as it did: Ray runs them nevertheless, and the last one lets the unit be committed."""
+        """Run one piece of a unit; what the next shard needs is returned.
+
+        After a piece that failed all later ones fail as it did: Ray runs them nevertheless, and the unit
+        is committed when the last is done.
+        """
         if piece == 0:
             self._failed.pop(unit.number, None)
         elif unit.number in self._failed:
