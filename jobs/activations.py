@@ -202,8 +202,8 @@ def told(facts: Sequence[Mapping[str, Any]], n_sentences: int, longest: int) -> 
     notes = []
     if cut := sum(fact["cut"] for fact in facts):
         notes.append(
-            f"{cut} of {n_sentences} sentences are longer than the model reads (at most {longest} "
-            "tokens); what is behind was cut off"
+            f"{cut} of {n_sentences} sentences are longer than the model can read, or than {longest} "
+            "tokens, and were cut there"
         )
     budgets = [fact["budget"] for fact in facts if fact.get("budget", TOKEN_BUDGET) < TOKEN_BUDGET]
     if budgets:

@@ -157,7 +157,7 @@ def test_what_a_reading_of_the_model_came_upon_is_told() -> None:
     whole = {"cut": 0, "budget": 1024}
     assert told([whole, {"cut": 0}], 128, 512) == []
     cut, memory = told([whole, {"cut": 2, "budget": 256}, {"cut": 1, "budget": 512}], 192, 512)
-    assert cut.startswith("3 of 192 sentences are longer than the model reads (at most 512 tokens)")
+    assert cut.startswith("3 of 192 sentences are longer than the model can read, or than 512 tokens")
     assert memory.startswith("memory ran out in 2 of 3 units")
     assert "down to 256 tokens instead of 1024" in memory
 

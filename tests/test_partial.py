@@ -34,7 +34,9 @@ from transformers import (
 from cluster.partial import load_layers, shard_layers
 from cluster.shard import Hidden, Settings, Shard
 from cluster.sites import describe
+from cluster.sizes import size_of
 from cluster.tokens import Text
+from cluster.weights import resolve
 from storage.errors import UserError
 from tests import tiny
 
@@ -170,6 +172,12 @@ def test_sites_are_named_by_regular_expressions(tiny_model: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             sites_of(tiny_model, wrong)
+
+
+def test_a_plan_names_the_model_that_lacks_a_site(tiny_model: Path) -> None:
+    """Of a sweep over many models the user must know which."""
+    with pytest.raises(UserError, match=r"model \S+@main: sites: 'mlp.nothing' matches no module"):
+        size_of(resolve(str(tiny_model), "main", Path()), ["mlp.nothing"])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
