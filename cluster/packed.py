@@ -24,6 +24,10 @@ class PackedLinear(nn.Linear):
     _packed: torch.Tensor
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
+        if given.dtype != torch.bfloat16 or not (self.bias is None or given.is_contiguous()):
+            # torch rounds before it adds a bias to what does not lie side by side; and says what is
+            # wrong with other types, or converts them
+            return super().forward(given)
         product: torch.Tensor = _ops._linear_pointwise(given, self._packed, self.bias, "none", [], "")
         return product
 
@@ -45,12 +49,18 @@ def is_packed(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def pack(model: nn.Module) -> None:
-    """Pack a model's linear layers, one after another, so that only one of them is there twice."""
+    """Pack a model's linear layers, one after another, so that only one of them is there twice. Those
+    that a model keeps in another type stay as they are."""
     for module in model.modules():
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear and _in_bfloat16(module):
             packed = _ops._reorder_linear_weight(module.weight.detach(), _TOKENS)
-            del module.weight
+            # an empty one is left, for who asks a model for the type and the device of its parameters
+            module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
             module.__class__ = PackedLinear
             module._packed = packed
             # what was freed goes back to the system, or the next one may find no room in it
             _give_back_memory(0)
+
+
+def _in_bfloat16(module: nn.Module) -> bool:
+    return all(parameter.dtype == torch.bfloat16 for parameter in module.parameters())

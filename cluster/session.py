@@ -32,6 +32,8 @@ def connect() -> None:
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # Ray would print the traceback of each piece of a unit that failed, of which the last one tells
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if is_shared():
         _check_answer(os.environ[_ADDRESS])
         try:

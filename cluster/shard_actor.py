@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -109,6 +110,7 @@ class ShardActor:
         self._settings = settings
         self._place = (shard, shards)
         self._open: dict[int, Work] = {}
+        self._failed: dict[int, Exception] = {}
 
     def offers_nccl(self) -> bool:
         """Whether Ray can send tensors from this actor's GPU to another."""
@@ -117,8 +119,16 @@ class ShardActor:
     def step(
         self, unit: WorkUnit, piece: int, incoming: Hidden | None, stay_on_device: bool
     ) -> Hidden | None:
-        """Run one piece of a unit; what the next shard needs is returned."""
-        with self._named_errors():
+        """Run one piece of a unit; what the next shard needs is returned.
+
+        After a piece that failed all later ones fail as it did: Ray runs them nevertheless, and the unit
+        is committed when the last is done.
+        """
+        if piece == 0:
+            self._failed.pop(unit.number, None)
+        elif unit.number in self._failed:
+            raise self._failed[unit.number]
+        with self._kept_errors(unit), self._named_errors():
             if piece == 0:
                 self._open[unit.number] = self._shard.begin(unit.texts, unit.budget)
             work = self._open[unit.number]
@@ -159,6 +169,17 @@ class ShardActor:
             files.append(self._write_embeddings(folder, words))
         receipt = Receipt(files, list(reading.values), reading.tokens, reading.truncated)
         return receipt.with_earlier(earlier)
+
+    @contextmanager
+    def _kept_errors(self, unit: WorkUnit) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # or its frames would hold the tensors that memory ran out for
+            traceback.clear_frames(error.__traceback__)
+            self._failed[unit.number] = error
+            self._open.pop(unit.number, None)
+            raise
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

@@ -90,7 +90,7 @@ def body_size(config: PretrainedConfig) -> int:
 
 def hidden_values(given: Any) -> torch.Tensor | None:
     """The hidden state in what goes into a module by position, or comes out of it."""
-    if isinstance(given, tuple):
+    if isinstance(given, tuple | list):
         given = given[0] if given else None
     return given if isinstance(given, torch.Tensor) else None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.weights import Weights, known_config, load_config
+from storage.errors import UserError
 
 _OF_LLAMA = ("num_hidden_layers", "intermediate_size", "hidden_size")
 _KEYS = {
@@ -27,13 +28,16 @@ class Size:
 
 
 def size_of(weights: Weights, sites: str | Sequence[str]) -> Size:
-    """The size of a model. Raises UserError for sites that it does not have."""
+    """The size of a model. Raises UserError, naming it, for sites that it does not have."""
     found = _from_keys(known_config(weights)) if sites == "mlp" else None
     if found is not None:
         return found
     from cluster.sites import describe
 
-    described, hidden = describe(load_config(weights), sites, weights.remote_code)
+    try:
+        described, hidden = describe(load_config(weights), sites, weights.remote_code)
+    except UserError as error:
+        raise UserError(f"model {weights.label}: {error}") from error
     neurons = sum(site.width for site in described)
     return Size(len({site.layer for site in described}), neurons, hidden)
 

@@ -267,6 +267,8 @@ class SteeredShard:
         if now.taped:
             now.seen[where] = changed
         changed = changed.reshape(hidden.shape)
+        if isinstance(given, list):
+            return [changed, *given[1:]]
         return (changed, *given[1:]) if isinstance(given, tuple) else changed
 
     def _leave(self, _: nn.Module, __: tuple[Any, ...], given: Any) -> None:

@@ -133,7 +133,7 @@ class SteeringActor:
         return _to_host(incoming)
 
     def attribute(
-        self, of: tuple[str, str], unit: SlopeUnit, earlier: dict[Where, Floats], _last: object
+        self, of: tuple[str, str], unit: SlopeUnit, earlier: dict[Where, Floats], *_batches: object
     ) -> dict[Where, Floats]:
         """The attributions that are wanted in this shard's sites, with those of other shards.
 
@@ -227,7 +227,7 @@ class SteeringPipeline(Chain):
             done.append(passed)
         found: Any = {}
         for shard in self._shards:
-            found = shard.attribute.remote(of, unit, found, done[-1])
+            found = shard.attribute.remote(of, unit, found, *done)
         return found
 
     def steer(self, unit: SteeringUnit) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +119,7 @@ def _run(
     from cluster.placement import place
     from cluster.queue import WorkQueue
     from cluster.session import connect
-    from cluster.shard import Settings
+    from cluster.shard import LONGEST_SENTENCE, Settings
     from cluster.shard_actor import Receipt, WorkUnit
     from cluster.tokens import Text
 
@@ -165,7 +165,12 @@ def _run(
                 places = [
                     [pooling, site.layer, site.name, site.width] for pooling, site in receipt.places
                 ]
-                facts = {"places": places, "tokens": receipt.tokens, "cut": receipt.truncated}
+                facts = {
+                    "places": places,
+                    "tokens": receipt.tokens,
+                    "cut": receipt.truncated,
+                    "budget": unit.budget,
+                }
                 yield unit.name, receipt.files, facts
                 advance(len(unit.texts))
 
@@ -189,8 +194,25 @@ def _run(
         write_table(folder, SITES_FILE, pa.Table.from_pylist(places, schemas.SITES)),
         write_table(folder, FILES_FILE, pa.Table.from_pylist(pieces, schemas.ACTIVATION_FILES)),
     ]
-    cut = sum(fact["cut"] for fact in facts)
-    return Outcome(files, [f"{cut} sentences were cut to the longest length"] if cut else [])
+    return Outcome(files, told(facts, len(texts), LONGEST_SENTENCE))
+
+
+def told(facts: Sequence[Mapping[str, Any]], n_sentences: int, longest: int) -> list[str]:
+    """What the user should know of the units: sentences that were cut, and memory that ran out."""
+    notes = []
+    if cut := sum(fact["cut"] for fact in facts):
+        notes.append(
+            f"{cut} of {n_sentences} sentences are longer than the model can read, or than {longest} "
+            "tokens, and were cut there"
+        )
+    budgets = [fact["budget"] for fact in facts if fact.get("budget", TOKEN_BUDGET) < TOKEN_BUDGET]
+    if budgets:
+        notes.append(
+            f"memory ran out in {len(budgets)} of {len(facts)} units, which were read again in batches "
+            f"of down to {min(budgets)} tokens instead of {TOKEN_BUDGET}; in bfloat16 that may change "
+            "last digits"
+        )
+    return notes
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ SENTENCES_FILE = "sentences.parquet"
 MEMBERSHIPS_FILE = "memberships.parquet"
 DROPPED_FILE = "dropped.parquet"
 SHUFFLED = "shuffled"
+_SHOWN = 80
 
 
 def plan(concepts: ConceptSet, language: str = "en") -> Stage:
@@ -280,18 +282,23 @@ def _notes(concepts: ConceptSet, language: str) -> list[str]:
     if without:
         name, text = without[0]
         notes.append(
-            f"{len(without)} sentences do not contain their concept's word, first {name!r}: {text!r}"
+            f"{len(without)} sentences do not contain their concept's word, first {name!r}: "
+            f"{_shown(text)}"
         )
     flagged = [(each.flags, each.text) for each in concepts.sentences if each.flags]
     if flagged:
         flags, text = flagged[0]
         notes.append(
             f"the quality gate objects to {len(flagged)} sentences, which are kept (see their flags), "
-            f"first {', '.join(flags)}: {text!r}"
+            f"first {', '.join(flags)}: {_shown(text)}"
         )
     if concepts.ignored_columns:
         notes.append(f"columns not used: {', '.join(concepts.ignored_columns)}")
     return notes
+
+
+def _shown(text: str) -> str:
+    return repr(textwrap.shorten(text, _SHOWN, placeholder=" ..."))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignment.words import find_word
+from jobs.activations import told
 from jobs.config import Brought, read_sweep
 from storage.assets import ASSETS, Asset
 from storage.concepts import read_concepts
@@ -134,6 +135,11 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, f
         ),
         ("concepts: a.csv\nmodels: [a]\nexperts: {negatives: pols}\n", "allowed: others, others:N"),
         ("concepts: a.csv\nmodels: [a]\nneurons: {pooling: [min]}\n", "neurons.pooling[0]: 'min':"),
+        ("concepts: a.csv\nmodels: [a]\nneurons: {sites: mpl}\n", "sites: 'mpl': allowed: mlp, lin"),
+        ("concepts: a.csv\nmodels: [a]\nneurons: {sites: []}\n", "sites: []: allowed: mlp, linears"),
+        ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [.nan]}\n", "experts.threshold[0]: nan:"),
+        ("concepts: a.csv\nmodels: [a]\nexperts: {prevalence: .nan}\n", "experts.prevalence: nan:"),
+        ("concepts: a.csv\nmodels: [a]\nexperts: {negatives: 'others:0'}\n", "allowed: others, o"),
         ("concepts: a.csv\nmodels: [a]\nfile: b\n", "file: unknown key"),
         ("!!python/object/apply:os.system [ls]\n", "is no YAML"),
     ],
@@ -144,6 +150,16 @@ def test_a_sweep_file_that_is_wrong_is_refused(tmp_path: Path, content: str, mes
     told = refused(read_sweep, file)
     assert message in told
     assert str(file) in told
+
+
+def test_what_a_reading_of_the_model_came_upon_is_told() -> None:
+    """A sentence that was cut, or a unit in smaller batches, would pass for what was asked for."""
+    whole = {"cut": 0, "budget": 1024}
+    assert told([whole, {"cut": 0}], 128, 512) == []
+    cut, memory = told([whole, {"cut": 2, "budget": 256}, {"cut": 1, "budget": 512}], 192, 512)
+    assert cut.startswith("3 of 192 sentences are longer than the model can read, or than 512 tokens")
+    assert memory.startswith("memory ran out in 2 of 3 units")
+    assert "down to 256 tokens instead of 1024" in memory
 
 
 def test_a_small_sweep_file_has_defaults_that_work(tmp_path: Path) -> None:

@@ -33,8 +33,10 @@ from transformers import (
 
 from cluster.partial import load_layers, shard_layers
 from cluster.shard import Hidden, Settings, Shard
-from cluster.sites import describe
+from cluster.sites import describe, hidden_values
+from cluster.sizes import size_of
 from cluster.tokens import Text
+from cluster.weights import resolve
 from storage.errors import UserError
 from tests import tiny
 
@@ -170,6 +172,21 @@ def test_sites_are_named_by_regular_expressions(tiny_model: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             sites_of(tiny_model, wrong)
+
+
+def test_a_hidden_state_is_found_in_whatever_a_layer_gives() -> None:
+    """The first GPT's layers give lists, others tuples or the tensor itself."""
+    hidden = torch.zeros(1, 2, 3)
+    for given in (hidden, (hidden, None), [hidden, None]):
+        assert hidden_values(given) is hidden
+    assert hidden_values(()) is None
+    assert hidden_values(("a", hidden)) is None
+
+
+def test_a_plan_names_the_model_that_lacks_a_site(tiny_model: Path) -> None:
+    """Of a sweep over many models the user must know which."""
+    with pytest.raises(UserError, match=r"model \S+@main: sites: 'mlp.nothing' matches no module"):
+        size_of(resolve(str(tiny_model), "main", Path()), ["mlp.nothing"])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import ray
+from ray.exceptions import RayTaskError
 
 from cluster.pipeline import Pipeline
 from cluster.placement import Placement, place, shards_for
+from cluster.session import raised
+from cluster.tokens import Text
 from cluster.weights import Weights
 from storage.errors import UserError
 from tests.planted import CPU, SETTINGS, check_every_activation, queue_of, sentences, work_units
@@ -69,6 +75,50 @@ def test_memory_is_flat_and_tensors_go_straight_from_shard_to_shard(
     assert {len(sizes) for sizes in memory} == {2}
     early, late = np.median(memory[8:16], axis=0), np.median(memory[-8:], axis=0)
     assert (late < early * 1.03).all(), (early, late)
+
+
+@pytest.mark.parametrize(("shards", "faulty"), [(1, 0), (2, 0), (2, 1)])
+def test_a_unit_of_which_a_piece_failed_is_not_committed(
+    weights: Weights, tmp_path: Path, shards: int, faulty: int
+) -> None:
+    """Its last piece may be fine: what stands in the place of the one that failed is memory of a unit
+    before. And the user must see the first error, not what later pieces lack."""
+    given = sentences(300)
+    units = work_units(given, 100)
+    unreadable = replace(units[0], texts=[*units[0].texts[1:], Text("", [])])
+    pipeline = Pipeline(weights, SETTINGS, shards, CPU)
+    try:
+        ray.get(pipeline.ready())
+        told = failure_of(pipeline.submit(unreadable, tmp_path, []))
+        assert isinstance(told, UserError)
+        assert "the sentence '' has no token" in str(told)
+        for unit in units:
+            ray.get(pipeline._shards[faulty].__ray_call__.remote(_fail_at, 2))
+            told = failure_of(pipeline.submit(unit, tmp_path, []))
+            assert str(told) == "CUDA out of memory."
+            ray.get(pipeline.submit(unit, tmp_path, []))
+    finally:
+        pipeline.stop()
+    check_every_activation(tmp_path, given, len(units))
+
+
+def failure_of(reference: Any) -> BaseException:
+    with pytest.raises(RayTaskError) as caught:
+        ray.get(reference)
+    return raised(caught.value)
+
+
+def _fail_at(actor: Any, number: int) -> None:
+    """Let memory run out in the step of this number from now on, once."""
+    step = type(actor._shard).step.__get__(actor._shard)
+    left = itertools.count(1 - number)
+
+    def failing(*given: Any) -> Any:
+        if next(left) == 0:
+            raise RuntimeError("CUDA out of memory.")
+        return step(*given)
+
+    actor._shard.step = failing
 
 
 def _visible(_: object) -> str:

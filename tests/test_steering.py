@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import RayTaskError
 
 from cluster.forcing import NOTHING, Forced, Row, Values, Word
 from cluster.shard import Settings
@@ -127,6 +128,32 @@ def test_two_shards_attribute_as_one(cut: dict[int, SteeringPipeline], tiny_mode
             assert found.keys() == wanted.keys()
             for place, values in found.items():
                 np.testing.assert_allclose(values, expected[place], rtol=0, atol=TOLERANCE)
+
+
+def test_attributions_of_which_a_batch_failed_are_not_given(
+    cut: dict[int, SteeringPipeline], tiny_model: Path
+) -> None:
+    """The last batches may be fine: the sums would lack what the first one says."""
+    rows = [Row(word.sequence, targets=word.targets) for word in words_of(tiny_model, "cat")]
+    wanted = {(0, "mlp.up_proj"): Sloped(np.array([0]), np.array([2]), np.array([0.5]))}
+    unit = SlopeUnit("u", rows, wanted, 1)
+    (shard,) = cut[1]._shards
+    before = ray.get(cut[1].attribute(unit))
+    ray.get(shard.__ray_call__.remote(_fail_once))
+    with pytest.raises(RayTaskError, match="out of memory"):
+        ray.get(cut[1].attribute(unit))
+    again = ray.get(cut[1].attribute(unit))
+    assert all(np.array_equal(again[place], values) for place, values in before.items())
+
+
+def _fail_once(actor: Any) -> None:
+    tape = actor._shard.tape
+
+    def failing(*_: Any) -> Any:
+        actor._shard.tape = tape
+        raise RuntimeError("CUDA out of memory.")
+
+    actor._shard.tape = failing
 
 
 def test_a_neuron_forced_to_what_it_is_changes_nothing(tiny_model: Path) -> None:

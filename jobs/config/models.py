@@ -38,3 +38,14 @@ class Neurons(Part):
 
     sites: Literal["mlp", "linears"] | list[str] = "mlp"
     pooling: list[Pooling] = Field(default=["max"], min_length=1)
+
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _sites(cls, value: Any) -> Any:
+        listed = isinstance(value, list) and value and all(isinstance(each, str) for each in value)
+        if not listed and value not in ("mlp", "linears"):
+            raise ValueError(
+                "allowed: mlp, linears, or a list of regular expressions over names of modules, each "
+                "with :input or :output (the default)"
+            )
+        return value
