@@ -33,6 +33,8 @@ _POLL_SECONDS = 0.5
 _held_here: set[str] = set()
 """Tokens of the leases that threads of this process hold."""
 
+_noting = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -83,9 +85,11 @@ def held(
 
 def note(path: Path, **facts: Any) -> None:
     """Tell something about the work under a lease to those who look on."""
-    holder = read_lease(path)
-    if holder is not None:
-        write_json(path.parent, path.name, {**holder, **facts})
+    # the heart notes its beats too, and who writes reads back what was written
+    with _noting:
+        holder = read_lease(path)
+        if holder is not None:
+            write_json(path.parent, path.name, {**holder, **facts})
 
 
 def read_lease(path: Path) -> dict[str, Any] | None:
