@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.session import disconnected_after
 from jobs import sentences, sweep
 from jobs.config import read_sweep
 from jobs.stage import ensure
@@ -33,7 +34,8 @@ def test_vllm_writes_the_sentences_of_a_sweep(tmp_path: Path) -> None:
     (stage,) = planned.stages
     assert stage.params["engine"] == "vllm"
     store = layout.create(planned.sweep.store_path)
-    ensure(stage, store)
+    with disconnected_after():
+        ensure(stage, store)
     made = sentences.read_set(stage, store)
     assert set(made.counts()) == {"cat", "airplane"}
     assert {each.prompt for each in made.sentences} == {"fact", "story"}
