@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +23,10 @@ from cluster.sites import Site, find_sites, hidden_values, with_hidden
 from cluster.tokens import Batch, Text, Tokenizer, Tokens, pad
 from storage.activation_files import LAST, MEAN, RESIDUAL
 from storage.commit import all_finite
-from storage.errors import NeuralignError, UserError
+from storage.errors import NeuralignError, UserError, excerpt
 
 FLOAT16_LIMIT = float(torch.finfo(torch.float16).max)
 LONGEST_SENTENCE = 512
-_SHOWN = 80
 PAD_ID = 0
 """Any id of the vocabulary will do: the attention never sees padding."""
 
@@ -258,7 +256,7 @@ class Shard:
                 self._now.outgoing = hidden
 
     def _check(self, text: Text, sentence: Tokens) -> None:
-        shown = repr(textwrap.shorten(text.text, _SHOWN, placeholder=" ..."))
+        shown = excerpt(text.text)
         if not any(sentence.real):
             raise UserError(f"the sentence {shown} has no token for this model")
         if not {"concept", "context"}.intersection(self.poolings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from jobs.stage import Outcome, Stage
 from storage import schemas
 from storage.commit import FileRecord, write_table
 from storage.concepts import NEGATIVE, POOL, POSITIVE, Concept, ConceptSet, Sentence
-from storage.errors import WorkFailed
+from storage.errors import WorkFailed, excerpt
 from storage.fingerprint import fingerprint
 from storage.place import read_table
 
@@ -28,7 +27,6 @@ SENTENCES_FILE = "sentences.parquet"
 MEMBERSHIPS_FILE = "memberships.parquet"
 DROPPED_FILE = "dropped.parquet"
 SHUFFLED = "shuffled"
-_SHOWN = 80
 
 
 def plan(concepts: ConceptSet, language: str = "en") -> Stage:
@@ -283,22 +281,18 @@ def _notes(concepts: ConceptSet, language: str) -> list[str]:
         name, text = without[0]
         notes.append(
             f"{len(without)} sentences do not contain their concept's word, first {name!r}: "
-            f"{_shown(text)}"
+            f"{excerpt(text)}"
         )
     flagged = [(each.flags, each.text) for each in concepts.sentences if each.flags]
     if flagged:
         flags, text = flagged[0]
         notes.append(
             f"the quality gate objects to {len(flagged)} sentences, which are kept (see their flags), "
-            f"first {', '.join(flags)}: {_shown(text)}"
+            f"first {', '.join(flags)}: {excerpt(text)}"
         )
     if concepts.ignored_columns:
         notes.append(f"columns not used: {', '.join(concepts.ignored_columns)}")
     return notes
-
-
-def _shown(text: str) -> str:
-    return repr(textwrap.shorten(text, _SHOWN, placeholder=" ..."))
 
 
 if __name__ == "__main__":

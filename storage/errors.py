@@ -10,7 +10,10 @@ Anything else that escapes is a bug and shows its traceback.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+
+_LONGEST_EXCERPT = 80
 
 
 class NeuralignError(Exception):
@@ -39,3 +42,8 @@ class WorkFailed(NeuralignError):
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *(f"  {failure}" for failure in self.failures)])
+
+
+def excerpt(text: str) -> str:
+    """A user's text as errors and notes show it: in quotes, and not whole where it is long."""
+    return repr(textwrap.shorten(text, _LONGEST_EXCERPT, placeholder=" ..."))

@@ -102,6 +102,6 @@ def test_what_computes_in_its_own_way_is_left_alone() -> None:
     class Own(nn.Linear):
         pass
 
-    model = nn.Sequential(Own(4, 4), nn.LayerNorm(4))
+    model = nn.Sequential(Own(4, 4, dtype=torch.bfloat16), nn.LayerNorm(4))
     pack(model)
     assert type(model[0]) is Own
