@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import spearmanr
 
-from alignment.correlation import correlate
+from alignment.statistics.correlation import correlate
 from benchmarks.measure import record, seconds
 
 _CONCEPTS, _PAIRS = 200, 2_000

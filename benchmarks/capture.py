@@ -8,9 +8,9 @@ from transformers import AutoModel
 
 from benchmarks import zoo
 from benchmarks.measure import empty, record, seconds, side_by_side
-from cluster.shard import PAD_ID, Shard
-from cluster.tokens import pad
-from cluster.weights import materialise
+from cluster.activations.shard import PAD_ID, Shard
+from cluster.activations.tokens import pad
+from cluster.models.weights import materialise
 from jobs.activations import TOKEN_BUDGET
 
 _SENTENCES = 2048

@@ -12,14 +12,14 @@ from typing import Any
 
 import ray
 
-from alignment.words import Word
+from alignment.text.word_matching import Word
 from benchmarks.measure import record
-from cluster.devices import native_dtype
-from cluster.generation import TRANSFORMERS, VLLM, EngineName, Settings, Writer
-from cluster.weights import resolve
-from jobs.generate import Task, Unit, write_unit
-from jobs.prompts import FACT, STORY, Subject
-from storage.concepts import read_concepts
+from cluster.models.generation import TRANSFORMERS, VLLM, EngineName, Settings, Writer
+from cluster.models.weights import resolve
+from cluster.runtime.devices import native_dtype
+from jobs.sources.generate import Task, Unit, write_unit
+from jobs.sources.prompts import FACT, STORY, Subject
+from storage.readers.concepts import read_concepts
 
 _MODEL = "smollm2-135m-instruct"
 _CONCEPTS, _SENTENCES, _IN_SLICE = 64, 32, 16

@@ -10,11 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from alignment.quality import has_pos
-from alignment.words import Word, find_word
+from alignment.text.quality import has_pos
+from alignment.text.word_matching import Word, find_word
 from benchmarks.measure import record
-from storage.concepts import read_concepts
-from storage.human import known_set, read_pairs
+from storage.readers.concepts import read_concepts
+from storage.readers.human import known_set, read_pairs
 
 _BYTES, _CONCEPTS, _SENTENCES = 1_000_000_000, 500, 32
 _DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from storage.manifest import software_versions
+from storage.store.manifest import software_versions
 
 FOLDER = Path("results/bench")
 

@@ -30,7 +30,7 @@ def plan() -> None:
             )
 
         ours, theirs = side_by_side(
-            lambda: run("from jobs.cli import main; main()", "plan", str(file)),
+            lambda: run("from jobs.commands.main import main; main()", "plan", str(file)),
             lambda: run(f"import {_LIBRARIES}"),
         )
     record("plan", ours, theirs, "s", "at most 5 s on 2 cores")

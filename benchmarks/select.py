@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from alignment.expertise import expertise
-from alignment.labels import labels_against_others
+from alignment.expertise.labels import labels_against_others
+from alignment.expertise.scoring import expertise
 from benchmarks.measure import record, side_by_side
 
 _SENTENCES, _CONCEPTS, _NEURONS = 10_000, 100, 256

@@ -15,14 +15,14 @@ from scipy.sparse import csr_matrix
 
 from benchmarks.measure import record, seconds, side_by_side
 from jobs.similarity import MEMORY, connect, similarities
-from storage import schemas
-from storage.activation_files import SiteFiles
-from storage.commit import write_values
+from storage import tables
+from storage.store.activation_files import SiteFiles
+from storage.store.commit import write_values
 
 _UNITS, _SENTENCES = 8192, 4096
 _NEURONS, _WIDTH = 400_000, 4000
 _COLUMNS = ("pooling", "concept", "layer", "site", "unit", "ap")
-_EXPERTS = pa.schema([schemas.EXPERTS.field(name) for name in _COLUMNS])
+_EXPERTS = pa.schema([tables.EXPERTS.field(name) for name in _COLUMNS])
 
 
 def _values() -> np.ndarray:

@@ -10,16 +10,16 @@ from typing import Any
 
 import ray
 
-from alignment.words import find_word
-from cluster.devices import native_dtype
-from cluster.pipeline import Pipeline
-from cluster.session import connect
-from cluster.shard import Settings
-from cluster.shard_actor import WorkUnit
-from cluster.tokens import Text
-from cluster.weights import Weights, resolve
+from alignment.text.word_matching import find_word
+from cluster.activations.actor import WorkUnit
+from cluster.activations.pipeline import Pipeline
+from cluster.activations.shard import Settings
+from cluster.activations.tokens import Text
+from cluster.models.weights import Weights, resolve
+from cluster.runtime.devices import native_dtype
+from cluster.runtime.session import connect
 from jobs.activations import TOKEN_BUDGET, unit_size
-from storage.concepts import read_concepts
+from storage.readers.concepts import read_concepts
 
 SETTINGS = Settings(native_dtype(), "mlp", ["max", "concept", "context"])
 

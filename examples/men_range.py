@@ -7,9 +7,9 @@ from collections import defaultdict
 
 import numpy as np
 
-from alignment.agreement import agreement
-from storage.human import known_set, read_pairs
-from storage.word_vectors import read_glove
+from alignment.statistics.rank_correlation import agreement
+from storage.readers.human import known_set, read_pairs
+from storage.readers.word_vectors import read_glove
 
 SIZES = (645, 400, 200, 100, 64)
 

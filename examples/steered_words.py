@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from alignment.steering import mean_over_both
-from cluster.tokens import Tokenizer
-from cluster.weights import materialise, resolve
+from alignment.statistics.steering import mean_over_both
+from cluster.activations.tokens import Tokenizer
+from cluster.models.weights import materialise, resolve
 from storage.database import open_store
 
 

@@ -29,7 +29,7 @@ from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from jobs import sweep
+from jobs import planner, sweep
 from jobs.config import Sweep, read_sweep
 from storage.database import open_store
 
@@ -185,7 +185,7 @@ def main() -> None:
     if not (folder / "config.json").is_file():
         steps = sorted(int(revision.removeprefix("step")) for revision in model.revisions)
         train(folder, steps, given.width, given.layers, given.vocabulary)
-    sweep.run(sweep.plan(wanted))
+    sweep.run(planner.plan(wanted))
     show(wanted)
 
 

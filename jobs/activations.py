@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from cluster.weights import Weights
+from cluster.models.weights import Weights
 from jobs import sentences
 from jobs.config import Model, Neurons
-from jobs.progress import progress
-from jobs.stage import Lane, Outcome, Stage, run_missing_units
-from storage import schemas
-from storage.activation_files import INPUT_EMBEDDINGS_FILE, SiteFiles, activation_folder
-from storage.commit import FileRecord, write_table
-from storage.fingerprint import hash_file
-from storage.place import read_table
+from jobs.engine.progress import progress
+from jobs.engine.stage import Outcome, Resource, Stage, run_missing_units
+from storage import tables
+from storage.store.activation_files import INPUT_EMBEDDINGS_FILE, SiteFiles, activation_folder
+from storage.store.commit import FileRecord, write_table
+from storage.store.fingerprint import hash_file
+from storage.store.paths import read_table
 
 if TYPE_CHECKING:
-    from cluster.dictionary import Dictionary
+    from cluster.models.sparse_autoencoder import Dictionary
 
 KIND = "activations"
 SITES_FILE = "sites.parquet"
@@ -70,9 +70,9 @@ def plan(
     return Stage(KIND, weights.label, params, run, {"sentences": texts}, lane_of(model))
 
 
-def lane_of(model: Model) -> Lane:
+def lane_of(model: Model) -> Resource:
     """The lane of the stages that hold a model's shards."""
-    return Lane.GPUS if model.gpus_per_shard else Lane.CPUS
+    return Resource.GPUS if model.gpus_per_shard else Resource.CPUS
 
 
 def unit_size(n_sentences: int) -> int:
@@ -115,13 +115,13 @@ def _described(dictionary: Dictionary) -> dict[str, Any]:
 def _run(
     stage: Stage, store: Path, weights: Weights, model: Model, dictionary: Dictionary | None
 ) -> Outcome:
-    from cluster.pipeline import Pipeline
-    from cluster.placement import place
-    from cluster.queue import WorkQueue
-    from cluster.session import connect
-    from cluster.shard import LONGEST_SENTENCE, Settings
-    from cluster.shard_actor import Receipt, WorkUnit
-    from cluster.tokens import Text
+    from cluster.activations.actor import Receipt, WorkUnit
+    from cluster.activations.pipeline import Pipeline
+    from cluster.activations.shard import LONGEST_SENTENCE, Settings
+    from cluster.activations.tokens import Text
+    from cluster.runtime.placement import place
+    from cluster.runtime.queue import WorkQueue
+    from cluster.runtime.session import connect
 
     folder = stage.folder(store)
     size = stage.params["sentences_in_unit"]
@@ -191,8 +191,8 @@ def _run(
         for unit in units
     ]
     files += [
-        write_table(folder, SITES_FILE, pa.Table.from_pylist(places, schemas.SITES)),
-        write_table(folder, FILES_FILE, pa.Table.from_pylist(pieces, schemas.ACTIVATION_FILES)),
+        write_table(folder, SITES_FILE, pa.Table.from_pylist(places, tables.SITES)),
+        write_table(folder, FILES_FILE, pa.Table.from_pylist(pieces, tables.ACTIVATION_FILES)),
     ]
     return Outcome(files, told(facts, len(texts), LONGEST_SENTENCE))
 
@@ -216,6 +216,6 @@ def told(facts: Sequence[Mapping[str, Any]], n_sentences: int, longest: int) -> 
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_file
+    from jobs.commands.main import run_file
 
     run_file("activations")

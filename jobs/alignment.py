@@ -17,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.agreement import Measure, rater_ceiling
-from alignment.correlation import FEWEST_PAIRS, benjamini_hochberg, correlate, mantel
-from alignment.resampling import Estimates, Method
-from alignment.triplets import chance_of_share, share_predicted
-from jobs.baselines import WORD_VECTORS
-from jobs.judgments import Judgments
+from alignment.statistics.correlation import FEWEST_PAIRS, benjamini_hochberg, correlate, mantel
+from alignment.statistics.rank_correlation import Measure, rater_ceiling
+from alignment.statistics.resampling import Estimates, Method
+from alignment.statistics.triplets import chance_of_share, share_predicted
+from jobs.engine.stage import Outcome, Stage
+from jobs.representations.embeddings import WORD_VECTORS
 from jobs.similarity import FILE
-from jobs.stage import Outcome, Stage
-from storage import schemas, sql
-from storage.commit import FileRecord, write_table
-from storage.place import let_read
+from jobs.sources.human_judgments import Judgments
+from storage import sql, tables
+from storage.store.commit import FileRecord, write_table
+from storage.store.paths import let_read
 
 KIND = "alignment"
 ALIGNMENT_FILE = "alignment.parquet"
@@ -141,7 +141,7 @@ def _run(stage: Stage, store: Path, human: list[Judgments], how: How) -> Outcome
 
 
 def _file(stage: Stage, store: Path, rows: list[dict[str, Any]]) -> FileRecord:
-    table = pa.Table.from_pylist(rows, schemas.ALIGNMENT)
+    table = pa.Table.from_pylist(rows, tables.ALIGNMENT)
     return write_table(stage.folder(store), ALIGNMENT_FILE, table)
 
 
@@ -164,9 +164,9 @@ def _judgment_files(folder: Path, human: list[Judgments]) -> list[FileRecord]:
     return [
         write_table(folder, name, pa.Table.from_pylist(rows, schema))
         for name, rows, schema in (
-            (PAIRS_FILE, pairs, schemas.HUMAN_PAIRS),
-            (TRIPLETS_FILE, triplets, schemas.HUMAN_TRIPLETS),
-            (DROPPED_FILE, dropped, schemas.HUMAN_DROPPED),
+            (PAIRS_FILE, pairs, tables.HUMAN_PAIRS),
+            (TRIPLETS_FILE, triplets, tables.HUMAN_TRIPLETS),
+            (DROPPED_FILE, dropped, tables.HUMAN_DROPPED),
         )
     ]
 
@@ -243,7 +243,7 @@ def _family_rows(
     for one, place in enumerate(places):
         interval = estimates.interval(one)
         undefined = place.pop("undefined")
-        row = dict.fromkeys(schemas.ALIGNMENT.names) | place
+        row = dict.fromkeys(tables.ALIGNMENT.names) | place
         row |= {
             "human_set": task.human.name,
             "agreement": task.measure or TRIPLETS,
@@ -315,6 +315,6 @@ def _finite(value: Any) -> float | None:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_file
+    from jobs.commands.main import run_file
 
     run_file("alignment")

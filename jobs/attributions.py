@@ -16,21 +16,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.weights import Weights
+from cluster.models.weights import Weights
 from jobs import activations, sentences
 from jobs.config import Model, Steering
+from jobs.engine.progress import progress
+from jobs.engine.stage import Outcome, Stage, run_missing_units
 from jobs.experts import SITES_FOLDER as EXPERTS_FOLDER
-from jobs.progress import progress
-from jobs.stage import Outcome, Stage, run_missing_units
-from storage import schemas
-from storage.commit import FileRecord, write_table
+from storage import tables
 from storage.errors import UserError
-from storage.place import let_read
+from storage.store.commit import FileRecord, write_table
+from storage.store.paths import let_read
 
 if TYPE_CHECKING:
-    from cluster.forcing import Word
-    from cluster.placement import Placement
-    from cluster.steering_pipeline import SlopeUnit, SteeringPipeline
+    from cluster.runtime.placement import Placement
+    from cluster.steering.interventions import Word
+    from cluster.steering.pipeline import SlopeUnit, SteeringPipeline
 
 KIND = "attributions"
 FOLDER = "attributions"
@@ -84,7 +84,7 @@ def word_of(concept: str) -> str:
 
 def place_steering(weights: Weights, dtype: str, model: Model) -> Placement:
     """Where the shards that steer go."""
-    from cluster.placement import place
+    from cluster.runtime.placement import place
 
     return place(weights, dtype, model.shards, model.replicas, model.gpus_per_shard)
 
@@ -93,8 +93,8 @@ def start_pipeline(
     weights: Weights, dtype: str, sites: str | list[str], placed: Placement
 ) -> SteeringPipeline:
     """A replica that steers."""
-    from cluster.shard import Settings
-    from cluster.steering_pipeline import SteeringPipeline
+    from cluster.activations.shard import Settings
+    from cluster.steering.pipeline import SteeringPipeline
 
     settings = Settings(dtype, sites, [], weights.remote_code)
     return SteeringPipeline(weights, settings, placed.shards, placed.resources)
@@ -107,8 +107,8 @@ def read_words(
     model's tokenizer is. So many further tokens are to fit after a prompt."""
     import ray
 
-    from cluster.session import result
-    from cluster.steering_pipeline import tokens_of
+    from cluster.runtime.session import result
+    from cluster.steering.pipeline import tokens_of
 
     found: tuple[list[tuple[int, ...]], list[list[Word]]] = result(
         ray.remote(tokens_of).remote(weights, prompts, [word_of(name) for name in concepts], further)
@@ -140,9 +140,9 @@ def read_attributions(stage: Stage, store: Path, concept: str, pooling: str) -> 
 
 
 def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
-    from cluster.queue import WorkQueue
-    from cluster.session import connect
-    from cluster.steering_pipeline import TOKEN_BUDGET
+    from cluster.runtime.queue import WorkQueue
+    from cluster.runtime.session import connect
+    from cluster.steering.pipeline import TOKEN_BUDGET
 
     folder = stage.folder(store)
     scored = stage.inputs["experts"]
@@ -200,8 +200,8 @@ def _places(experts: pa.Table) -> Iterator[tuple[tuple[int, str], pa.Table]]:
 
 
 def _slopes(unit: _Unit, words: list[list[Word]], experts: pa.Table) -> SlopeUnit:
-    from cluster.forcing import Row
-    from cluster.steering_pipeline import Sloped, SlopeUnit
+    from cluster.steering.interventions import Row
+    from cluster.steering.pipeline import Sloped, SlopeUnit
 
     rows = [
         Row(word.sequence, targets=word.targets, group=len(HALVES) * concept + prompt % len(HALVES))
@@ -231,10 +231,10 @@ def _table(stage: Stage, experts: pa.Table, found: dict[tuple[int, str], Any]) -
     }
     columns |= {name: experts.column(name) for name in ("pooling", "concept", "layer", "site", "unit")}
     columns["attribution"] = np.average(by_half, axis=0, weights=sizes)
-    return pa.table({**columns, **dict(zip(HALVES, by_half, strict=True))}, schemas.ATTRIBUTIONS)
+    return pa.table({**columns, **dict(zip(HALVES, by_half, strict=True))}, tables.ATTRIBUTIONS)
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_file
+    from jobs.commands.main import run_file
 
     run_file("attributions")

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.expertise import Scores, Tally, expertise_and_chance, on_and_off
-from alignment.labels import (
+from alignment.expertise.label_permutations import Shuffles, shuffles
+from alignment.expertise.labels import (
     Labels,
     labels_against_others,
     labels_against_pool,
@@ -26,19 +26,19 @@ from alignment.labels import (
     labels_of_own,
     split_half,
 )
-from alignment.pieces import SORTED_AT_ONCE
-from alignment.shuffles import Shuffles, shuffles
+from alignment.expertise.scoring import Scores, Tally, expertise_and_chance, on_and_off
+from alignment.expertise.sorted_chunks import SORTED_AT_ONCE
 from jobs import activations, sentences
 from jobs.config import OTHERS, OWN, Experts
-from jobs.progress import progress
-from jobs.stage import Lane, Outcome, Stage, run_missing_units
-from storage import schemas, sql
-from storage.activation_files import RESIDUAL, SiteFiles, activation_folder
-from storage.commit import FileRecord, write_table, write_values
-from storage.concepts import NEGATIVE, POOL, ConceptSet
+from jobs.engine.progress import progress
+from jobs.engine.stage import Outcome, Resource, Stage, run_missing_units
+from storage import sql, tables
 from storage.errors import StoreError, UserError
-from storage.place import let_read
-from storage.scratch import scratch
+from storage.readers.concepts import NEGATIVE, POOL, ConceptSet
+from storage.store.activation_files import RESIDUAL, SiteFiles, activation_folder
+from storage.store.commit import FileRecord, write_table, write_values
+from storage.store.paths import let_read
+from storage.store.scratch import scratch
 
 Integers = npt.NDArray[np.int64]
 
@@ -110,7 +110,7 @@ def plan(read: Stage, wanted: Experts, seed: int, control: str | None = None) ->
 
     label = f"{read.label} {control}" if control else read.label
     kind = CONTROL_KIND if control else KIND
-    return Stage(kind, label, params, run, {"activations": read}, Lane.CPUS)
+    return Stage(kind, label, params, run, {"activations": read}, Resource.CPUS)
 
 
 def check(concepts: ConceptSet, wanted: Experts) -> None:
@@ -149,7 +149,7 @@ def read_labels(stage: Stage, texts: Stage, store: Path, wanted: Experts) -> Lab
 def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
     import ray
 
-    from cluster.session import connect, cpus, gpus, result
+    from cluster.runtime.session import connect, cpus, gpus, result
 
     folder = stage.folder(store)
     read = stage.inputs["activations"]
@@ -196,7 +196,7 @@ def _run(stage: Stage, store: Path, wanted: Experts) -> Outcome:
     notes = _told(folder, files) if stage.params["permutations"] else []
     if stage.params["scores"]:
         columns = {"number": np.arange(len(concepts)), "concept": concepts}
-        files.append(write_table(folder, SCORED_FILE, pa.table(columns, schemas.SCORED_CONCEPTS)))
+        files.append(write_table(folder, SCORED_FILE, pa.table(columns, tables.SCORED_CONCEPTS)))
     return Outcome(files, notes)
 
 
@@ -297,7 +297,7 @@ def _score(
     labels, shuffled = labelled.labels, labelled.shuffles
     # a GPU sorts all sentences of a neuron at once
     if labelled.on_gpu and labels.n_sentences <= SORTED_AT_ONCE:
-        from alignment.expertise_torch import expertise_and_chance_on
+        from alignment.expertise.scoring_torch import expertise_and_chance_on
 
         return expertise_and_chance_on("cuda", values, labels, shuffled, prevalence)
     return expertise_and_chance(values, labels, shuffled, prevalence, scratch)
@@ -328,9 +328,9 @@ def _experts(
         "on_p90": on_p90,
         "off_mean": off_mean,
     }
-    schema = schemas.EXPERTS
+    schema = tables.EXPERTS
     if "control" in params:
-        schema = schemas.CONTROL_EXPERTS
+        schema = tables.CONTROL_EXPERTS
         columns["control"] = _repeat(params["control"], len(units))
     return pa.table(columns, schema)
 
@@ -345,7 +345,7 @@ def _chance(tallied: Tally, concepts: list[str], site: _Site, params: dict[str, 
         "best_ap": tallied.best.ravel(),
         "n_above": list(tallied.above.reshape(-1, tallied.above.shape[-1])),
     }
-    return pa.table(columns, schemas.CHANCE)
+    return pa.table(columns, tables.CHANCE)
 
 
 def _place(site: _Site, params: dict[str, Any], times: int) -> dict[str, Any]:
@@ -363,6 +363,6 @@ def _repeat(value: str, times: int) -> pa.Array:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_file
+    from jobs.commands.main import run_file
 
     run_file("experts")

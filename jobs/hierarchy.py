@@ -13,24 +13,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.hierarchy import Tree, containment, grow_tree, polysemy, recovery
-from alignment.separation import separation
+from alignment.statistics.domain_auc import separation
+from alignment.statistics.hierarchy import Tree, containment, grow_tree, polysemy, recovery
 from jobs import sentences
+from jobs.engine.stage import Outcome, Stage
 from jobs.experts import SITES_FOLDER
 from jobs.similarity import EXPERTS, FILE
-from jobs.stage import Outcome, Stage
-from storage import schemas, sql
-from storage.commit import write_table
-from storage.place import let_read
+from storage import sql, tables
+from storage.store.commit import write_table
+from storage.store.paths import let_read
 
 KIND = "hierarchy"
 SUMMARY_FILE = "summary.parquet"
 
 _FILES = {
-    SUMMARY_FILE: schemas.HIERARCHY_SUMMARY,
-    "domains.parquet": schemas.HIERARCHY_DOMAINS,
-    "cuts.parquet": schemas.HIERARCHY_CUTS,
-    "merges.parquet": schemas.HIERARCHY_MERGES,
+    SUMMARY_FILE: tables.HIERARCHY_SUMMARY,
+    "domains.parquet": tables.HIERARCHY_DOMAINS,
+    "cuts.parquet": tables.HIERARCHY_CUTS,
+    "merges.parquet": tables.HIERARCHY_MERGES,
 }
 _PLACE = (
     "representation",
@@ -147,7 +147,7 @@ def _add(
         rows["domains.parquet"] += [
             {**place, **each} for each in _contained(experts, names, of, number, stage)
         ]
-    rows[SUMMARY_FILE].append(dict.fromkeys(schemas.HIERARCHY_SUMMARY.names) | summary)
+    rows[SUMMARY_FILE].append(dict.fromkeys(tables.HIERARCHY_SUMMARY.names) | summary)
 
 
 def _expert_sets(
@@ -237,6 +237,6 @@ def _finite(value: float) -> float | None:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_file
+    from jobs.commands.main import run_file
 
     run_file("hierarchy")

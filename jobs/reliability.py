@@ -12,13 +12,13 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from alignment.correlation import FEWEST_PAIRS, correlate
+from alignment.statistics.correlation import FEWEST_PAIRS, correlate
+from jobs.engine.stage import Outcome, Stage
 from jobs.experts import SITES_FOLDER
 from jobs.similarity import FILE
-from jobs.stage import Outcome, Stage
-from storage import schemas, sql
-from storage.commit import write_table
-from storage.place import let_read
+from storage import sql, tables
+from storage.store.commit import write_table
+from storage.store.paths import let_read
 
 KIND = "reliability"
 RELIABILITY_FILE = "reliability.parquet"
@@ -46,11 +46,11 @@ def _run(stage: Stage, store: Path) -> Outcome:
     with duckdb.connect() as connection:
         for half, name in (("first", "similarities_a"), ("second", "similarities_b")):
             similarity = stage.inputs[half]
-            tables = {
+            paths_by_table = {
                 name: similarity.result(store).paths(FILE),
                 half: similarity.inputs["experts"].result(store).paths(SITES_FOLDER),
             }
-            for table, paths in tables.items():
+            for table, paths in paths_by_table.items():
                 files = let_read(connection, paths)
                 connection.from_parquet(files, hive_partitioning=False).create_view(table)
         params = stage.inputs["first"].params
@@ -65,7 +65,7 @@ def _run(stage: Stage, store: Path) -> Outcome:
         {**same, **_row(group), "stability": stability.get((group["pooling"], group["threshold"]))}
         for group in groups
     ]
-    table = pa.Table.from_pylist(rows, schemas.RELIABILITY)
+    table = pa.Table.from_pylist(rows, tables.RELIABILITY)
     return Outcome([write_table(stage.folder(store), RELIABILITY_FILE, table)])
 
 
@@ -87,6 +87,6 @@ def _row(group: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_file
+    from jobs.commands.main import run_file
 
     run_file("reliability")

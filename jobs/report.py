@@ -13,20 +13,20 @@ import pyarrow as pa
 
 from jobs import activations, alignment, hierarchy, reliability, sentences, similarity, steering
 from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE, TRIPLETS_FILE
+from jobs.engine.stage import Outcome, Stage
 from jobs.hierarchy import SUMMARY_FILE as SUMMARY_TABLE
-from jobs.page.source import HEADLINE_THRESHOLD, Source, Study, newest_studies
+from jobs.page.study import HEADLINE_THRESHOLD, Source, Study, newest_studies
 from jobs.reliability import RELIABILITY_FILE
+from jobs.results.summary import is_shown
 from jobs.similarity import EXPERTS, FILE
-from jobs.stage import Outcome, Stage
 from jobs.steering import DOSES_FILE
-from jobs.summary import is_shown
-from storage.commit import write_bytes, write_json
 from storage.database import open_store
-from storage.layout import slug
-from storage.place import let_read, read_bytes, read_table
+from storage.store.commit import write_bytes, write_json
+from storage.store.layout import slug
+from storage.store.paths import let_read, read_bytes, read_table
 
 if TYPE_CHECKING:
-    from jobs.page.figure import Section
+    from jobs.page.figures.spec import Section
 
 KIND = "report"
 SUMMARY_FILE = "summary.json"
@@ -97,7 +97,7 @@ def _render(store: Path, study: Study) -> tuple[bytes, list[Section]]:
 
 
 def _run(stage: Stage, store: Path) -> Outcome:
-    runs = {each.fingerprint: each.result(store) for each in stage.with_inputs() if each is not stage}
+    runs = {each.fingerprint: each.result(store) for each in stage.ancestors() if each is not stage}
     html, _ = _render(store, Study(stage.label, runs, stage.params["sweep"]))
     folder = stage.folder(store)
     summary = _summary(stage, store)
@@ -197,6 +197,6 @@ def _nearest(
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_file
+    from jobs.commands.main import run_file
 
     run_file("report")

@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alignment.quality import Collected, Gate
-from alignment.words import NOUN, Word, find_word, shuffled
-from jobs.stage import Outcome, Stage
-from storage import schemas
-from storage.commit import FileRecord, write_table
-from storage.concepts import NEGATIVE, POOL, POSITIVE, Concept, ConceptSet, Sentence
+from alignment.text.quality import Collected, Gate
+from alignment.text.word_matching import NOUN, Word, find_word, shuffled
+from jobs.engine.stage import Outcome, Stage
+from storage import tables
 from storage.errors import WorkFailed, excerpt
-from storage.fingerprint import fingerprint
-from storage.place import read_table
+from storage.readers.concepts import NEGATIVE, POOL, POSITIVE, Concept, ConceptSet, Sentence
+from storage.store.commit import FileRecord, write_table
+from storage.store.fingerprint import fingerprint
+from storage.store.paths import read_table
 
 KIND = "sentences"
 CONCEPTS_FILE = "concepts.parquet"
@@ -193,7 +193,7 @@ def _concepts(concepts: ConceptSet, label: str) -> pa.Table:
         {"concept_set": label, "concept": each.name, **vars(each), "n_sentences": counts[each.name]}
         for each in concepts.concepts
     ]
-    return pa.Table.from_pylist(rows, schemas.CONCEPTS)
+    return pa.Table.from_pylist(rows, tables.CONCEPTS)
 
 
 def _sentences(concepts: ConceptSet, label: str) -> pa.Table:
@@ -201,7 +201,7 @@ def _sentences(concepts: ConceptSet, label: str) -> pa.Table:
         {"concept_set": label, "sentence_id": number, **vars(sentence)}
         for number, sentence in enumerate(concepts.sentences)
     ]
-    return pa.Table.from_pylist(rows, schemas.SENTENCES)
+    return pa.Table.from_pylist(rows, tables.SENTENCES)
 
 
 def _memberships(concepts: ConceptSet, label: str, language: str) -> pa.Table:
@@ -227,7 +227,7 @@ def _memberships(concepts: ConceptSet, label: str, language: str) -> pa.Table:
         rows += [row(number, name, NEGATIVE, []) for name in sentence.negative_of]
         if sentence.pool:
             rows.append(row(number, None, POOL, []))
-    return pa.Table.from_pylist(rows, schemas.MEMBERSHIPS)
+    return pa.Table.from_pylist(rows, tables.MEMBERSHIPS)
 
 
 def _dropped(collected: Mapping[str, Collected], label: str) -> pa.Table:
@@ -242,7 +242,7 @@ def _dropped(collected: Mapping[str, Collected], label: str) -> pa.Table:
         for name, each in collected.items()
         for reason, count in each.dropped.most_common()
     ]
-    return pa.Table.from_pylist(rows, schemas.DROPPED)
+    return pa.Table.from_pylist(rows, tables.DROPPED)
 
 
 def _flagged(concepts: ConceptSet, language: str) -> ConceptSet:
@@ -296,6 +296,6 @@ def _notes(concepts: ConceptSet, language: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_file
+    from jobs.commands.main import run_file
 
     run_file("sentences")

@@ -16,13 +16,13 @@ import pyarrow as pa
 
 from jobs import activations, sentences
 from jobs.config import VECTOR_MEASURES
+from jobs.engine.stage import Outcome, Stage
 from jobs.experts import SCORES_FOLDER, SITES_FOLDER
-from jobs.score_similarity import score_similarities
-from jobs.stage import Outcome, Stage
-from storage import schemas, sql
-from storage.activation_files import RESIDUAL, activation_folder
-from storage.commit import write_table
-from storage.place import let_read
+from jobs.representations.score_vectors import score_similarities
+from storage import sql, tables
+from storage.store.activation_files import RESIDUAL, activation_folder
+from storage.store.commit import write_table
+from storage.store.paths import let_read
 
 KIND = "similarity"
 FILE = "similarity.parquet"
@@ -181,16 +181,16 @@ def _representation(experts: Stage) -> str:
 def complete(rows: pa.Table, constant: dict[str, Any]) -> pa.Table:
     """Rows of the `similarity` table: the columns found in `rows`, then the constant ones."""
     columns = {}
-    for field in schemas.SIMILARITY:
+    for field in tables.SIMILARITY:
         if field.name in rows.column_names:
             columns[field.name] = rows.column(field.name).cast(field.type)
         else:
             value = pa.scalar(constant.get(field.name), field.type)
             columns[field.name] = pa.repeat(value, rows.num_rows)
-    return pa.table(columns, schemas.SIMILARITY)
+    return pa.table(columns, tables.SIMILARITY)
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_file
+    from jobs.commands.main import run_file
 
     run_file("similarity")

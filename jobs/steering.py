@@ -16,22 +16,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.resampling import Interval
-from alignment.steering import Neuron, draw_like, mean_over_both, mean_over_prompts
-from alignment.words import Word as ConceptWord
-from alignment.words import find_word
-from cluster.weights import Weights
+from alignment.statistics.resampling import Interval
+from alignment.statistics.steering import Neuron, draw_like, mean_over_both, mean_over_prompts
+from alignment.text.word_matching import Word as ConceptWord
+from alignment.text.word_matching import find_word
+from cluster.models.weights import Weights
 from jobs import activations, attributions, sentences
 from jobs.config import Model, Steering
-from jobs.progress import progress
-from jobs.stage import Outcome, Stage, run_missing_units
-from storage import schemas
-from storage.commit import FileRecord, write_bytes, write_table
-from storage.place import read_table
+from jobs.engine.progress import progress
+from jobs.engine.stage import Outcome, Stage, run_missing_units
+from storage import tables
+from storage.store.commit import FileRecord, write_bytes, write_table
+from storage.store.paths import read_table
 
 if TYPE_CHECKING:
-    from cluster.forcing import Forced, Reading, Word
-    from cluster.steering_pipeline import Steered, SteeringUnit
+    from cluster.steering.interventions import Forced, Reading, Word
+    from cluster.steering.pipeline import Steered, SteeringUnit
 
 Floats = npt.NDArray[np.float64]
 
@@ -81,7 +81,7 @@ class _Chosen:
         return self.forced(self.neurons[selection][half][:k] if k else [])
 
     def forced(self, neurons: Sequence[Neuron]) -> Forced:
-        from cluster.forcing import Values
+        from cluster.steering.interventions import Values
 
         units: dict[tuple[int, str], list[int]] = {}
         for layer, site, unit in neurons:
@@ -109,13 +109,13 @@ class _Question:
 
     def own(self, unit: _Unit) -> Reading:
         """A concept's word after all prompts."""
-        from cluster.forcing import Reading
+        from cluster.steering.interventions import Reading
 
         return Reading(self.after_prompts[unit.number])
 
     def compared(self, unit: _Unit) -> list[Reading]:
         """The words of a concept and of others, drawn by lot, after the prompts of either half."""
-        from cluster.forcing import Reading
+        from cluster.steering.interventions import Reading
 
         lot = np.random.default_rng([self.seed, unit.number]).permutation(len(self.after_prompts))
         chosen = [unit.number, *lot[lot != unit.number][: self.others]]
@@ -166,9 +166,9 @@ def read_neurons(stage: Stage, store: Path) -> list[dict[str, Any]]:
 
 
 def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
-    from cluster.queue import WorkQueue
-    from cluster.session import connect
-    from cluster.steering_pipeline import TOKEN_BUDGET
+    from cluster.runtime.queue import WorkQueue
+    from cluster.runtime.session import connect
+    from cluster.steering.pipeline import TOKEN_BUDGET
 
     folder, params = stage.folder(store), stage.params
     read = stage.inputs["activations"]
@@ -201,7 +201,7 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
     files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
     paths = [folder / record.path for record in files if record.path.startswith(f"{PROMPTS_FOLDER}/")]
     # slow to load
-    from jobs.dose_figure import draw_doses
+    from jobs.page.figures.dose_figure import draw_doses
 
     doses = _doses(params, pa.concat_tables([read_table(path) for path in paths]))
     described = f"{read.label}, {params['pooling']} pooling"
@@ -289,8 +289,8 @@ def _add_on_values(stage: Stage, store: Path, chosen: dict[str, _Chosen]) -> Non
 
 
 def _ask(unit: _Unit, asked: _Question, chosen: _Chosen, params: Any) -> SteeringUnit:
-    from cluster.forcing import Row
-    from cluster.steering_pipeline import Growth, SteeringUnit
+    from cluster.steering.interventions import Row
+    from cluster.steering.pipeline import Growth, SteeringUnit
 
     own, compared = asked.own(unit), asked.compared(unit)
     forced = [
@@ -368,9 +368,9 @@ def _measure(
         alone = own.log_p([next(log_p) for _ in range(len(own))]) - without[0]
         neurons.append({**described, **row, **_columns("change", mean_over_prompts(alone))})
     return {
-        EFFECTS_FOLDER: pa.Table.from_pylist(effects, schemas.STEERING),
-        PROMPTS_FOLDER: pa.Table.from_pylist(prompts, schemas.STEERING_PROMPTS),
-        NEURONS_FOLDER: pa.Table.from_pylist(neurons, schemas.STEERING_NEURONS),
+        EFFECTS_FOLDER: pa.Table.from_pylist(effects, tables.STEERING),
+        PROMPTS_FOLDER: pa.Table.from_pylist(prompts, tables.STEERING_PROMPTS),
+        NEURONS_FOLDER: pa.Table.from_pylist(neurons, tables.STEERING_NEURONS),
     }
 
 
@@ -420,10 +420,10 @@ def _doses(params: Any, prompts: pa.Table) -> pa.Table:
                 "positive": float((change.mean(axis=1) > 0).mean()),
             }
         )
-    return pa.Table.from_pylist(rows, schemas.STEERING_DOSES)
+    return pa.Table.from_pylist(rows, tables.STEERING_DOSES)
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_file
+    from jobs.commands.main import run_file
 
     run_file("steering")

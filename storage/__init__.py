@@ -17,6 +17,6 @@ def open(store: str) -> duckdb.DuckDBPyConnection:  # noqa: A001
     Raises `storage.errors.StoreError` when there is no store of this version.
     """
     from storage.database import open_store
-    from storage.place import place
+    from storage.store.paths import place
 
     return open_store(place(store))

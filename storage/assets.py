@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from storage.errors import UserError
-from storage.fingerprint import hash_file
+from storage.store.fingerprint import hash_file
 
 
 @dataclass(frozen=True)

@@ -16,38 +16,39 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from storage import layout, manifest, schemas, sql
-from storage.commit import FileRecord, temporary_sibling
+from storage import sql, tables
 from storage.errors import UserError
-from storage.manifest import Manifest
-from storage.place import absolute, let_read
+from storage.store import layout, manifest
+from storage.store.commit import FileRecord, temporary_sibling
+from storage.store.manifest import Manifest
+from storage.store.paths import absolute, let_read
 
 TABLES: dict[str, tuple[str, str, pa.Schema]] = {
-    "concepts": ("sentences", "concepts.parquet", schemas.CONCEPTS),
-    "sentences": ("sentences", "sentences.parquet", schemas.SENTENCES),
-    "memberships": ("sentences", "memberships.parquet", schemas.MEMBERSHIPS),
-    "dropped": ("sentences", "dropped.parquet", schemas.DROPPED),
-    "sites": ("activations", "sites.parquet", schemas.SITES),
-    "activation_files": ("activations", "files.parquet", schemas.ACTIVATION_FILES),
-    "experts": ("experts", "experts", schemas.EXPERTS),
-    "chance_counts": ("experts", "chance", schemas.CHANCE),
-    "scored_concepts": ("experts", "scored-concepts.parquet", schemas.SCORED_CONCEPTS),
-    "similarity": ("similarity", "similarity.parquet", schemas.SIMILARITY),
-    "alignment": ("alignment", "alignment.parquet", schemas.ALIGNMENT),
-    "control_experts": ("controls", "experts", schemas.CONTROL_EXPERTS),
-    "attributions": ("attributions", "attributions", schemas.ATTRIBUTIONS),
-    "steering": ("steering", "steering", schemas.STEERING),
-    "steering_doses": ("steering", "doses.parquet", schemas.STEERING_DOSES),
-    "steering_prompts": ("steering", "prompts", schemas.STEERING_PROMPTS),
-    "steering_neurons": ("steering", "neurons", schemas.STEERING_NEURONS),
-    "reliability": ("reliability", "reliability.parquet", schemas.RELIABILITY),
-    "human_pairs": ("alignment", "human-pairs.parquet", schemas.HUMAN_PAIRS),
-    "human_triplets": ("alignment", "human-triplets.parquet", schemas.HUMAN_TRIPLETS),
-    "human_dropped": ("alignment", "human-dropped.parquet", schemas.HUMAN_DROPPED),
-    "hierarchy_summary": ("hierarchy", "summary.parquet", schemas.HIERARCHY_SUMMARY),
-    "hierarchy_domains": ("hierarchy", "domains.parquet", schemas.HIERARCHY_DOMAINS),
-    "hierarchy_cuts": ("hierarchy", "cuts.parquet", schemas.HIERARCHY_CUTS),
-    "hierarchy_merges": ("hierarchy", "merges.parquet", schemas.HIERARCHY_MERGES),
+    "concepts": ("sentences", "concepts.parquet", tables.CONCEPTS),
+    "sentences": ("sentences", "sentences.parquet", tables.SENTENCES),
+    "memberships": ("sentences", "memberships.parquet", tables.MEMBERSHIPS),
+    "dropped": ("sentences", "dropped.parquet", tables.DROPPED),
+    "sites": ("activations", "sites.parquet", tables.SITES),
+    "activation_files": ("activations", "files.parquet", tables.ACTIVATION_FILES),
+    "experts": ("experts", "experts", tables.EXPERTS),
+    "chance_counts": ("experts", "chance", tables.CHANCE),
+    "scored_concepts": ("experts", "scored-concepts.parquet", tables.SCORED_CONCEPTS),
+    "similarity": ("similarity", "similarity.parquet", tables.SIMILARITY),
+    "alignment": ("alignment", "alignment.parquet", tables.ALIGNMENT),
+    "control_experts": ("controls", "experts", tables.CONTROL_EXPERTS),
+    "attributions": ("attributions", "attributions", tables.ATTRIBUTIONS),
+    "steering": ("steering", "steering", tables.STEERING),
+    "steering_doses": ("steering", "doses.parquet", tables.STEERING_DOSES),
+    "steering_prompts": ("steering", "prompts", tables.STEERING_PROMPTS),
+    "steering_neurons": ("steering", "neurons", tables.STEERING_NEURONS),
+    "reliability": ("reliability", "reliability.parquet", tables.RELIABILITY),
+    "human_pairs": ("alignment", "human-pairs.parquet", tables.HUMAN_PAIRS),
+    "human_triplets": ("alignment", "human-triplets.parquet", tables.HUMAN_TRIPLETS),
+    "human_dropped": ("alignment", "human-dropped.parquet", tables.HUMAN_DROPPED),
+    "hierarchy_summary": ("hierarchy", "summary.parquet", tables.HIERARCHY_SUMMARY),
+    "hierarchy_domains": ("hierarchy", "domains.parquet", tables.HIERARCHY_DOMAINS),
+    "hierarchy_cuts": ("hierarchy", "cuts.parquet", tables.HIERARCHY_CUTS),
+    "hierarchy_merges": ("hierarchy", "merges.parquet", tables.HIERARCHY_MERGES),
 }
 
 VIEWS = ("expert_places", "expert_stability", "training", "chance")
@@ -294,7 +295,7 @@ def _create_runs(connection: duckdb.DuckDBPyConnection, done: list[Manifest]) ->
         }
         for each in done
     ]
-    connection.from_arrow(pa.Table.from_pylist(rows, schemas.RUNS)).create("runs")
+    connection.from_arrow(pa.Table.from_pylist(rows, tables.RUNS)).create("runs")
 
 
 def _list(paths: list[Path]) -> str:

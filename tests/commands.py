@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from jobs.cli import main
+from jobs.commands.main import main
 from storage.database import open_store
 
 _SECONDS = 600
@@ -45,7 +45,7 @@ def neuralign(*arguments: object, cwd: Path | None = None) -> Done:
 
 def process(*arguments: object, cwd: Path | None = None) -> Done:
     """Run a command in a process of its own, as users do."""
-    return _run(["-c", "from jobs.cli import main; main()", *map(str, arguments)], cwd)
+    return _run(["-c", "from jobs.commands.main import main; main()", *map(str, arguments)], cwd)
 
 
 def python_m(module: str, *arguments: object) -> Done:

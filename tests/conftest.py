@@ -15,7 +15,7 @@ import ray
 import torch
 from hypothesis import HealthCheck, settings
 
-from cluster.weights import Weights, resolve
+from cluster.models.weights import Weights, resolve
 from tests import planted, tiny
 from tests.study import PRINTED, make_study
 

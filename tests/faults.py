@@ -23,8 +23,8 @@ import ray
 import ray.util.scheduling_strategies
 import torch
 
-from cluster.shard_actor import STEPS, ShardActor
-from cluster.steering_pipeline import SteeringActor, SteeringPipeline
+from cluster.activations.actor import STEPS, ShardActor
+from cluster.steering.pipeline import SteeringActor, SteeringPipeline
 
 _CALLS = ("mkdir", "open", "write", "fsync", "replace", "link", "unlink", "utime")
 _RANDOM = re.compile(r"\.[0-9a-f]{32}\.tmp")
@@ -223,14 +223,17 @@ def in_one_process() -> Iterator[None]:
         patch.object(ray, "get_gpu_ids", list),
         patch.dict(os.environ),
         patch("jobs.sweep.disconnected_after", nullcontext),
-        patch("cluster.pipeline.Pipeline", Pipeline),
-        patch("cluster.steering_pipeline.SteeringPipeline", Steering),
-        patch("cluster.queue.WorkQueue", Queue),
-        patch("cluster.session.connect", lambda: None),
-        patch("cluster.session.cpus", lambda: 1),
-        patch("cluster.session.gpus", lambda: 0),
-        patch("cluster.session.result", lambda reference: reference.value),
-        patch("cluster.placement.place", lambda *_: SimpleNamespace(shards=1, replicas=1, resources={})),
+        patch("cluster.activations.pipeline.Pipeline", Pipeline),
+        patch("cluster.steering.pipeline.SteeringPipeline", Steering),
+        patch("cluster.runtime.queue.WorkQueue", Queue),
+        patch("cluster.runtime.session.connect", lambda: None),
+        patch("cluster.runtime.session.cpus", lambda: 1),
+        patch("cluster.runtime.session.gpus", lambda: 0),
+        patch("cluster.runtime.session.result", lambda reference: reference.value),
+        patch(
+            "cluster.runtime.placement.place",
+            lambda *_: SimpleNamespace(shards=1, replicas=1, resources={}),
+        ),
         patch.object(ray, "remote", remote),
         patch.object(ray, "put", lambda value: value),
         patch.object(ray, "wait", lambda references, **_: (references[:1], references[1:])),

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs import sweep
+from jobs import planner, sweep
 from jobs.config import read_sweep
-from jobs.page.source import Source, newest_study
+from jobs.page.study import Source, newest_study
 from storage.database import open_store
 from tests import tiny
 from tests.faults import in_one_process
@@ -43,7 +43,7 @@ def make_store(folder: Path, model: Path) -> Path:
     text = file.read_text().replace("name: mine", f"name: '{HUMAN}'")
     file.write_text(text.replace("[max, concept, context]", "[max, context]"))
     read = read_sweep(file, folder / "store")
-    planned = sweep.plan(read)
+    planned = planner.plan(read)
     with in_one_process():
         sweep.run(planned)
     return folder / "store"

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage import layout, schemas
-from storage.commit import write_table
-from storage.manifest import Manifest
+from storage import tables
+from storage.store import layout
+from storage.store.commit import write_table
+from storage.store.manifest import Manifest
 
 CONCEPTS, DOMAINS, LAYERS = 1854, 27, 16
 _EXPERTS, _UNITS, _RATED = 40, 8192, 100_000
@@ -45,18 +46,18 @@ def make_store(root: Path, n: int = CONCEPTS) -> Path:
     numbers = np.arange(4 * n)
     sentences: dict[str, _Table] = {
         "concepts.parquet": (
-            schemas.CONCEPTS,
+            tables.CONCEPTS,
             _SET | {"concept": names, "domain": np.array([f"domain {each}" for each in domains])},
             {"n_sentences": 4},
         ),
         "sentences.parquet": (
-            schemas.SENTENCES,
+            tables.SENTENCES,
             _SET
             | {"sentence_id": numbers, "text": np.array([f"A sentence {each}." for each in numbers])},
             {"flags": []},
         ),
         "memberships.parquet": (
-            schemas.MEMBERSHIPS,
+            tables.MEMBERSHIPS,
             _SET | {"sentence_id": numbers, "concept": names[numbers // 4]},
             {"role": "positive", "spans": []},
         ),
@@ -69,7 +70,7 @@ def make_store(root: Path, n: int = CONCEPTS) -> Path:
         {"sentences": texts},
         {
             "sites.parquet": (
-                schemas.SITES,
+                tables.SITES,
                 _MODEL,
                 one_site,
             )
@@ -91,7 +92,7 @@ def make_store(root: Path, n: int = CONCEPTS) -> Path:
         "experts",
         _MODEL,
         {"activations": read},
-        {"experts/all.parquet": (schemas.EXPERTS, _MODEL | of_experts, values)},
+        {"experts/all.parquet": (tables.EXPERTS, _MODEL | of_experts, values)},
     )
     counts = {"n_a": _EXPERTS, "n_b": _EXPERTS}
     similarity = shared / (2 * _EXPERTS - shared)
@@ -102,7 +103,7 @@ def make_store(root: Path, n: int = CONCEPTS) -> Path:
         {"experts": scored},
         {
             "similarity.parquet": (
-                schemas.SIMILARITY,
+                tables.SIMILARITY,
                 whole | pairs | {"similarity": similarity, "n_shared": shared},
                 counts,
             )
@@ -128,9 +129,9 @@ def make_store(root: Path, n: int = CONCEPTS) -> Path:
         {"human": {"drawn": "none"}, "measures": ["spearman"]},
         {"sentences": texts, "similarity 0": compared},
         {
-            "alignment.parquet": (schemas.ALIGNMENT, whole | rows, aligned),
+            "alignment.parquet": (tables.ALIGNMENT, whole | rows, aligned),
             "human-pairs.parquet": (
-                schemas.HUMAN_PAIRS,
+                tables.HUMAN_PAIRS,
                 {name: ends[rated] for name, ends in pairs.items()}
                 | {"score": random.normal(same[rated], 0.5)},
                 {"human_set": "drawn"},

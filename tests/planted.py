@@ -19,12 +19,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cluster.pipeline import Pipeline
-from cluster.queue import WorkQueue
-from cluster.shard import Settings
-from cluster.shard_actor import Receipt, WorkUnit
-from cluster.tokens import Text
-from storage.activation_files import MLP_HIDDEN, SiteFiles, activation_folder
+from cluster.activations.actor import Receipt, WorkUnit
+from cluster.activations.pipeline import Pipeline
+from cluster.activations.shard import Settings
+from cluster.activations.tokens import Text
+from cluster.runtime.queue import WorkQueue
+from storage.store.activation_files import MLP_HIDDEN, SiteFiles, activation_folder
 
 POOLINGS = ["max", "concept", "context"]
 SETTINGS = Settings("float32", "mlp", POOLINGS)

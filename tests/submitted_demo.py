@@ -13,8 +13,8 @@ import duckdb
 import pytest
 import yaml
 
-from storage import manifest
 from storage.database import TABLES, VIEWS, open_store
+from storage.store import manifest
 from tests.ray_head import ray_head
 
 _ROOT = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ def test_the_demo_that_is_submitted_gives_the_rows_of_a_local_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another process, folder or number of threads could give other numbers of the real model."""
-    cli = [sys.executable, "-c", "from jobs.cli import main; main()"]
+    cli = [sys.executable, "-c", "from jobs.commands.main import main; main()"]
     ray = str(Path(sys.executable).parent / "ray")
     _run([*cli, "run", "examples/demo.yaml"], _clone(tmp_path / "local"))
     with ray_head() as head:

@@ -20,16 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
-from alignment.words import find_word, shuffled
-from cluster.encoder import Encoder
-from cluster.weights import materialise, resolve_encoder
+from alignment.text.word_matching import find_word, shuffled
+from cluster.models.sentence_encoder import Encoder
+from cluster.models.weights import materialise, resolve_encoder
 from jobs import sentences
 from jobs.config import read_sweep
-from jobs.model_stages import baseline_stages
-from jobs.stage import ensure
-from storage.concepts import read_concepts
+from jobs.engine.stage import ensure
+from jobs.planner import baseline_stages
 from storage.errors import UserError
-from storage.word_vectors import read_vectors
+from storage.readers.concepts import read_concepts
+from storage.readers.word_vectors import read_vectors
 from tests import tiny
 
 WORDS = ["cat", "Paris", "polar_bear", "sea-lion", "dog"]

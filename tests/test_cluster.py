@@ -23,13 +23,13 @@ from typing import Any
 
 import pytest
 
-from cluster.job_server import JobServer
+from cluster.runtime.job_server import JobServer
+from jobs.commands.schedule import Cron, Scheduler, _ToServer
+from jobs.commands.submit import submit
 from jobs.config import read_sweep
-from jobs.schedule import Cron, Scheduler, _ToServer
-from jobs.submit import submit
-from storage import layout
 from storage.errors import UserError
-from storage.slots import Slots
+from storage.store import layout
+from storage.store.schedule_slots import Slots
 from tests import tiny
 from tests.commands import neuralign, process, rows
 from tests.faults import in_one_process
@@ -72,7 +72,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, head: He
         text = file.read_text().replace("[max, concept, context]", "[max]")
         file.write_text(f"{text}store: {folder / 'results' / name}\n")
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "RAY_AUTH_MODE": "token"}
-    cli = [sys.executable, "-c", "from jobs.cli import main; main()"]
+    cli = [sys.executable, "-c", "from jobs.commands.main import main; main()"]
     ray = str(Path(sys.executable).parent / "ray")
     commands = {
         "submitted": [*cli, "submit", "sweep.yaml", "--address", address, "--follow"],
@@ -116,7 +116,7 @@ def test_a_submitted_sweep_gives_the_rows_of_a_local_run(studies: dict[str, Any]
 
 _COUNTS = """
 import time, ray
-from cluster.metrics import counted
+from cluster.runtime.metrics import counted
 ray.init(log_to_driver=False)
 count = counted("counted by itself", "sentences", total=100, already=10)
 for _ in range(5):
@@ -214,11 +214,11 @@ _KILLED_TICK = """
 import os, signal, sys
 from datetime import datetime
 from pathlib import Path
-from cluster.job_server import JobServer
+from cluster.runtime.job_server import JobServer
 from jobs.config import read_sweep
-from jobs.schedule import Cron, Scheduler, _ToServer
+from jobs.commands.schedule import Cron, Scheduler, _ToServer
 from storage import layout
-from storage.slots import Slots
+from storage.store.schedule_slots import Slots
 file, address, since, now = sys.argv[1:]
 sweep = read_sweep(Path(file))
 slots = Slots(layout.create(sweep.store_path), sweep.name)
@@ -304,7 +304,7 @@ def _answers(content: bytes, code: int = 200) -> Iterator[str]:
 def test_a_head_that_is_none_or_of_another_version_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cluster.job_server._ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr("cluster.runtime.job_server._ANSWER_SECONDS", 3.0)
     started = time.monotonic()
     versions = b'{"ray_version": "2.9.0", "data": {"pythonVersion": "3.9.1"}}'
     told = r"runs Ray 2.9.0 and Python 3.9, here is Ray \d"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.assets import ASSETS
-from storage.human import known_sets
+from storage.readers.human import known_sets
 from tests import tiny
 from tests.commands import neuralign
 

@@ -12,15 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score
 
-from alignment.expertise import expertise
-from alignment.labels import labels_against_pool, labels_of_own
-from jobs import experts, sentences, sweep
+from alignment.expertise.labels import labels_against_pool, labels_of_own
+from alignment.expertise.scoring import expertise
+from jobs import experts, planner, sentences
 from jobs.config import Experts, read_sweep
-from jobs.stage import ensure
-from storage import layout, wordnet
-from storage.concept_files import COLUMNS
-from storage.concepts import read_concepts, read_words, write_concepts
+from jobs.engine.stage import ensure
 from storage.errors import UserError
+from storage.readers import wordnet
+from storage.readers.concept_files import COLUMNS
+from storage.readers.concepts import read_concepts, read_words, write_concepts
+from storage.store import layout
 
 ROWS = [
     ("cat", "The cat sat on the old mat.", "positive"),
@@ -145,7 +146,7 @@ def test_the_roles_of_a_file_become_the_negatives_of_the_experts(
         "concepts: set.csv\nmodels: [smollm2-135m-instruct]\n"
         f"experts: {{negatives: {negatives}}}\nhuman: [men]\n"
     )
-    planned = sweep.plan(read_sweep(file))
+    planned = planner.plan(read_sweep(file))
     texts, scored = planned.stages[0], planned.of_kind("experts")[0]
     store = layout.create(planned.sweep.store_path)
     ensure(texts, store)
@@ -248,7 +249,7 @@ def test_a_concept_without_a_definition_is_refused(tmp_path: Path, words: str, m
         "models: [smollm2-135m-instruct]\n"
     )
     with pytest.raises(UserError, match=message):
-        sweep.plan(read_sweep(file))
+        planner.plan(read_sweep(file))
     file.write_text(file.read_text().replace("wordnet: dict", "wordnet: none"))
     with pytest.raises(UserError, match="is no WordNet database"):
-        sweep.plan(read_sweep(file))
+        planner.plan(read_sweep(file))

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bundle import make_bundle
-from jobs.cli import app
+from jobs.commands.main import app
+from jobs.commands.working_dir import make_bundle
 from jobs.config import read_sweep
-from jobs.page.source import newest_studies
+from jobs.page.study import newest_studies
+from jobs.planner import plan
 from jobs.report import write_newest
-from jobs.sweep import plan
 from storage.database import open_store
 from storage.errors import UserError
-from storage.gc import find_garbage
+from storage.store.gc import find_garbage
 from tests import tiny
 from tests.faults import in_one_process
 from tests.test_harvest import write_corpus

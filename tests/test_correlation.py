@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from alignment.agreement import MEASURES, Floats, Measure, agreement
-from alignment.correlation import Integers, benjamini_hochberg, correlate, mantel
-from alignment.resampling import METHODS, Estimates, Interval, Method, dyadic_variance
-from alignment.vectors import centred, cosine_matrix
+from alignment.statistics.correlation import Integers, benjamini_hochberg, correlate, mantel
+from alignment.statistics.rank_correlation import MEASURES, Floats, Measure, agreement
+from alignment.statistics.resampling import METHODS, Estimates, Interval, Method, dyadic_variance
+from alignment.statistics.vectors import centred, cosine_matrix
 
 SCIPY: dict[Measure, Callable[..., Any]] = {
     "spearman": stats.spearmanr,

@@ -14,8 +14,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from cluster.pipeline import Pipeline
-from cluster.weights import Weights
+from cluster.activations.pipeline import Pipeline
+from cluster.models.weights import Weights
 from tests.planted import (
     CPU,
     LAYERS,

@@ -17,8 +17,8 @@ import psutil
 import pytest
 import yaml
 
-from alignment.expertise import REFERENCE_PREVALENCE
-from alignment.steering import rank_agreement
+from alignment.expertise.scoring import REFERENCE_PREVALENCE
+from alignment.statistics.steering import rank_agreement
 from storage.database import open_store
 
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from alignment.words import find_word
-from jobs.judgments import judge
-from storage.concepts import ConceptSet, read_concepts
-from storage.human import known_set
+from alignment.text.word_matching import find_word
+from jobs.sources.human_judgments import judge
+from storage.readers.concepts import ConceptSet, read_concepts
+from storage.readers.human import known_set
 
 FILE = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
 

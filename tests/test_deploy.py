@@ -16,9 +16,9 @@ import ray
 import typer
 import yaml
 
-from jobs.cli import app
+from jobs.commands.main import app
+from jobs.commands.schedule import Cron, find_zone
 from jobs.config import read_sweep
-from jobs.schedule import Cron, find_zone
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.dictionary import Activation, Dictionary, Encoder
-from cluster.shard import Settings, Shard
-from cluster.sites import Side
-from cluster.tokens import Text
+from cluster.activations.shard import Settings, Shard
+from cluster.activations.tokens import Text
+from cluster.models.sites import Side
+from cluster.models.sparse_autoencoder import Activation, Dictionary, Encoder
 from jobs.config import read_sweep
-from jobs.sweep import plan
+from jobs.planner import plan
 from storage.errors import UserError
 from tests import tiny
 

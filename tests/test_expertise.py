@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from alignment.expertise import (
-    REFERENCE_PREVALENCE,
-    Scores,
-    expertise,
-    expertise_and_chance,
-    on_and_off,
-)
-from alignment.expertise_torch import expertise_and_chance_on
-from alignment.labels import (
+from alignment.expertise.ap_kernel import STEPS
+from alignment.expertise.label_permutations import shuffles
+from alignment.expertise.labels import (
     Labels,
     labels_against_others,
     labels_against_pool,
@@ -29,8 +23,14 @@ from alignment.labels import (
     labels_of_own,
     split_half,
 )
-from alignment.shuffles import shuffles
-from alignment.walk import STEPS
+from alignment.expertise.scoring import (
+    REFERENCE_PREVALENCE,
+    Scores,
+    expertise,
+    expertise_and_chance,
+    on_and_off,
+)
+from alignment.expertise.scoring_torch import expertise_and_chance_on
 
 TOLERANCE = 1e-12
 Values = npt.NDArray[np.floating[Any]]
@@ -178,11 +178,11 @@ def test_in_how_many_pieces_a_neuron_is_sorted_does_not_show(
     whole = [*shuffles(labels, 3, seed)]
     scores, chance = expertise_and_chance(values, labels, shuffles(labels, 3, seed))
     with (
-        patch("alignment.pieces.SORTED_AT_ONCE", at_once),
-        patch("alignment.expertise._SORTED_BYTES", 1),
-        patch("alignment.shuffles._HELD_BYTES", 4 * labels.n_sentences),
-        patch("alignment.shuffles._DEALT_AT_ONCE", dealt_at_once),
-        patch("alignment.shuffles._DRAWN_AT_ONCE", 7),
+        patch("alignment.expertise.sorted_chunks.SORTED_AT_ONCE", at_once),
+        patch("alignment.expertise.scoring._SORTED_BYTES", 1),
+        patch("alignment.expertise.label_permutations._HELD_BYTES", 4 * labels.n_sentences),
+        patch("alignment.expertise.label_permutations._DEALT_AT_ONCE", dealt_at_once),
+        patch("alignment.expertise.label_permutations._DRAWN_AT_ONCE", 7),
     ):
         shuffled = shuffles(labels, 3, seed)
         assert np.array_equal(whole, [*shuffled])
@@ -208,7 +208,7 @@ def test_many_sentences_of_nearly_one_activation_are_sorted_in_pieces(dtype: typ
     values = random.permutation(np.concatenate([near, np.zeros(3000), -np.zeros(3000)]))[None]
     labels = labels_against_others(np.arange(12_000), np.arange(12_000) % 5, 12_000, 5)
     expected = expertise(values.astype(dtype), labels)
-    with patch("alignment.pieces.SORTED_AT_ONCE", 1000):
+    with patch("alignment.expertise.sorted_chunks.SORTED_AT_ONCE", 1000):
         found = expertise(values.astype(dtype), labels)
     assert np.array_equal(found.ap, expected.ap)
     assert np.array_equal(found.auroc, expected.auroc)
@@ -400,7 +400,7 @@ def test_on_and_off_values_are_those_of_numpy(problem: tuple[Values, Labels]) ->
     neurons, concepts = (each.ravel() for each in np.indices((len(values), labels.n_concepts)))
     chosen = np.random.default_rng(0).permutation(len(neurons))[: len(neurons) // 2 + 1]
     neurons, concepts = neurons[chosen], concepts[chosen]
-    with patch("alignment.expertise.SORTED_AT_ONCE", 3):
+    with patch("alignment.expertise.scoring.SORTED_AT_ONCE", 3):
         p50, p90, off = on_and_off(values, labels, neurons, concepts)
     exact, positives, negatives = values.astype(np.float64), labels.positives, labels.negatives
     for at, (neuron, concept) in enumerate(zip(neurons, concepts, strict=True)):

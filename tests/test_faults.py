@@ -23,16 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import sweep
+from jobs import planner, sweep
 from jobs.config import read_sweep
-from jobs.stage import Outcome, Stage, ensure, run_missing_units
-from storage import layout, manifest
-from storage.commit import TEMPORARY_SUFFIX, write_table, write_values
+from jobs.engine.stage import Outcome, Stage, ensure, run_missing_units
 from storage.database import open_store
 from storage.errors import StoreError, UserError
-from storage.gc import find_garbage
-from storage.lease import held
-from storage.verify import verify
+from storage.store import layout, manifest
+from storage.store.commit import TEMPORARY_SUFFIX, write_table, write_values
+from storage.store.gc import find_garbage
+from storage.store.lease import held
+from storage.store.verify import verify
 from tests import tiny
 from tests.faults import (
     Reached,
@@ -146,7 +146,7 @@ class Study:
     kinds: Sequence[str] = ()
 
     def run(self, store: Path) -> None:
-        sweep.run(sweep.plan(read_sweep(self.file, store)))
+        sweep.run(planner.plan(read_sweep(self.file, store)))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     shutil.copytree(tiny_model, folder / "model")
     file = tiny.write_sweep(folder, extra="resamples: 100\nbaselines: [input-embedding, contextual]\n")
     file.write_text(file.read_text().replace("[max, concept, context]", "[max]"))
-    planned = sweep.plan(read_sweep(file))
+    planned = planner.plan(read_sweep(file))
     kinds = [kind for kind in layout.KINDS if planned.of_kind(kind)]
     with in_one_process():
         made = Study(file, {}, kinds)
@@ -165,16 +165,16 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sweep.Plan]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[planner.Plan]:
     """A sweep that has a stage of every kind, which was run undisturbed in this process."""
     folder = tmp_path_factory.mktemp("whole")
     tiny.make_model(folder / "model", layers=1)
     file = tiny.write_sweep(folder, extra=_EVERYTHING)
     file.write_text(file.read_text().replace("[max, concept, context]", "[max]"))
-    planned = sweep.plan(read_sweep(file, folder / "store"))
+    planned = planner.plan(read_sweep(file, folder / "store"))
     assert {stage.kind for stage in planned.stages} == set(layout.KINDS)
     # a picture is slow to draw, and always the same
-    draw = patch("jobs.dose_figure.draw_doses", lambda *_: b"a picture")
+    draw = patch("jobs.page.figures.dose_figure.draw_doses", lambda *_: b"a picture")
     with in_one_process(), draw:
         sweep.run(planned)
         yield planned
@@ -202,14 +202,14 @@ def _rows(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", layout.KINDS)
 def test_a_stage_of_every_kind_killed_at_any_place_and_run_again_ends_with_the_same_rows(
-    whole: sweep.Plan, tmp_path: Path, kind: str
+    whole: planner.Plan, tmp_path: Path, kind: str
 ) -> None:
     """At each place where it touches the disk; run again from each state that a kill leaves."""
     stage, undisturbed = whole.of_kind(kind)[0], whole.sweep.store_path
     store, states = layout.create(tmp_path / "store"), tmp_path / "states"
     folder = stage.folder(store)
     expected = _rows(stage.folder(undisturbed))
-    for each in {each.folder(store) for each in stage.with_inputs()} - {folder}:
+    for each in {each.folder(store) for each in stage.ancestors()} - {folder}:
         shutil.copytree(undisturbed / each.relative_to(store), each, copy_function=os.link)
     places = killed_everywhere(lambda: ensure(stage, store), folder, states)
     assert any("before replace" in place and layout.SUCCESS in place for place in places)
@@ -280,7 +280,10 @@ def test_a_real_limit_of_the_file_system_is_told_like_a_full_disk(study: Study, 
 def test_bytes_that_will_not_fit_are_told_before_anything_is_computed(
     study: Study, tmp_path: Path
 ) -> None:
-    with patch("jobs.space.free", lambda _: 10_000), pytest.raises(UserError, match="make space"):
+    with (
+        patch("jobs.engine.disk_budget.free", lambda _: 10_000),
+        pytest.raises(UserError, match="make space"),
+    ):
         study.run(tmp_path / "store")
     assert not list((tmp_path / "store").glob("sentences/*"))
 
@@ -368,7 +371,7 @@ def test_clocks_that_were_set_back_do_no_harm(study: Study, tmp_path: Path) -> N
     tomorrow = time.time() + 86400
     for path in store.rglob("*"):
         os.utime(path, (tomorrow, tomorrow))
-    with patch("storage.lease.SILENT_SECONDS", 1.0):
+    with patch("storage.store.lease.SILENT_SECONDS", 1.0):
         assert not in_child(lambda: study.run(store))
     assert rows(store) == study.rows
     assert list(verify(store)) == []
@@ -382,8 +385,8 @@ def test_a_lease_that_is_alive_is_waited_for_and_one_that_was_lost_stops_the_run
         with pytest.raises(StoreError, match="another run took this stage over"):
             lease.check()
         with (
-            patch("storage.lease.SILENT_SECONDS", 0.5),
-            patch("storage.lease._POLL_SECONDS", 0.05),
+            patch("storage.store.lease.SILENT_SECONDS", 0.5),
+            patch("storage.store.lease._POLL_SECONDS", 0.05),
             held(path, {"label": "two"}, waited.append) as second,
         ):
             second.check()

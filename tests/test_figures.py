@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.page import paper, web
-from jobs.page.colours import DARK
-from jobs.page.figure import (
+from jobs.page.figures import interactive, static
+from jobs.page.figures.colours import DARK
+from jobs.page.figures.spec import (
     Estimate,
     Estimates,
     Figure,
@@ -50,7 +50,7 @@ def test_text_is_drawn_to_the_letter_and_never_taken_for_markup() -> None:
         Graph([name, "b"], groups, Palette(groups), np.zeros((2, 2)), [(0, 1, 0.5)], name),
     ]
     for body in bodies:
-        drawn = web.draw(Figure("x", "x", "x", body))
+        drawn = interactive.draw(Figure("x", "x", "x", body))
         clicked = [trace.pop("customdata", None) for trace in drawn["data"]]
         text = json.dumps(drawn)
         assert "<b>x" not in text, body
@@ -61,7 +61,7 @@ def test_text_is_drawn_to_the_letter_and_never_taken_for_markup() -> None:
 
 def test_every_colour_of_a_figure_has_one_for_dark_ground() -> None:
     body = Lines([Panel("y", [Line(str(n), [1, 2], [0.1, 0.2], [0, 0], [1, 1]) for n in range(8)])], "x")
-    text = json.dumps(web.draw(Figure("x", "x", "x", body)))
+    text = json.dumps(interactive.draw(Figure("x", "x", "x", body)))
     assert set(re.findall(r"#[0-9a-f]{6}", text)) <= set(DARK)
 
 
@@ -69,7 +69,7 @@ def test_step_0_stands_to_the_left_of_all_others_and_is_called_so() -> None:
     """On a logarithmic axis it has no place: a checkpoint before training must not vanish."""
     steps = [0, 1, 4, 16, 64, 256]
     body = Lines([Panel("y", [Line("max", steps, [0.0] * 5 + [0.2])])], "training step", log=True)
-    drawn = web.draw(Figure("x", "x", "x", body))
+    drawn = interactive.draw(Figure("x", "x", "x", body))
     assert drawn["data"][0]["x"] == [0.25, 1, 4, 16, 64, 256]
     assert drawn["data"][0]["customdata"][0].startswith("training step 0<")
     assert drawn["layout"]["xaxis"]["ticktext"] == ["0", "1", "4", "16", "64", "256"]
@@ -94,7 +94,7 @@ def test_an_axis_over_steps_or_sizes_tells_what_it_has_room_for(
 
 def test_the_best_of_several_does_not_look_like_the_others() -> None:
     rows = [Estimate("all layers", 0.3, 0.2, 0.4), Estimate("best of 60", 0.5, 0.4, 0.6, chosen=True)]
-    drawn = web.draw(Figure("x", "x", "x", Estimates(rows, "rho", 0.0)))
+    drawn = interactive.draw(Figure("x", "x", "x", Estimates(rows, "rho", 0.0)))
     assert {each["name"]: each["marker"]["symbol"] for each in drawn["data"]} == {
         "neurons": "circle",
         "neurons, best of several": "circle-open",
@@ -103,7 +103,7 @@ def test_the_best_of_several_does_not_look_like_the_others() -> None:
 
 def test_a_band_does_not_reach_over_points_that_have_no_interval() -> None:
     line = Line("max", [0, 1, 2, 3], [0.1, None, 0.2, 0.3], [0, None, 0.1, 0.2], [0.2, None, 0.3, 0.4])
-    band, _ = web.draw(Figure("x", "x", "x", Lines([Panel("y", [line])], "layer")))["data"]
+    band, _ = interactive.draw(Figure("x", "x", "x", Lines([Panel("y", [line])], "layer")))["data"]
     assert band["x"] == [0, 0, None, 2, 3, 3, 2, None]
 
 
@@ -118,6 +118,6 @@ def test_a_figure_for_papers_is_as_wide_as_a_column_whatever_its_names() -> None
         Matrix(names, groups, np.eye(3), "similarity"),
     ]
     for body in bodies:
-        png, svg = (content for _, content in paper.draw(Figure("x", "What it says", "x", body)))
+        png, svg = (content for _, content in static.draw(Figure("x", "What it says", "x", body)))
         assert 1000 < int.from_bytes(png[16:20], "big") < 1010
         assert b"What it says" in svg

@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from alignment import quality
-from alignment.words import Word
-from cluster.generation import (
+from alignment.text import quality
+from alignment.text.word_matching import Word
+from cluster.models.generation import (
     Prompter,
     Settings,
     TransformersEngine,
@@ -25,15 +25,16 @@ from cluster.generation import (
     choose_engine,
     place_writers,
 )
-from cluster.queue import WorkQueue
-from cluster.session import connect, disconnected_after
-from cluster.weights import resolve
-from jobs import generate, sentences, sweep
+from cluster.models.weights import resolve
+from cluster.runtime.queue import WorkQueue
+from cluster.runtime.session import connect, disconnected_after
+from jobs import planner, sentences
 from jobs.config import Generate, read_sweep
-from jobs.prompts import Subject, prompt
-from jobs.stage import ensure
-from storage import layout, manifest
+from jobs.engine.stage import ensure
+from jobs.sources import generate
+from jobs.sources.prompts import Subject, prompt
 from storage.errors import UserError, WorkFailed
+from storage.store import layout, manifest
 from tests import tiny
 
 CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }} [assistant] {% endfor %}"
@@ -179,7 +180,7 @@ def test_vllm_is_asked_for_by_name_only_where_it_is() -> None:
         check_engine(choose_engine("vllm"))
 
 
-def _sweep(folder: Path, model: Path) -> sweep.Plan:
+def _sweep(folder: Path, model: Path) -> planner.Plan:
     lines = [f"{name},{sense}" for name, sense in SENSES.items()]
     (folder / "words.csv").write_text("\n".join(["concept,sense", *lines]) + "\n")
     file = folder / "sweep.yaml"
@@ -187,7 +188,7 @@ def _sweep(folder: Path, model: Path) -> sweep.Plan:
         f"concepts: {{source: generate, words: words.csv, model: {model}, sentences: 2, fewest: 2, "
         f"replicas: 1, dtype: float32}}\nmodels: [{{id: {model}, dtype: float32}}]\n"
     )
-    return sweep.plan(read_sweep(file))
+    return planner.plan(read_sweep(file))
 
 
 def _die_once(engine: TransformersEngine, mark: Path) -> str:
@@ -261,4 +262,4 @@ def test_the_words_of_a_generated_set_are_checked(tmp_path: Path) -> None:
     ):
         file.write_text(f"concepts: {concepts}\nmodels: [smollm2-135m-instruct]\n")
         with pytest.raises(UserError, match=message):
-            sweep.plan(read_sweep(file))
+            planner.plan(read_sweep(file))

@@ -14,16 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import chisquare
 
-from alignment.harvest import Sampler, sentence_bounds
-from alignment.words import Word, WordFinder
-from jobs import sentences, sweep
-from jobs.cli import main
+from alignment.text.sentence_sampling import Sampler, sentence_bounds
+from alignment.text.word_matching import Word, WordFinder
+from jobs import planner, sentences
+from jobs.commands.main import main
 from jobs.config import read_sweep
-from jobs.stage import ensure
-from storage import corpus, layout
-from storage.concepts import read_concepts
-from storage.corpus import Unreadable, find_files, read_pieces
+from jobs.engine.stage import ensure
 from storage.errors import UserError, WorkFailed
+from storage.readers import corpus
+from storage.readers.concepts import read_concepts
+from storage.readers.corpus import Unreadable, find_files, read_pieces
+from storage.store import layout
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
 
@@ -181,7 +182,7 @@ def _write_sweep(folder: Path, extra: str = "") -> Path:
 def test_a_sweep_harvests_its_sentences_and_then_knows_its_plan(tmp_path: Path) -> None:
     """From the sweep file to the tables: what is harvested must pass the gate and keep its role."""
     file = _write_sweep(tmp_path)
-    planned = sweep.plan(read_sweep(file))
+    planned = planner.plan(read_sweep(file))
     assert not planned.is_whole
     (stage,) = planned.stages
     store = layout.create(planned.sweep.store_path)
@@ -190,7 +191,7 @@ def test_a_sweep_harvests_its_sentences_and_then_knows_its_plan(tmp_path: Path) 
         "1 lines of the corpus not read, first corpus.jsonl: line 165: no JSON: Expecting property name "
         "enclosed in double quotes: line 1 column 2 (char 1)"
     ]
-    whole = sweep.plan(read_sweep(file))
+    whole = planner.plan(read_sweep(file))
     (concepts,) = [each.concepts for each in whole.sets]
     assert concepts is not None
     assert concepts.counts() == {"bird": 12, "flower": 12}
@@ -207,7 +208,7 @@ def test_a_sweep_harvests_its_sentences_and_then_knows_its_plan(tmp_path: Path) 
 def test_concepts_with_too_few_sentences_are_listed_with_the_reasons(tmp_path: Path) -> None:
     file = _write_sweep(tmp_path)
     file.write_text(file.read_text().replace("flower]", "flower, zebu]"))
-    planned = sweep.plan(read_sweep(file))
+    planned = planner.plan(read_sweep(file))
     with pytest.raises(
         WorkFailed, match=r"1 of 3 concepts have fewer than 6 sentences(.|\n)*zebu: 0 kept"
     ):

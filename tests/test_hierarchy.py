@@ -15,7 +15,8 @@ from scipy.spatial.distance import squareform
 from scipy.stats import kstest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, roc_auc_score
 
-from alignment.hierarchy import (
+from alignment.statistics.domain_auc import Pairs, separation
+from alignment.statistics.hierarchy import (
     coherence,
     containment,
     draw_tree,
@@ -24,8 +25,7 @@ from alignment.hierarchy import (
     polysemy,
     recovery,
 )
-from alignment.resampling import Interval
-from alignment.separation import Pairs, separation
+from alignment.statistics.resampling import Interval
 
 Floats = npt.NDArray[np.float64]
 

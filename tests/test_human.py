@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import kstest
 
-from alignment.agreement import rater_ceiling
-from alignment.triplets import chance_of_share, share_predicted, triplet_similarity
+from alignment.statistics.rank_correlation import rater_ceiling
+from alignment.statistics.triplets import chance_of_share, share_predicted, triplet_similarity
 from jobs.config import read_sweep
-from jobs.judgments import judge
+from jobs.sources.human_judgments import judge
 from storage.errors import UserError
-from storage.human import HumanSet, known_set, known_sets, read_pairs
+from storage.readers.human import HumanSet, known_set, known_sets, read_pairs
 
 ANIMALS = ["cat", "dog", "cow", "sea lion"]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from alignment.words import find_word
+from alignment.text.word_matching import find_word
 from jobs.activations import told
 from jobs.config import Brought, read_sweep
 from storage.assets import ASSETS, Asset
-from storage.concepts import read_concepts
 from storage.errors import UserError
-from storage.word_vectors import read_glove
+from storage.readers.concepts import read_concepts
+from storage.readers.word_vectors import read_glove
 
 GOOD = "concept,text\ncat,A cat sat.\ncat,The cat ran.\ndog,A dog sat.\ndog,The dog ran.\n"
 

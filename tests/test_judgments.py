@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from jobs.config import read_sweep
-from jobs.sweep import plan as plan_sweep
+from jobs.planner import plan as plan_sweep
 from storage.database import open_store
 from tests.commands import neuralign
 

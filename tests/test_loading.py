@@ -15,10 +15,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from cluster.packed import is_packed
-from cluster.partial import load_layers
-from cluster.shard import Settings, Shard
-from cluster.tokens import Text
+from cluster.activations.shard import Settings, Shard
+from cluster.activations.tokens import Text
+from cluster.models.packed_linear import is_packed
+from cluster.models.partial_model import load_layers
 from storage.errors import UserError
 from tests import tiny
 

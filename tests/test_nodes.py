@@ -16,7 +16,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from storage.verify import verify
+from storage.store.verify import verify
 from tests import tiny
 from tests.commands import neuralign, rows
 from tests.faults import in_one_process

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pytest
 
 import storage
-from storage import layout, manifest
-from storage.commit import put_if_absent, write_table, write_values
 from storage.database import export
 from storage.errors import StoreError
-from storage.manifest import Manifest
-from storage.place import files_below, place, read_bytes, read_table, remove, size
-from storage.verify import verify
+from storage.store import layout, manifest
+from storage.store.commit import put_if_absent, write_table, write_values
+from storage.store.manifest import Manifest
+from storage.store.paths import files_below, place, read_bytes, read_table, remove, size
+from storage.store.verify import verify
 from tests import tiny
 from tests.commands import neuralign
 from tests.faults import in_one_process

@@ -15,12 +15,12 @@ from unittest.mock import patch
 
 import pytest
 
-from jobs.overlap import side_by_side
-from jobs.stage import Lane, Outcome, Stage
+from jobs.engine.scheduler import side_by_side
+from jobs.engine.stage import Outcome, Resource, Stage
 from jobs.sweep import _may_start, _with_readers
-from storage import layout
 from storage.errors import StoreError, UserError, WorkFailed
-from storage.layout import RUNNING
+from storage.store import layout
+from storage.store.layout import RUNNING
 
 _SECONDS = 60
 
@@ -28,7 +28,7 @@ _SECONDS = 60
 @pytest.fixture(autouse=True)
 def gpus() -> Iterator[None]:
     """A cluster with a GPU, of which these stages need nothing."""
-    with patch("cluster.session.connect"), patch("cluster.session.gpus", lambda: 1):
+    with patch("cluster.runtime.session.connect"), patch("cluster.runtime.session.gpus", lambda: 1):
         yield
 
 
@@ -37,14 +37,14 @@ class Record:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.now: list[tuple[str, Lane]] = []
+        self.now: list[tuple[str, Resource]] = []
         self.beside: set[frozenset[str]] = set()
         self.order: list[str] = []
 
     def stage(
         self,
         label: str,
-        lane: Lane,
+        lane: Resource,
         inputs: dict[str, Stage],
         work: Callable[[str], Any],
     ) -> Stage:
@@ -67,9 +67,13 @@ class Record:
 def _models(record: Record, count: int, work: Callable[[str], Any]) -> list[Stage]:
     stages = []
     for number in range(count):
-        read = record.stage(f"read {number}", Lane.GPUS, {}, work)
-        scored = record.stage(f"scored {number}", Lane.CPUS, {"read": read}, work)
-        stages += [read, scored, record.stage(f"compared {number}", Lane.HERE, {"scored": scored}, work)]
+        read = record.stage(f"read {number}", Resource.GPUS, {}, work)
+        scored = record.stage(f"scored {number}", Resource.CPUS, {"read": read}, work)
+        stages += [
+            read,
+            scored,
+            record.stage(f"compared {number}", Resource.HERE, {"scored": scored}, work),
+        ]
     return stages
 
 
@@ -100,7 +104,7 @@ def test_without_gpus_models_and_experts_take_turns_on_the_cpus(tmp_path: Path) 
     record = Record()
     stages = _models(record, 3, lambda _: time.sleep(0.05))
     store = layout.create(tmp_path / "store")
-    with patch("cluster.session.gpus", lambda: 0):
+    with patch("cluster.runtime.session.gpus", lambda: 0):
         list(side_by_side(stages, store, lambda *_: True))
     kinds = {frozenset(label.split()[0] for label in pair) for pair in record.beside}
     assert frozenset(["read", "scored"]) not in kinds

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cluster.packed import PackedLinear, is_packed, pack
+from cluster.models.packed_linear import PackedLinear, is_packed, pack
 
 pytestmark = pytest.mark.skipif(
     not is_packed(torch.bfloat16, torch.device("cpu")),

@@ -31,12 +31,12 @@ from transformers import (
     SmolLM3Config,
 )
 
-from cluster.partial import load_layers, shard_layers
-from cluster.shard import Hidden, Settings, Shard
-from cluster.sites import describe, hidden_values
-from cluster.sizes import size_of
-from cluster.tokens import Text
-from cluster.weights import resolve
+from cluster.activations.shard import Hidden, Settings, Shard
+from cluster.activations.tokens import Text
+from cluster.models.partial_model import load_layers, shard_layers
+from cluster.models.sites import describe, hidden_values
+from cluster.models.size import size_of
+from cluster.models.weights import resolve
 from storage.errors import UserError
 from tests import tiny
 

@@ -15,11 +15,11 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from cluster.pipeline import Pipeline
-from cluster.placement import Placement, place, shards_for
-from cluster.session import raised
-from cluster.tokens import Text
-from cluster.weights import Weights
+from cluster.activations.pipeline import Pipeline
+from cluster.activations.tokens import Text
+from cluster.models.weights import Weights
+from cluster.runtime.placement import Placement, place, shards_for
+from cluster.runtime.session import raised
 from storage.errors import UserError
 from tests.planted import CPU, SETTINGS, check_every_activation, queue_of, sentences, work_units
 

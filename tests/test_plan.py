@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from cluster.sites import describe
-from cluster.sizes import _KEYS, Size, _from_keys
+from cluster.models.sites import describe
+from cluster.models.size import _KEYS, Size, _from_keys
 from jobs.config import read_sweep
-from jobs.sweep import plan
-from storage import layout
+from jobs.planner import plan
 from storage.errors import UserError
-from storage.manifest import Manifest
+from storage.store import layout
+from storage.store.manifest import Manifest
 from tests.many_models import add_revision, environment, write_study
 
 _ROOT = Path(__file__).parent.parent
@@ -48,7 +48,7 @@ def test_a_size_from_the_configuration_is_that_of_the_model(kind: str) -> None:
 
 def _plan(file: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", "from jobs.cli import main; main()", "plan", str(file)],
+        [sys.executable, "-c", "from jobs.commands.main import main; main()", "plan", str(file)],
         env=environment(file),
         capture_output=True,
         text=True,
@@ -80,7 +80,7 @@ def test_models_are_looked_up_side_by_side_and_the_first_error_is_told(
         all_ask.wait()
         raise UserError(f"model {model!r}: nobody has it")
 
-    monkeypatch.setattr("cluster.hub.commits", commits)
+    monkeypatch.setattr("cluster.models.hub.commits", commits)
     (tmp_path / "concepts.csv").write_text("concept,text\ncat,A.\ncat,B.\ndog,C.\ndog,D.\n")
     file = tmp_path / "study.yaml"
     file.write_text("concepts: concepts.csv\nmodels: [org/a, org/b, org/c, org/d]\n")
@@ -110,6 +110,6 @@ def test_revisions_that_are_new_are_planned_and_times_are_those_measured(tmp_pat
 
 
 def _label(file: Path) -> str:
-    from storage.concepts import read_concepts
+    from storage.readers.concepts import read_concepts
 
     return read_concepts(file.parent / "concepts.csv", "study").label

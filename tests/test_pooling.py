@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.maxima import POOLINGS, CompiledMaxima, TorchMaxima
-from cluster.means import bfloat16_means
+from cluster.activations.max_pooling import POOLINGS, CompiledMaxima, TorchMaxima
+from cluster.activations.mean_pooling import bfloat16_means
 
 DTYPES = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 SPECIAL = [0.0, -0.0, torch.inf, -torch.inf, 1e-40, -1e-40, 6e4, -6e4]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment import quality
-from alignment.quality import Collected, Gate, collect, has_pos, is_in, split, trigrams
-from alignment.words import Word, WordFinder, find_word
-from storage.concepts import read_concepts
+from alignment.text import quality
+from alignment.text.quality import Collected, Gate, collect, has_pos, is_in, split, trigrams
+from alignment.text.word_matching import Word, WordFinder, find_word
+from storage.readers.concepts import read_concepts
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
 CONCEPTS = [Word("cat"), Word("dog"), Word("ice cream"), Word("ice"), Word("watch", "verb")]

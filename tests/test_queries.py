@@ -13,12 +13,12 @@ import duckdb
 import pytest
 
 import storage
-from jobs import sweep
+from jobs import planner, sweep
 from jobs.config import read_sweep
 from storage.database import ask, export
 from storage.errors import UserError
-from storage.layout import slug
-from storage.place import place
+from storage.store.layout import slug
+from storage.store.paths import place
 from tests import tiny
 from tests.faults import in_one_process
 
@@ -47,7 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     for poolings in (both, "[max]"):
         file.write_text(re.sub(r"\[max.*?\]", poolings, file.read_text()))
         read = read_sweep(file, folder / "pooling=a'b")
-        planned = sweep.plan(read)
+        planned = planner.plan(read)
         with in_one_process():
             sweep.run(planned)
     return folder / "pooling=a'b"

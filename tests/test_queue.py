@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.queue import WorkQueue
+from cluster.runtime.queue import WorkQueue
 from storage.errors import UserError, WorkFailed
 
 

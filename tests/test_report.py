@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from scipy.stats import rankdata
 
-from jobs.page import steered
-from jobs.page.concepts import details
-from jobs.page.figure import Lines
+from jobs.page.figures.spec import Lines
 from jobs.page.pairs import Pairs
-from jobs.page.places import over_finding, parameters
 from jobs.page.render import page, paper_figures, sections
-from jobs.page.said import agrees, differs
-from jobs.page.source import Source, Study, newest_study
-from storage import layout, manifest
+from jobs.page.sections import steering
+from jobs.page.sections.concepts import details
+from jobs.page.sections.layers_and_training import over_finding, parameters
+from jobs.page.study import Source, Study, newest_study
+from jobs.page.wording import agrees, differs
 from storage.database import is_activations, open_store
 from storage.errors import UserError
+from storage.store import layout, manifest
 from tests import many, tiny
 from tests.hostile import HOSTILE, source_of
 
@@ -263,7 +263,7 @@ def test_steering_is_shown_where_it_was_tried(store: Path, sign: int, said: str)
     with source_of(store) as source:
         Pairs(source)
         assert details(source, "bus")["bus"]["steering"] is None
-        assert "has tried it" in steered.section(source).missing[0]
+        assert "has tried it" in steering.section(source).missing[0]
     with source_of(store) as source:
         views = {"steering_doses": "", "steering": "'bus' AS concept,"}
         for table, concept in views.items():
@@ -273,7 +273,7 @@ def test_steering_is_shown_where_it_was_tried(store: Path, sign: int, said: str)
             "continuations FROM steering"
         )
         Pairs(source)
-        (figure,) = steered.section(source).figures
+        (figure,) = steering.section(source).figures
         assert said in figure.finding
         assert isinstance(figure.body, Lines)
         (own, words) = figure.body.panels

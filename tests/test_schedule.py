@@ -15,9 +15,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from jobs.schedule import Cron, Scheduler, find_zone
+from jobs.commands.schedule import Cron, Scheduler, find_zone
 from storage.errors import UserError
-from storage.slots import Slots
+from storage.store.schedule_slots import Slots
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -28,7 +28,7 @@ def memory() -> Iterator[Path]:
     place = Path("/dev/shm")  # noqa: S108
     with (
         tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as folder,
-        patch("storage.slots._KEPT", 20),
+        patch("storage.store.schedule_slots._KEPT", 20),
     ):
         yield Path(folder)
 
@@ -188,13 +188,13 @@ def test_two_schedules_of_one_name_are_refused_while_both_are_kept(memory: Path)
     later = now + timedelta(days=1)
     assert Slots(memory, "study").begin({"keeps": "one", "host": "here", "pid": 2}, later) == now
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("storage.slots.HEARTBEAT_SECONDS", 0.2)
-        patch.setattr("storage.slots.time.sleep", lambda _: first.beat())
+        patch.setattr("storage.store.schedule_slots.HEARTBEAT_SECONDS", 0.2)
+        patch.setattr("storage.store.schedule_slots.time.sleep", lambda _: first.beat())
         with pytest.raises(
             UserError, match="another schedule named 'study' is kept by process 2 on here"
         ):
             Slots(memory, "study").begin({"keeps": "two", "host": "here", "pid": 3}, later)
-        patch.setattr("storage.slots.time.sleep", lambda _: None)
+        patch.setattr("storage.store.schedule_slots.time.sleep", lambda _: None)
         assert Slots(memory, "study").begin({"keeps": "two", "host": "here", "pid": 3}, later) == now
 
 

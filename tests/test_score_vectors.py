@@ -11,9 +11,9 @@ import pytest
 from scipy.spatial.distance import cosine as cosine_distance
 from scipy.stats import entropy, spearmanr
 
-from jobs import score_similarity
-from jobs.score_similarity import score_similarities
-from storage.commit import write_values
+from jobs.representations import score_vectors
+from jobs.representations.score_vectors import score_similarities
+from storage.store.commit import write_values
 
 CONCEPTS = ["a", "b", "c", "d"]
 
@@ -37,7 +37,7 @@ def _aps(seed: int) -> np.ndarray:
 def test_measures_are_scipys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, bytes_at_once: int
 ) -> None:
-    monkeypatch.setattr(score_similarity, "_BYTES", bytes_at_once)
+    monkeypatch.setattr(score_vectors, "_BYTES", bytes_at_once)
     ap = _aps(seed)
     paths = _files(tmp_path, ap, [1, 50, 51])
     place = {"pooling": "max", "layer": 3, "site": None}

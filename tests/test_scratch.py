@@ -11,9 +11,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from storage import scratch as module
 from storage.errors import StoreError
-from storage.scratch import scratch
+from storage.store import scratch as module
+from storage.store.scratch import scratch
 
 
 def test_an_array_in_a_file_is_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

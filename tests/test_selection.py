@@ -17,18 +17,19 @@ import pytest
 from scipy.spatial.distance import cosine
 
 import storage
-from alignment.expertise import expertise
-from alignment.labels import labels_against_others
-from alignment.shuffles import shuffles
-from jobs import experts, space, sweep
+from alignment.expertise.label_permutations import shuffles
+from alignment.expertise.labels import labels_against_others
+from alignment.expertise.scoring import expertise
+from jobs import experts, planner, sweep
+from jobs.commands.plan import _left
 from jobs.config import read_sweep
-from jobs.outlook import _left
-from storage import activation_files
-from storage import scratch as storage_scratch
-from storage.activation_files import SiteFiles
-from storage.commit import write_values
+from jobs.engine import disk_budget
 from storage.errors import StoreError, UserError
-from storage.verify import verify
+from storage.store import activation_files
+from storage.store import scratch as storage_scratch
+from storage.store.activation_files import SiteFiles
+from storage.store.commit import write_values
+from storage.store.verify import verify
 from tests import tiny
 from tests.faults import in_one_process
 
@@ -153,11 +154,11 @@ _MEASURED = """
 import json, sys, threading, time
 from pathlib import Path
 import numpy as np
-from alignment.labels import labels_against_others
-from alignment.shuffles import shuffles
+from alignment.expertise.labels import labels_against_others
+from alignment.expertise.label_permutations import shuffles
 from jobs import experts
 from storage import scratch
-from storage.activation_files import SiteFiles
+from storage.store.activation_files import SiteFiles
 folder, n, units, params = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 scratch._IN_MEMORY_BYTES = int(sys.argv[5])
 def labelled(n):
@@ -223,7 +224,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     file = tiny.write_sweep(folder, extra=f"{extra}experts: {{scores: true, permutations: 5}}\n")
     file.write_text(re.sub(r"\[max.*?\]", "[max, context]", file.read_text()))
     read = read_sweep(file)
-    planned = sweep.plan(read)
+    planned = planner.plan(read)
     with in_one_process():
         sweep.run(planned)
     return read.store_path
@@ -247,19 +248,19 @@ def test_the_room_that_scores_need_is_known_before(store: Path) -> None:
     file = store.parent.parent / "sweep.yaml"
     expected = 2 * 3 * 48 * 6 * 4
     for where, is_written in ((store, True), (store.parent / "other", False)):
-        planned = sweep.plan(read_sweep(file, where))
+        planned = planner.plan(read_sweep(file, where))
         (stage,) = planned.of_kind(experts.KIND)
         (concepts,) = [each.concepts for each in planned.sets]
         assert concepts is not None
-        assert space.score_bytes(stage, planned.weights[0], concepts) == expected
+        assert disk_budget.score_bytes(stage, planned.weights[0], concepts) == expected
         (left,) = [each.bytes for each in _left(planned, where) if each.stage is stage]
         assert left == (0 if is_written else expected)
-        with patch("jobs.space.free", lambda _: 100):
+        with patch("jobs.engine.disk_budget.free", lambda _: 100):
             if not is_written:
                 with pytest.raises(UserError, match="make space"):
-                    space.check(planned, where)
+                    disk_budget.check(planned, where)
             else:
-                space.check(planned, where)
+                disk_budget.check(planned, where)
 
 
 def test_the_view_of_chance_counts_what_the_experts_are(store: Path) -> None:

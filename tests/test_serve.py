@@ -12,10 +12,10 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from jobs.page.concepts import details
 from jobs.page.pairs import Pairs
+from jobs.page.sections.concepts import details
 from jobs.page.serve import Server, served
-from jobs.page.source import Source, newest_study
+from jobs.page.study import Source, newest_study
 from storage.database import open_store
 from storage.errors import UserError
 from tests.hostile import HOSTILE

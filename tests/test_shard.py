@@ -12,16 +12,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignment.words import find_word
-from cluster import shard as shard_module
-from cluster.batching import batches
-from cluster.gathered import Gathered
-from cluster.shard import Reading, Settings, Shard
-from cluster.sites import Site
-from cluster.tokens import Text
-from cluster.weights import materialise, resolve
-from storage.activation_files import RESIDUAL
+from alignment.text.word_matching import find_word
+from cluster.activations import shard as shard_module
+from cluster.activations.batching import batches
+from cluster.activations.buffer import Gathered
+from cluster.activations.shard import Reading, Settings, Shard
+from cluster.activations.tokens import Text
+from cluster.models.sites import Site
+from cluster.models.weights import materialise, resolve
 from storage.errors import NeuralignError, UserError
+from storage.store.activation_files import RESIDUAL
 from tests import tiny
 
 TOLERANCE = 1e-5

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.similarity import similarities
-from storage import schemas, sql
+from storage import sql, tables
 
 _MEASURES = ["jaccard", "overlap", "dice", "containment"]
 _COLUMNS = ("pooling", "concept", "layer", "site", "unit", "ap")
@@ -114,7 +114,7 @@ def test_containment_is_in_no_family_and_ranks_have_matrices_of_their_own() -> N
     """A matrix made of both orders of two concepts, or of two cuts, would have too many numbers."""
     rows = [
         {
-            **dict.fromkeys(schemas.SIMILARITY.names),
+            **dict.fromkeys(tables.SIMILARITY.names),
             **dict.fromkeys(("representation", "model", "revision", "concept_set", "pooling"), "x"),
             **{"measure": measure, "threshold": threshold, "top": top},
             **{"concept_a": first, "concept_b": second, "similarity": value},
@@ -127,7 +127,7 @@ def test_containment_is_in_no_family_and_ranks_have_matrices_of_their_own() -> N
         for threshold, top in ((0.5, None), (None, 3), (None, 5))
     ]
     with duckdb.connect() as connection:
-        connection.from_arrow(pa.Table.from_pylist(rows, schemas.SIMILARITY)).create("similarity")
+        connection.from_arrow(pa.Table.from_pylist(rows, tables.SIMILARITY)).create("similarity")
         sql.provide(connection, "common", {"concept": ["a", "b"]})
         (family,) = connection.sql(sql.query("families")).to_arrow_table().to_pylist()
         assert family["measure"] == "dice"

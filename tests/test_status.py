@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from jobs.stage import Outcome, Stage, ensure, run_missing_units
-from jobs.status import read_states
-from storage import layout, manifest
-from storage.lease import held
+from jobs.commands.status import read_states
+from jobs.engine.stage import Outcome, Stage, ensure, run_missing_units
+from storage.store import layout, manifest
+from storage.store.lease import held
 from tests.commands import neuralign
 
 
@@ -108,7 +108,7 @@ def test_a_watch_shows_what_changes_until_it_is_interrupted(
             raise KeyboardInterrupt
         ensure(_stage("second", lambda _: None), store)
 
-    monkeypatch.setattr("jobs.status.time", SimpleNamespace(sleep=pause))
+    monkeypatch.setattr("jobs.commands.status.time", SimpleNamespace(sleep=pause))
     done = neuralign("status", store, "--watch")
     assert done.returncode == 130
     assert "first" in done.stdout

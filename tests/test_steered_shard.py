@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.forcing import NOTHING, Batch, Forced, Reading, Row, Values, Word, cut
-from cluster.partial import shard_layers
-from cluster.shard import Settings
-from cluster.steered_shard import SteeredShard
-from cluster.steering_pipeline import choose
-from cluster.tokens import Tokenizer
+from cluster.activations.shard import Settings
+from cluster.activations.tokens import Tokenizer
+from cluster.models.partial_model import shard_layers
+from cluster.steering.interventions import NOTHING, Batch, Forced, Reading, Row, Values, Word, cut
+from cluster.steering.pipeline import choose
+from cluster.steering.shard import SteeredShard
 from tests.test_partial import ARCHITECTURES, LAYERS, make
 
 PROMPTS = ["The", "Nobody knows why a", "My aunt drew one"]

@@ -15,10 +15,11 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from cluster.forcing import NOTHING, Forced, Row, Values, Word
-from cluster.shard import Settings
-from cluster.steered_shard import SteeredShard
-from cluster.steering_pipeline import (
+from cluster.activations.shard import Settings
+from cluster.activations.tokens import Tokenizer
+from cluster.models.weights import Weights, resolve
+from cluster.steering.interventions import NOTHING, Forced, Row, Values, Word
+from cluster.steering.pipeline import (
     Growth,
     Sloped,
     SlopeUnit,
@@ -26,11 +27,10 @@ from cluster.steering_pipeline import (
     SteeringUnit,
     tokens_of,
 )
-from cluster.tokens import Tokenizer
-from cluster.weights import Weights, resolve
+from cluster.steering.shard import SteeredShard
 from jobs import steering
 from jobs.config import read_sweep
-from jobs.sweep import plan
+from jobs.planner import plan
 from storage.database import ask, open_store
 from storage.errors import UserError
 from tests import tiny
@@ -173,7 +173,7 @@ def test_a_neuron_forced_to_what_it_is_changes_nothing(tiny_model: Path) -> None
 
 
 def _batches(rows: list[Row]) -> list[Any]:
-    from cluster.forcing import cut as cut_rows
+    from cluster.steering.interventions import cut as cut_rows
 
     return cut_rows(rows, 100)
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from alignment.steering import draw_like, mean_over_both, mean_over_prompts, rank_agreement
-from cluster.forcing import NOTHING, Reading, Row, Word, cut
-from cluster.steering_pipeline import choose
+from alignment.statistics.steering import draw_like, mean_over_both, mean_over_prompts, rank_agreement
+from cluster.steering.interventions import NOTHING, Reading, Row, Word, cut
+from cluster.steering.pipeline import choose
 
 
 def test_the_interval_over_prompts_is_students() -> None:

@@ -31,7 +31,7 @@ def _many_sentences(folder: Path, model: Path) -> Path:
 
 _PAUSES = """
 import sys, time
-from jobs.cli import run_file
+from jobs.commands.main import run_file
 from storage import manifest
 last, write_unit = sys.argv.pop(1), manifest.write_unit
 def pausing(folder, unit, *more):

@@ -15,12 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from storage import flat_parquet, layout, manifest
-from storage.commit import KEY, write_json, write_table, write_values
 from storage.errors import StoreError
-from storage.fingerprint import fingerprint
-from storage.manifest import Manifest
-from storage.tables_page import page
+from storage.store import flat_parquet, layout, manifest
+from storage.store.commit import KEY, write_json, write_table, write_values
+from storage.store.fingerprint import fingerprint
+from storage.store.manifest import Manifest
+from storage.tables_doc import page
 
 
 def test_a_committed_table_reads_back_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -167,4 +167,4 @@ def test_a_unit_whose_file_was_cut_is_done_again(tmp_path: Path) -> None:
 
 def test_the_page_of_tables_is_that_of_the_schemas() -> None:
     shown = (Path(__file__).parent.parent / "docs/tables.md").read_text()
-    assert shown == page(), "run `python -m storage.tables_page > docs/tables.md`"
+    assert shown == page(), "run `python -m storage.tables_doc > docs/tables.md`"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cluster.session import connect, disconnected_after
+from cluster.runtime.session import connect, disconnected_after
 from storage.database import open_store
 from tests import tiny
 from tests.commands import neuralign, python_m, rows

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignment.taxonomy import taxonomy_similarity
+from alignment.statistics.taxonomy import taxonomy_similarity
 from storage.assets import ASSETS
-from storage.taxonomy import Nouns, read_nouns
+from storage.readers.taxonomy import Nouns, read_nouns
 
 WORDNET = Path("/usr/share/wordnet")
 Read = Callable[[Path], Any]

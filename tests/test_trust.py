@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import dynamic_module_utils
 
-from cluster.shard import Settings, Shard
-from cluster.sites import describe
-from cluster.tokens import Text
-from cluster.weights import PICKLED_WEIGHTS, REMOTE_CODE, load_config, resolve
+from cluster.activations.shard import Settings, Shard
+from cluster.activations.tokens import Text
+from cluster.models.sites import describe
+from cluster.models.weights import PICKLED_WEIGHTS, REMOTE_CODE, load_config, resolve
 from storage.errors import UserError
 from tests import tiny
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from cluster.encoder import Encoder
+from cluster.models.sentence_encoder import Encoder
 from storage.database import open_store
 from tests import tiny
 

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cluster.hub import expand
-from cluster.weights import local_revisions, resolve
-from jobs.cli import app
+from cluster.models.hub import expand
+from cluster.models.weights import local_revisions, resolve
+from jobs.commands.cost_estimate import print_reckoning, read_configs
+from jobs.commands.main import app
 from jobs.config import read_sweep
-from jobs.reckoning import print_reckoning, read_configs
 from storage.database import open_store
 from storage.errors import UserError
 from tests import tiny

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.session import disconnected_after
-from jobs import sentences, sweep
+from cluster.runtime.session import disconnected_after
+from jobs import planner, sentences
 from jobs.config import read_sweep
-from jobs.stage import ensure
-from storage import layout
+from jobs.engine.stage import ensure
+from storage.store import layout
 
 WORDS = """concept,sense
 cat,a small animal with soft fur that people keep at home
@@ -30,7 +30,7 @@ def test_vllm_writes_the_sentences_of_a_sweep(tmp_path: Path) -> None:
         "rounds: 1, fewest: 2}\n"
         "models: [smollm2-135m-instruct]\n"
     )
-    planned = sweep.plan(read_sweep(file))
+    planned = planner.plan(read_sweep(file))
     (stage,) = planned.stages
     assert stage.params["engine"] == "vllm"
     store = layout.create(planned.sweep.store_path)

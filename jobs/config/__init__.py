@@ -3,11 +3,11 @@
 Paths in a sweep file are relative to the file.
 """
 
+from jobs.config.analysis import OTHERS, OWN, VECTOR_MEASURES, Experts, Similarity, Steering
+from jobs.config.comparison import Human, Latents, SentenceEncoder, WordVectors
 from jobs.config.concepts import Brought, Generate, Harvest
-from jobs.config.experts import OTHERS, OWN, VECTOR_MEASURES, Experts, Similarity, Steering
-from jobs.config.human import Human, Latents, SentenceEncoder, WordVectors
+from jobs.config.loader import read_sweep
 from jobs.config.models import Model, Neurons
-from jobs.config.read import read_sweep
 from jobs.config.sweep import Sweep
 
 __all__ = [

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from alignment.quality import LANGUAGES
+from alignment.text.quality import LANGUAGES
+from jobs.config.base import Count, Part
 from jobs.config.models import Dtype
-from jobs.config.part import Count, Part
-from storage.concepts import FEWEST_SENTENCES
+from storage.readers.concepts import FEWEST_SENTENCES
 
 
 def _known_language(value: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from jobs.config.part import Count, Part
+from jobs.config.base import Count, Part
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]

@@ -7,16 +7,16 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from alignment.agreement import Measure
-from alignment.resampling import Method
+from alignment.statistics.rank_correlation import Measure
+from alignment.statistics.resampling import Method
+from jobs.config.analysis import VECTOR_MEASURES, Experts, Similarity, Steering
+from jobs.config.base import Part
+from jobs.config.comparison import Baseline, Control, Human, Latents
 from jobs.config.concepts import Concepts
-from jobs.config.experts import VECTOR_MEASURES, Experts, Similarity, Steering
-from jobs.config.human import Baseline, Control, Human, Latents
 from jobs.config.models import Model, Neurons
-from jobs.config.part import Part
 from storage.errors import StoreError
-from storage.human import HumanSet
-from storage.place import place
+from storage.readers.human import HumanSet
+from storage.store.paths import place
 
 _JOB_FOLDER = "working_dir_files"
 """Below it, Ray keeps each job's copy of its working folder."""

@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from jobs.page.figure import NO_DOMAIN, Floats, Matrix
-from jobs.page.source import Source
+from jobs.page.figures.spec import NO_DOMAIN, Floats, Matrix
+from jobs.page.study import Source
 from jobs.similarity import EXPERTS
 from storage import sql
 

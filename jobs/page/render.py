@@ -15,14 +15,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from jobs.page import headline, made, matrices, models, paper, places, steered, trees, web
-from jobs.page.colours import DARK
-from jobs.page.concepts import details, excited
-from jobs.page.figure import Cell, Figure, Interval, Rounded, Section, Table, numbers
+from jobs.page.figures import interactive, static
+from jobs.page.figures.colours import DARK
+from jobs.page.figures.spec import Cell, Figure, Interval, Rounded, Section, Table, numbers
 from jobs.page.pairs import Pairs
-from jobs.page.source import Source
+from jobs.page.sections import (
+    alignment,
+    hierarchy,
+    layers_and_training,
+    models,
+    provenance,
+    similarity,
+    steering,
+)
+from jobs.page.sections.concepts import details, excited
+from jobs.page.study import Source
 from storage import __version__
-from storage.layout import escaped
+from storage.store.layout import escaped
 
 FIGURES = "figures"
 
@@ -32,16 +41,16 @@ _CONCEPTS_IN_PACK = 64
 def sections(source: Source) -> list[Section]:
     """Everything but the concepts' pages, in the order of the page."""
     pairs = Pairs(source) if source.views else None
-    merges = trees.grow(pairs) if pairs else None
-    leaves = trees.leaf_order(merges) if pairs else []
+    merges = hierarchy.grow(pairs) if pairs else None
+    leaves = hierarchy.leaf_order(merges) if pairs else []
     return [
-        headline.section(source),
-        matrices.section(source, pairs, leaves),
-        places.section(source),
-        trees.section(source, pairs, merges),
-        steered.section(source),
+        alignment.section(source),
+        similarity.section(source, pairs, leaves),
+        layers_and_training.section(source),
+        hierarchy.section(source, pairs, merges),
+        steering.section(source),
         models.section(source),
-        made.section(source),
+        provenance.section(source),
     ]
 
 
@@ -68,7 +77,7 @@ def page(source: Source, title: str, found: list[Section], live: bool = False) -
         script=script,
         hashes=[_hash(script), plotly_hash()],
         plotly=plotly_pack(),
-        figures={figure.name: web.draw(figure) for figure in drawn},
+        figures={figure.name: interactive.draw(figure) for figure in drawn},
         packs=packs,
         pack_size=_CONCEPTS_IN_PACK,
         dark=DARK,
@@ -79,7 +88,7 @@ def paper_figures(found: list[Section]) -> Iterator[tuple[str, bytes]]:
     """(name of the file, content) of each figure in each format."""
     for section in found:
         for figure in section.figures:
-            for form, content in paper.draw(figure):
+            for form, content in static.draw(figure):
                 yield f"{FIGURES}/{escaped(figure.name)}.{form}", content
 
 

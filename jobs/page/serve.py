@@ -23,10 +23,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import duckdb
 
-from jobs.page.concepts import details
 from jobs.page.pairs import Pairs
 from jobs.page.render import page, sections
-from jobs.page.source import Source, Study, newest_study
+from jobs.page.sections.concepts import details
+from jobs.page.study import Source, Study, newest_study
 from storage.database import open_store
 from storage.errors import NeuralignError, UserError
 

@@ -1,0 +1,1 @@
+"""Reading activations: shards, their actors and pipelines, tokens and pooling."""

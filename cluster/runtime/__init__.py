@@ -1,0 +1,1 @@
+"""Ray: session, placement, work queue, metrics and the job server."""

@@ -1,0 +1,1 @@
+"""Steering: interventions, and the shards and pipelines that apply them."""

@@ -1,0 +1,1 @@
+"""What runs stages: the stage itself, the scheduler, progress and the disk budget."""

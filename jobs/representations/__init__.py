@@ -1,0 +1,1 @@
+"""Concepts as vectors: embeddings, sentence encoders and scores of neurons."""

@@ -1,0 +1,1 @@
+"""What console, page and API share: row selection and differences."""

@@ -1,0 +1,1 @@
+"""Where sentences and human judgments come from."""

@@ -1,0 +1,1 @@
+"""The store: paths, layout, commits, manifests, leases, verification."""
