@@ -5,13 +5,18 @@ VLLM := .venv-vllm
 VLLM_INSTALLED := $(VLLM)/installed
 PURELIB := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: demo test test-vllm test-submitted lint bench clean
+.PHONY: demo test test-slow test-vllm test-submitted lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/neuralign demo
 
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(PYTEST) -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
 
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM)/bin/python -m pytest tests/vllm_generation.py
@@ -23,6 +28,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: $(if $(filter generate,$(ONLY)),$(VLLM_INSTALLED),$(INSTALLED))
 	$(if $(filter generate,$(ONLY)),$(VLLM)/bin,$(BIN))/python -m benchmarks $(ONLY)
@@ -37,8 +43,8 @@ $(INSTALLED): pyproject.toml constraints.txt assets.txt
 	$(BIN)/python -m storage.assets
 	touch $@
 
-# vLLM for CPUs on top of what .venv holds, which is seen from here. It asks for triton (1 GB), which is for
-# GPUs, and for a torchvision for CUDA, at which transformers fails: pip is told that these are there.
+# vLLM for CPUs, on top of .venv. It requires triton (1 GB, for GPUs only) and a torchvision for CUDA that breaks
+# transformers, so pip gets stubs that declare these packages as installed.
 $(VLLM_INSTALLED): $(INSTALLED)
 	$(PYTHON) -m venv $(VLLM)
 	site=$$($(VLLM)/bin/$(PURELIB)) && \

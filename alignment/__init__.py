@@ -1,1 +1,1 @@
-"""The science: pure functions on arrays and tables. Imports no Ray and reads no disk."""
+"""The science: pure functions of arrays and strings. Imports neither Ray nor the store."""

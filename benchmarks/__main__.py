@@ -30,15 +30,15 @@ BENCHMARKS = {
     "generate": generate,
 }
 ON_REQUEST = {"generate", "similarity_large"}
-"""Those that need vLLM, or minutes, run only when they are named."""
+"""Benchmarks that need vLLM or take minutes run only by name."""
 
 
 def main() -> int:
-    """Run what the command line names; 2 for a name that is none."""
+    """Run the benchmarks named on the command line; exit with 2 for an unknown name."""
     names = sys.argv[1:] or [name for name in BENCHMARKS if name not in ON_REQUEST]
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
-        print(f"{unknown[0]}: no such benchmark; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
+        print(f"{unknown[0]}: unknown benchmark; choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
     for name in names:
         BENCHMARKS[name]()

@@ -1,4 +1,4 @@
-"""The activations stage against the bare model body, and pipelines against replicas."""
+"""The activations stage against the model alone, and pipelines against replicas."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from transformers import AutoModel
 
 from benchmarks import zoo
 from benchmarks.measure import empty, record, seconds, side_by_side
-from cluster.activations.shard import PAD_ID, Shard
-from cluster.activations.tokens import pad
-from cluster.models.weights import materialise
+from cluster.activations.batching import pad
+from cluster.activations.shard import PAD_ID, ActivationShard
+from cluster.models.weights import ensure_local
 from jobs.activations import TOKEN_BUDGET
 
 _SENTENCES = 2048
@@ -19,20 +19,20 @@ _UNIT = "sentences/s"
 
 
 def capture() -> None:
-    """One shard on one core, three poolings and every commit, against its model on one core with the
-    same batches, nothing read and nothing written."""
+    """One shard on one core with three poolings and commits, against its model alone on one core with
+    the same batches."""
     torch.set_num_threads(1)
     texts = zoo.demo_texts(_SENTENCES)
-    folder = materialise(zoo.demo_model())
-    shard = Shard(folder, zoo.SETTINGS)
+    folder = ensure_local(zoo.demo_model())
+    shard = ActivationShard(folder, zoo.SETTINGS)
     model = AutoModel.from_pretrained(folder, dtype=shard.dtype).eval()
     work = [shard.begin(unit, TOKEN_BUDGET) for unit in zoo.in_units(texts)]
 
     def bare() -> None:
         with torch.inference_mode():
-            for each in work:
-                for rows in each.batches:
-                    batch = pad([each.tokens[row] for row in rows], PAD_ID, shard.device)
+            for unit in work:
+                for rows in unit.batches:
+                    batch = pad([unit.sentences[row] for row in rows], PAD_ID, shard.device)
                     model(batch.ids, attention_mask=batch.attention, use_cache=False)
 
     with zoo.pipelines(1) as (replicas, store):
@@ -40,16 +40,16 @@ def capture() -> None:
             lambda: zoo.run(replicas, texts, store), bare, _ROUNDS, lambda: empty(store)
         )
     record("capture", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 0.95")
-    _print_rate(model, sum(len(tokens.ids) for each in work for tokens in each.tokens) / ours)
+    _print_rate(model, sum(len(sentence.ids) for unit in work for sentence in unit.sentences) / ours)
 
 
 def pipeline() -> None:
-    """Two shards on a core each against two replicas of the whole model on a core each."""
+    """Two shards on one core each, against two unsharded replicas on one core each."""
     texts = zoo.demo_texts(_SENTENCES)
-    with zoo.pipelines(2, 1, 1) as ((cut, *whole), store):
+    with zoo.pipelines(2, 1, 1) as ((sharded, *unsharded), store):
         ours, theirs = side_by_side(
-            lambda: zoo.run([cut], texts, store),
-            lambda: zoo.run(whole, texts, store),
+            lambda: zoo.run([sharded], texts, store),
+            lambda: zoo.run(unsharded, texts, store),
             _ROUNDS,
             lambda: empty(store),
         )
@@ -57,7 +57,7 @@ def pipeline() -> None:
 
 
 def replicas() -> None:
-    """Two replicas on a core each against one."""
+    """Two replicas on one core each, against one."""
     texts = zoo.demo_texts(_SENTENCES)
     with zoo.pipelines(1, 1) as (both, store):
         ours, theirs = side_by_side(
@@ -70,7 +70,7 @@ def replicas() -> None:
 
 
 def _print_rate(model: nn.Module, tokens_per_second: float) -> None:
-    """What the stage's sentences need of matrix products, beside what a large product reaches here."""
+    """Print the FLOP rate of the stage next to that of a large matrix product on this machine."""
     weights = [
         parameter.numel()
         for name, parameter in model.named_parameters()

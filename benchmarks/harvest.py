@@ -1,4 +1,4 @@
-"""Harvesting the sentences of 500 concepts from 1 GB of text against splitting its lines."""
+"""Harvesting sentences of 500 concepts from 1 GB of text, against splitting its lines."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import time
 from pathlib import Path
 
 from alignment.text.quality import has_pos
-from alignment.text.word_matching import Word, find_word
+from alignment.text.word_matching import ConceptWord, find_word
 from benchmarks.measure import record
 from storage.readers.concepts import read_concepts
-from storage.readers.human import known_set, read_pairs
+from storage.readers.human import builtin_human_set, read_pairs
 
 _BYTES, _CONCEPTS, _SENTENCES = 1_000_000_000, 500, 32
 _DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
-_HOLE = "\0"
+_SLOT = "\0"
 
 
 def harvest() -> None:
-    """The whole stage, from the start of its process to the committed tables, in MB a second of CPU."""
+    """The stage, from the start of its process to the committed tables, in MB per CPU second."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         nouns = _nouns()
@@ -34,50 +34,52 @@ def harvest() -> None:
             "pool: 400}\nmodels: [smollm2-135m-instruct]\n"
         )
         before = _children_seconds()
-        megabytes = _most_memory([sys.executable, "-m", "jobs.sentences", str(folder / "sweep.yaml")])
+        megabytes = _peak_memory([sys.executable, "-m", "jobs.sentences", str(folder / "sweep.yaml")])
         ours = _children_seconds() - before
         started = time.process_time()
         _split_lines(text)
         theirs = time.process_time() - started
         size = text.stat().st_size / 1e6
     record("harvest", size / ours, size / theirs, "MB/s", "ours at least 20 MB/s, at most 500 MB")
-    print(f"{'':16} {_CONCEPTS} concepts x {_SENTENCES} sentences; {megabytes:.0f} MB of memory at most")
+    print(f"{'':16} {_CONCEPTS} concepts x {_SENTENCES} sentences; peak memory {megabytes:.0f} MB")
 
 
 def _nouns() -> list[str]:
-    """The first nouns of MEN that the tagger takes for such, but not both "person" and "people"."""
-    pairs = [(pair.first, pair.second) for pair in read_pairs(known_set("men"))]
+    """The first nouns of MEN that the tagger accepts, without "people", the plural of "person"."""
+    pairs = [(pair.first, pair.second) for pair in read_pairs(builtin_human_set("men"))]
     names = {word.removesuffix("-n") for pair in pairs for word in pair if word.endswith("-n")}
-    plain = [each for each in sorted(names) if has_pos(f"They saw the {each} there.", Word(each))]
-    return [each for each in plain if each != "people"][:_CONCEPTS]
+    nouns = [noun for noun in sorted(names) if has_pos(f"They saw the {noun} there.", ConceptWord(noun))]
+    return [noun for noun in nouns if noun != "people"][:_CONCEPTS]
 
 
 def _write_text(path: Path, nouns: list[str]) -> None:
-    """The demo's sentences over and over, 8 in a paragraph, until it is 1 GB; each time with another
-    noun instead of their own, so that all concepts have many, or a word that is none of them."""
-    holed = []
+    """The demo's sentences repeated up to 1 GB, 8 per paragraph, each time with another noun in place of
+    their own, or with a word that is not a concept."""
+    templates = []
     for sentence in read_concepts(_DEMO, "demo").sentences:
         text = sentence.text
         for start, end in reversed(find_word(text, sentence.concepts[0])):
-            text = text[:start] + _HOLE + text[end:]
-        holed.append(text)
-    block = "\n\n".join(" ".join(holed[at : at + 8]) for at in range(0, len(holed), 8)) + "\n\n"
+            text = text[:start] + _SLOT + text[end:]
+        templates.append(text)
+    block = (
+        "\n\n".join(" ".join(templates[start : start + 8]) for start in range(0, len(templates), 8))
+        + "\n\n"
+    )
     written = 0
     with path.open("w") as file:
         while written < _BYTES:
             for noun in [*nouns, "gizmo"]:
-                written += file.write(block.replace(_HOLE, noun))
+                written += file.write(block.replace(_SLOT, noun))
 
 
-def _most_memory(command: list[str]) -> float:
-    """Run a command; the most memory that its process held, in MB."""
+def _peak_memory(command: list[str]) -> float:
+    """Run a command and return its peak memory in MB."""
     kilobytes = 0
-    # its own progress goes where that of this process goes
     with subprocess.Popen(command) as process:  # noqa: S603
         while process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text()
-            if found := re.search(r"VmHWM:\s*(\d+) kB", status):
-                kilobytes = int(found[1])
+            if match := re.search(r"VmHWM:\s*(\d+) kB", status):
+                kilobytes = int(match[1])
             time.sleep(0.1)
     if process.returncode:
         sys.exit(process.returncode)
@@ -85,7 +87,7 @@ def _most_memory(command: list[str]) -> float:
 
 
 def _children_seconds() -> float:
-    """Seconds of CPU of the processes that this one has waited for."""
+    """CPU seconds of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -1,4 +1,4 @@
-"""Timing two things in turn and keeping the figures."""
+"""Timing two implementations in alternation and recording the figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = Path("results/bench")
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Seconds that one call takes."""
+    """Duration of one call in seconds."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
@@ -26,29 +26,31 @@ def side_by_side(
     ours: Callable[[], Any],
     theirs: Callable[[], Any],
     rounds: int = 5,
-    tidy: Callable[[], Any] = lambda: None,
+    clean_up: Callable[[], Any] = lambda: None,
 ) -> tuple[float, float]:
-    """Median seconds of both over rounds in which they take turns, after one round that is dropped.
-    What comes after each call to `tidy` up is not counted."""
+    """Median seconds of both over alternating rounds, after one warm-up round.
+
+    `clean_up` runs after each call and is not timed.
+    """
 
     def timed(call: Callable[[], Any]) -> float:
-        taken = seconds(call)
-        tidy()
-        return taken
+        duration = seconds(call)
+        clean_up()
+        return duration
 
     timed(ours), timed(theirs)
     pairs = [(timed(ours), timed(theirs)) for _ in range(rounds)]
-    return statistics.median(one for one, _ in pairs), statistics.median(two for _, two in pairs)
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 
 def empty(folder: Path) -> None:
-    """Remove all that is in a folder."""
+    """Remove everything in a folder."""
     for path in folder.iterdir():
         shutil.rmtree(path)
 
 
 def record(name: str, ours: float, theirs: float, unit: str, target: str) -> None:
-    """Print a benchmark's figures and keep them in results/bench/NAME.json."""
+    """Print a benchmark's figures and write them to results/bench/NAME.json."""
     figures = {
         "name": name,
         "ours": ours,

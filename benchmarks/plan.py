@@ -1,4 +1,4 @@
-"""`neuralign plan` of a zoo of models, against what Python needs to load the libraries that it uses."""
+"""`neuralign plan` of a zoo of models, against importing the libraries that it uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LIBRARIES = (
 
 
 def plan() -> None:
-    """100 models x 20 revisions x 1,854 concepts of 20 sentences, in seconds of a whole process."""
+    """100 models x 20 revisions x 1,854 concepts of 20 sentences, in seconds per process."""
     with tempfile.TemporaryDirectory() as folder:
         file = write_study(Path(folder), _MODELS, _REVISIONS, _CONCEPTS, _SENTENCES)
 

@@ -1,4 +1,4 @@
-"""A store's activations written and read against NumPy's own files, and similarity against scipy."""
+"""Writing and reading activations against NumPy's files, and similarity against SciPy."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 from scipy.sparse import csr_matrix
 
 from benchmarks.measure import record, seconds, side_by_side
-from jobs.similarity import MEMORY, connect, similarities
+from jobs.similarity import MEMORY_LIMIT, compute_similarities, connect_duckdb
 from storage import tables
-from storage.store.activation_files import SiteFiles
+from storage.store.activation_files import SiteActivations
 from storage.store.commit import write_values
 
 _UNITS, _SENTENCES = 8192, 4096
 _NEURONS, _WIDTH = 400_000, 4000
 _COLUMNS = ("pooling", "concept", "layer", "site", "unit", "ap")
-_EXPERTS = pa.schema([tables.EXPERTS.field(name) for name in _COLUMNS])
+_EXPERTS = pa.schema([tables.EXPERTS.schema.field(name) for name in _COLUMNS])
 
 
 def _values() -> np.ndarray:
@@ -31,7 +31,7 @@ def _values() -> np.ndarray:
 
 def store_write() -> None:
     """A site's activations, committed (flushed, read back, checked, renamed), against `np.save` and a
-    flush: bytes a second."""
+    flush: bytes per second."""
     values = _values()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -46,25 +46,25 @@ def store_write() -> None:
             lambda: write_values(path, "values.parquet", values, 512 * _SENTENCES), theirs
         )
     rate = values.nbytes / ours_seconds, values.nbytes / theirs_seconds
-    record("store_write", *rate, "B/s", "none: the price of Parquet, a checksum and reading back")
+    record("store_write", *rate, "B/s", "none: the cost of Parquet, a checksum and reading back")
 
 
 def store_read() -> None:
-    """A site's activations from the page cache, against `np.load`: bytes a second."""
+    """A site's activations from the page cache, against `np.load`: bytes per second."""
     values = _values()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         write_values(path, "values.parquet", values, 512 * _SENTENCES)
         np.save(path / "values.npy", values)
-        files = SiteFiles([path / "values.parquet"], _UNITS)
+        files = SiteActivations([path / "values.parquet"], _UNITS)
         ours_seconds, theirs_seconds = side_by_side(files.read, lambda: np.load(path / "values.npy"))
         np.testing.assert_array_equal(files.read(), values)
     rate = values.nbytes / ours_seconds, values.nbytes / theirs_seconds
-    record("store_read", *rate, "B/s", "none: the price of Parquet")
+    record("store_read", *rate, "B/s", "none: the cost of Parquet")
 
 
 def similarity() -> None:
-    """Jaccard of all pairs of concepts from Parquet, against a product of sparse matrices with its
+    """Jaccard of all pairs of concepts from Parquet, against a sparse matrix product including its
     export from the same file: seconds."""
     names = _names(750)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,26 +77,29 @@ def similarity() -> None:
 
 
 def similarity_large() -> None:
-    """The same once for as many concepts as THINGS has (Hebart et al. 2019), with ten times the experts;
-    and what memory and disk that takes."""
+    """The same, once, for the 1,854 concepts of THINGS (Hebart et al. 2019) with ten times the experts,
+    and the memory that it takes."""
     names = _names(1854)
     with tempfile.TemporaryDirectory() as folder:
         path = _write_experts(Path(folder), names, 20_000)
         before = _peak_megabytes()
-        made: list[pa.Table] = []
-        ours_seconds = seconds(lambda: made.append(_by_sql(path, names)))
-        taken = _peak_megabytes() - before
+        computed: list[pa.Table] = []
+        ours_seconds = seconds(lambda: computed.append(_by_sql(path, names)))
+        growth = _peak_megabytes() - before
         expected: list[np.ndarray] = []
         theirs_seconds = seconds(lambda: expected.append(_by_product(path, names)))
-        _assert_equal(made[0], expected[0])
-    print(f"{'':16} {taken:.0f} MB of memory above the {before:.0f} MB before; DuckDB's limit: {MEMORY}")
+        _assert_equal(computed[0], expected[0])
+    print(
+        f"{'':16} {growth:.0f} MB of memory above the baseline of {before:.0f} MB; "
+        f"DuckDB's limit: {MEMORY_LIMIT}"
+    )
     record("similarity_large", ours_seconds, theirs_seconds, "s", "none: it fits into DuckDB's limit")
 
 
 def _by_sql(path: Path, names: list[str]) -> pa.Table:
-    with connect() as connection:
+    with connect_duckdb() as connection:
         connection.from_parquet(str(path)).create_view("experts")
-        (rows,) = similarities(connection, names, ["max"], ["jaccard"], ["model"], [0.5], [])
+        (rows,) = compute_similarities(connection, names, ["max"], ["jaccard"], ["model"], [0.5], [])
     return rows
 
 
@@ -107,8 +110,8 @@ def _by_product(path: Path, names: list[str]) -> np.ndarray:
     order = np.argsort(np.argsort(concept.dictionary.to_pylist()))[concept.indices.to_numpy()]
     neuron = rows["layer"].to_numpy() * _WIDTH + rows["unit"].to_numpy()
     ones = np.ones(len(order), np.int32)
-    held = csr_matrix((ones, (order, neuron)), shape=(len(names), _NEURONS))
-    shared = (held @ held.T).toarray()
+    membership = csr_matrix((ones, (order, neuron)), shape=(len(names), _NEURONS))
+    shared = (membership @ membership.T).toarray()
     sizes = shared.diagonal()
     return shared / (sizes[:, None] + sizes[None, :] - shared)
 
@@ -128,19 +131,21 @@ def _peak_megabytes() -> float:
 
 
 def _write_experts(folder: Path, names: list[str], experts: int) -> Path:
-    """A file of experts drawn at random, more often among the first neurons, as some stand for much."""
+    """A file of random experts; low-numbered neurons are experts of more concepts than others."""
     random = np.random.default_rng(0)
-    # the lowest of exponential times are a draw without replacement, by weight
-    patience = np.sqrt(np.arange(1, _NEURONS + 1))
+    # the smallest weighted exponentials are a weighted sample without replacement
+    scales = np.sqrt(np.arange(1, _NEURONS + 1))
     path = folder / "experts.parquet"
     with pq.ParquetWriter(path, _EXPERTS) as file:
         for first in range(0, len(names), 50):
-            several = names[first : first + 50]
-            times = (random.standard_exponential(_NEURONS) * patience for _ in several)
-            chosen = np.concatenate([np.argpartition(each, experts)[:experts] for each in times])
+            names_in_group = names[first : first + 50]
+            times = (random.standard_exponential(_NEURONS) * scales for _ in names_in_group)
+            chosen = np.concatenate([np.argpartition(row, experts)[:experts] for row in times])
             columns = {
                 "pooling": pa.repeat("max", len(chosen)),
-                "concept": pa.array(several).take(pa.array(np.repeat(np.arange(len(several)), experts))),
+                "concept": pa.array(names_in_group).take(
+                    pa.array(np.repeat(np.arange(len(names_in_group)), experts))
+                ),
                 "layer": pa.array((chosen // _WIDTH).astype(np.int32)),
                 "site": pa.repeat("mlp.hidden", len(chosen)),
                 "unit": pa.array((chosen % _WIDTH).astype(np.int32)),

@@ -1,4 +1,4 @@
-"""The model, sentences and pipelines that the benchmarks of the activations stage share."""
+"""Model, sentences and pipelines shared by the benchmarks of the activations stage."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import ray
 
 from alignment.text.word_matching import find_word
 from cluster.activations.actor import WorkUnit
-from cluster.activations.pipeline import Pipeline
-from cluster.activations.shard import Settings
-from cluster.activations.tokens import Text
+from cluster.activations.pipeline import ActivationPipeline
+from cluster.activations.shard import ActivationSettings
+from cluster.models.tokenizer import Text
 from cluster.models.weights import Weights, resolve
-from cluster.runtime.devices import native_dtype
+from cluster.runtime.devices import default_dtype
 from cluster.runtime.session import connect
-from jobs.activations import TOKEN_BUDGET, unit_size
+from jobs.activations import TOKEN_BUDGET, work_unit_size
 from storage.readers.concepts import read_concepts
 
-SETTINGS = Settings(native_dtype(), "mlp", ["max", "concept", "context"])
+SETTINGS = ActivationSettings(default_dtype(), "mlp", ["max", "concept", "context"])
 
 _WARM_UP = 128
 _CONCEPTS = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
@@ -33,49 +33,49 @@ def demo_model() -> Weights:
 
 
 def demo_texts(count: int) -> list[Text]:
-    """So many of the demo's sentences, taken evenly."""
+    """Evenly spaced sentences of the demo."""
     sentences = read_concepts(_CONCEPTS, "demo").sentences
     step = len(sentences) // count
     return [
-        Text(each.text, [edge for span in find_word(each.text, each.concepts[0]) for edge in span])
-        for each in sentences[: step * count : step]
+        Text(row.text, [edge for span in find_word(row.text, row.concepts[0]) for edge in span])
+        for row in sentences[: step * count : step]
     ]
 
 
 @contextmanager
-def pipelines(*shards: int) -> Iterator[tuple[list[Pipeline], Path]]:
-    """Pipelines of so many shards each, on a CPU core a shard, warmed up by one unit; and a folder to
-    write to."""
+def pipelines(*shards: int) -> Iterator[tuple[list[ActivationPipeline], Path]]:
+    """Pipelines with the given numbers of shards, one CPU core per shard, after a warm-up; and a folder
+    to write to."""
     connect()
-    # all of them wait for work at once, but only those that are measured have any
+    # all pipelines exist at once, but only those being timed have work
     resources = {"CPU": ray.cluster_resources()["CPU"] / sum(shards) // 0.01 * 0.01}
-    made = [Pipeline(demo_model(), SETTINGS, count, resources) for count in shards]
+    started = [ActivationPipeline(demo_model(), SETTINGS, count, resources) for count in shards]
     try:
         with tempfile.TemporaryDirectory() as name:
-            for pipeline in made:
+            for pipeline in started:
                 run([pipeline], demo_texts(_WARM_UP), Path(name))
-            yield made, Path(name)
+            yield started, Path(name)
     finally:
-        for pipeline in made:
+        for pipeline in started:
             pipeline.stop()
         ray.shutdown()
 
 
 def in_units(texts: list[Text]) -> list[list[Text]]:
-    """Sentences cut into work units as the stage would."""
-    size = unit_size(len(texts))
+    """Sentences split into work units as in the stage."""
+    size = work_unit_size(len(texts))
     return [texts[first : first + size] for first in range(0, len(texts), size)]
 
 
-def run(replicas: list[Pipeline], texts: list[Text], store: Path) -> None:
-    """Read and commit all sentences, units dealt to the replicas in turn; two units wait at each."""
-    cut = in_units(texts)
+def run(replicas: list[ActivationPipeline], texts: list[Text], store: Path) -> None:
+    """Read and commit all sentences, units assigned round-robin, at most two in flight per replica."""
+    parts = in_units(texts)
     units = [
-        WorkUnit(number, number * len(cut[0]), part, TOKEN_BUDGET) for number, part in enumerate(cut)
+        WorkUnit(number, number * len(parts[0]), part, TOKEN_BUDGET) for number, part in enumerate(parts)
     ]
-    flying: list[Any] = []
+    in_flight: list[Any] = []
     for number, unit in enumerate(units):
-        if len(flying) == 2 * len(replicas):
-            ray.get(flying.pop(0))
-        flying.append(replicas[number % len(replicas)].submit(unit, store, []))
-    ray.get(flying)
+        if len(in_flight) == 2 * len(replicas):
+            ray.get(in_flight.pop(0))
+        in_flight.append(replicas[number % len(replicas)].submit(unit, store, []))
+    ray.get(in_flight)

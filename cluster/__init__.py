@@ -1,1 +1,1 @@
-"""Where models live and work is queued: weights, shards, replicas and the work queue."""
+"""Models on Ray: weights, shards, replicas, steering and the work queue."""

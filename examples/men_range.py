@@ -1,5 +1,7 @@
-"""How well GloVe-50 agrees with MEN, on all its nouns and on the ever denser core of the graph of its
-pairs: why the demo's correlations are lower than those on the whole of MEN."""
+"""Rho of GloVe-50 on MEN: on all pairs of nouns, and on ever denser cores of the graph of its pairs.
+
+Shows why the demo's correlations are lower than those on all of MEN.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,17 @@ from collections import defaultdict
 
 import numpy as np
 
-from alignment.statistics.rank_correlation import agreement
-from storage.readers.human import known_set, read_pairs
+from alignment.statistics.rank_correlation import weighted_correlation
+from storage.readers.human import builtin_human_set, read_pairs
 from storage.readers.word_vectors import read_glove
 
 SIZES = (645, 400, 200, 100, 64)
 
 
 def main() -> None:
-    """Print pairs, the spread of the human scores, and rho, for each size of the core."""
+    """Print the number of pairs, the range of human scores and rho for each size of the core."""
     scores = {}
-    for pair in read_pairs(known_set("men")):
+    for pair in read_pairs(builtin_human_set("men")):
         first, second = sorted((pair.first, pair.second))
         if first.endswith("-n") and second.endswith("-n") and first != second:
             scores[first.removesuffix("-n"), second.removesuffix("-n")] = pair.score
@@ -34,14 +36,14 @@ def main() -> None:
         pairs = [pair for pair in scores if core.issuperset(pair)]
         human = np.array([scores[pair] for pair in pairs])
         model = np.array([_cosine(vectors[first], vectors[second]) for first, second in pairs])
-        rho = agreement("spearman", model, human, np.ones((1, len(pairs))))[0]
+        rho = weighted_correlation("spearman", model, human, np.ones((1, len(pairs))))[0]
         low, middle, high = np.percentile(human, [5, 50, 95])
         spread = f"{low:.0f}, {middle:.0f}, {high:.0f}"
         print(f"{len(core):5}  {len(pairs):5}  {spread:>27}  {rho:15.3f}")
 
 
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which words forcing experts raises: `python examples/steered_words.py STORE`, after steering.yaml."""
+"""Which words gain from clamping: `python examples/steered_words.py STORE`, after steering.yaml."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pathlib import Path
 
 import numpy as np
 
-from alignment.statistics.steering import mean_over_both
-from cluster.activations.tokens import Tokenizer
-from cluster.models.weights import materialise, resolve
+from alignment.statistics.steering import mean_two_way_clustered
+from cluster.models.tokenizer import Tokenizer
+from cluster.models.weights import ensure_local, resolve
 from storage.database import open_store
 
 
 def main(store: Path) -> None:
-    """Print the change of log P under 30 and 100 experts by AP, by the kind of word."""
-    tokenizer = Tokenizer(materialise(resolve("smollm2-135m-instruct", "main", store)), 512)
+    """Print the change of log P with 30 and 100 experts clamped, selected by AP, by kind of word."""
+    tokenizer = Tokenizer(ensure_local(resolve("smollm2-135m-instruct", "main", store)), 512)
     with open_store(store) as connection:
         domains = dict(connection.sql("SELECT concept, domain FROM concepts").fetchall())
         rows = connection.sql(
             "SELECT concept, k, list(change ORDER BY prompt), any_value(prompt) FROM steering_prompts "
             "WHERE selection = 'ap' AND k IN (30, 100) GROUP BY ALL ORDER BY ALL"
         ).fetchall()
-    found: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
+    changes_by_kind: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
     for concept, k, changes, prompt in rows:
-        _, tokens = tokenizer.after(prompt, concept.replace("_", " "))
+        _, tokens = tokenizer.encode_prompt(prompt, concept.replace("_", " "))
         kind = "one token" if len(tokens) == 1 else "several tokens"
         if len(tokens) == 1 and concept in domains.values():
             kind = "one token, names a domain"
-        found[kind, k].append(changes)
-    for (kind, k), values in sorted(found.items()):
-        mean = mean_over_both(np.array(values))
+        changes_by_kind[kind, k].append(changes)
+    for (kind, k), values in sorted(changes_by_kind.items()):
+        mean = mean_two_way_clustered(np.array(values))
         change = f"{mean.value:+.1f} [{mean.low:+.1f}, {mean.high:+.1f}]"
         print(f"{kind:26} {len(values):3} words  k {k:3}  {change}")
 

@@ -1,13 +1,12 @@
-"""When do experts appear? Trains a tiny GPT-NeoX from nothing, keeps checkpoints, sweeps them, and
-prints how alignment, experts and their stability move over the steps of training.
+"""When do experts emerge? Trains a tiny GPT-NeoX from scratch, sweeps its checkpoints, and prints
+alignment, experts and their stability over training.
 
-    python examples/when.py                  # examples/when.yaml: some minutes on 2 cores
+    python examples/when.py                  # examples/when.yaml: a few minutes on 2 cores
     python examples/when.py SWEEP            # another sweep file
 
-The sweep file says it all: its first model's folder is where the checkpoints go, each as a revision
-`step<N>` of it, and the revisions that it lists are those that are kept. The text is Wikipedia's, as far
-as gensim carries it, and the sentences of examples/demo-concepts.csv that tell a story; the sweep reads
-those that state a fact, of which the model has seen none.
+Checkpoints are saved in the folder of the sweep file's first model, at the steps that it lists as
+revisions `step<N>`. The training text is the Wikipedia excerpt in gensim's package and the stories in
+examples/demo-concepts.csv; the sweep uses the facts, none of which the model was trained on.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from jobs import planner, sweep
-from jobs.config import Sweep, read_sweep
+from jobs.config.loader import read_sweep
+from jobs.config.sweep import Sweep
 from storage.database import open_store
 
 HERE = Path(__file__).parent
@@ -39,18 +39,18 @@ WIKIPEDIA = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p0000303
 END = "<|endoftext|>"
 CONTEXT, BATCH = 64, 16
 STORIES = 0.5
-"""Share of a batch that is stories; the rest is Wikipedia."""
+"""Share of stories in a batch; the rest is Wikipedia."""
 LEARNING_RATE, WARM_UP = 2e-3, 20
 
 
 def sentences(prompt: str) -> list[dict[str, str]]:
-    """The rows of the demo's concepts of one kind: `story` or `fact`."""
+    """The demo's sentences of one kind: `story` or `fact`."""
     with CONCEPTS.open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["prompt"] == prompt]
 
 
 def write_facts(file: Path) -> None:
-    """Write the sentences that the model is not trained on as a concept set."""
+    """Write the sentences held out of training as a concept set."""
     rows = sentences("fact")
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8", newline="") as out:
@@ -60,7 +60,7 @@ def write_facts(file: Path) -> None:
 
 
 def articles() -> list[str]:
-    """Paragraphs of the Wikipedia articles that gensim carries."""
+    """Paragraphs of the Wikipedia articles in gensim's package."""
     with bz2.open(Path(gensim.__file__).parent / WIKIPEDIA) as file:
         pages = [filter_wiki(text) for _, text, _ in extract_pages(file)]
     lines = [re.sub(r"'{2,}|\s+", " ", line).strip() for page in pages for line in page.split("\n")]
@@ -68,7 +68,7 @@ def articles() -> list[str]:
 
 
 def train(folder: Path, steps: list[int], width: int, layers: int, vocabulary: int) -> None:
-    """Train to the last of the steps and save a checkpoint at each, with the loss before it."""
+    """Train up to the last step and save a checkpoint at each step, printing the loss before it."""
     texts = [[row["text"] for row in sentences("story")], articles()]
     tokenizer = _tokenizer([text for source in texts for text in source], vocabulary)
     end = tokenizer.convert_tokens_to_ids(END)
@@ -93,9 +93,9 @@ def train(folder: Path, steps: list[int], width: int, layers: int, vocabulary: i
     for step, batch in enumerate(_batches(streams, last + 1)):
         loss = model(input_ids=batch, labels=batch).loss
         if step in steps:
-            for at in (folder / f"step{step}", *([folder] if step == last else [])):
-                model.save_pretrained(at)
-                tokenizer.save_pretrained(at)
+            for path in (folder / f"step{step}", *([folder] if step == last else [])):
+                model.save_pretrained(path)
+                tokenizer.save_pretrained(path)
             print(f"step {step:5}  loss {loss.item():.2f}  {time.monotonic() - started:4.0f} s")
         rate = min(1, (step + 1) / WARM_UP) * (0.1 + 0.45 * (1 + np.cos(np.pi * step / (last + 1))))
         for group in optimiser.param_groups:
@@ -107,7 +107,7 @@ def train(folder: Path, steps: list[int], width: int, layers: int, vocabulary: i
 
 
 def _batches(streams: list[np.ndarray], count: int) -> Iterator[torch.Tensor]:
-    """Pieces of the streams, drawn with a seed."""
+    """Random windows of the streams, seeded."""
     random = np.random.default_rng(0)
     n_stories = int(BATCH * STORIES)
     for _ in range(count):
@@ -131,9 +131,9 @@ def _tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
 
 
-def show(wanted: Sweep) -> None:
-    """Print the checkpoints in the order of training, at AP > 0.5 and with `max` pooling."""
-    with open_store(wanted.store_path) as connection:
+def print_training(config: Sweep) -> None:
+    """Print the checkpoints in order of training, at AP > 0.5 and with `max` pooling."""
+    with open_store(config.store_path) as connection:
         rows = connection.sql(
             """
             SELECT step, n_experts, stability, rho, ci_low, ci_high, auc, auc_low, auc_high
@@ -144,49 +144,49 @@ def show(wanted: Sweep) -> None:
             """
         ).fetchall()
     table = Table(box=None, pad_edge=False)
-    for name in ("step", "experts", "kept", "agreement with people", "domains apart"):
+    for name in ("step", "experts", "stability", "rho [95% CI]", "domain AUC [95% CI]"):
         table.add_column(name, justify="right")
-    for step, experts, kept, *found in rows:
-        agreement, apart = _with_interval(*found[:3]), _with_interval(*found[3:])
-        table.add_row(str(step), f"{experts:.0f}", _short(kept), agreement, apart)
+    for step, experts, stability, *estimates in rows:
+        rho, auc = _format_interval(*estimates[:3]), _format_interval(*estimates[3:])
+        table.add_row(str(step), f"{experts:.0f}", _format(stability), rho, auc)
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "experts: the median over the concepts. kept: mean Jaccard of a concept's experts with those of "
-        "the checkpoint before, over the concepts that have some in both. Agreement: Spearman's rho. "
-        "Domains apart: chance that two concepts of one domain share more than two of different ones."
+        "experts: median number per concept. stability: mean Jaccard of a concept's experts with those "
+        "of the previous checkpoint, over concepts with experts in both. rho: Spearman. "
+        "domain AUC: probability that a within-domain pair is more similar than a between-domain pair."
     )
 
 
-def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
+def _format_interval(value: float | None, low: float | None, high: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2f} -" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _short(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
 def main() -> None:
-    """Train what is not trained yet, sweep it, and print the table."""
+    """Train the model unless it exists, sweep its checkpoints, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("sweep", nargs="?", type=Path, default=HERE / "when.yaml")
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, default=2048)
-    given = parser.parse_args()
-    wanted = read_sweep(given.sweep)
-    model = wanted.models[0]
-    source = wanted.folder / wanted.concepts[0].source
+    arguments = parser.parse_args()
+    config = read_sweep(arguments.sweep)
+    model = config.models[0]
+    source = config.folder / config.concepts[0].source
     if not source.is_file():
         write_facts(source)
-    folder = wanted.folder / model.id
+    folder = config.folder / model.id
     if not (folder / "config.json").is_file():
         steps = sorted(int(revision.removeprefix("step")) for revision in model.revisions)
-        train(folder, steps, given.width, given.layers, given.vocabulary)
-    sweep.run(planner.plan(wanted))
-    show(wanted)
+        train(folder, steps, arguments.width, arguments.layers, arguments.vocabulary)
+    sweep.run(planner.plan_sweep(config))
+    print_training(config)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Stage `alignment`: how well each representation's similarities agree with human judgments.
+"""Stage `alignment`: agreement of every representation's similarities with human judgments.
 
-All representations of a sweep are compared on the very same pairs, with the same resamples.
+All representations of a sweep are compared on the same pairs, with the same resamples.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.statistics.correlation import FEWEST_PAIRS, benjamini_hochberg, correlate, mantel
-from alignment.statistics.rank_correlation import Measure, rater_ceiling
-from alignment.statistics.resampling import Estimates, Method
-from alignment.statistics.triplets import chance_of_share, share_predicted
-from jobs.engine.stage import Outcome, Stage
+from alignment.arrays import Floats, Ints
+from alignment.statistics.correlation import MIN_PAIRS, benjamini_hochberg, correlate, mantel_test
+from alignment.statistics.rank_correlation import CorrelationMeasure, lower_noise_ceiling
+from alignment.statistics.resampling import IntervalMethod, ResampledStatistic
+from alignment.statistics.triplets import odd_one_out_accuracy, odd_one_out_p_value
+from jobs.engine.stage import Stage, StageOutput
 from jobs.representations.embeddings import WORD_VECTORS
-from jobs.similarity import FILE
+from jobs.similarity import SIMILARITY_FILE
 from jobs.sources.human_judgments import Judgments
 from storage import sql, tables
 from storage.store.commit import FileRecord, write_table
-from storage.store.paths import let_read
 
 KIND = "alignment"
 ALIGNMENT_FILE = "alignment.parquet"
@@ -36,233 +35,230 @@ TRIPLETS_FILE = "human-triplets.parquet"
 DROPPED_FILE = "human-dropped.parquet"
 TRIPLETS = "triplets"
 
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
-class How:
-    """How agreement is measured and how its intervals and p values are had."""
+class AgreementSettings:
+    """How agreement, its intervals and its p values are computed."""
 
-    measures: list[Measure]
-    method: Method
+    measures: list[CorrelationMeasure]
+    method: IntervalMethod
     resamples: int
     seed: int
 
 
 @dataclass(frozen=True)
-class Task:
-    """The pairs (or triplets) of one human set among the concepts that every representation has."""
+class Comparison:
+    """The pairs (or triplets) of a human set among the concepts that all representations have.
 
-    human: Judgments
-    how: How
-    measure: Measure | None  # None for triplets
+    `members` are concept indices, of shape (pairs, 2) or (triplets, 3); `scores` are empty for triplets.
+    """
+
+    judgments: Judgments
+    settings: AgreementSettings
+    measure: CorrelationMeasure | None  # None for triplets
     concepts: list[str]
-    members: Integers
+    members: Ints
     scores: Floats
 
-    def estimates(self, matrices: Floats) -> Estimates:
+    def estimate(self, matrices: Floats) -> ResampledStatistic:
         """Agreement of similarity matrices of shape (representations, concepts, concepts)."""
-        how = self.how
+        method, resamples, seed = self.settings.method, self.settings.resamples, self.settings.seed
+        first, second, *odd = self.members.T
+        similar = matrices[:, first, second]
         if self.measure is None:
-            first, second, odd = self.members.T
-            others = np.stack([matrices[:, first, odd], matrices[:, second, odd]], axis=2)
-            alike = matrices[:, first, second]
-            return share_predicted(alike, others, self.members, how.method, how.resamples, how.seed)
-        first, second = self.members.T
-        x = matrices[:, first, second]
-        return correlate(
-            x, self.scores, first, second, self.measure, how.method, how.resamples, how.seed
-        )
+            others = np.stack([matrices[:, first, odd[0]], matrices[:, second, odd[0]]], axis=2)
+            return odd_one_out_accuracy(similar, others, self.members, method, resamples, seed)
+        return correlate(similar, self.scores, first, second, self.measure, method, resamples, seed)
 
     def p_values(self, matrices: Floats) -> Floats:
-        """p of each matrix's agreement; NaN where there is none."""
-        how, measure = self.how, self.measure
-        if measure is None:
-            return np.array(
-                [chance_of_share(each, self.members, how.resamples, how.seed) for each in matrices]
-            )
-        first, second = self.members.T
+        """Permutation p value of each matrix's agreement; NaN where agreement is undefined."""
+        resamples, seed = self.settings.resamples, self.settings.seed
+        first, second, *_ = self.members.T
         return np.array(
             [
-                mantel(each, self.scores, first, second, measure, how.resamples, how.seed)
-                for each in matrices
+                odd_one_out_p_value(matrix, self.members, resamples, seed)
+                if self.measure is None
+                else mantel_test(matrix, self.scores, first, second, self.measure, resamples, seed)
+                for matrix in matrices
             ]
         )
 
 
-def plan(name: str, texts: Stage, similarities: list[Stage], human: list[Judgments], how: How) -> Stage:
+def plan(
+    name: str,
+    sentences: Stage,
+    similarity_stages: list[Stage],
+    human_sets: list[Judgments],
+    settings: AgreementSettings,
+) -> Stage:
     """The stage that compares all representations of a sweep with all its human data."""
     params = {
-        "human": {each.name: each.identity for each in human},
-        "measures": list(how.measures),
-        "interval": how.method,
-        "resamples": how.resamples,
-        "seed": how.seed,
+        "human": {judgments.name: judgments.identity for judgments in human_sets},
+        "measures": list(settings.measures),
+        "interval": settings.method,
+        "resamples": settings.resamples,
+        "seed": settings.seed,
     }
-    inputs = {f"similarity {number}": stage for number, stage in enumerate(similarities)}
+    inputs = {f"similarity {number}": stage for number, stage in enumerate(similarity_stages)}
 
-    def run(stage: Stage, store: Path) -> Outcome:
-        return _run(stage, store, human, how)
+    def run(stage: Stage, store: Path) -> StageOutput:
+        return _run(stage, store, human_sets, settings)
 
-    return Stage(KIND, name, params, run, {"sentences": texts, **inputs})
+    return Stage(KIND, name, params, run, {"sentences": sentences, **inputs})
 
 
-def _run(stage: Stage, store: Path, human: list[Judgments], how: How) -> Outcome:
+def _run(
+    stage: Stage, store: Path, human_sets: list[Judgments], settings: AgreementSettings
+) -> StageOutput:
+    similarity_stages = [value for name, value in stage.inputs.items() if name != "sentences"]
     paths = [
         path
-        for name, each in stage.inputs.items()
-        if name != "sentences"
-        for path in each.result(store).paths(FILE)
+        for similarity in similarity_stages
+        for path in similarity.read_manifest(store).paths(SIMILARITY_FILE)
     ]
-    # the sweep's first word vectors are what the others are compared with
-    reference = next(
-        (
-            each.params["model"]
-            for each in stage.inputs.values()
-            if each.params.get("representation") == WORD_VECTORS
-        ),
-        None,
-    )
+    # The reference is the first word vectors of the sweep.
+    names = [
+        similarity.params["model"]
+        for similarity in similarity_stages
+        if similarity.params.get("representation") == WORD_VECTORS
+    ]
+    reference = f"{names[0]} {WORD_VECTORS}" if names else None
     rows: list[dict[str, Any]] = []
     notes = []
     with duckdb.connect() as connection:
-        connection.from_parquet(let_read(connection, paths), hive_partitioning=False).create(
-            "similarity"
-        )
-        for judgments in human:
+        sql.scan_parquet(connection, paths).create("similarity")
+        for judgments in human_sets:
             notes += judgments.notes
-            common = common_concepts(connection, judgments.concepts)
-            tasks, why_not = tasks_of(judgments, common, how)
-            notes += why_not
-            for task in tasks:
-                rows += _rows(connection, task, reference)
-    return Outcome([*_judgment_files(stage.folder(store), human), _file(stage, store, rows)], notes)
+            concepts = create_common_concepts(connection, judgments.concepts)
+            comparisons, reasons = make_comparisons(judgments, concepts, settings)
+            notes += reasons
+            for comparison in comparisons:
+                rows += _make_rows(connection, comparison, reference)
+    folder = stage.folder(store)
+    table = pa.Table.from_pylist(rows, tables.ALIGNMENT.schema)
+    files = [*_write_judgments(folder, human_sets), write_table(folder, ALIGNMENT_FILE, table)]
+    return StageOutput(files, notes)
 
 
-def _file(stage: Stage, store: Path, rows: list[dict[str, Any]]) -> FileRecord:
-    table = pa.Table.from_pylist(rows, tables.ALIGNMENT)
-    return write_table(stage.folder(store), ALIGNMENT_FILE, table)
-
-
-def _judgment_files(folder: Path, human: list[Judgments]) -> list[FileRecord]:
+def _write_judgments(folder: Path, human_sets: list[Judgments]) -> list[FileRecord]:
     pairs = [
-        {"human_set": each.name, "concept_a": first, "concept_b": second, "score": score}
-        for each in human
-        for (first, second), score in each.scores.items()
+        {"human_set": judgments.name, "concept_a": first, "concept_b": second, "score": score}
+        for judgments in human_sets
+        for (first, second), score in judgments.scores.items()
     ]
     triplets = [
-        {"human_set": each.name, "number": n, "concept_a": first, "concept_b": second, "odd": odd}
-        for each in human
-        for n, (first, second, odd) in enumerate(each.triplets)
+        {"human_set": judgments.name, "number": n, "concept_a": first, "concept_b": second, "odd": odd}
+        for judgments in human_sets
+        for n, (first, second, odd) in enumerate(judgments.triplets)
     ]
     dropped = [
-        {"human_set": each.name, "number": n, "words": list(lost.words), "reason": lost.reason}
-        for each in human
-        for n, lost in enumerate(each.dropped)
+        {"human_set": judgments.name, "number": n, "words": list(item.words), "reason": item.reason}
+        for judgments in human_sets
+        for n, item in enumerate(judgments.dropped)
     ]
     return [
         write_table(folder, name, pa.Table.from_pylist(rows, schema))
         for name, rows, schema in (
-            (PAIRS_FILE, pairs, tables.HUMAN_PAIRS),
-            (TRIPLETS_FILE, triplets, tables.HUMAN_TRIPLETS),
-            (DROPPED_FILE, dropped, tables.HUMAN_DROPPED),
+            (PAIRS_FILE, pairs, tables.HUMAN_PAIRS.schema),
+            (TRIPLETS_FILE, triplets, tables.HUMAN_TRIPLETS.schema),
+            (DROPPED_FILE, dropped, tables.HUMAN_DROPPED.schema),
         )
     ]
 
 
-def common_concepts(connection: duckdb.DuckDBPyConnection, judged: set[str]) -> list[str]:
-    """Those of the judged concepts that every representation in the table `similarity` has; they are in
-    the table `common` from here on."""
+def create_common_concepts(connection: duckdb.DuckDBPyConnection, judged: set[str]) -> list[str]:
+    """Create the table `common`: the judged concepts that every representation in `similarity` has."""
     connection.execute("DROP TABLE IF EXISTS judged")
     connection.execute("DROP TABLE IF EXISTS common")
-    sql.provide(connection, "judged", {"concept": pa.array(sorted(judged), pa.string())})
-    connection.sql(sql.query("common_concepts")).create("common")
+    sql.create_table(connection, "judged", {"concept": pa.array(sorted(judged), pa.string())})
+    connection.sql(sql.read_query("common_concepts")).create("common")
     return [name for (name,) in connection.sql("FROM common ORDER BY concept").fetchall()]
 
 
-def tasks_of(judgments: Judgments, concepts: list[str], how: How) -> tuple[list[Task], list[str]]:
-    """What is to be measured on a human set, and what cannot be, and why."""
-    number = {name: index for index, name in enumerate(concepts)}
-    groups = [group for group in judgments.groups if all(name in number for name in group)]
-    if reason := why_not(judgments, groups):
+def make_comparisons(
+    judgments: Judgments, concepts: list[str], settings: AgreementSettings
+) -> tuple[list[Comparison], list[str]]:
+    """The comparisons with a human set, or the reason why none is possible."""
+    index = {name: number for number, name in enumerate(concepts)}
+    groups = [group for group in judgments.groups if all(name in index for name in group)]
+    if reason := reason_not_comparable(judgments, groups):
         return [], [reason]
-    members = np.array([[number[name] for name in group] for group in groups])
-    if judgments.of_triplets:
-        nothing = np.zeros(0)
-        return [Task(judgments, how, None, concepts, members, nothing)], []
+    members = np.array([[index[name] for name in group] for group in groups])
+    if judgments.are_triplets:
+        return [Comparison(judgments, settings, None, concepts, members, np.zeros(0))], []
     scores = np.array([judgments.scores[first, second] for first, second in groups])
-    return [Task(judgments, how, each, concepts, members, scores) for each in how.measures], []
+    return [
+        Comparison(judgments, settings, measure, concepts, members, scores)
+        for measure in settings.measures
+    ], []
 
 
-def why_not(judgments: Judgments, groups: Sequence[tuple[str, ...]]) -> str | None:
-    """Why these pairs or triplets of a human set give no agreement; None where they do."""
-    if len(groups) < FEWEST_PAIRS:
-        there = judgments.counted(len(groups))
-        return f"{judgments.name}: {there} to compare with; {FEWEST_PAIRS} are needed"
-    if not judgments.of_triplets and len({judgments.scores[a, b] for a, b in groups}) == 1:
-        return f"{judgments.name}: all scores are equal, so nothing can agree with them"
+def reason_not_comparable(judgments: Judgments, groups: Sequence[tuple[str, ...]]) -> str | None:
+    """Why agreement with these pairs or triplets of a human set is undefined, if it is."""
+    if len(groups) < MIN_PAIRS:
+        count = judgments.describe_count(len(groups))
+        return f"{judgments.name}: {count} to compare with; {MIN_PAIRS} are needed"
+    if not judgments.are_triplets and len({judgments.scores[a, b] for a, b in groups}) == 1:
+        return f"{judgments.name}: all scores are equal; correlation is undefined"
     return None
 
 
-def _rows(
-    connection: duckdb.DuckDBPyConnection, task: Task, vectors: str | None
+def _make_rows(
+    connection: duckdb.DuckDBPyConnection, comparison: Comparison, reference_name: str | None
 ) -> list[dict[str, Any]]:
-    """Rows of the `alignment` table, family after family; `vectors` are the word vectors that they are
-    compared with."""
-    families = connection.sql(sql.query("families")).to_arrow_table().to_pylist()
+    """Rows of the `alignment` table, family by family, with differences to the reference family."""
+    families = connection.sql(sql.read_query("families")).to_arrow_table().to_pylist()
     queries = [(family, connection.cursor()) for family in families]
-    reference: tuple[str, Estimates] | None = None
+    reference: tuple[str, ResampledStatistic] | None = None
     for query in queries:
-        if _called(query[0]) == f"{vectors} {WORD_VECTORS}":
-            _, matrices = matrices_of(*query, task.concepts)
-            estimates = task.estimates(matrices)
+        if _family_name(query[0]) == reference_name:
+            _, matrices = load_similarity_matrices(*query, comparison.concepts)
+            estimates = comparison.estimate(matrices)
             if np.isfinite(estimates.values[0]):
-                reference = _called(query[0]), estimates
+                reference = reference_name, estimates
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = [pool.submit(_family_rows, *query, task, reference) for query in queries]
-        return [row for rows in found for row in rows.result()]
+        futures = [pool.submit(_family_rows, *query, comparison, reference) for query in queries]
+        return [row for future in futures for row in future.result()]
 
 
-def _called(family: dict[str, Any]) -> str:
+def _family_name(family: dict[str, Any]) -> str:
     return f"{family['model']} {family['representation']}"
 
 
 def _family_rows(
     family: dict[str, Any],
     connection: duckdb.DuckDBPyConnection,
-    task: Task,
-    reference: tuple[str, Estimates] | None,
+    comparison: Comparison,
+    reference: tuple[str, ResampledStatistic] | None,
 ) -> list[dict[str, Any]]:
-    places, matrices = matrices_of(family, connection, task.concepts)
-    estimates = task.estimates(matrices)
-    p = task.p_values(matrices)
+    keys, matrices = load_similarity_matrices(family, connection, comparison.concepts)
+    estimates = comparison.estimate(matrices)
+    p = comparison.p_values(matrices)
     q = benjamini_hochberg(p)
-    ceiling, source = _ceiling(task)
+    ceiling, ceiling_source = _noise_ceiling(comparison)
     rows = []
-    for one, place in enumerate(places):
-        interval = estimates.interval(one)
-        undefined = place.pop("undefined")
-        row = dict.fromkeys(tables.ALIGNMENT.names) | place
+    for index, representation_key in enumerate(keys):
+        interval = estimates.interval(index)
+        undefined = representation_key.pop("undefined")
+        row = dict.fromkeys(tables.ALIGNMENT.schema.names) | representation_key
         row |= {
-            "human_set": task.human.name,
-            "agreement": task.measure or TRIPLETS,
-            "n_pairs": len(task.members),
-            "n_undefined": _n_undefined(undefined, task),
-            "n_concepts": len(np.unique(task.members)),
-            "rho": _finite(interval.value),
+            "human_set": comparison.judgments.name,
+            "agreement": comparison.measure or TRIPLETS,
+            "n_pairs": len(comparison.members),
+            "n_undefined": _count_undefined(undefined, comparison),
+            "n_concepts": len(np.unique(comparison.members)),
+            "rho": finite_or_none(interval.value),
             "ci_low": interval.low,
             "ci_high": interval.high,
-            "ci_by": task.how.method,
-            "p": _finite(p[one]),
-            "q": _finite(q[one]),
+            "ci_by": comparison.settings.method,
+            "p": finite_or_none(p[index]),
+            "q": finite_or_none(q[index]),
             "ceiling": ceiling,
-            "ceiling_source": source,
+            "ceiling_source": ceiling_source,
         }
-        compared = reference is not None and _called(family) != reference[0]
-        if reference is not None and compared and row["rho"] is not None:
-            name, theirs = reference
-            difference = estimates.difference(one, theirs, 0)
+        if reference is not None and _family_name(family) != reference[0] and row["rho"] is not None:
+            name, reference_estimates = reference
+            difference = estimates.difference(index, reference_estimates, 0)
             row |= {
                 "reference": name,
                 "difference": difference.value,
@@ -273,48 +269,51 @@ def _family_rows(
     return rows
 
 
-def matrices_of(
+def load_similarity_matrices(
     family: dict[str, Any], connection: duckdb.DuckDBPyConnection, concepts: list[str]
 ) -> tuple[list[dict[str, Any]], Floats]:
-    """Where each representation of a family is read, and its similarities as symmetric matrices."""
-    table: pa.Table = connection.sql(sql.query("matrices"), params=family).to_arrow_table()
+    """Key columns of every representation of a family (with `undefined`), and symmetric similarity
+    matrices of shape (representations, concepts, concepts)."""
+    table: pa.Table = connection.sql(sql.read_query("matrices"), params=family).to_arrow_table()
     n = len(concepts)
-    ends = np.triu_indices(n, 1)
+    upper = np.triu_indices(n, 1)
     matrices = np.zeros((table.num_rows, n, n))
     for matrix, row in zip(matrices, table.column("similarities"), strict=True):
-        matrix[ends] = row.values.to_numpy()
+        matrix[upper] = row.values.to_numpy()
     matrices += matrices.transpose(0, 2, 1)
     return table.drop_columns("similarities").to_pylist(), matrices
 
 
-def _n_undefined(undefined: list[bool], task: Task) -> int | None:
-    """How many of the rated pairs have no similarity; None for triplets."""
-    if task.measure is None:
+def _count_undefined(undefined: list[bool], comparison: Comparison) -> int | None:
+    """The number of rated pairs without a similarity; None for triplets."""
+    if comparison.measure is None:
         return None
-    n = len(task.concepts)
-    square = np.zeros((n, n), np.bool_)
-    square[np.triu_indices(n, 1)] = undefined
-    return int(square[task.members.min(axis=1), task.members.max(axis=1)].sum())
+    n = len(comparison.concepts)
+    matrix = np.zeros((n, n), np.bool_)
+    matrix[np.triu_indices(n, 1)] = undefined
+    return int(matrix[comparison.members.min(axis=1), comparison.members.max(axis=1)].sum())
 
 
-def _ceiling(task: Task) -> tuple[float | None, str | None]:
-    """From the raters of these very pairs where the data has them, else as published."""
-    human = task.human
-    if human.raters and task.measure:
-        groups = [tuple(task.concepts[end] for end in ends) for ends in task.members]
-        ratings = np.array([human.raters[first, second] for first, second in groups]).T
-        value = _finite(rater_ceiling(task.measure, ratings))
-        return value, "its raters: each with the mean of the others"
-    if human.ceiling is None or task.measure not in ("spearman", None):
+def _noise_ceiling(comparison: Comparison) -> tuple[float | None, str | None]:
+    """The noise ceiling and its source: the raters of the same pairs if the data has them, else as
+    published."""
+    judgments, concepts = comparison.judgments, comparison.concepts
+    if judgments.raters and comparison.measure:
+        pairs = [(concepts[first], concepts[second]) for first, second in comparison.members]
+        ratings = np.array([judgments.raters[pair] for pair in pairs]).T
+        ceiling = finite_or_none(lower_noise_ceiling(comparison.measure, ratings))
+        return ceiling, "its raters: each with the mean of the others"
+    if judgments.ceiling is None or comparison.measure not in ("spearman", None):
         return None, None
-    return human.ceiling.value, human.ceiling.source
+    return judgments.ceiling.value, judgments.ceiling.source
 
 
-def _finite(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
+    """A number for a table, which has null for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
 if __name__ == "__main__":
-    from jobs.commands.main import run_file
+    from jobs.commands.main import run_stage
 
-    run_file("alignment")
+    run_stage("alignment")

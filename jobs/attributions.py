@@ -1,11 +1,12 @@
-"""Stage `attributions`: what forcing each expert alone would do to its concept's word, by gradients.
+"""Stage `attributions`: gradient attributions, which estimate the effect of clamping a single expert on
+its concept's word.
 
-One backward pass for each (concept, batch of prompts) gives the attributions of all neurons at once.
+One backward pass per (concept, batch of prompts) gives the attributions of all neurons at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -18,36 +19,39 @@ import pyarrow.compute as pc
 
 from cluster.models.weights import Weights
 from jobs import activations, sentences
-from jobs.config import Model, Steering
+from jobs.config.analysis import SteeringSettings
+from jobs.config.models import Model
 from jobs.engine.progress import progress
-from jobs.engine.stage import Outcome, Stage, run_missing_units
+from jobs.engine.stage import Stage, StageOutput, run_missing_units
 from jobs.experts import SITES_FOLDER as EXPERTS_FOLDER
-from storage import tables
+from storage import sql, tables
 from storage.errors import UserError
 from storage.store.commit import FileRecord, write_table
-from storage.store.paths import let_read
 
 if TYPE_CHECKING:
     from cluster.runtime.placement import Placement
-    from cluster.steering.interventions import Word
-    from cluster.steering.pipeline import SlopeUnit, SteeringPipeline
+    from cluster.steering.actor import AttributionRequest
+    from cluster.steering.interventions import PromptedWord
+    from cluster.steering.pipeline import SteeringPipeline
 
 KIND = "attributions"
 FOLDER = "attributions"
 HALVES = ("attribution_odd", "attribution_even")
-"""Attributions over every second prompt, from the first and from the second: neurons chosen by those of
-one half can be measured on the other."""
+"""Attributions over every other prompt, from the first and from the second: neurons selected on one half
+of the prompts can be measured on the other."""
 
 _CONCEPTS_IN_UNIT = 8
 
 
 @dataclass(frozen=True)
-class _Unit:
+class ConceptUnit:
+    """A work unit of some concepts after all prompts, in batches of at most `budget` tokens."""
+
     number: int
     concepts: list[str]
     budget: int
 
-    def smaller(self) -> _Unit:
+    def halve_batches(self) -> ConceptUnit:
         return replace(self, budget=max(1, self.budget // 2))
 
     @property
@@ -55,186 +59,189 @@ class _Unit:
         return f"{self.number:05d}"
 
 
-def plan(scored: Stage, weights: Weights, model: Model, wanted: Steering) -> Stage:
+def plan(experts: Stage, weights: Weights, model: Model, config: SteeringSettings) -> Stage:
     """The stage for the experts of one model."""
     params = {
-        **{name: scored.params[name] for name in ("model", "revision", "concept_set")},
-        "dtype": wanted.dtype,
-        "prompts": list(wanted.prompts),
-        "concepts": wanted.concepts,
+        **{name: experts.params[name] for name in ("model", "revision", "concept_set")},
+        "dtype": config.dtype,
+        "prompts": list(config.prompts),
+        "concepts": config.concepts,
     }
 
-    def run(stage: Stage, store: Path) -> Outcome:
+    def run(stage: Stage, store: Path) -> StageOutput:
         return _run(stage, store, weights, model)
 
-    return Stage(KIND, scored.label, params, run, {"experts": scored}, activations.lane_of(model))
+    resource = activations.resource_for(model)
+    return Stage(KIND, experts.label, params, run, {"experts": experts}, resource)
 
 
-def check(known: Collection[str], wanted: Steering) -> None:
-    """Raise UserError for a concept to steer that no concept set has."""
-    for name in wanted.concepts or []:
+def check_concepts(known: Collection[str], config: SteeringSettings) -> None:
+    """Raise UserError for a concept to steer that is not in any concept set."""
+    for name in config.concepts or []:
         if name not in known:
-            raise UserError(f"steering.concepts: no concept set has the concept {name!r}")
+            raise UserError(f"steering.concepts: concept {name!r} is not in any concept set")
 
 
-def word_of(concept: str) -> str:
-    """The word whose probability stands for a concept."""
-    return concept.replace("_", " ")
-
-
-def place_steering(weights: Weights, dtype: str, model: Model) -> Placement:
-    """Where the shards that steer go."""
-    from cluster.runtime.placement import place
-
-    return place(weights, dtype, model.shards, model.replicas, model.gpus_per_shard)
-
-
-def start_pipeline(
-    weights: Weights, dtype: str, sites: str | list[str], placed: Placement
-) -> SteeringPipeline:
-    """A replica that steers."""
-    from cluster.activations.shard import Settings
+def run_units(
+    stage: Stage,
+    weights: Weights,
+    model: Model,
+    placement: Placement,
+    units: Sequence[ConceptUnit],
+    n_concepts: int,
+    submit: Callable[[SteeringPipeline, ConceptUnit], Any],
+) -> Iterator[tuple[ConceptUnit, Any]]:
+    """Run the remaining units on replicas of the model, with a progress bar, and yield their results."""
+    from cluster.models.shard import ShardSettings
+    from cluster.runtime.queue import WorkQueue
     from cluster.steering.pipeline import SteeringPipeline
 
-    settings = Settings(dtype, sites, [], weights.remote_code)
-    return SteeringPipeline(weights, settings, placed.shards, placed.resources)
+    activations_stage = next(s for s in stage.ancestors() if s.kind == activations.KIND)
+    sites = activations_stage.params["sites"]
+    settings = ShardSettings(stage.params["dtype"], sites, trust_remote_code=weights.trust_remote_code)
+    queue: WorkQueue[ConceptUnit, Any] = WorkQueue(
+        lambda: SteeringPipeline(weights, settings, placement.shards, placement.resources),
+        submit,
+        lambda unit: f"{stage.name}, concepts {', '.join(unit.concepts)}",
+        ConceptUnit.halve_batches,
+    )
+    n_remaining = sum(len(unit.concepts) for unit in units)
+    with progress(stage.name, n_concepts, "concepts", n_concepts - n_remaining) as advance:
+        replicas = min(placement.replicas, len(units))
+        for unit, result in queue.run(units, replicas, model.wait_seconds):
+            yield unit, result
+            advance(len(unit.concepts))
 
 
-def read_words(
-    weights: Weights, prompts: list[str], concepts: list[str], further: int = 0
-) -> tuple[list[tuple[int, ...]], list[list[Word]]]:
-    """Tokens of each prompt, and of each concept's word after each of them, from a worker, where the
-    model's tokenizer is. So many further tokens are to fit after a prompt."""
+def tokenize_prompts(
+    weights: Weights, prompts: list[str], concepts: list[str], n_continuation: int = 0
+) -> tuple[list[tuple[int, ...]], list[list[PromptedWord]]]:
+    """Token ids of each prompt, and of each concept's word after each prompt. Runs on the cluster: the
+    driver may lack the tokenizer. See `cluster.steering.tokens.tokenize_words`."""
     import ray
 
-    from cluster.runtime.session import result
-    from cluster.steering.pipeline import tokens_of
+    from cluster.runtime.session import get_result
+    from cluster.steering.tokens import tokenize_words
 
-    found: tuple[list[tuple[int, ...]], list[list[Word]]] = result(
-        ray.remote(tokens_of).remote(weights, prompts, [word_of(name) for name in concepts], further)
-    )
-    return found
+    words = [concept.replace("_", " ") for concept in concepts]
+    task = ray.remote(tokenize_words).remote(weights, prompts, words, n_continuation)
+    tokens: tuple[list[tuple[int, ...]], list[list[PromptedWord]]] = get_result(task)
+    return tokens
 
 
 def read_attributions(stage: Stage, store: Path, concept: str, pooling: str) -> pa.Table:
-    """Experts of a concept by one pooling, best AP first: layer, site, unit, ap, on_p50, attribution and
-    those of the halves of the prompts."""
-    (experts, found) = (
-        each.result(store).paths(folder)
-        for each, folder in ((stage.inputs["experts"], EXPERTS_FOLDER), (stage, FOLDER))
-    )
+    """Experts of a concept at one pooling by descending AP, with their on values and attributions, over
+    all prompts and over each half."""
     with duckdb.connect() as connection:
+        for input_stage, name in ((stage.inputs["experts"], EXPERTS_FOLDER), (stage, FOLDER)):
+            paths = input_stage.read_manifest(store).paths(name)
+            sql.scan_parquet(connection, paths).create_view(name)
         return connection.sql(
             f"SELECT layer, site, unit, ap, on_p50, attribution, {', '.join(HALVES)} "  # noqa: S608
-            "FROM read_parquet($experts, hive_partitioning = false) AS e "
-            "JOIN read_parquet($found, hive_partitioning = false) AS f "
-            "USING (pooling, concept, layer, site, unit) "
+            "FROM experts JOIN attributions USING (pooling, concept, layer, site, unit) "
             "WHERE concept = $concept AND pooling = $pooling ORDER BY ap DESC, layer, site, unit",
-            params={
-                "experts": let_read(connection, experts),
-                "found": let_read(connection, found),
-                "concept": concept,
-                "pooling": pooling,
-            },
+            params={"concept": concept, "pooling": pooling},
         ).to_arrow_table()
 
 
-def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
-    from cluster.runtime.queue import WorkQueue
+def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutput:
+    from cluster.runtime.placement import plan_placement
     from cluster.runtime.session import connect
-    from cluster.steering.pipeline import TOKEN_BUDGET
+    from cluster.steering.actor import TOKEN_BUDGET
 
-    folder = stage.folder(store)
-    scored = stage.inputs["experts"]
-    read = scored.inputs["activations"]
-    concepts = stage.params["concepts"] or sentences.read_concept_names(read.inputs["sentences"], store)
+    folder, params = stage.folder(store), stage.params
+    experts_stage = stage.inputs["experts"]
+    sentences_stage = experts_stage.inputs["activations"].inputs["sentences"]
+    concepts = params["concepts"] or sentences.read_concept_names(sentences_stage, store)
     units = [
-        _Unit(number, concepts[first : first + _CONCEPTS_IN_UNIT], TOKEN_BUDGET)
+        ConceptUnit(number, concepts[first : first + _CONCEPTS_IN_UNIT], TOKEN_BUDGET)
         for number, first in enumerate(range(0, len(concepts), _CONCEPTS_IN_UNIT))
     ]
-    paths = scored.result(store).paths(EXPERTS_FOLDER)
+    paths = experts_stage.read_manifest(store).paths(EXPERTS_FOLDER)
     connect()
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
-        todo = list(missing)
-        placed = place_steering(weights, stage.params["dtype"], model)
-        _, words = read_words(weights, stage.params["prompts"], concepts)
-        word = dict(zip(concepts, words, strict=True))
-        queue: WorkQueue[_Unit, Any] = WorkQueue(
-            lambda: start_pipeline(weights, stage.params["dtype"], read.params["sites"], placed),
-            lambda pipeline, unit: pipeline.attribute(
-                _slopes(unit, [word[name] for name in unit.concepts], _experts(paths, unit.concepts))
-            ),
-            lambda unit: f"{stage.name}, unit {unit.name}",
-            _Unit.smaller,
+        placement = plan_placement(
+            weights, params["dtype"], model.shards, model.replicas, model.gpus_per_shard
         )
-        left = sum(len(unit.concepts) for unit in todo)
-        with progress(stage.name, len(concepts), "concepts", len(concepts) - left) as advance:
-            replicas = min(placed.replicas, len(todo))
-            for unit, found in queue.run(todo, replicas, model.wait_seconds):
-                table = _table(stage, _experts(paths, unit.concepts), found)
-                yield unit.name, [write_table(folder, f"{FOLDER}/{unit.name}.parquet", table)], {}
-                advance(len(unit.concepts))
+        _, words = tokenize_prompts(weights, params["prompts"], concepts)
+        words_by_concept = dict(zip(concepts, words, strict=True))
+
+        def submit(pipeline: SteeringPipeline, unit: ConceptUnit) -> Any:
+            unit_words = [words_by_concept[name] for name in unit.concepts]
+            experts = _read_experts(paths, unit.concepts)
+            return pipeline.attribute(_make_request(unit, unit_words, experts))
+
+        results = run_units(stage, weights, model, placement, list(missing), len(concepts), submit)
+        for unit, values_by_site in results:
+            table = _make_table(stage, _read_experts(paths, unit.concepts), values_by_site)
+            yield unit.name, [write_table(folder, f"{FOLDER}/{unit.name}.parquet", table)], {}
 
     files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
-    return Outcome(files)
+    return StageOutput(files)
 
 
-def _experts(paths: list[Path], concepts: list[str]) -> pa.Table:
-    """Experts of some concepts by all poolings, site by site."""
+def _read_experts(paths: list[Path], concepts: list[str]) -> pa.Table:
+    """Experts of some concepts at all poolings, sorted by site."""
     with duckdb.connect() as connection:
+        sql.scan_parquet(connection, paths).create_view("experts")
         return connection.sql(
-            "SELECT pooling, concept, layer, site, unit, on_p50 "
-            "FROM read_parquet($paths, hive_partitioning = false) "
+            "SELECT pooling, concept, layer, site, unit, on_p50 FROM experts "
             "WHERE list_contains($concepts, concept) ORDER BY layer, site, pooling, concept, unit",
-            params={"paths": let_read(connection, paths), "concepts": concepts},
+            params={"concepts": concepts},
         ).to_arrow_table()
 
 
-def _places(experts: pa.Table) -> Iterator[tuple[tuple[int, str], pa.Table]]:
-    """The rows of each site, which lie together."""
+def _split_by_site(experts: pa.Table) -> Iterator[tuple[tuple[int, str], pa.Table]]:
+    """The rows of each site, which are contiguous."""
     layers, sites = (experts.column(name).to_pylist() for name in ("layer", "site"))
-    for place, rows in groupby(range(len(layers)), key=lambda row: (layers[row], sites[row])):
-        numbers = list(rows)
-        yield place, experts.slice(numbers[0], len(numbers))
+    for site_key, group in groupby(range(len(layers)), key=lambda row: (layers[row], sites[row])):
+        rows = list(group)
+        yield site_key, experts.slice(rows[0], len(rows))
 
 
-def _slopes(unit: _Unit, words: list[list[Word]], experts: pa.Table) -> SlopeUnit:
-    from cluster.steering.interventions import Row
-    from cluster.steering.pipeline import Sloped, SlopeUnit
+def _make_request(
+    unit: ConceptUnit, words: list[list[PromptedWord]], experts: pa.Table
+) -> AttributionRequest:
+    from cluster.steering.actor import AttributionRequest, AttributionTargets
+    from cluster.steering.interventions import SteeredSequence
 
-    rows = [
-        Row(word.sequence, targets=word.targets, group=len(HALVES) * concept + prompt % len(HALVES))
-        for concept, after_prompts in enumerate(words)
-        for prompt, word in enumerate(after_prompts)
-    ]
-    wanted = {}
-    numbers = pa.array(unit.concepts)
-    for place, found in _places(experts):
-        concept = pc.index_in(found.column("concept"), numbers).to_numpy().astype(np.int64)
-        on = found.column("on_p50").to_numpy().astype(np.float64)
-        units = found.column("unit").to_numpy().astype(np.int64)
-        groups = [len(HALVES) * concept + half for half in range(len(HALVES))]
-        wanted[place] = Sloped(
-            np.concatenate(groups), np.tile(units, len(HALVES)), np.tile(on, len(HALVES))
+    n_halves = len(HALVES)
+    sequences = [
+        SteeredSequence(
+            word.sequence, targets=word.targets, group=n_halves * concept + prompt % n_halves
         )
-    return SlopeUnit(unit.name, rows, wanted, unit.budget)
+        for concept, prompted_words in enumerate(words)
+        for prompt, word in enumerate(prompted_words)
+    ]
+    concept_names = pa.array(unit.concepts)
+    targets = {}
+    for site_key, rows in _split_by_site(experts):
+        concepts = pc.index_in(rows.column("concept"), concept_names).to_numpy().astype(np.int64)
+        on_values = rows.column("on_p50").to_numpy().astype(np.float64)
+        units = rows.column("unit").to_numpy().astype(np.int64)
+        groups = [n_halves * concepts + half for half in range(n_halves)]
+        targets[site_key] = AttributionTargets(
+            np.concatenate(groups), np.tile(units, n_halves), np.tile(on_values, n_halves)
+        )
+    return AttributionRequest(unit.name, sequences, targets, unit.budget)
 
 
-def _table(stage: Stage, experts: pa.Table, found: dict[tuple[int, str], Any]) -> pa.Table:
-    parts = [found[place].reshape(len(HALVES), -1) for place, _ in _places(experts)]
-    by_half = np.concatenate(parts, axis=1) if parts else np.empty((len(HALVES), 0))
-    sizes = [len(stage.params["prompts"][half :: len(HALVES)]) for half in range(len(HALVES))]
+def _make_table(stage: Stage, experts: pa.Table, values_by_site: dict[tuple[int, str], Any]) -> pa.Table:
+    n_halves = len(HALVES)
+    parts = [values_by_site[site_key].reshape(n_halves, -1) for site_key, _ in _split_by_site(experts)]
+    by_half = np.concatenate(parts, axis=1) if parts else np.empty((n_halves, 0))
+    sizes = [len(stage.params["prompts"][half::n_halves]) for half in range(n_halves)]
     columns = {
         name: pa.repeat(pa.scalar(stage.params[name]), experts.num_rows)
         for name in ("model", "revision", "concept_set")
     }
     columns |= {name: experts.column(name) for name in ("pooling", "concept", "layer", "site", "unit")}
     columns["attribution"] = np.average(by_half, axis=0, weights=sizes)
-    return pa.table({**columns, **dict(zip(HALVES, by_half, strict=True))}, tables.ATTRIBUTIONS)
+    return pa.table({**columns, **dict(zip(HALVES, by_half, strict=True))}, tables.ATTRIBUTIONS.schema)
 
 
 if __name__ == "__main__":
-    from jobs.commands.main import run_file
+    from jobs.commands.main import run_stage
 
-    run_file("attributions")
+    run_stage("attributions")

@@ -1,5 +1,5 @@
-"""Stage `hierarchy`: whether the domains of the concepts show in a representation, one model or
-baseline at a time."""
+"""Stage `hierarchy`: how well the concepts' domains are recovered from the representations of one model
+or baseline."""
 
 from __future__ import annotations
 
@@ -10,233 +10,207 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.statistics.domain_auc import separation
-from alignment.statistics.hierarchy import Tree, containment, grow_tree, polysemy, recovery
+from alignment.arrays import Bools, Floats
+from alignment.statistics.domain_auc import within_domain_auc
+from alignment.statistics.hierarchy import (
+    ConceptTree,
+    build_tree,
+    measure_containment,
+    measure_polysemy,
+    measure_recovery,
+)
 from jobs import sentences
-from jobs.engine.stage import Outcome, Stage
+from jobs.alignment import finite_or_none
+from jobs.engine.stage import Stage, StageOutput
 from jobs.experts import SITES_FOLDER
-from jobs.similarity import EXPERTS, FILE
+from jobs.similarity import EXPERTS, REPRESENTATION_KEY, SIMILARITY_FILE
 from storage import sql, tables
 from storage.store.commit import write_table
-from storage.store.paths import let_read
 
 KIND = "hierarchy"
-SUMMARY_FILE = "summary.parquet"
+HIERARCHY_FILE = "summary.parquet"
 
 _FILES = {
-    SUMMARY_FILE: tables.HIERARCHY_SUMMARY,
-    "domains.parquet": tables.HIERARCHY_DOMAINS,
-    "cuts.parquet": tables.HIERARCHY_CUTS,
-    "merges.parquet": tables.HIERARCHY_MERGES,
+    HIERARCHY_FILE: tables.HIERARCHY_SUMMARY.schema,
+    "domains.parquet": tables.HIERARCHY_DOMAINS.schema,
+    "cuts.parquet": tables.HIERARCHY_CUTS.schema,
+    "merges.parquet": tables.HIERARCHY_MERGES.schema,
 }
-_PLACE = (
-    "representation",
-    "model",
-    "revision",
-    "concept_set",
-    "pooling",
-    "layer",
-    "site",
-    "measure",
-    "threshold",
-    "top",
-)
-
-Floats = npt.NDArray[np.float64]
-Booleans = npt.NDArray[np.bool_]
+Domains = dict[str, str | None]
 Rows = dict[str, list[dict[str, Any]]]
 
 
-def plan(similarity: Stage, texts: Stage, draws: int, seed: int) -> Stage:
+def plan(similarity: Stage, sentences_stage: Stage, draws: int, seed: int) -> Stage:
     """The stage for the representations of one similarity stage."""
-    inputs = {"similarity": similarity, "sentences": texts}
+    inputs = {"similarity": similarity, "sentences": sentences_stage}
     if "experts" in similarity.inputs:
         inputs["experts"] = similarity.inputs["experts"]
     return Stage(KIND, similarity.label, {"draws": draws, "seed": seed}, _run, inputs)
 
 
-def has_domains(domains: dict[str, str | None]) -> bool:
-    """Whether there is a hierarchy to look for: two domains with two concepts or more."""
-    return len(_taxonomy(domains)[1]) > 1
+def has_domains(domains: Domains) -> bool:
+    """Whether at least two domains have at least two concepts."""
+    return len(set(_select_concepts(domains).values())) > 1
 
 
-def _taxonomy(domains: dict[str, str | None]) -> tuple[list[str], list[str]]:
-    """The concepts in the order of their names, and the domains, that have two concepts or more."""
-    sizes = Counter(domain for domain in domains.values() if domain)
-    kept = sorted(domain for domain, size in sizes.items() if size > 1)
-    return sorted(name for name, domain in domains.items() if domain in kept), kept
+def _select_concepts(domains: Domains) -> dict[str, str]:
+    """The concepts of domains with at least two of them, sorted by name, and their domains."""
+    sizes = Counter(domains.values())
+    return {name: domain for name, domain in sorted(domains.items()) if domain and sizes[domain] > 1}
 
 
-def _run(stage: Stage, store: Path) -> Outcome:
-    of = sentences.read_domains(stage.inputs["sentences"], store)
+def _run(stage: Stage, store: Path) -> StageOutput:
+    all_domains = sentences.read_domains(stage.inputs["sentences"], store)
     rows: Rows = {name: [] for name in _FILES}
     with duckdb.connect() as connection:
-        paths = let_read(connection, stage.inputs["similarity"].result(store).paths(FILE))
-        connection.from_parquet(paths, hive_partitioning=False).create_view("similarity")
+        paths = stage.inputs["similarity"].read_manifest(store).paths(SIMILARITY_FILE)
+        sql.scan_parquet(connection, paths).create_view("similarity")
         if "experts" in stage.inputs:
-            paths = let_read(connection, stage.inputs["experts"].result(store).paths(SITES_FOLDER))
-            connection.from_parquet(paths, hive_partitioning=False).create("scored")
-        held = connection.sql(
-            "SELECT DISTINCT unnest([concept_a, concept_b]) FROM similarity"
-        ).fetchall()
-        names, _ = _taxonomy({name: of[name] for (name,) in held})
-        sql.provide(connection, "common", {"concept": names})
-        numbers = list(range(len(names)))
-        sql.provide(connection, "concepts", {"concept": names, "number": numbers})
-        for family in connection.sql(sql.query("families")).to_arrow_table().to_pylist():
-            query = connection.sql(sql.query("matrices"), params=family)
-            # each layer's experts alone are too few for a tree
-            whole = query.filter("representation != 'experts' OR (layer IS NULL AND site IS NULL)")
-            for row in whole.to_arrow_table().to_pylist():
-                _add(rows, row, names, of, connection, stage)
-    return Outcome(
-        [
-            write_table(stage.folder(store), name, pa.Table.from_pylist(rows[name], schema))
-            for name, schema in _FILES.items()
-        ]
-    )
+            paths = stage.inputs["experts"].read_manifest(store).paths(SITES_FOLDER)
+            sql.scan_parquet(connection, paths).create("experts")
+        query = "SELECT DISTINCT unnest([concept_a, concept_b]) FROM similarity"
+        names = [name for (name,) in connection.sql(query).fetchall()]
+        domains = _select_concepts({name: all_domains[name] for name in names})
+        sql.create_table(connection, "common", {"concept": list(domains)})
+        numbers = range(len(domains))
+        sql.create_table(connection, "concepts", {"concept": list(domains), "number": numbers})
+        for family in connection.sql(sql.read_query("families")).to_arrow_table().to_pylist():
+            matrices = connection.sql(sql.read_query("matrices"), params=family)
+            # A single layer has too few experts for a tree.
+            matrices = matrices.filter("representation != 'experts' OR (layer IS NULL AND site IS NULL)")
+            for representation in matrices.to_arrow_table().to_pylist():
+                _add_rows(rows, representation, domains, connection, stage)
+    files = [
+        write_table(stage.folder(store), name, pa.Table.from_pylist(rows[name], schema))
+        for name, schema in _FILES.items()
+    ]
+    return StageOutput(files)
 
 
-def _add(
+def _add_rows(
     rows: Rows,
-    row: dict[str, Any],
-    names: list[str],
-    of: dict[str, str | None],
+    representation: dict[str, Any],
+    domains: dict[str, str],
     connection: duckdb.DuckDBPyConnection,
     stage: Stage,
 ) -> None:
-    """Add what is found of one representation to the tables."""
-    place = {name: row[name] for name in _PLACE}
-    number = {name: index for index, name in enumerate(names)}
-    kept = list(dict.fromkeys(of[name] for name in names))
-    domains = np.array([kept.index(of[name]) for name in names])
-    values = np.array(row["similarities"], np.float64)
-    square = np.zeros((len(names), len(names)))
-    square[np.triu_indices(len(names), 1)] = values
-    square += square.T
-    tree = grow_tree(values, domains)
-    area = separation(values, domains)
+    """Add the results for one representation to the tables."""
+    key = {name: representation[name] for name in REPRESENTATION_KEY}
+    names, domain_names = list(domains), list(dict.fromkeys(domains.values()))
+    labels = np.array([domain_names.index(domain) for domain in domains.values()])
+    values = np.array(representation["similarities"], np.float64)
+    matrix = np.zeros((len(names), len(names)))
+    matrix[np.triu_indices(len(names), 1)] = values
+    matrix += matrix.T
+    tree = build_tree(values, labels)
+    auc = within_domain_auc(values, labels)
     summary: dict[str, Any] = {
-        **place,
+        **key,
         "n_concepts": len(names),
-        "n_domains": len(kept),
-        "auc": _finite(area.value),
-        "auc_low": area.low,
-        "auc_high": area.high,
-        "cophenetic": _finite(tree.cophenetic),
-        "purity": _finite(tree.purity),
-        "triplets": _finite(tree.triplets),
+        "n_domains": len(domain_names),
+        "auc": finite_or_none(auc.value),
+        "auc_low": auc.low,
+        "auc_high": auc.high,
+        "cophenetic": finite_or_none(tree.cophenetic),
+        "purity": finite_or_none(tree.purity),
+        "triplets": finite_or_none(tree.triplets),
     }
-    summary |= _recovered(square, names, of, number, stage)
-    rows["cuts.parquet"] += [{**place, **asdict(cut)} for cut in tree.cuts]
-    rows["merges.parquet"] += [{**place, **merge} for merge in _merges(tree, names)]
-    if row["representation"] == EXPERTS and (row["threshold"], row["top"]) != (None, None):
-        experts = _expert_sets(connection, row, len(names))
-        # each draw counts every neuron anew, so there are fewer
-        found = polysemy(experts, domains, stage.params["draws"] // 20, stage.params["seed"])
+    summary |= _recovery_columns(matrix, domains, stage)
+    rows["cuts.parquet"] += [{**key, **asdict(cut)} for cut in tree.cuts]
+    rows["merges.parquet"] += [{**key, **merge} for merge in _merge_rows(tree, names)]
+    cutoff = (representation["threshold"], representation["top"])
+    if representation["representation"] == EXPERTS and cutoff != (None, None):
+        experts = _expert_sets(connection, representation, len(names))
+        # Fewer draws: each one counts every neuron.
+        polysemy = measure_polysemy(experts, labels, stage.params["draws"] // 20, stage.params["seed"])
         summary |= {
-            "n_neurons": found.neurons,
-            "n_shared": found.shared,
-            "one_domain": _finite(found.one_domain),
-            "one_domain_by_chance": _finite(found.one_domain_by_chance),
-            "one_domain_p": _finite(found.p),
+            "n_neurons": polysemy.neurons,
+            "n_shared": polysemy.shared,
+            "one_domain": finite_or_none(polysemy.one_domain),
+            "one_domain_by_chance": finite_or_none(polysemy.one_domain_by_chance),
+            "one_domain_p": finite_or_none(polysemy.p),
         }
         rows["domains.parquet"] += [
-            {**place, **each} for each in _contained(experts, names, of, number, stage)
+            {**key, **columns} for columns in _containment_rows(experts, domains, stage)
         ]
-    rows[SUMMARY_FILE].append(dict.fromkeys(tables.HIERARCHY_SUMMARY.names) | summary)
+    rows[HIERARCHY_FILE].append(dict.fromkeys(tables.HIERARCHY_SUMMARY.schema.names) | summary)
 
 
 def _expert_sets(
-    connection: duckdb.DuckDBPyConnection, row: dict[str, Any], n_concepts: int
-) -> Booleans:
-    """Which neuron is an expert of which concept: (concepts, neurons)."""
-    wanted = {name: row[name] for name in ("pooling", "threshold", "top")}
-    found = connection.sql(sql.query("expert_sets"), params=wanted).fetchnumpy()
-    n_neurons = int(found["neuron"].max()) + 1 if len(found["neuron"]) else 0
+    connection: duckdb.DuckDBPyConnection, representation: dict[str, Any], n_concepts: int
+) -> Bools:
+    """Which neurons are experts of which concepts, of shape (concepts, neurons)."""
+    params = {name: representation[name] for name in ("pooling", "threshold", "top")}
+    pairs = connection.sql(sql.read_query("expert_sets"), params=params).fetchnumpy()
+    n_neurons = int(pairs["neuron"].max()) + 1 if len(pairs["neuron"]) else 0
     experts = np.zeros((n_concepts, n_neurons), np.bool_)
-    experts[found["number"], found["neuron"]] = True
+    experts[pairs["number"], pairs["neuron"]] = True
     return experts
 
 
-def _recovered(
-    square: Floats,
-    names: list[str],
-    of: dict[str, str | None],
-    number: dict[str, int],
-    stage: Stage,
-) -> dict[str, Any]:
-    """Whether members are most like the concept that names their domain."""
-    named = [str(domain) for domain in dict.fromkeys(of[name] for name in names) if domain in number]
-    members = [name for name in names if of[name] in named and name not in named]
-    similarity = square[np.ix_([number[name] for name in members], [number[domain] for domain in named])]
-    own = np.array([named.index(str(of[name])) for name in members], np.int64)
-    found = recovery(similarity, own, stage.params["draws"], stage.params["seed"])
-    if found is None:
+def _recovery_columns(matrix: Floats, domains: dict[str, str], stage: Stage) -> dict[str, Any]:
+    """Whether members are most similar to the concept that names their domain."""
+    names = list(domains)
+    superordinates = [domain for domain in dict.fromkeys(domains.values()) if domain in domains]
+    members = [
+        name
+        for name, domain in domains.items()
+        if domain in superordinates and name not in superordinates
+    ]
+    rows = [names.index(name) for name in members]
+    columns = [names.index(name) for name in superordinates]
+    labels = np.array([superordinates.index(domains[name]) for name in members], np.int64)
+    similarity = matrix[np.ix_(rows, columns)]
+    recovery = measure_recovery(similarity, labels, stage.params["draws"], stage.params["seed"])
+    if recovery is None:
         return {}
     return {
-        "recovered": found.share,
-        "recovered_by_chance": found.by_chance,
-        "recovered_p": found.p,
-        "n_members": found.members,
+        "recovered": recovery.share,
+        "recovered_by_chance": recovery.by_chance,
+        "recovered_p": recovery.p,
+        "n_members": recovery.members,
     }
 
 
-def _contained(
-    experts: Booleans,
-    names: list[str],
-    of: dict[str, str | None],
-    number: dict[str, int],
-    stage: Stage,
-) -> list[dict[str, Any]]:
-    """Containment of each domain that names a concept and has enough others to be compared with."""
+def _containment_rows(experts: Bools, domains: dict[str, str], stage: Stage) -> list[dict[str, Any]]:
+    """Containment of every domain that is itself a concept and has enough others to compare with."""
+    draws, seed = stage.params["draws"], stage.params["seed"]
+    names = list(domains)
     rows = []
-    for domain in dict.fromkeys(of[name] for name in names):
-        if domain is None or domain not in number:
+    for domain in dict.fromkeys(domains.values()):
+        if domain not in domains:
             continue
-        members = [number[name] for name in names if of[name] == domain and name != domain]
-        # the names of other domains stand for more than one concept does
-        others = [number[name] for name in names if of[name] != domain and name != of[name]]
+        members = [names.index(name) for name in names if domains[name] == domain and name != domain]
+        # The names of other domains are superordinates too, so they are not comparable with members.
+        others = [
+            number
+            for number, name in enumerate(names)
+            if domains[name] != domain and name != domains[name]
+        ]
         if not members or len(others) < len(members):
             continue
-        found = containment(
-            experts,
-            number[domain],
-            np.array(members),
-            np.array(others),
-            stage.params["draws"],
-            stage.params["seed"],
+        containment = measure_containment(
+            experts, names.index(domain), np.array(members), np.array(others), draws, seed
         )
-        shares = {name: _finite(value) for name, value in asdict(found).items()}
+        shares = {name: finite_or_none(value) for name, value in asdict(containment).items()}
         rows.append({"domain": domain, "n_members": len(members), **shares})
     return rows
 
 
-def _merges(tree: Tree, names: list[str]) -> list[dict[str, Any]]:
-    below = [[name] for name in names]
+def _merge_rows(tree: ConceptTree, names: list[str]) -> list[dict[str, Any]]:
+    leaves = [[name] for name in names]
     rows = []
     for number, (left, right, distance, _) in enumerate(tree.merges):
-        first, second = below[int(left)], below[int(right)]
-        rows.append(
-            {
-                "merge": number,
-                "concepts_a": first,
-                "concepts_b": second,
-                "distance": float(distance),
-            }
-        )
-        below.append(first + second)
+        first, second = leaves[int(left)], leaves[int(right)]
+        row = {"merge": number, "concepts_a": first, "concepts_b": second, "distance": float(distance)}
+        rows.append(row)
+        leaves.append(first + second)
     return rows
 
 
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
 if __name__ == "__main__":
-    from jobs.commands.main import run_file
+    from jobs.commands.main import run_stage
 
-    run_file("hierarchy")
+    run_stage("hierarchy")

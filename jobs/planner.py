@@ -1,5 +1,4 @@
-"""The planner: checks everything that a sweep names and lays out the stages of its concept sets, models
-and baselines."""
+"""The planner: checks everything that a sweep refers to, and lays out its stages."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from alignment.text.word_matching import NOUN
 from cluster.models import hub
@@ -19,7 +19,7 @@ from cluster.models.weights import (
     resolve,
     resolve_encoder,
 )
-from cluster.runtime.devices import native_dtype
+from cluster.runtime.devices import default_dtype
 from jobs import (
     activations,
     alignment,
@@ -32,290 +32,316 @@ from jobs import (
     similarity,
     steering,
 )
-from jobs.config import Brought, Harvest, Latents, Model, SentenceEncoder, Sweep, WordVectors
+from jobs.config.comparison import (
+    SentenceEncoderBaseline,
+    SparseAutoencoderBaseline,
+    WordVectorsBaseline,
+)
+from jobs.config.concepts import HarvestedSentences, ProvidedSentences
+from jobs.config.models import Model
+from jobs.config.sweep import Sweep
 from jobs.engine.stage import Stage
 from jobs.representations import embeddings, sentence_encoder
 from jobs.sources import generate, harvest
-from jobs.sources.human_judgments import Judgments, judge
+from jobs.sources.human_judgments import Judgments, load_judgments
 from storage.errors import UserError
-from storage.readers.concepts import ConceptSet, named, read_concepts, read_words
+from storage.readers.concepts import ConceptSet, concepts_from_names, read_concept_names, read_concepts
 
-_LOOK_UPS_AT_ONCE = 16
+if TYPE_CHECKING:
+    from cluster.models.sparse_autoencoder import SparseAutoencoder
 
-ENCODER = "all-minilm-l6-v2"
-"""The baseline `sentence-encoder`."""
-LATENTS = "latents"
-"""What the control of a dictionary ends with."""
+_MAX_CONCURRENT_LOOKUPS = 16
+
+DEFAULT_ENCODER = "all-minilm-l6-v2"
+"""Model of the baseline `sentence-encoder`."""
+LATENTS_SUFFIX = "latents"
+"""Last word of the control name of a sparse autoencoder."""
 
 
 @dataclass(frozen=True)
-class PlannedSet:
+class PlannedConceptSet:
     """The stages of one concept set of a sweep, the first of which is its sentences.
 
-    While these are still to be made (harvested or written), that is the only stage known. `human` is
-    what people say of the concepts.
+    Until the sentences exist (when they are harvested or generated), that is the only stage.
     """
 
     name: str
-    concepts: ConceptSet | None  # None while they are still to be made
+    concepts: ConceptSet | None  # None until the sentences exist
     stages: list[Stage]
-    human: list[Judgments] = field(default_factory=list)
+    judgments: list[Judgments] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep comes to: its models, and the stages of each of its concept sets."""
+    """The resolved models of a sweep and the stages of each of its concept sets."""
 
     sweep: Sweep
     weights: list[Weights]
-    sets: list[PlannedSet]
+    concept_sets: list[PlannedConceptSet]
 
     @cached_property
     def stages(self) -> list[Stage]:
-        """All stages, each after those that it reads."""
-        return [stage for each in self.sets for stage in each.stages]
+        """All stages, in topological order."""
+        return [stage for concept_set in self.concept_sets for stage in concept_set.stages]
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all sentences are made."""
-        return all(each.concepts is not None for each in self.sets)
+    def is_complete(self) -> bool:
+        """Whether the sentences of all concept sets exist."""
+        return all(concept_set.concepts is not None for concept_set in self.concept_sets)
 
-    def useless(self, until: str | None) -> list[str]:
-        """Why some of the human data that are still to be compared with will give no agreement."""
+    def unusable_human_sets(self, until: str | None) -> list[str]:
+        """Why some human data, among those that remain to be compared, cannot give an agreement."""
         store = self.sweep.store_path
-        left = [each for each in self.until(until) if each.kind == alignment.KIND]
-        compared = {each.of_set for each in left if not each.is_done(store)}
+        pending = {
+            stage.concept_set_name
+            for stage in self.stages_until(until)
+            if stage.kind == alignment.KIND and not stage.is_done(store)
+        }
         reasons = [
-            (each.name, alignment.why_not(judgments, judgments.groups))
-            for each in self.sets
-            for judgments in each.human
-            if each.stages[0].of_set in compared
+            (concept_set.name, alignment.reason_not_comparable(judgments, judgments.groups))
+            for concept_set in self.concept_sets
+            for judgments in concept_set.judgments
+            if concept_set.stages[0].concept_set_name in pending
         ]
-        several = len(self.sets) > 1
+        several = len(self.concept_sets) > 1
         return [f"{name}: {reason}" if several else reason for name, reason in reasons if reason]
 
-    def of_kind(self, kind: str) -> list[Stage]:
+    def stages_of_kind(self, kind: str) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind]
 
-    def readers(self, read: Stage) -> list[Stage]:
-        """The stages that read a stage."""
-        return [stage for stage in self.stages if read in stage.inputs.values()]
-
-    def until(self, kind: str | None) -> list[Stage]:
-        """The stages of a kind and those that they are made of; all without one."""
+    def stages_until(self, kind: str | None) -> list[Stage]:
+        """The stages of a kind and their ancestors; all stages if `kind` is None."""
         if kind is None:
             return self.stages
-        wanted = self.of_kind(kind)
-        if not wanted:
-            raise UserError(f"{self.sweep.file}: asks for no stage of the kind {kind}")
-        needed = {id(each) for stage in wanted for each in stage.ancestors()}
+        targets = self.stages_of_kind(kind)
+        if not targets:
+            raise UserError(f"{self.sweep.file}: has no {kind} stage")
+        needed = {id(ancestor) for stage in targets for ancestor in stage.ancestors()}
         return [stage for stage in self.stages if id(stage) in needed]
 
 
-def plan(sweep: Sweep, without: Collection[str] = ()) -> Plan:
-    """Check everything that a sweep names and lay out its stages, `without` the models of these labels.
-    Writes nothing."""
-    alone = sweep.each_set()
-    texts = [_sentences(one) for one in alone]
-    if len(alone) > 1:
-        texts = [
-            (replace(stage, set_name=one.concept_set), concepts)
-            for one, (stage, concepts) in zip(alone, texts, strict=True)
-        ]
-    with ThreadPoolExecutor(_LOOK_UPS_AT_ONCE) as threads:
-        found = list(threads.map(partial(_resolved, sweep), sweep.models))
+def plan_sweep(sweep: Sweep, exclude: Collection[str] = ()) -> Plan:
+    """Check everything that a sweep refers to and lay out its stages. Writes nothing.
+
+    `exclude` has the labels of models to leave out.
+    """
+    set_sweeps = sweep.per_concept_set()
+    several_sets = len(set_sweeps) > 1
+    planned_sentences = [_plan_sentences(set_sweep, several_sets) for set_sweep in set_sweeps]
+    with ThreadPoolExecutor(_MAX_CONCURRENT_LOOKUPS) as threads:
+        resolved = list(threads.map(partial(_resolve_revisions, sweep), sweep.models))
     models = [
         (model, weights)
-        for model, revisions in zip(sweep.models, found, strict=True)
+        for model, revisions in zip(sweep.models, resolved, strict=True)
         for weights in revisions
-        if weights.label not in without
+        if weights.label not in exclude
     ]
-    sets = [concepts for _, concepts in texts]
-    if sweep.steering is not None and None not in sets:
-        known = {concept.name for each in sets if each for concept in each.concepts}
-        attributions.check(known, sweep.steering)
-    planned = [_plan_set(sweep, one, *each, models) for one, each in zip(alone, texts, strict=True)]
-    return Plan(sweep, [weights for _, weights in models], planned)
+    concept_sets = [concepts for _, concepts in planned_sentences if concepts is not None]
+    if sweep.steering is not None and len(concept_sets) == len(set_sweeps):
+        known = {concept.name for concepts in concept_sets for concept in concepts.concepts}
+        attributions.check_concepts(known, sweep.steering)
+    planned_sets = [
+        _plan_concept_set(sweep, set_sweep, stage, concepts, models)
+        for set_sweep, (stage, concepts) in zip(set_sweeps, planned_sentences, strict=True)
+    ]
+    return Plan(sweep, [weights for _, weights in models], planned_sets)
 
 
-def _plan_set(
+def _plan_concept_set(
     sweep: Sweep,
-    one: Sweep,
-    texts: Stage,
-    concepts: ConceptSet | None,
+    set_sweep: Sweep,
+    sentences_stage: Stage,
+    concept_set: ConceptSet | None,
     models: list[tuple[Model, Weights]],
-) -> PlannedSet:
-    """The stages of one concept set; `one` is the sweep of that set alone."""
-    named_concepts = concepts.concepts if concepts else []
-    senses = {concept.name: concept.sense for concept in named_concepts}
-    human = [judge(each, list(senses), senses) for each in one.human_sets()]
-    if concepts is None:
-        return PlannedSet(one.concept_set, None, [texts])
-    experts.check(concepts, one.experts)
-    one = _steered(one, senses)
-    n_sentences = len(concepts.sentences)
-    stages = [texts, *baseline_stages(one, texts)]
+) -> PlannedConceptSet:
+    """The stages of one concept set; `set_sweep` is the sweep restricted to it."""
+    concepts = concept_set.concepts if concept_set else []
+    senses = {concept.name: concept.sense for concept in concepts}
+    human_sets = [human.resolve(set_sweep.folder) for human in set_sweep.human]
+    judgments = [load_judgments(human_set, list(senses), senses) for human_set in human_sets]
+    if concept_set is None:
+        return PlannedConceptSet(set_sweep.concept_set, None, [sentences_stage])
+    experts.check_negatives(concept_set, set_sweep.experts)
+    set_sweep = _restrict_steering(set_sweep, senses)
+    planner = _ModelPlanner(set_sweep, sentences_stage, len(concept_set.sentences))
+    stages = [sentences_stage, *baseline_stages(set_sweep, sentences_stage)]
     for model, weights in models:
-        stages += model_stages(one, model, weights, texts, n_sentences)
-    if "shuffled" in one.baselines:
-        mixed = sentences.plan_shuffled(concepts, texts, one.concepts[0].language, one.seed)
-        stages.append(mixed)
-        for model, weights in models:
-            if not weights.random:
-                stages += shuffled_stages(one, model, weights, mixed, n_sentences)
-    for wanted in [each for each in one.baselines if isinstance(each, Latents)]:
-        for model, weights in models:
-            if model in one.models_of(wanted) and not weights.random:
-                stages += latent_stages(one, wanted, model, weights, texts, n_sentences)
-    compared = [stage for stage in stages if stage.kind == similarity.KIND]
-    name = sweep.name if len(sweep.concepts) == 1 else f"{sweep.name} {one.concept_set}"
-    how = alignment.How(one.agreement, one.interval, one.resamples, one.seed)
-    aligned = alignment.plan(name, texts, compared, human, how)
-    trees: list[Stage] = []
-    if hierarchy.has_domains({concept.name: concept.domain for concept in concepts.concepts}):
-        trees = [
-            hierarchy.plan(each, texts, one.resamples, one.seed)
-            for each in compared
-            if not similarity.is_control(each)
+        stages += planner.model_stages(model, weights)
+    trained = [(model, weights) for model, weights in models if not weights.is_random_init]
+    if "shuffled" in set_sweep.baselines:
+        language = set_sweep.concepts[0].language
+        shuffled_stage = sentences.plan_shuffled(concept_set, sentences_stage, language, set_sweep.seed)
+        stages.append(shuffled_stage)
+        for model, weights in trained:
+            stages += planner.shuffled_stages(model, weights, shuffled_stage)
+    for baseline in set_sweep.baselines:
+        if isinstance(baseline, SparseAutoencoderBaseline):
+            for model, weights in trained:
+                if model in set_sweep.models_for(baseline):
+                    stages += planner.sparse_autoencoder_stages(baseline, model, weights)
+    similarity_stages = [stage for stage in stages if stage.kind == similarity.KIND]
+    name = sweep.name if len(sweep.concepts) == 1 else f"{sweep.name} {set_sweep.concept_set}"
+    settings = alignment.AgreementSettings(
+        set_sweep.agreement, set_sweep.interval, set_sweep.resamples, set_sweep.seed
+    )
+    stages.append(alignment.plan(name, sentences_stage, similarity_stages, judgments, settings))
+    if hierarchy.has_domains({concept.name: concept.domain for concept in concepts}):
+        stages += [
+            hierarchy.plan(stage, sentences_stage, set_sweep.resamples, set_sweep.seed)
+            for stage in similarity_stages
+            if not similarity.is_control(stage)
         ]
-    stages += [aligned, *trees]
-    asked = sweep.model_dump(mode="json", exclude={"store"})
-    stages.append(report.plan(name, stages, asked))
-    return PlannedSet(one.concept_set, concepts, stages, human)
+    stages.append(report.plan(name, stages, sweep.model_dump(mode="json", exclude={"store"})))
+    return PlannedConceptSet(set_sweep.concept_set, concept_set, stages, judgments)
 
 
-def _steered(one: Sweep, known: Collection[str]) -> Sweep:
-    """The sweep of one set, which steers those concepts that it has."""
-    if one.steering is None or one.steering.concepts is None:
-        return one
-    own = [name for name in one.steering.concepts if name in known]
-    steering = one.steering.model_copy(update={"concepts": own}) if own else None
-    return one.model_copy(update={"steering": steering})
+def _restrict_steering(set_sweep: Sweep, known: Collection[str]) -> Sweep:
+    """The sweep of one concept set, steering only concepts of this set."""
+    if set_sweep.steering is None or set_sweep.steering.concepts is None:
+        return set_sweep
+    concepts = [name for name in set_sweep.steering.concepts if name in known]
+    settings = set_sweep.steering.model_copy(update={"concepts": concepts}) if concepts else None
+    return set_sweep.model_copy(update={"steering": settings})
 
 
-def model_stages(
-    sweep: Sweep, model: Model, weights: Weights, texts: Stage, n_sentences: int
-) -> Iterator[Stage]:
-    """What a model at one revision is read and searched for, with its controls and embeddings."""
-    dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    input_embedding = "input-embedding" in sweep.baselines
-    contextual = "contextual" in sweep.baselines and not weights.random
-    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences, contextual)
-    yield read
-    scored = experts.plan(read, sweep.experts, sweep.seed)
-    yield scored
-    how, which = sweep.similarity, sweep.experts
-    yield similarity.plan(scored, how.measures, how.scopes, which.threshold, which.top)
-    if not weights.random:
-        yield from _control_stages(sweep, read)
-        if sweep.steering is not None:
-            attributed = attributions.plan(scored, weights, model, sweep.steering)
-            yield attributed
-            yield steering.plan(read, attributed, weights, model, sweep.steering, sweep.seed)
-    if (input_embedding or contextual) and not weights.random:
-        yield embeddings.plan_embeddings(read, input_embedding, contextual)
+def baseline_stages(sweep: Sweep, sentences_stage: Stage) -> Iterator[Stage]:
+    """Baselines that need none of the sweep's models."""
+    for baseline in sweep.baselines:
+        if baseline == "glove":
+            yield embeddings.plan_glove(sentences_stage)
+        elif baseline == "sentence-encoder":
+            encoder = resolve_encoder(DEFAULT_ENCODER, MAIN, sweep.models_folder)
+            yield sentence_encoder.plan(DEFAULT_ENCODER, encoder, sentences_stage)
+        elif isinstance(baseline, WordVectorsBaseline):
+            path = sweep.folder / baseline.path
+            yield embeddings.plan_word_vectors(baseline.name, path, sentences_stage)
+        elif isinstance(baseline, SentenceEncoderBaseline):
+            encoder = resolve_encoder(baseline.encoder, baseline.revision, sweep.models_folder)
+            yield sentence_encoder.plan(baseline.name, encoder, sentences_stage)
 
 
-def baseline_stages(sweep: Sweep, texts: Stage) -> Iterator[Stage]:
-    """What needs none of the sweep's models."""
-    for wanted in sweep.baselines:
-        if wanted == "glove":
-            yield embeddings.plan_glove(texts)
-        elif wanted == "sentence-encoder":
-            encoder = resolve_encoder(ENCODER, MAIN, sweep.models_folder)
-            yield sentence_encoder.plan(ENCODER, encoder, texts)
-        elif isinstance(wanted, WordVectors):
-            yield embeddings.plan_word_vectors(wanted.name, sweep.folder / wanted.path, texts)
-        elif isinstance(wanted, SentenceEncoder):
-            encoder = resolve_encoder(wanted.encoder, wanted.revision, sweep.models_folder)
-            yield sentence_encoder.plan(wanted.name, encoder, texts)
+@dataclass(frozen=True)
+class _ModelPlanner:
+    """Lays out the stages of the models for one concept set."""
 
+    sweep: Sweep
+    sentences_stage: Stage
+    n_sentences: int
 
-def shuffled_stages(
-    sweep: Sweep, model: Model, weights: Weights, mixed: Stage, n_sentences: int
-) -> Iterator[Stage]:
-    """Experts once more, on sentences whose words are shuffled."""
-    dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    read = activations.plan(weights, model, dtype, sweep.neurons, mixed, n_sentences, False)
-    yield read
-    yield from _as_control(sweep, read, sentences.SHUFFLED)
-
-
-def latent_stages(
-    sweep: Sweep, wanted: Latents, model: Model, weights: Weights, texts: Stage, n_sentences: int
-) -> Iterator[Stage]:
-    """Experts among the latents of a sparse autoencoder."""
-    from cluster.models.sparse_autoencoder import Dictionary
-
-    module, _, side = wanted.at.rpartition(":")
-    if wanted.at and side not in ("input", "output"):
-        raise UserError(f"baselines: {wanted.name}: at: {wanted.at!r}: expected MODULE:input or :output")
-    layers = load_config(weights).get_text_config().num_hidden_layers
-    if wanted.layer >= layers:
-        raise UserError(
-            f"baselines: {wanted.name}: layer: {wanted.layer}: {model.id!r} has layers 0 to {layers - 1}"
+    def model_stages(self, model: Model, weights: Weights) -> Iterator[Stage]:
+        """Activations, experts and similarities of a model at one revision, controls and embeddings."""
+        sweep, settings, comparison = self.sweep, self.sweep.experts, self.sweep.similarity
+        is_trained = not weights.is_random_init
+        input_embedding = is_trained and "input-embedding" in sweep.baselines
+        contextual = is_trained and "contextual" in sweep.baselines
+        activations_stage = self._plan_activations(model, weights, states=contextual)
+        yield activations_stage
+        experts_stage = experts.plan(activations_stage, settings, sweep.seed)
+        yield experts_stage
+        yield similarity.plan(
+            experts_stage, comparison.measures, comparison.scopes, settings.threshold, settings.top
         )
-    dictionary = Dictionary(
-        wanted.name,
-        sweep.folder / wanted.dictionary,
-        wanted.layer,
-        module,
-        "input" if side == "input" else "output",
-        wanted.activation,
-        wanted.k,
-        None if wanted.b_dec is None else wanted.b_dec == "subtract",
-    )
-    dtype = native_dtype() if model.dtype == "auto" else model.dtype
-    read = activations.plan(weights, model, dtype, sweep.neurons, texts, n_sentences, False, dictionary)
-    yield read
-    yield from _as_control(sweep, read, f"{wanted.name} {LATENTS}")
+        if is_trained:
+            yield from self._control_stages(activations_stage)
+            if sweep.steering is not None:
+                attributions_stage = attributions.plan(experts_stage, weights, model, sweep.steering)
+                yield attributions_stage
+                yield steering.plan(attributions_stage, weights, model, sweep.steering, sweep.seed)
+        if input_embedding or contextual:
+            yield embeddings.plan_embeddings(activations_stage, input_embedding, contextual)
+
+    def shuffled_stages(self, model: Model, weights: Weights, shuffled_stage: Stage) -> Iterator[Stage]:
+        """Control: experts on sentences with shuffled words."""
+        activations_stage = self._plan_activations(model, weights, shuffled_stage)
+        yield activations_stage
+        yield from self._plan_control(activations_stage, sentences.SHUFFLED)
+
+    def sparse_autoencoder_stages(
+        self, baseline: SparseAutoencoderBaseline, model: Model, weights: Weights
+    ) -> Iterator[Stage]:
+        """Control: experts among the latents of a sparse autoencoder."""
+        from cluster.models.sparse_autoencoder import SparseAutoencoder
+
+        key = f"baselines: {baseline.name}"
+        module, _, side = baseline.at.rpartition(":")
+        if baseline.at and side not in ("input", "output"):
+            raise UserError(f"{key}: at: {baseline.at!r}: expected MODULE:input or :output")
+        layers = load_config(weights).get_text_config().num_hidden_layers
+        if baseline.layer >= layers:
+            raise UserError(f"{key}: layer: {baseline.layer}: {model.id!r} has layers 0 to {layers - 1}")
+        autoencoder = SparseAutoencoder(
+            baseline.name,
+            self.sweep.folder / baseline.dictionary,
+            baseline.layer,
+            module,
+            "input" if side == "input" else "output",
+            baseline.activation,
+            baseline.k,
+            None if baseline.b_dec is None else baseline.b_dec == "subtract",
+        )
+        activations_stage = self._plan_activations(model, weights, autoencoder=autoencoder)
+        yield activations_stage
+        yield from self._plan_control(activations_stage, f"{baseline.name} {LATENTS_SUFFIX}")
+
+    def _plan_activations(
+        self,
+        model: Model,
+        weights: Weights,
+        sentences_stage: Stage | None = None,
+        states: bool = False,
+        autoencoder: SparseAutoencoder | None = None,
+    ) -> Stage:
+        dtype = default_dtype() if model.dtype == "auto" else model.dtype
+        stage = sentences_stage or self.sentences_stage
+        return activations.plan(
+            weights, model, dtype, self.sweep.neurons, stage, self.n_sentences, states, autoencoder
+        )
+
+    def _control_stages(self, activations_stage: Stage) -> Iterator[Stage]:
+        """Experts with length-matched negatives, and of either half of the sentences."""
+        if "length-matched" in self.sweep.controls:
+            yield from self._plan_control(activations_stage, experts.LENGTH_MATCHED)
+        if "split-half" in self.sweep.controls:
+            halves = [self._plan_control(activations_stage, half) for half in experts.HALVES]
+            for stages in halves:
+                yield from stages
+            yield reliability.plan(*(similarity_stage for _, similarity_stage in halves))
+
+    def _plan_control(self, activations_stage: Stage, control: str) -> tuple[Stage, Stage]:
+        """The experts of a control, and their similarities by the reported measure."""
+        settings = self.sweep.experts
+        experts_stage = experts.plan(activations_stage, settings, self.sweep.seed, control)
+        measures = self.sweep.similarity.measures[:1]
+        return experts_stage, similarity.plan(experts_stage, measures, ["model"], settings.threshold)
 
 
-def _control_stages(sweep: Sweep, read: Stage) -> Iterator[Stage]:
-    """Experts found once more as controls."""
-    if "length-matched" in sweep.controls:
-        yield from _as_control(sweep, read, experts.LENGTH_MATCHED)
-    if "split-half" in sweep.controls:
-        halves = [_as_control(sweep, read, half) for half in experts.HALVES]
-        for pair in halves:
-            yield from pair
-        yield reliability.plan(*(compared for _, compared in halves))
-
-
-def _as_control(sweep: Sweep, read: Stage, control: str) -> tuple[Stage, Stage]:
-    """The experts of a control, and their similarities by the measure that is reported."""
-    scored = experts.plan(read, sweep.experts, sweep.seed, control)
-    return scored, similarity.plan(
-        scored, sweep.similarity.measures[:1], ["model"], sweep.experts.threshold
-    )
-
-
-def _sentences(sweep: Sweep) -> tuple[Stage, ConceptSet | None]:
-    """The stage of the sentences of a sweep with one concept set and, unless they are still to be made,
-    what it holds."""
-    (wanted,) = sweep.concepts
-    if isinstance(wanted, Brought):
-        concepts = read_concepts(sweep.folder / wanted.source, sweep.concept_set, wanted.columns)
-        return sentences.plan(concepts, wanted.language), concepts
-    if isinstance(wanted.words, str):
-        words = read_words(sweep.folder / wanted.words)
+def _plan_sentences(set_sweep: Sweep, several_sets: bool) -> tuple[Stage, ConceptSet | None]:
+    """The sentences stage of a sweep with one concept set, and its content if it exists already."""
+    (config,) = set_sweep.concepts
+    name, concepts = set_sweep.concept_set, None
+    if isinstance(config, ProvidedSentences):
+        concepts = read_concepts(set_sweep.folder / config.source, name, config.columns)
+        stage = sentences.plan(concepts, config.language)
     else:
-        words = named(wanted.words, f"{sweep.file}: concepts.words")
-    # a concept that is nothing else is a noun
-    words = [replace(each, pos=each.pos or NOUN) for each in words]
-    stage = (
-        harvest.plan(sweep, wanted, words)
-        if isinstance(wanted, Harvest)
-        else generate.plan(sweep, wanted, words)
-    )
-    store = sweep.store_path
-    return stage, sentences.read_set(stage, store) if stage.is_done(store) else None
+        if isinstance(config.words, str):
+            words = read_concept_names(set_sweep.folder / config.words)
+        else:
+            words = concepts_from_names(config.words, f"{set_sweep.file}: concepts.words")
+        # a concept without a part of speech is taken as a noun
+        words = [replace(word, pos=word.pos or NOUN) for word in words]
+        if isinstance(config, HarvestedSentences):
+            stage = harvest.plan(set_sweep, config, words)
+        else:
+            stage = generate.plan(set_sweep, config, words)
+        if stage.is_done(set_sweep.store_path):
+            concepts = sentences.read_concept_set(stage, set_sweep.store_path)
+    return replace(stage, set_name=name if several_sets else ""), concepts
 
 
-def _resolved(sweep: Sweep, model: Model) -> list[Weights]:
+def _resolve_revisions(sweep: Sweep, model: Model) -> list[Weights]:
     """A model at each of its revisions."""
-    control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
-    asked = [*model.revisions, *([RANDOM_INIT] if control else [])]
-    revisions = hub.expand(model.id, asked, local_revisions(model.id, sweep.models_folder))
-    allowed = frozenset(model.allow)
-    return [resolve(model.id, each, sweep.models_folder, allowed) for each in revisions]
+    adds_random_init = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
+    patterns = [*model.revisions, *([RANDOM_INIT] if adds_random_init else [])]
+    revisions = hub.expand_revisions(model.id, patterns, local_revisions(model.id, sweep.models_folder))
+    allow = frozenset(model.allow)
+    return [resolve(model.id, revision, sweep.models_folder, allow) for revision in revisions]

@@ -1,6 +1,6 @@
-"""Stage `reliability`: whether experts found on one half of the sentences are those found on the other.
+"""Stage `reliability`: split-half reliability of experts and of their similarities.
 
-The two halves share no sentence, so what they agree on is no accident of the sentences chosen.
+The halves have no sentence in common, so agreement between them is not due to individual sentences.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from alignment.statistics.correlation import FEWEST_PAIRS, correlate
-from jobs.engine.stage import Outcome, Stage
+from alignment.statistics.correlation import MIN_PAIRS, correlate
+from jobs.engine.stage import Stage, StageOutput
 from jobs.experts import SITES_FOLDER
-from jobs.similarity import FILE
+from jobs.similarity import SIMILARITY_FILE
 from storage import sql, tables
 from storage.store.commit import write_table
-from storage.store.paths import let_read
 
 KIND = "reliability"
 RELIABILITY_FILE = "reliability.parquet"
@@ -30,63 +29,63 @@ SELECT
     list(concept_b ORDER BY concept_a, concept_b) AS concepts_b,
     list(coalesce(a.similarity, 0) ORDER BY concept_a, concept_b) AS first,
     list(coalesce(b.similarity, 0) ORDER BY concept_a, concept_b) AS second
-FROM similarities_a a JOIN similarities_b b USING (pooling, measure, threshold, concept_a, concept_b)
+FROM first_similarity a JOIN second_similarity b
+    USING (pooling, measure, threshold, concept_a, concept_b)
 GROUP BY ALL
 ORDER BY ALL
 """
 
 
 def plan(first: Stage, second: Stage) -> Stage:
-    """The stage that compares the similarities from the two halves of a model's sentences."""
+    """The stage that compares two similarity stages, one per half of the sentences."""
     inputs = {"first": first, "second": second}
     return Stage(KIND, first.inputs["experts"].inputs["activations"].label, {}, _run, inputs)
 
 
-def _run(stage: Stage, store: Path) -> Outcome:
+def _run(stage: Stage, store: Path) -> StageOutput:
     with duckdb.connect() as connection:
-        for half, name in (("first", "similarities_a"), ("second", "similarities_b")):
-            similarity = stage.inputs[half]
-            paths_by_table = {
-                name: similarity.result(store).paths(FILE),
-                half: similarity.inputs["experts"].result(store).paths(SITES_FOLDER),
-            }
-            for table, paths in paths_by_table.items():
-                files = let_read(connection, paths)
-                connection.from_parquet(files, hive_partitioning=False).create_view(table)
+        for half, similarity in stage.inputs.items():
+            experts = similarity.inputs["experts"]
+            for name, input_stage, file in (
+                ("similarity", similarity, SIMILARITY_FILE),
+                ("experts", experts, SITES_FOLDER),
+            ):
+                paths = input_stage.read_manifest(store).paths(file)
+                sql.scan_parquet(connection, paths).create_view(f"{half}_{name}")
         params = stage.inputs["first"].params
-        sql.provide(connection, "thresholds", {"threshold": params["thresholds"]})
+        sql.create_table(connection, "thresholds", {"threshold": params["thresholds"]})
         stability = {
             (pooling, threshold): value
-            for pooling, threshold, value in connection.sql(sql.query("half_stability")).fetchall()
+            for pooling, threshold, value in connection.sql(sql.read_query("half_stability")).fetchall()
         }
         groups = connection.sql(_BOTH_HALVES).to_arrow_table().to_pylist()
-    same = {name: params[name] for name in ("model", "revision", "concept_set")}
+    ids = {name: params[name] for name in ("model", "revision", "concept_set")}
     rows = [
-        {**same, **_row(group), "stability": stability.get((group["pooling"], group["threshold"]))}
+        {**ids, **_make_row(group), "stability": stability.get((group["pooling"], group["threshold"]))}
         for group in groups
     ]
-    table = pa.Table.from_pylist(rows, tables.RELIABILITY)
-    return Outcome([write_table(stage.folder(store), RELIABILITY_FILE, table)])
+    table = pa.Table.from_pylist(rows, tables.RELIABILITY.schema)
+    return StageOutput([write_table(stage.folder(store), RELIABILITY_FILE, table)])
 
 
-def _row(group: dict[str, Any]) -> dict[str, Any]:
+def _make_row(group: dict[str, Any]) -> dict[str, Any]:
     names = sorted({*group["concepts_a"], *group["concepts_b"]})
-    number = {name: index for index, name in enumerate(names)}
+    index = {name: number for number, name in enumerate(names)}
     x, y = (np.array(group[half], np.float64) for half in ("first", "second"))
     row = {name: group[name] for name in ("pooling", "measure", "threshold")}
     row |= {"n_pairs": len(x), "rho": None, "ci_low": None, "ci_high": None, "of_all": None}
-    if len(x) < FEWEST_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if len(x) < MIN_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return row
     first, second = (
-        np.array([number[name] for name in group[side]]) for side in ("concepts_a", "concepts_b")
+        np.array([index[name] for name in group[column]]) for column in ("concepts_a", "concepts_b")
     )
-    found = correlate(x[None], y, first, second).interval(0)
-    # Spearman-Brown: what two samples as large as the whole would agree
-    of_all = 2 * found.value / (1 + found.value) if found.value > 0 else found.value
-    return {**row, "rho": found.value, "ci_low": found.low, "ci_high": found.high, "of_all": of_all}
+    rho = correlate(x[None], y, first, second).interval(0)
+    # Spearman-Brown: the reliability of all sentences, twice as many as a half.
+    corrected = 2 * rho.value / (1 + rho.value) if rho.value > 0 else rho.value
+    return {**row, "rho": rho.value, "ci_low": rho.low, "ci_high": rho.high, "of_all": corrected}
 
 
 if __name__ == "__main__":
-    from jobs.commands.main import run_file
+    from jobs.commands.main import run_stage
 
-    run_file("reliability")
+    run_stage("reliability")

@@ -1,5 +1,5 @@
-"""Stage `report`: the page of a sweep and a summary to print; and, on demand, the page of any
-store, with its figures for papers."""
+"""Stage `report`: the HTML report of a sweep and its console summary; on demand, the report and the
+figures of any store."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import pyarrow as pa
 
 from jobs import activations, alignment, hierarchy, reliability, sentences, similarity, steering
 from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE, TRIPLETS_FILE
-from jobs.engine.stage import Outcome, Stage
-from jobs.hierarchy import SUMMARY_FILE as SUMMARY_TABLE
-from jobs.page.study import HEADLINE_THRESHOLD, Source, Study, newest_studies
+from jobs.engine.stage import Stage, StageOutput
+from jobs.hierarchy import HIERARCHY_FILE
+from jobs.page.study import HEADLINE_THRESHOLD, Study, latest_studies
+from jobs.page.study_data import StudyData
 from jobs.reliability import RELIABILITY_FILE
-from jobs.results.summary import is_shown
-from jobs.similarity import EXPERTS, FILE
+from jobs.results.rows import uses_measure
+from jobs.similarity import EXPERTS, SIMILARITY_FILE
 from jobs.steering import DOSES_FILE
+from storage import sql
 from storage.database import open_store
 from storage.store.commit import write_bytes, write_json
 from storage.store.layout import slug
-from storage.store.paths import let_read, read_bytes, read_table
+from storage.store.paths import read_bytes
 
 if TYPE_CHECKING:
     from jobs.page.figures.spec import Section
@@ -32,52 +34,53 @@ KIND = "report"
 SUMMARY_FILE = "summary.json"
 PAGE_FILE = "report.html"
 
-_NEAREST = 4
-_SHOWN_CONCEPTS = 6
+_N_NEIGHBORS = 4
+_MAX_EXAMPLES = 6
 
 
-def plan(name: str, stages: Sequence[Stage], asked: Mapping[str, Any]) -> Stage:
-    """The last stage of a sweep, made of all its others; `asked` is what the sweep file asks for.
+def plan(name: str, stages: Sequence[Stage], config: Mapping[str, Any]) -> Stage:
+    """The last stage of a sweep, with all other stages as inputs; `config` is the sweep file.
 
-    The activations are read where they are there still, but are no input: what was dropped after scoring
-    is not computed again for a page.
+    Activations are read if present, but are not an input: those deleted after scoring are not recomputed
+    for a report.
     """
     inputs = {
         f"{stage.kind} {number}": stage
         for number, stage in enumerate(stages)
         if stage.kind != activations.KIND
     }
-    params = {"headline_threshold": HEADLINE_THRESHOLD, "sweep": dict(asked)}
+    params = {"headline_threshold": HEADLINE_THRESHOLD, "sweep": dict(config)}
     return Stage(KIND, name, params, _run, inputs)
 
 
 def read_summary(stage: Stage, store: Path) -> dict[str, Any]:
     """The summary of a finished sweep."""
-    (path,) = stage.result(store).paths(SUMMARY_FILE)
+    (path,) = stage.read_manifest(store).paths(SUMMARY_FILE)
     summary: dict[str, Any] = json.loads(read_bytes(path))
     return summary
 
 
-def page(stage: Stage, store: Path) -> Path:
-    """The page."""
-    (path,) = stage.result(store).paths(PAGE_FILE)
+def page_path(stage: Stage, store: Path) -> Path:
+    """Path of the HTML report."""
+    (path,) = stage.read_manifest(store).paths(PAGE_FILE)
     return path
 
 
-def write_newest(store: Path, out: Path) -> list[Path]:
-    """Write the page of a store's newest sweep, of what is done of it, and its figures as PNG and SVG;
-    where the sweep has several concept sets, into a folder for each.
+def write_latest(store: Path, out: Path) -> list[Path]:
+    """Write the report of a store's latest sweep, as far as it is complete, and its figures as PNG and
+    SVG; one folder per concept set if there are several.
 
-    Raises UserError for a store in which nothing is done.
+    Raises:
+        UserError: if no stage in the store is complete.
     """
-    from jobs.page.render import paper_figures
+    from jobs.page.render import figure_files
 
     written = []
-    studies = newest_studies(store)
+    studies = latest_studies(store)
     for study in studies:
-        folder = out / slug(study.set_name) if len(studies) > 1 else out
-        html, found = _render(store, study)
-        for name, content in [(PAGE_FILE, html), *paper_figures(found)]:
+        folder = out / slug(study.concept_set_name) if len(studies) > 1 else out
+        html, sections = _render(store, study)
+        for name, content in [(PAGE_FILE, html), *figure_files(sections)]:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
@@ -86,117 +89,114 @@ def write_newest(store: Path, out: Path) -> list[Path]:
 
 
 def _render(store: Path, study: Study) -> tuple[bytes, list[Section]]:
-    """The page as a file, and the sections that it holds."""
-    from jobs.page.render import page as render_page
-    from jobs.page.render import sections
+    """The HTML report and its sections."""
+    from jobs.page.render import make_sections, render_page
 
     with open_store(store, study.runs) as connection:
-        source = Source(connection, study)
-        found = sections(source)
-        return render_page(source, study.name, found).encode(), found
+        data = StudyData(connection, study)
+        sections = make_sections(data)
+        return render_page(data, study.name, sections).encode(), sections
 
 
-def _run(stage: Stage, store: Path) -> Outcome:
-    runs = {each.fingerprint: each.result(store) for each in stage.ancestors() if each is not stage}
+def _run(stage: Stage, store: Path) -> StageOutput:
+    runs = {
+        ancestor.fingerprint: ancestor.read_manifest(store)
+        for ancestor in stage.ancestors()
+        if ancestor is not stage
+    }
     html, _ = _render(store, Study(stage.label, runs, stage.params["sweep"]))
     folder = stage.folder(store)
-    summary = _summary(stage, store)
-    return Outcome([write_bytes(folder, PAGE_FILE, html), write_json(folder, SUMMARY_FILE, summary)])
+    summary = _make_summary(stage, store)
+    return StageOutput([write_bytes(folder, PAGE_FILE, html), write_json(folder, SUMMARY_FILE, summary)])
 
 
-def _summary(stage: Stage, store: Path) -> dict[str, Any]:
-    """What the end of a sweep prints."""
-    (aligned,) = _of(stage, alignment.KIND)
-    experts = next(
-        each for each in _of(stage, similarity.KIND) if each.params["representation"] == EXPERTS
+def _make_summary(stage: Stage, store: Path) -> dict[str, Any]:
+    """The data of the console summary."""
+    (alignment_stage,) = _inputs_of_kind(stage, alignment.KIND)
+    similarity_stage = next(
+        input_stage
+        for input_stage in _inputs_of_kind(stage, similarity.KIND)
+        if input_stage.params["representation"] == EXPERTS
     )
-    texts = experts.inputs["experts"].inputs["activations"].inputs["sentences"]
-    read = experts.inputs["experts"].inputs["activations"]
-    domains = sentences.read_domains(texts, store)
-    pooling = read.params["poolings"][0]
-    threshold = _nearest_threshold(experts.params["thresholds"])
-    matrix = _similarities(experts, store, pooling, threshold)
-    (table,) = aligned.result(store).paths(ALIGNMENT_FILE)
-    (pairs,) = aligned.result(store).paths(PAIRS_FILE)
-    (triplets,) = aligned.result(store).paths(TRIPLETS_FILE)
-    judged = pa.concat_tables([read_table(path).select(["human_set"]) for path in (pairs, triplets)])
-    n_judged = judged.group_by("human_set").aggregate([([], "count_all")])
-    measure = experts.params["measures"][0]
-    trees = _rows(_of(stage, hierarchy.KIND), SUMMARY_TABLE, store)
+    activations_stage = similarity_stage.inputs["experts"].inputs["activations"]
+    sentences_stage = activations_stage.inputs["sentences"]
+    domains = sentences.read_domains(sentences_stage, store)
+    pooling = activations_stage.params["poolings"][0]
+    measure = similarity_stage.params["measures"][0]
+    thresholds = similarity_stage.params["thresholds"]
+    threshold = min(thresholds, key=lambda threshold: abs(threshold - HEADLINE_THRESHOLD))
+    similarities = _read_similarities(similarity_stage, store, pooling, threshold)
+    judgments = [alignment_stage.read_table(store, name) for name in (PAIRS_FILE, TRIPLETS_FILE)]
+    judged = pa.concat_tables([table.select(["human_set"]) for table in judgments])
+    counts = judged.group_by("human_set").aggregate([([], "count_all")]).to_pylist()
+    alignment_rows = _read_rows([alignment_stage], ALIGNMENT_FILE, store)
+    hierarchy_rows = _read_rows(_inputs_of_kind(stage, hierarchy.KIND), HIERARCHY_FILE, store)
     return {
         "sweep": stage.label,
-        "concept_set": texts.params["concept_set"],
+        "concept_set": sentences_stage.params["concept_set"],
         "n_concepts": len(domains),
-        "n_sentences": len(sentences.read_texts(texts, store)),
+        "n_sentences": len(sentences.read_texts(sentences_stage, store)),
         "headline_threshold": threshold,
-        "agreement": aligned.params["measures"][0],
-        "human_pairs": {row["human_set"]: row["count_all"] for row in n_judged.to_pylist()},
-        "human_sets": list(aligned.params["human"]),
-        "alignment": [row for row in read_table(table).to_pylist() if is_shown(row, measure)],
-        "reliability": _rows(_of(stage, reliability.KIND), RELIABILITY_FILE, store),
-        "hierarchy": [row for row in trees if is_shown(row, measure)],
-        "steering": _rows(_of(stage, steering.KIND), DOSES_FILE, store),
+        "agreement": alignment_stage.params["measures"][0],
+        "human_pairs": {row["human_set"]: row["count_all"] for row in counts},
+        "human_sets": list(alignment_stage.params["human"]),
+        "alignment": [row for row in alignment_rows if uses_measure(row, measure)],
+        "reliability": _read_rows(_inputs_of_kind(stage, reliability.KIND), RELIABILITY_FILE, store),
+        "hierarchy": [row for row in hierarchy_rows if uses_measure(row, measure)],
+        "steering": _read_rows(_inputs_of_kind(stage, steering.KIND), DOSES_FILE, store),
         "nearest": {
-            "of": f"{read.label}, {pooling} pooling, AP > {threshold}",
-            "concepts": {name: _nearest(matrix, name, list(domains)) for name in _examples(domains)},
+            "of": f"{activations_stage.label}, {pooling} pooling, AP > {threshold}",
+            "concepts": {
+                name: _nearest_concepts(similarities, name, list(domains))
+                for name in _select_examples(domains)
+            },
         },
     }
 
 
-def _of(stage: Stage, kind: str) -> list[Stage]:
-    return [each for each in stage.inputs.values() if each.kind == kind]
+def _inputs_of_kind(stage: Stage, kind: str) -> list[Stage]:
+    return [input_stage for input_stage in stage.inputs.values() if input_stage.kind == kind]
 
 
-def _rows(stages: list[Stage], name: str, store: Path) -> list[dict[str, Any]]:
-    """Rows of a table from all the stages of a kind that the report reads."""
-    found = [each.result(store).paths(name) for each in stages]
-    return [row for (path,) in found for row in read_table(path).to_pylist()]
+def _read_rows(stages: list[Stage], name: str, store: Path) -> list[dict[str, Any]]:
+    """Rows of a table of several stages."""
+    return [row for stage in stages for row in stage.read_table(store, name).to_pylist()]
 
 
-def _nearest_threshold(thresholds: list[float]) -> float:
-    """The papers' threshold, or the one nearest to it."""
-    return min(thresholds, key=lambda threshold: abs(threshold - HEADLINE_THRESHOLD))
-
-
-def _similarities(
-    experts: Stage, store: Path, pooling: str, threshold: float
+def _read_similarities(
+    stage: Stage, store: Path, pooling: str, threshold: float
 ) -> dict[tuple[str, str], float | None]:
-    (path,) = experts.result(store).paths(FILE)
     with duckdb.connect() as connection:
+        paths = stage.read_manifest(store).paths(SIMILARITY_FILE)
+        sql.scan_parquet(connection, paths).create_view("similarity")
         rows = connection.execute(
-            "SELECT concept_a, concept_b, similarity "
-            "FROM read_parquet($paths, hive_partitioning = false) "
+            "SELECT concept_a, concept_b, similarity FROM similarity "
             "WHERE pooling = $pooling AND threshold = $threshold AND measure = $measure "
             "AND layer IS NULL AND site IS NULL",
-            {
-                "paths": let_read(connection, [path]),
-                "pooling": pooling,
-                "threshold": threshold,
-                "measure": experts.params["measures"][0],
-            },
+            {"pooling": pooling, "threshold": threshold, "measure": stage.params["measures"][0]},
         ).fetchall()
     return {(first, second): value for first, second, value in rows}
 
 
-def _examples(domains: dict[str, str | None]) -> list[str]:
-    """A few concepts to show: the first of each domain that does not name the domain itself."""
+def _select_examples(domains: dict[str, str | None]) -> list[str]:
+    """The first concept of each domain that is not the domain's name; any concepts without domains."""
     first = {domain: name for name, domain in reversed(domains.items()) if domain and name != domain}
-    chosen = [name for name in domains if name in first.values()] or list(domains)
-    return chosen[:_SHOWN_CONCEPTS]
+    examples = [name for name in domains if name in first.values()] or list(domains)
+    return examples[:_MAX_EXAMPLES]
 
 
-def _nearest(
-    matrix: dict[tuple[str, str], float | None], name: str, names: list[str]
+def _nearest_concepts(
+    similarities: dict[tuple[str, str], float | None], name: str, names: list[str]
 ) -> list[tuple[str, float]]:
-    found = [
+    neighbors = [
         (other, value)
         for other in names
-        if (value := matrix.get((min(name, other), max(name, other)))) is not None
+        if (value := similarities.get((min(name, other), max(name, other)))) is not None
     ]
-    return sorted(found, key=lambda pair: -pair[1])[:_NEAREST]
+    return sorted(neighbors, key=lambda neighbor: -neighbor[1])[:_N_NEIGHBORS]
 
 
 if __name__ == "__main__":
-    from jobs.commands.main import run_file
+    from jobs.commands.main import run_stage
 
-    run_file("report")
+    run_stage("report")

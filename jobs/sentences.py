@@ -1,8 +1,8 @@
-"""Stage `sentences`: the concepts, their sentences and where each concept's word stands in them."""
+"""Stage `sentences`: concepts, their sentences, and the positions of each concept's word in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alignment.text.quality import Collected, Gate
-from alignment.text.word_matching import NOUN, Word, find_word, shuffled
-from jobs.engine.stage import Outcome, Stage
+from alignment.text.quality import CollectedSentences, SentenceFilter
+from alignment.text.word_matching import NOUN, ConceptWord, find_word, shuffle_words
+from jobs.engine.stage import Stage, StageOutput
 from storage import tables
 from storage.errors import WorkFailed, excerpt
 from storage.readers.concepts import NEGATIVE, POOL, POSITIVE, Concept, ConceptSet, Sentence
 from storage.store.commit import FileRecord, write_table
 from storage.store.fingerprint import fingerprint
-from storage.store.paths import read_table
 
 KIND = "sentences"
 CONCEPTS_FILE = "concepts.parquet"
@@ -29,273 +28,276 @@ DROPPED_FILE = "dropped.parquet"
 SHUFFLED = "shuffled"
 
 
-def plan(concepts: ConceptSet, language: str = "en") -> Stage:
-    """The stage for a concept set that was read: its sentences are flagged, none is dropped."""
+def plan(concept_set: ConceptSet, language: str = "en") -> Stage:
+    """The stage for sentences provided by the user: they get quality flags, and none is dropped."""
 
-    def run(stage: Stage, store: Path) -> Outcome:
-        flagged = _flagged(concepts, language)
-        files = write(stage, store, flagged, language, {})
-        return Outcome(files, _notes(flagged, language))
+    def run(stage: Stage, store: Path) -> StageOutput:
+        flagged = _flag_sentences(concept_set, language)
+        files = write_concept_set(stage, store, flagged, language, {})
+        return StageOutput(files, _make_notes(flagged, language))
 
-    params = {"concept_set": concepts.label, "content": concepts.content_hash, "language": language}
-    return Stage(KIND, concepts.name, params, run)
+    params = {
+        "concept_set": concept_set.label,
+        "content": concept_set.content_hash,
+        "language": language,
+    }
+    return Stage(KIND, concept_set.name, params, run)
 
 
-def plan_shuffled(concepts: ConceptSet, texts: Stage, language: str, seed: int) -> Stage:
-    """The stage for the sentences of another one with the words of each in an order drawn by lot: the
-    concepts' words stay, what the sentences say of them does not."""
-    label = f"{texts.params['concept_set']} {SHUFFLED}"
+def plan_shuffled(concept_set: ConceptSet, sentences: Stage, language: str, seed: int) -> Stage:
+    """The stage for the same sentences with their words in random order: each sentence keeps its
+    concept's word, but not what it says about the concept."""
+    label = f"{sentences.params['concept_set']} {SHUFFLED}"
 
-    def run(stage: Stage, store: Path) -> Outcome:
+    def run(stage: Stage, store: Path) -> StageOutput:
         random = np.random.default_rng(seed)
-        words = {concept.name: word_of(concept, language) for concept in concepts.concepts}
-        mixed = [
-            replace(each, text=shuffled(each.text, [words[name] for name in each.concepts], random))
-            for each in concepts.sentences
+        words = _concept_words(concept_set, language)
+        shuffled_sentences = [
+            replace(
+                sentence,
+                text=shuffle_words(sentence.text, [words[name] for name in sentence.concepts], random),
+            )
+            for sentence in concept_set.sentences
         ]
-        changed = replace(concepts, sentences=mixed)
-        return Outcome(write(stage, store, changed, language, {}))
+        shuffled_set = replace(concept_set, sentences=shuffled_sentences)
+        return StageOutput(write_concept_set(stage, store, shuffled_set, language, {}))
 
     params = {"concept_set": label, "language": language, "seed": seed}
-    return Stage(KIND, f"{texts.label} {SHUFFLED}", params, run, {"sentences": texts})
+    return Stage(KIND, f"{sentences.label} {SHUFFLED}", params, run, {"sentences": sentences})
 
 
-def label_of(name: str, params: Mapping[str, Any]) -> str:
-    """The label of a set that is still to be made: its name with the start of a hash of what it is
-    made from."""
+def make_label(name: str, params: Mapping[str, Any]) -> str:
+    """The label of a concept set that is not made yet: its name and a short hash of its settings."""
     return f"{name}@{fingerprint(params)[:8]}"
 
 
-def short_of(collected: Mapping[str, Collected], wanted: int, needed: int) -> list[str]:
-    """A note on the concepts that have fewer sentences than were wanted.
+def check_enough_sentences(
+    collected: Mapping[str, CollectedSentences], requested: int, required: int
+) -> list[str]:
+    """A note on the concepts with fewer sentences than requested.
 
-    Raises WorkFailed, with the reasons, for those that have fewer than are needed.
+    Raises:
+        WorkFailed: if concepts have fewer than `required`; it gives the reasons for each.
     """
-    short = {name: each for name, each in collected.items() if len(each.kept) < wanted}
-    failures = [
-        f"{name}: {len(each.kept)} kept; dropped: "
-        + (", ".join(f"{reason} ({n})" for reason, n in each.dropped.most_common(3)) or "none found")
-        for name, each in short.items()
-        if len(each.kept) < needed
-    ]
+    counts = {name: len(result.sentences) for name, result in collected.items()}
+    short = {name: count for name, count in counts.items() if count < requested}
+    failures = []
+    for name, count in short.items():
+        if count < required:
+            reasons = [f"{reason} ({n})" for reason, n in collected[name].rejected.most_common(3)]
+            failures.append(f"{name}: {count} kept; dropped: {', '.join(reasons) or 'none'}")
     if failures:
-        raise WorkFailed(
-            f"{len(failures)} of {len(collected)} concepts have fewer than {needed} sentences (fewest)",
-            failures,
-        )
+        summary = f"{len(failures)} of {len(collected)} concepts have fewer than {required} sentences"
+        raise WorkFailed(f"{summary} (fewest)", failures)
     if not short:
         return []
-    name = min(short, key=lambda each: len(short[each].kept))
+    name = min(short, key=lambda name: short[name])
     return [
-        f"{len(short)} concepts have fewer than {wanted} sentences, the fewest {name!r}: "
-        f"{len(short[name].kept)}"
+        f"{len(short)} concepts have fewer than {requested} sentences; the fewest: {name!r} with "
+        f"{short[name]}"
     ]
 
 
-def word_of(concept: Concept, language: str) -> Word:
-    """The word that a concept is looked for by."""
-    return Word(concept.name, concept.pos or NOUN, language)
+def concept_word(concept: Concept, language: str) -> ConceptWord:
+    """The word to match in text for a concept."""
+    return ConceptWord(concept.name, concept.pos or NOUN, language)
 
 
-def write(
+def write_concept_set(
     stage: Stage,
     store: Path,
-    concepts: ConceptSet,
+    concept_set: ConceptSet,
     language: str,
-    collected: Mapping[str, Collected],
+    collected: Mapping[str, CollectedSentences],
 ) -> list[FileRecord]:
-    """Commit the tables of a concept set; `collected` says what was dropped for each concept."""
+    """Commit the tables of a concept set; `collected` has the dropped sentences of each concept."""
     label = stage.params["concept_set"]
     tables = {
-        CONCEPTS_FILE: _concepts(concepts, label),
-        SENTENCES_FILE: _sentences(concepts, label),
-        MEMBERSHIPS_FILE: _memberships(concepts, label, language),
-        DROPPED_FILE: _dropped(collected, label),
+        CONCEPTS_FILE: _concept_table(concept_set, label),
+        SENTENCES_FILE: _sentence_table(concept_set, label),
+        MEMBERSHIPS_FILE: _membership_table(concept_set, label, language),
+        DROPPED_FILE: _dropped_table(collected, label),
     }
     return [write_table(stage.folder(store), name, table) for name, table in tables.items()]
 
 
-def read_set(stage: Stage, store: Path) -> ConceptSet:
-    """The concept set that the stage holds."""
-    rows = _read(stage, store, SENTENCES_FILE).to_pylist()
+def read_concept_set(stage: Stage, store: Path) -> ConceptSet:
+    """The concept set of a finished stage."""
+    rows = stage.read_table(store, SENTENCES_FILE).to_pylist()
     roles: dict[int, dict[str, list[str]]] = {}
-    for row in _read(stage, store, MEMBERSHIPS_FILE).to_pylist():
+    for row in stage.read_table(store, MEMBERSHIPS_FILE).to_pylist():
         roles.setdefault(row["sentence_id"], {}).setdefault(row["role"], []).append(row["concept"])
     sentences = []
     for row in rows:
-        own = roles[row.pop("sentence_id")]
+        concepts_by_role = roles[row.pop("sentence_id")]
         del row["concept_set"]
         sentences.append(
             Sentence(
                 **row,
-                concepts=own.get(POSITIVE, []),
-                negative_of=own.get(NEGATIVE, []),
-                pool=POOL in own,
+                concepts=concepts_by_role.get(POSITIVE, []),
+                negative_of=concepts_by_role.get(NEGATIVE, []),
+                pool=POOL in concepts_by_role,
             )
         )
     concepts = [
         Concept(row["concept"], row["domain"], row["sense"], row["pos"])
-        for row in _read(stage, store, CONCEPTS_FILE).to_pylist()
+        for row in stage.read_table(store, CONCEPTS_FILE).to_pylist()
     ]
     return ConceptSet(stage.label, concepts, sentences)
 
 
 def read_dropped(stage: Stage, store: Path) -> list[dict[str, Any]]:
-    """The rows of the stage's `dropped` table."""
-    rows: list[dict[str, Any]] = _read(stage, store, DROPPED_FILE).to_pylist()
+    """Rows of the stage's `dropped` table."""
+    rows: list[dict[str, Any]] = stage.read_table(store, DROPPED_FILE).to_pylist()
     return rows
 
 
 def read_concept_names(stage: Stage, store: Path) -> list[str]:
     """Names of the concepts, in the set's order."""
-    names: list[str] = _read(stage, store, CONCEPTS_FILE).column("concept").to_pylist()
+    names: list[str] = stage.read_table(store, CONCEPTS_FILE).column("concept").to_pylist()
     return names
 
 
 def read_domains(stage: Stage, store: Path) -> dict[str, str | None]:
     """Domain of each concept, in the set's order."""
-    table = _read(stage, store, CONCEPTS_FILE)
-    return dict(
-        zip(table.column("concept").to_pylist(), table.column("domain").to_pylist(), strict=True)
-    )
+    rows = stage.read_table(store, CONCEPTS_FILE).to_pylist()
+    return {row["concept"]: row["domain"] for row in rows}
 
 
 def read_texts(stage: Stage, store: Path) -> list[tuple[str, list[int]]]:
-    """Every sentence in the order of its id, with the spans of all its concepts' words."""
+    """Text of every sentence, by sentence id, and the character spans of its concepts' words."""
     spans: dict[int, list[int]] = {}
-    for row in _read(stage, store, MEMBERSHIPS_FILE).to_pylist():
+    for row in stage.read_table(store, MEMBERSHIPS_FILE).to_pylist():
         if row["role"] == POSITIVE:
             spans.setdefault(row["sentence_id"], []).extend(row["spans"])
-    rows = _read(stage, store, SENTENCES_FILE).to_pylist()
+    rows = stage.read_table(store, SENTENCES_FILE).to_pylist()
     return [(row["text"], spans.get(row["sentence_id"], [])) for row in rows]
 
 
 def read_memberships(stage: Stage, store: Path, role: str = POSITIVE) -> tuple[Any, Any, int]:
-    """Ids of the sentences of a role and, side by side, numbers of their concepts (none for the pool);
-    and how many sentences there are."""
-    table = _read(stage, store, MEMBERSHIPS_FILE)
+    """Sentence ids and concept indices of the members of a role, as parallel arrays (no indices for the
+    pool), and the number of sentences."""
+    table = stage.read_table(store, MEMBERSHIPS_FILE)
     rows = table.filter(pc.equal(table.column("role"), role))
-    number = {name: index for index, name in enumerate(read_concept_names(stage, store))}
+    index = {name: number for number, name in enumerate(read_concept_names(stage, store))}
     names = [] if role == POOL else rows.column("concept").to_pylist()
-    concepts = np.array([number[name] for name in names], np.int64)
-    n_sentences = _read(stage, store, SENTENCES_FILE).num_rows
+    concepts = np.array([index[name] for name in names], np.int64)
+    n_sentences = stage.read_table(store, SENTENCES_FILE).num_rows
     return rows.column("sentence_id").to_numpy(), concepts, n_sentences
 
 
-def _read(stage: Stage, store: Path, name: str) -> pa.Table:
-    (path,) = stage.result(store).paths(name)
-    return read_table(path)
+def _concept_words(concept_set: ConceptSet, language: str) -> dict[str, ConceptWord]:
+    return {concept.name: concept_word(concept, language) for concept in concept_set.concepts}
 
 
-def _concepts(concepts: ConceptSet, label: str) -> pa.Table:
-    counts = concepts.counts()
+def _concept_table(concept_set: ConceptSet, label: str) -> pa.Table:
+    counts = concept_set.count_sentences()
     rows = [
-        {"concept_set": label, "concept": each.name, **vars(each), "n_sentences": counts[each.name]}
-        for each in concepts.concepts
+        {"concept_set": label, "concept": name, **vars(concept), "n_sentences": counts[name]}
+        for concept in concept_set.concepts
+        for name in (concept.name,)
     ]
-    return pa.Table.from_pylist(rows, tables.CONCEPTS)
+    return pa.Table.from_pylist(rows, tables.CONCEPTS.schema)
 
 
-def _sentences(concepts: ConceptSet, label: str) -> pa.Table:
+def _sentence_table(concept_set: ConceptSet, label: str) -> pa.Table:
     rows = [
         {"concept_set": label, "sentence_id": number, **vars(sentence)}
-        for number, sentence in enumerate(concepts.sentences)
+        for number, sentence in enumerate(concept_set.sentences)
     ]
-    return pa.Table.from_pylist(rows, tables.SENTENCES)
+    return pa.Table.from_pylist(rows, tables.SENTENCES.schema)
 
 
-def _memberships(concepts: ConceptSet, label: str, language: str) -> pa.Table:
-    words = {concept.name: word_of(concept, language) for concept in concepts.concepts}
-
-    def row(
-        number: int, name: str | None, role: str, spans: Iterable[tuple[int, int]]
-    ) -> dict[str, Any]:
-        return {
+def _membership_table(concept_set: ConceptSet, label: str, language: str) -> pa.Table:
+    words = _concept_words(concept_set, language)
+    memberships: list[tuple[int, str | None, str, list[tuple[int, int]]]] = []
+    for number, sentence in enumerate(concept_set.sentences):
+        memberships += [
+            (number, name, POSITIVE, find_word(sentence.text, words[name])) for name in sentence.concepts
+        ]
+        memberships += [(number, name, NEGATIVE, []) for name in sentence.negative_of]
+        if sentence.pool:
+            memberships.append((number, None, POOL, []))
+    rows = [
+        {
             "concept_set": label,
             "sentence_id": number,
             "concept": name,
             "role": role,
             "spans": [edge for span in spans for edge in span],
         }
-
-    rows = []
-    for number, sentence in enumerate(concepts.sentences):
-        rows += [
-            row(number, name, POSITIVE, find_word(sentence.text, words[name]))
-            for name in sentence.concepts
-        ]
-        rows += [row(number, name, NEGATIVE, []) for name in sentence.negative_of]
-        if sentence.pool:
-            rows.append(row(number, None, POOL, []))
-    return pa.Table.from_pylist(rows, tables.MEMBERSHIPS)
+        for number, name, role, spans in memberships
+    ]
+    return pa.Table.from_pylist(rows, tables.MEMBERSHIPS.schema)
 
 
-def _dropped(collected: Mapping[str, Collected], label: str) -> pa.Table:
+def _dropped_table(collected: Mapping[str, CollectedSentences], label: str) -> pa.Table:
     rows = [
         {
             "concept_set": label,
             "concept": name,
             "reason": reason,
             "dropped": count,
-            "example": each.examples[reason],
+            "example": result.examples[reason],
         }
-        for name, each in collected.items()
-        for reason, count in each.dropped.most_common()
+        for name, result in collected.items()
+        for reason, count in result.rejected.most_common()
     ]
-    return pa.Table.from_pylist(rows, tables.DROPPED)
+    return pa.Table.from_pylist(rows, tables.DROPPED.schema)
 
 
-def _flagged(concepts: ConceptSet, language: str) -> ConceptSet:
-    """The set with what the quality gate objects to in each sentence.
+def _flag_sentences(concept_set: ConceptSet, language: str) -> ConceptSet:
+    """The set with the quality filter's flags on each sentence.
 
-    The part of speech is looked at only where the file gives one.
+    Parts of speech are checked only where the file gives them.
     """
-    gate = Gate([word_of(concept, language) for concept in concepts.concepts], language)
-    known = {concept.name: (number, concept) for number, concept in enumerate(concepts.concepts)}
-    collected: dict[str, Collected] = {}
+    gate = SentenceFilter(list(_concept_words(concept_set, language).values()), language)
+    numbered = {concept.name: (number, concept) for number, concept in enumerate(concept_set.concepts)}
+    collected: dict[str, CollectedSentences] = {}
     flagged = []
-    for sentence in concepts.sentences:
-        own = [known[name] for name in sentence.concepts]
+    for sentence in concept_set.sentences:
+        members = [numbered[name] for name in sentence.concepts]
         flags: list[str | None] = []
-        if own or sentence.pool:
-            check_pos = all(concept.pos is not None for _, concept in own)
-            flags.append(gate.objection(sentence.text, [number for number, _ in own], check_pos))
+        if members or sentence.pool:
+            check_pos = all(concept.pos is not None for _, concept in members)
+            flags.append(
+                gate.rejection_reason(sentence.text, [number for number, _ in members], check_pos)
+            )
         for name in sentence.concepts:
-            of_concept = collected.setdefault(name, Collected())
-            flags.append(of_concept.repeats(sentence.text))
-            of_concept.keep(sentence.text)
+            earlier = collected.setdefault(name, CollectedSentences())
+            flags.append(earlier.repetition_reason(sentence.text))
+            earlier.add(sentence.text)
         flagged.append(replace(sentence, flags=list(dict.fromkeys(flag for flag in flags if flag))))
-    return replace(concepts, sentences=flagged)
+    return replace(concept_set, sentences=flagged)
 
 
-def _notes(concepts: ConceptSet, language: str) -> list[str]:
+def _make_notes(concept_set: ConceptSet, language: str) -> list[str]:
     notes = []
-    words = {concept.name: word_of(concept, language) for concept in concepts.concepts}
-    without = [
+    words = _concept_words(concept_set, language)
+    without_word = [
         (name, sentence.text)
-        for sentence in concepts.sentences
+        for sentence in concept_set.sentences
         for name in sentence.concepts
         if not find_word(sentence.text, words[name])
     ]
-    if without:
-        name, text = without[0]
+    if without_word:
+        name, text = without_word[0]
         notes.append(
-            f"{len(without)} sentences do not contain their concept's word, first {name!r}: "
+            f"{len(without_word)} sentences do not contain their concept's word, first {name!r}: "
             f"{excerpt(text)}"
         )
-    flagged = [(each.flags, each.text) for each in concepts.sentences if each.flags]
+    flagged = [sentence for sentence in concept_set.sentences if sentence.flags]
     if flagged:
-        flags, text = flagged[0]
         notes.append(
-            f"the quality gate objects to {len(flagged)} sentences, which are kept (see their flags), "
-            f"first {', '.join(flags)}: {excerpt(text)}"
+            f"{len(flagged)} sentences have quality flags and were kept (column `flags`), first "
+            f"{', '.join(flagged[0].flags)}: {excerpt(flagged[0].text)}"
         )
-    if concepts.ignored_columns:
-        notes.append(f"columns not used: {', '.join(concepts.ignored_columns)}")
+    if concept_set.ignored_columns:
+        notes.append(f"unused columns: {', '.join(concept_set.ignored_columns)}")
     return notes
 
 
 if __name__ == "__main__":
-    from jobs.commands.main import run_file
+    from jobs.commands.main import run_stage
 
-    run_file("sentences")
+    run_stage("sentences")

@@ -1,6 +1,5 @@
-"""Stage `similarity`: how similar two concepts' experts are, by DuckDB SQL over the experts: those of
-the whole model, of each layer and of each kind of site, or of a control; and how similar the APs of all
-neurons there are."""
+"""Stage `similarity`: similarity of every pair of concepts, by their shared experts (DuckDB SQL) or by
+the APs of all neurons, in the whole model, in each layer and in each kind of site."""
 
 from __future__ import annotations
 
@@ -15,24 +14,25 @@ import duckdb
 import pyarrow as pa
 
 from jobs import activations, sentences
-from jobs.config import VECTOR_MEASURES
-from jobs.engine.stage import Outcome, Stage
+from jobs.config.analysis import VECTOR_MEASURES
+from jobs.engine.stage import Stage, StageOutput
 from jobs.experts import SCORES_FOLDER, SITES_FOLDER
 from jobs.representations.score_vectors import score_similarities
 from storage import sql, tables
-from storage.store.activation_files import RESIDUAL, activation_folder
+from storage.store.activation_files import activation_folder
 from storage.store.commit import write_table
-from storage.store.paths import let_read
 
 KIND = "similarity"
-FILE = "similarity.parquet"
+SIMILARITY_FILE = "similarity.parquet"
 EXPERTS = "experts"
+FAMILY_KEY = ("representation", "model", "revision", "concept_set", "pooling", "measure")
+REPRESENTATION_KEY = (*FAMILY_KEY, "layer", "site", "threshold", "top")
 
-MEMORY = "4GB"
-"""What DuckDB may use; beyond it, it works on the disk."""
+MEMORY_LIMIT = "4GB"
+"""Memory limit of DuckDB, above which it spills to disk."""
 
-COUNTED_BITS = 22
-"""Up to 4 million pairs are counted in an array, of 40 MB a thread."""
+_PERFECT_HASH_BITS = 22
+"""Up to 4 million pairs are counted in an array (40 MB per thread)."""
 
 
 def plan(
@@ -42,10 +42,11 @@ def plan(
     thresholds: Sequence[float],
     top: Sequence[int] = (),
 ) -> Stage:
-    """The stage that compares the experts of one model, for each of its poolings."""
+    """The stage that compares concepts by one model's experts, at every pooling."""
+    control = experts.params.get("control")
     params = {
         **{name: experts.params[name] for name in ("model", "revision", "concept_set")},
-        "representation": _representation(experts),
+        "representation": f"{EXPERTS}, {control}" if control else EXPERTS,
         "measures": list(measures),
         "scopes": sorted(scopes),
         "thresholds": sorted(thresholds),
@@ -54,60 +55,51 @@ def plan(
     return Stage(KIND, experts.label, params, _run, {"experts": experts})
 
 
-def _run(stage: Stage, store: Path) -> Outcome:
+def _run(stage: Stage, store: Path) -> StageOutput:
     experts = stage.inputs["experts"]
-    read = experts.inputs["activations"]
-    paths = experts.result(store).paths(SITES_FOLDER)
-    concepts = sentences.read_concept_names(read.inputs["sentences"], store)
+    activations_stage = experts.inputs["activations"]
+    paths = experts.read_manifest(store).paths(SITES_FOLDER)
+    concepts = sentences.read_concept_names(activations_stage.inputs["sentences"], store)
     measures = stage.params["measures"]
-    with connect() as connection:
-        connection.from_parquet(let_read(connection, paths), hive_partitioning=False).create_view(
-            "experts"
-        )
-        tables = similarities(
+    with connect_duckdb() as connection:
+        sql.scan_parquet(connection, paths).create_view("experts")
+        results = compute_similarities(
             connection,
             concepts,
-            read.params["poolings"],
-            [each for each in measures if each not in VECTOR_MEASURES],
+            activations_stage.params["poolings"],
+            [measure for measure in measures if measure not in VECTOR_MEASURES],
             **{name: stage.params[name] for name in ("scopes", "thresholds", "top")},
         )
-    of_vectors = [each for each in measures if each in VECTOR_MEASURES]
-    if of_vectors:
+    vector_measures = [measure for measure in measures if measure in VECTOR_MEASURES]
+    if vector_measures:
         files = _score_files(experts, store, stage.params["scopes"])
-        tables += score_similarities(files, concepts, of_vectors)
-    constant = {
-        **{name: stage.params[name] for name in ("model", "revision", "concept_set")},
-        "representation": stage.params["representation"],
-    }
-    rows = pa.concat_tables([complete(table, constant) for table in tables])
-    return Outcome([write_table(stage.folder(store), FILE, rows)])
+        results += score_similarities(files, concepts, vector_measures)
+    names = ("model", "revision", "concept_set", "representation")
+    constants = {name: stage.params[name] for name in names}
+    rows = pa.concat_tables([fill_columns(table, constants) for table in results])
+    return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, rows)])
 
 
 def _score_files(
     experts: Stage, store: Path, scopes: Sequence[str]
 ) -> list[tuple[dict[str, Any], list[Path]]]:
-    """The files of scores of each place that the scopes name, with the place's columns."""
-    sites = [
-        row
-        for row in activations.read_sites(experts.inputs["activations"], store)
-        if row["site"] != RESIDUAL
-    ]
-    several = len({row["site"] for row in sites}) > 1
-    made = experts.result(store)
-    places: dict[tuple[Any, ...], list[Path]] = {}
+    """The score files of every scope, with the scope's columns (pooling, layer, site)."""
+    sites = activations.read_neuron_sites(experts.inputs["activations"], store)
+    manifest = experts.read_manifest(store)
+    paths_by_scope: dict[tuple[Any, ...], list[Path]] = {}
     for scope, row in product(scopes, sites):
-        if scope == "site" and not several:
+        if scope == "site" and len({row["site"] for row in sites}) == 1:
             continue
         layer = row["layer"] if scope == "layer" else None
         site = row["site"] if scope == "site" else None
         folder = activation_folder(row["pooling"], row["layer"], row["site"])
-        found = sorted(made.paths(f"{SCORES_FOLDER}/{folder}"))
-        places.setdefault((row["pooling"], layer, site), []).extend(found)
+        paths = sorted(manifest.paths(f"{SCORES_FOLDER}/{folder}"))
+        paths_by_scope.setdefault((row["pooling"], layer, site), []).extend(paths)
     names = ("pooling", "layer", "site")
-    return [(dict(zip(names, place, strict=True)), paths) for place, paths in places.items()]
+    return [(dict(zip(names, scope, strict=True)), paths) for scope, paths in paths_by_scope.items()]
 
 
-def similarities(
+def compute_similarities(
     connection: duckdb.DuckDBPyConnection,
     concepts: Sequence[str],
     poolings: Sequence[str],
@@ -116,81 +108,77 @@ def similarities(
     thresholds: Sequence[float],
     top: Sequence[int],
 ) -> list[pa.Table]:
-    """The measures between each two concepts, from the view `experts` of a connection.
+    """Similarities of all pairs of concepts, from the view `experts` of a connection.
 
-    `scopes` are of model, layer and site; site gives something only where there are several kinds of it,
-    for else it is the model. Experts are the neurons whose AP is above each of the
-    thresholds, and those of the `top` highest APs of each concept and scope (as far as the view
-    `experts` has so many).
+    `scopes` are among model, layer and site (ignored for a single kind of site). Experts are the neurons
+    with an AP above each of the `thresholds`, and the `top` neurons by AP of each concept and scope, as
+    far as the view `experts` has them.
     """
-    sql.provide(connection, "names", {"concept": concepts})
-    sql.provide(connection, "measures", {"measure": measures})
-    sql.provide(connection, "poolings", {"pooling": poolings})
-    _create(connection, "concepts", "numbered")
-    _create(connection, "places", "places")
-    tables = []
+    sql.create_table(connection, "names", {"concept": concepts})
+    sql.create_table(connection, "measures", {"measure": measures})
+    sql.create_table(connection, "poolings", {"pooling": poolings})
+    _replace_table(connection, "concepts", "concept_numbers")
+    _replace_table(connection, "sites", "sites")
+    results = []
     for scope in scopes:
-        _create(connection, "scopes", "scopes", scope=scope)
-        _create(connection, "scored", "scored")
-        for each in sorted(thresholds):
-            tables.append(_compare(connection, least=each, threshold=each, top=None))
+        _replace_table(connection, "scopes", "scopes", scope=scope)
+        _replace_table(connection, "candidates", "scoped_experts")
+        for threshold in sorted(thresholds):
+            results.append(
+                _compare_sets(connection, min_strength=threshold, threshold=threshold, top=None)
+            )
         if top:
-            _create(connection, "ranked", "ranked")
-            connection.execute("DROP TABLE scored; ALTER TABLE ranked RENAME TO scored")
-        for each in sorted(top):
-            # a neuron is among the top k when its rank is below k + 1/2
-            tables.append(_compare(connection, least=-each - 0.5, threshold=None, top=each))
-    return tables
+            _replace_table(connection, "ranked", "ranked_experts")
+            connection.execute("DROP TABLE candidates; ALTER TABLE ranked RENAME TO candidates")
+        for k in sorted(top):
+            # The top k are the neurons whose rank is below k + 1/2.
+            results.append(_compare_sets(connection, min_strength=-k - 0.5, threshold=None, top=k))
+    return results
 
 
-def _compare(connection: duckdb.DuckDBPyConnection, **cut: float | None) -> pa.Table:
-    _create(connection, "shared", "shared_experts", **cut)
-    return connection.sql(sql.query("set_similarity")).to_arrow_table()
+def _compare_sets(connection: duckdb.DuckDBPyConnection, **cutoff: float | None) -> pa.Table:
+    _replace_table(connection, "shared", "shared_experts", **cutoff)
+    return connection.sql(sql.read_query("set_similarity")).to_arrow_table()
 
 
-def _create(connection: duckdb.DuckDBPyConnection, table: str, query: str, **params: Any) -> None:
-    """Make a query's result a table, in the place of one of that name."""
+def _replace_table(connection: duckdb.DuckDBPyConnection, table: str, query: str, **params: Any) -> None:
+    """Create a table from a query's result, replacing a table of that name."""
     connection.execute(f"DROP TABLE IF EXISTS {table}")
-    connection.sql(sql.query(query), params=params or None).create(table)
+    connection.sql(sql.read_query(query), params=params or None).create(table)
 
 
 @contextmanager
-def connect() -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection that works within MEMORY and spills to a folder of its own."""
+def connect_duckdb() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that is limited to MEMORY_LIMIT and spills to a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="neuralign-") as folder:
         config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": MEMORY,
+            "memory_limit": MEMORY_LIMIT,
             "temp_directory": folder,
             "preserve_insertion_order": False,
-            "perfect_ht_threshold": COUNTED_BITS,
+            "perfect_ht_threshold": _PERFECT_HASH_BITS,
         }
         with duckdb.connect(config=config) as connection:
             yield connection
 
 
 def is_control(stage: Stage) -> bool:
-    """Whether a similarity stage is of experts that were found as a control."""
+    """Whether a similarity stage compares the experts of a control."""
     return "experts" in stage.inputs and "control" in stage.inputs["experts"].params
 
 
-def _representation(experts: Stage) -> str:
-    control = experts.params.get("control")
-    return f"{EXPERTS}, {control}" if control else EXPERTS
-
-
-def complete(rows: pa.Table, constant: dict[str, Any]) -> pa.Table:
-    """Rows of the `similarity` table: the columns found in `rows`, then the constant ones."""
+def fill_columns(rows: pa.Table, constants: dict[str, Any]) -> pa.Table:
+    """`rows` with all columns of the table `similarity`: missing ones are constant or null."""
     columns = {}
-    for field in tables.SIMILARITY:
+    for field in tables.SIMILARITY.schema:
         if field.name in rows.column_names:
             columns[field.name] = rows.column(field.name).cast(field.type)
         else:
-            value = pa.scalar(constant.get(field.name), field.type)
+            value = pa.scalar(constants.get(field.name), field.type)
             columns[field.name] = pa.repeat(value, rows.num_rows)
-    return pa.table(columns, tables.SIMILARITY)
+    return pa.table(columns, tables.SIMILARITY.schema)
 
 
 if __name__ == "__main__":
-    from jobs.commands.main import run_file
+    from jobs.commands.main import run_stage
 
-    run_file("similarity")
+    run_stage("similarity")

@@ -1,429 +1,452 @@
-"""Stage `steering`: force experts at every token and see whether the model says the concept's word.
+"""Stage `steering`: clamp experts at every token and measure the probability of the concept's word.
 
-A work unit is one concept: its best neurons by AP, by attribution, and random others of the same layers,
-k at a time; and its best by AP one at a time. What attributions over one half of the prompts choose is
-measured on the other.
+A work unit is one concept: its top k neurons by AP and by attribution, k random neurons of the same
+layers, and its best neurons by AP one at a time. Neurons selected by attributions over one half of the
+prompts are measured on the other half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.statistics.resampling import Interval
-from alignment.statistics.steering import Neuron, draw_like, mean_over_both, mean_over_prompts
-from alignment.text.word_matching import Word as ConceptWord
-from alignment.text.word_matching import find_word
+from alignment.arrays import Floats
+from alignment.statistics.resampling import IntervalEstimate
+from alignment.statistics.steering import (
+    Neuron,
+    mean_over_prompts,
+    mean_two_way_clustered,
+    sample_control_neurons,
+)
+from alignment.text.word_matching import ConceptWord, find_word
 from cluster.models.weights import Weights
 from jobs import activations, attributions, sentences
-from jobs.config import Model, Steering
-from jobs.engine.progress import progress
-from jobs.engine.stage import Outcome, Stage, run_missing_units
+from jobs.attributions import ConceptUnit
+from jobs.config.analysis import SteeringSettings
+from jobs.config.models import Model
+from jobs.engine.stage import Stage, StageOutput, run_missing_units
 from storage import tables
 from storage.store.commit import FileRecord, write_bytes, write_table
-from storage.store.paths import read_table
+from storage.store.paths import read_parquet
 
 if TYPE_CHECKING:
-    from cluster.steering.interventions import Forced, Reading, Word
-    from cluster.steering.pipeline import Steered, SteeringUnit
-
-Floats = npt.NDArray[np.float64]
+    from cluster.steering.actor import SteeringRequest, SteeringResult
+    from cluster.steering.interventions import Intervention, PrefixSharedWords, PromptedWord
+    from cluster.steering.pipeline import SteeringPipeline
 
 KIND = "steering"
 EFFECTS_FOLDER, PROMPTS_FOLDER, NEURONS_FOLDER = "steering", "prompts", "neurons"
 DOSES_FILE = "doses.parquet"
-PICTURE_FILE = "doses.png"
+FIGURE_FILE = "doses.png"
 NONE, BY_AP, BY_ATTRIBUTION, RANDOM = "none", "ap", "attribution", "random"
 SELECTIONS = (BY_AP, BY_ATTRIBUTION, RANDOM)
 _HALVES = range(len(attributions.HALVES))
 
 
 @dataclass(frozen=True)
-class _Unit:
-    number: int
-    concept: str
-    budget: int
-
-    def smaller(self) -> _Unit:
-        return replace(self, budget=max(1, self.budget // 2))
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:05d}"
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """A concept's neurons in the order in which they are forced, by selection and for either half of the
-    prompts, with their on values; and its experts, the best by AP first."""
+class _ConceptNeurons:
+    """A concept's neurons in the order in which they are clamped, by selection and half of the prompts,
+    with their on values; and its experts by descending AP."""
 
     neurons: dict[str, list[list[Neuron]]]
-    on: dict[Neuron, float]
+    on_values: dict[Neuron, float]
     experts: pa.Table
 
-    def interventions(self, wanted: Sequence[int]) -> list[tuple[str, int]]:
-        """(selection, k), without forcing first; only those for which there are so many neurons."""
+    def doses(self, sizes: Sequence[int]) -> list[tuple[str, int]]:
+        """(selection, k) of every intervention with enough neurons, the unsteered model first."""
         return [(NONE, 0)] + [
             (selection, k)
             for selection in SELECTIONS
-            for k in wanted
+            for k in sizes
             if k <= len(self.neurons[selection][0])
         ]
 
-    def best(self, selection: str, k: int, half: int) -> Forced:
-        """The first k neurons of a selection, forced after the prompts of one half."""
-        return self.forced(self.neurons[selection][half][:k] if k else [])
+    def clamp_top(self, selection: str, k: int, half: int) -> Intervention:
+        """Clamp the first k neurons of a selection for the prompts of one half."""
+        return self.clamp(self.neurons[selection][half][:k] if k else [])
 
-    def forced(self, neurons: Sequence[Neuron]) -> Forced:
-        from cluster.steering.interventions import Values
+    def clamp(self, neurons: Sequence[Neuron]) -> Intervention:
+        from cluster.steering.interventions import ClampedUnits
 
-        units: dict[tuple[int, str], list[int]] = {}
+        units_by_site: dict[tuple[int, str], list[int]] = {}
         for layer, site, unit in neurons:
-            units.setdefault((layer, site), []).append(unit)
+            units_by_site.setdefault((layer, site), []).append(unit)
         return {
-            place: Values(
-                np.array(some, np.int64),
-                np.array([self.on[(*place, unit)] for unit in some], np.float32),
+            site_key: ClampedUnits(
+                np.array(units, np.int64),
+                np.array([self.on_values[(*site_key, unit)] for unit in units], np.float32),
             )
-            for place, some in units.items()
+            for site_key, units in units_by_site.items()
         }
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What all units ask alike: the concepts' words, their tokens after each prompt, the prompts, and
-    how texts go on; and how many words of others are asked for beside a concept's own."""
+class _SteeringInputs:
+    """What all units share: the words of all concepts, their tokens after each prompt, the prompts'
+    tokens, and random numbers for sampling, of shape (prompts, samples, tokens)."""
 
     words: list[ConceptWord]
-    after_prompts: list[list[Word]]
-    starts: list[tuple[int, ...]]
-    chances: Floats
+    prompted_words: list[list[PromptedWord]]
+    prompt_ids: list[tuple[int, ...]]
+    uniforms: Floats
     seed: int
-    others: int
+    n_others: int
 
-    def own(self, unit: _Unit) -> Reading:
-        """A concept's word after all prompts."""
-        from cluster.steering.interventions import Reading
+    def concept_word(self, unit: ConceptUnit) -> PrefixSharedWords:
+        """The concept's word after all prompts."""
+        from cluster.steering.interventions import PrefixSharedWords
 
-        return Reading(self.after_prompts[unit.number])
+        return PrefixSharedWords(self.prompted_words[unit.number])
 
-    def compared(self, unit: _Unit) -> list[Reading]:
-        """The words of a concept and of others, drawn by lot, after the prompts of either half."""
-        from cluster.steering.interventions import Reading
+    def compared_words(self, unit: ConceptUnit) -> list[PrefixSharedWords]:
+        """The words of the concept and of random others, after the prompts of each half."""
+        from cluster.steering.interventions import PrefixSharedWords
 
-        lot = np.random.default_rng([self.seed, unit.number]).permutation(len(self.after_prompts))
-        chosen = [unit.number, *lot[lot != unit.number][: self.others]]
+        order = np.random.default_rng([self.seed, unit.number]).permutation(len(self.prompted_words))
+        concepts = [unit.number, *order[order != unit.number][: self.n_others]]
         return [
-            Reading(word for each in chosen for word in self.after_prompts[each][half :: len(_HALVES)])
+            PrefixSharedWords(
+                word
+                for concept in concepts
+                for word in self.prompted_words[concept][half :: len(_HALVES)]
+            )
             for half in _HALVES
         ]
 
 
 def plan(
-    read: Stage, attributed: Stage, weights: Weights, model: Model, wanted: Steering, seed: int
+    attributions_stage: Stage, weights: Weights, model: Model, config: SteeringSettings, seed: int
 ) -> Stage:
-    """The stage for one model whose experts' attributions are known."""
+    """The stage for one model, after its attributions."""
+    activations_stage = attributions_stage.inputs["experts"].inputs["activations"]
     params = {
-        **attributed.params,
-        "pooling": wanted.pooling or read.params["poolings"][0],
-        "k": sorted(wanted.k),
-        **wanted.model_dump(
+        **attributions_stage.params,
+        "pooling": config.pooling or activations_stage.params["poolings"][0],
+        "k": sorted(config.k),
+        **config.model_dump(
             include={"others", "singles", "single_concepts", "samples", "tokens", "temperature"}
         ),
         "seed": seed,
     }
 
-    def run(stage: Stage, store: Path) -> Outcome:
+    def run(stage: Stage, store: Path) -> StageOutput:
         return _run(stage, store, weights, model)
 
-    inputs = {"activations": read, "attributions": attributed}
-    return Stage(KIND, read.label, params, run, inputs, activations.lane_of(model))
+    inputs = {"activations": activations_stage, "attributions": attributions_stage}
+    resource = activations.resource_for(model)
+    return Stage(KIND, activations_stage.label, params, run, inputs, resource)
 
 
 def read_doses(stage: Stage, store: Path) -> list[dict[str, Any]]:
-    """The rows of the stage's table of doses."""
-    (path,) = stage.result(store).paths(DOSES_FILE)
-    rows: list[dict[str, Any]] = read_table(path).to_pylist()
+    """Rows of the stage's `steering_doses` table."""
+    rows: list[dict[str, Any]] = stage.read_table(store, DOSES_FILE).to_pylist()
     return rows
 
 
-def picture(stage: Stage, store: Path) -> Path:
-    """The picture of the dose-response curves."""
-    (path,) = stage.result(store).paths(PICTURE_FILE)
+def figure_path(stage: Stage, store: Path) -> Path:
+    """Path of the dose-response figure."""
+    (path,) = stage.read_manifest(store).paths(FIGURE_FILE)
     return path
 
 
 def read_neurons(stage: Stage, store: Path) -> list[dict[str, Any]]:
-    """The rows of the stage's table of neurons that were forced alone."""
-    paths = stage.result(store).paths(NEURONS_FOLDER)
-    return [row for path in paths for row in read_table(path).to_pylist()]
+    """Rows of the stage's `steering_neurons` table, of neurons that were clamped alone."""
+    rows: list[dict[str, Any]] = stage.read_table(store, NEURONS_FOLDER).to_pylist()
+    return rows
 
 
-def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> Outcome:
-    from cluster.runtime.queue import WorkQueue
+def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutput:
+    from cluster.runtime.placement import plan_placement
     from cluster.runtime.session import connect
-    from cluster.steering.pipeline import TOKEN_BUDGET
+    from cluster.steering.actor import TOKEN_BUDGET
 
     folder, params = stage.folder(store), stage.params
-    read = stage.inputs["activations"]
-    concepts = params["concepts"] or sentences.read_concept_names(read.inputs["sentences"], store)
-    units = [_Unit(number, name, TOKEN_BUDGET) for number, name in enumerate(concepts)]
+    activations_stage = stage.inputs["activations"]
+    sentences_stage = activations_stage.inputs["sentences"]
+    concepts = params["concepts"] or sentences.read_concept_names(sentences_stage, store)
+    units = [ConceptUnit(number, [name], TOKEN_BUDGET) for number, name in enumerate(concepts)]
     connect()
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
-        todo = list(missing)
-        placed = attributions.place_steering(weights, params["dtype"], model)
-        asked = _question(stage, store, weights, concepts)
-        chosen = _choose(stage, store, todo)
-        queue: WorkQueue[_Unit, Steered] = WorkQueue(
-            lambda: attributions.start_pipeline(weights, params["dtype"], read.params["sites"], placed),
-            lambda pipeline, unit: pipeline.steer(_ask(unit, asked, chosen[unit.concept], params)),
-            lambda unit: f"{stage.name}, concept {unit.concept}",
-            _Unit.smaller,
+        remaining = list(missing)
+        placement = plan_placement(
+            weights, params["dtype"], model.shards, model.replicas, model.gpus_per_shard
         )
-        left = len(todo)
-        with progress(stage.name, len(concepts), "concepts", len(concepts) - left) as advance:
-            for unit, found in queue.run(todo, min(placed.replicas, left), model.wait_seconds):
-                tables = _measure(unit, asked, chosen[unit.concept], params, found)
-                files = [
-                    write_table(folder, f"{name}/{unit.name}.parquet", table)
-                    for name, table in tables.items()
-                ]
-                yield unit.name, files, {}
-                advance(1)
+        inputs = _make_inputs(stage, store, weights, concepts)
+        neurons = _select_neurons(stage, store, remaining)
+
+        def submit(pipeline: SteeringPipeline, unit: ConceptUnit) -> Any:
+            return pipeline.steer(_make_request(unit, inputs, neurons[unit.number], params))
+
+        results = attributions.run_units(
+            stage, weights, model, placement, remaining, len(concepts), submit
+        )
+        for unit, result in results:
+            unit_tables = _make_tables(unit, inputs, neurons[unit.number], params, result)
+            files = [
+                write_table(folder, f"{name}/{unit.name}.parquet", table)
+                for name, table in unit_tables.items()
+            ]
+            yield unit.name, files, {}
 
     files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
     paths = [folder / record.path for record in files if record.path.startswith(f"{PROMPTS_FOLDER}/")]
-    # slow to load
-    from jobs.page.figures.dose_figure import draw_doses
+    # Imports Matplotlib, which is slow to load.
+    from jobs.page.figures.dose_response import draw_dose_response
 
-    doses = _doses(params, pa.concat_tables([read_table(path) for path in paths]))
-    described = f"{read.label}, {params['pooling']} pooling"
+    doses = _dose_table(params, pa.concat_tables([read_parquet(path) for path in paths]))
+    rows = doses.to_pylist()
+    label = f"{activations_stage.label}, {params['pooling']} pooling"
     files += [
         write_table(folder, DOSES_FILE, doses),
-        write_bytes(folder, PICTURE_FILE, draw_doses(doses.to_pylist(), described)),
+        write_bytes(folder, FIGURE_FILE, draw_dose_response(rows, label)),
     ]
-    fewer = [row for row in doses.to_pylist() if row["n_concepts"] < len(concepts)]
     notes = [
-        f"only {row['n_concepts']} of {len(concepts)} concepts have {row['k']} neurons to force by "
-        f"{row['selection']}"
-        for row in fewer
+        f"only {row['n_concepts']} of {len(concepts)} concepts have {row['k']} neurons to clamp "
+        f"(selection: {row['selection']})"
+        for row in rows
+        if row["n_concepts"] < len(concepts)
     ]
-    return Outcome(files, notes)
+    return StageOutput(files, notes)
 
 
-def _question(stage: Stage, store: Path, weights: Weights, concepts: list[str]) -> _Question:
+def _make_inputs(stage: Stage, store: Path, weights: Weights, concepts: list[str]) -> _SteeringInputs:
     params = stage.params
-    texts = stage.inputs["activations"].inputs["sentences"]
-    further = params["tokens"] if params["samples"] else 0
-    starts, words = attributions.read_words(weights, params["prompts"], concepts, further)
-    known = {each.name: each for each in sentences.read_set(texts, store).concepts}
+    sentences_stage = stage.inputs["activations"].inputs["sentences"]
+    n_continuation = params["tokens"] if params["samples"] else 0
+    prompt_ids, words = attributions.tokenize_prompts(
+        weights, params["prompts"], concepts, n_continuation
+    )
+    concept_set = sentences.read_concept_set(sentences_stage, store)
+    concepts_by_name = {concept.name: concept for concept in concept_set.concepts}
+    language = sentences_stage.params["language"]
     random = np.random.default_rng(params["seed"])
-    return _Question(
-        [sentences.word_of(known[name], texts.params["language"]) for name in concepts],
+    return _SteeringInputs(
+        [sentences.concept_word(concepts_by_name[name], language) for name in concepts],
         words,
-        starts,
-        # the same chances for all interventions, so that these alone make a difference
-        random.random((len(starts), params["samples"], params["tokens"])),
+        prompt_ids,
+        # The same random numbers for all interventions: only the clamped neurons differ.
+        random.random((len(prompt_ids), params["samples"], params["tokens"])),
         params["seed"],
         params["others"],
     )
 
 
-def _choose(stage: Stage, store: Path, units: list[_Unit]) -> dict[str, _Chosen]:
-    """The neurons of each concept. On values of random ones are from the activations, those of experts
-    from their table."""
-    params = stage.params
-    read, attributed = stage.inputs["activations"], stage.inputs["attributions"]
-    pooling, most = params["pooling"], params["k"][-1]
+def _select_neurons(stage: Stage, store: Path, units: list[ConceptUnit]) -> dict[int, _ConceptNeurons]:
+    """The neurons of every unit's concept, by unit number. On values are from the experts' table or, for
+    random neurons, from the activations."""
+    params, pooling, max_k = stage.params, stage.params["pooling"], stage.params["k"][-1]
     widths = {
         (row["layer"], row["site"]): row["width"]
-        for row in activations.read_sites(read, store)
+        for row in activations.read_sites(stage.inputs["activations"], store)
         if row["pooling"] == pooling
     }
-    chosen = {}
+    neurons = {}
     for unit in units:
-        table = attributions.read_attributions(attributed, store, unit.concept, pooling)
-        places = (table.column(name).to_pylist() for name in ("layer", "site", "unit"))
-        by_ap = list(zip(*places, strict=True))
-        on = dict(zip(by_ap, table.column("on_p50").to_pylist(), strict=True))
-        # what is chosen on a half is forced on the other
+        (concept,) = unit.concepts
+        experts = attributions.read_attributions(stage.inputs["attributions"], store, concept, pooling)
+        columns = (experts.column(name).to_pylist() for name in ("layer", "site", "unit"))
+        by_ap = list(zip(*columns, strict=True))
+        on_values = dict(zip(by_ap, experts.column("on_p50").to_pylist(), strict=True))
+        # Neurons selected on one half of the prompts are clamped on the other.
         by_attribution = [
-            [by_ap[at] for at in np.argsort(-table.column(name).to_numpy(), kind="stable")[:most]]
+            [by_ap[row] for row in np.argsort(-experts.column(name).to_numpy(), kind="stable")[:max_k]]
             for name in reversed(attributions.HALVES)
         ]
-        drawn = draw_like(by_ap[:most], widths, on.keys(), [params["seed"], unit.number])
-        neurons = {
-            BY_AP: [by_ap[:most] for _ in _HALVES],
+        controls = sample_control_neurons(
+            by_ap[:max_k], widths, on_values.keys(), [params["seed"], unit.number]
+        )
+        by_selection = {
+            BY_AP: [by_ap[:max_k] for _ in _HALVES],
             BY_ATTRIBUTION: by_attribution,
-            RANDOM: [drawn for _ in _HALVES],
+            RANDOM: [controls for _ in _HALVES],
         }
-        chosen[unit.concept] = _Chosen(neurons, on, table)
-    _add_on_values(stage, store, chosen)
-    return chosen
+        neurons[unit.number] = _ConceptNeurons(by_selection, on_values, experts)
+    _add_control_on_values(stage, store, {unit.concepts[0]: neurons[unit.number] for unit in units})
+    return neurons
 
 
-def _add_on_values(stage: Stage, store: Path, chosen: dict[str, _Chosen]) -> None:
-    """Medians on the concept's positives of the random neurons, each site read once."""
-    read = stage.inputs["activations"]
-    texts = read.inputs["sentences"]
-    names = sentences.read_concept_names(texts, store)
-    ids, members, _ = sentences.read_memberships(texts, store)
-    wanted: dict[tuple[int, str], list[tuple[str, int]]] = {}
-    for name, each in chosen.items():
-        for layer, site, unit in each.neurons[RANDOM][0]:
-            wanted.setdefault((layer, site), []).append((name, unit))
-    for (layer, site), asked in wanted.items():
-        units = np.unique([unit for _, unit in asked])
-        files = activations.site_files(read, store, stage.params["pooling"], layer, site)
-        values = files.read_units(units)
-        for name, unit in asked:
-            own = values[np.searchsorted(units, unit), ids[members == names.index(name)]]
-            chosen[name].on[layer, site, unit] = float(np.quantile(own.astype(np.float32), 0.5))
+def _add_control_on_values(
+    stage: Stage, store: Path, neurons_by_concept: dict[str, _ConceptNeurons]
+) -> None:
+    """Add the on values of random neurons: medians over the concept's positives."""
+    activations_stage = stage.inputs["activations"]
+    sentences_stage = activations_stage.inputs["sentences"]
+    names = sentences.read_concept_names(sentences_stage, store)
+    ids, members, _ = sentences.read_memberships(sentences_stage, store)
+    controls_by_site: dict[tuple[int, str], list[tuple[str, int]]] = {}
+    for name, neurons in neurons_by_concept.items():
+        for layer, site, unit in neurons.neurons[RANDOM][0]:
+            controls_by_site.setdefault((layer, site), []).append((name, unit))
+    for (layer, site), controls in controls_by_site.items():
+        units = np.unique([unit for _, unit in controls])
+        pooling = stage.params["pooling"]
+        values = activations.open_site(activations_stage, store, pooling, layer, site).read_units(units)
+        for name, unit in controls:
+            positives = values[np.searchsorted(units, unit), ids[members == names.index(name)]]
+            on_value = float(np.quantile(positives.astype(np.float32), 0.5))
+            neurons_by_concept[name].on_values[layer, site, unit] = on_value
 
 
-def _ask(unit: _Unit, asked: _Question, chosen: _Chosen, params: Any) -> SteeringUnit:
-    from cluster.steering.interventions import Row
-    from cluster.steering.pipeline import Growth, SteeringUnit
+def _make_request(
+    unit: ConceptUnit, inputs: _SteeringInputs, neurons: _ConceptNeurons, params: Any
+) -> SteeringRequest:
+    """All interventions on a concept, in the order in which `_make_tables` reads their results."""
+    from cluster.steering.actor import Continuations, SteeringRequest
+    from cluster.steering.interventions import SteeredSequence
 
-    own, compared = asked.own(unit), asked.compared(unit)
-    forced = [
-        (half, chosen.best(selection, k, half))
-        for selection, k in chosen.interventions(params["k"])
+    word, compared = inputs.concept_word(unit), inputs.compared_words(unit)
+    interventions = [
+        (half, neurons.clamp_top(selection, k, half))
+        for selection, k in neurons.doses(params["k"])
         for half in _HALVES
     ]
-    rows = [row for half, each in forced for row in compared[half].rows(each)]
-    for row in chosen.experts.slice(0, _singles(unit, params)).to_pylist():
-        rows += own.rows(chosen.forced([(row["layer"], row["site"], row["unit"])]))
-    growth = None
+    sequences = [
+        sequence
+        for half, intervention in interventions
+        for sequence in compared[half].sequences(intervention)
+    ]
+    for row in _single_rows(unit, neurons, params):
+        sequences += word.sequences(neurons.clamp([(row["layer"], row["site"], row["unit"])]))
+    continuations = None
     if params["samples"]:
-        growing = [
-            Row(start, each)
-            for half, each in forced
-            for start in asked.starts[half :: len(_HALVES)]
+        prompts = [
+            SteeredSequence(ids, intervention)
+            for half, intervention in interventions
+            for ids in inputs.prompt_ids[half :: len(_HALVES)]
             for _ in range(params["samples"])
         ]
-        chances = np.concatenate([asked.chances[half :: len(_HALVES)] for half, _ in forced])
-        growth = Growth(growing, chances.reshape(-1, params["tokens"]), params["temperature"])
-    return SteeringUnit(unit.name, rows, growth, unit.budget)
+        uniforms = np.concatenate([inputs.uniforms[half :: len(_HALVES)] for half, _ in interventions])
+        continuations = Continuations(
+            prompts, uniforms.reshape(-1, params["tokens"]), params["temperature"]
+        )
+    return SteeringRequest(unit.name, sequences, continuations, unit.budget)
 
 
-def _measure(
-    unit: _Unit, asked: _Question, chosen: _Chosen, params: Any, found: Steered
+def _make_tables(
+    unit: ConceptUnit,
+    inputs: _SteeringInputs,
+    neurons: _ConceptNeurons,
+    params: Any,
+    result: SteeringResult,
 ) -> dict[str, pa.Table]:
-    """The tables of one concept."""
-    n_prompts, word, compared = len(asked.starts), asked.words[unit.number], asked.compared(unit)
-    described = {name: params[name] for name in ("model", "revision", "concept_set", "pooling")} | {
-        "concept": unit.concept
-    }
-    log_p, texts = iter(found.log_p), iter(found.texts)
-    prompts, effects = [], []
-    for selection, k in chosen.interventions(params["k"]):
-        measured = np.empty((sum(len(each.words) for each in compared) // n_prompts, n_prompts))
-        written: list[list[str]] = [[]] * n_prompts
-        for half in _HALVES:
-            of_half = range(half, n_prompts, len(_HALVES))
-            given = [next(log_p) for _ in range(len(compared[half]))]
-            measured[:, of_half] = compared[half].log_p(given).reshape(-1, len(of_half))
-            for number in of_half:
-                written[number] = [next(texts) for _ in range(params["samples"])]
+    """The tables of one concept, by folder."""
+    n_prompts, samples = len(inputs.prompt_ids), params["samples"]
+    word, compared = inputs.words[unit.number], inputs.compared_words(unit)
+    n_words = sum(len(words.words) for words in compared) // n_prompts
+    constants = {name: params[name] for name in ("model", "revision", "concept_set", "pooling")}
+    constants["concept"] = unit.concepts[0]
+    log_p_values, texts = iter(result.log_p), iter(result.texts)
+    prompt_rows, effect_rows, neuron_rows = [], [], []
+    for selection, k in neurons.doses(params["k"]):
+        log_p = np.empty((n_words, n_prompts))
+        continuations: list[list[str]] = [[]] * n_prompts
+        for half, words in zip(_HALVES, compared, strict=True):
+            prompts = range(half, n_prompts, len(_HALVES))
+            values = words.log_p([next(log_p_values) for _ in range(len(words))])
+            log_p[:, prompts] = values.reshape(-1, len(prompts))
+            for prompt in prompts:
+                continuations[prompt] = [next(texts) for _ in range(samples)]
         if selection == NONE:
-            without = measured
-        change = measured - without
-        named = [sum(bool(find_word(text, word)) for text in some) for some in written]
-        of_others = change[1:].mean(axis=0) if len(change) > 1 else None
-        steered = {**described, "selection": selection, "k": k}
-        prompts += [
+            baseline = log_p
+        change = log_p - baseline
+        others = change[1:].mean(axis=0) if len(change) > 1 else None
+        containing = [sum(bool(find_word(text, word)) for text in batch) for batch in continuations]
+        dose = {**constants, "selection": selection, "k": k}
+        prompt_rows += [
             {
-                **steered,
-                "prompt": params["prompts"][number],
-                "log_p": measured[0, number],
-                "change": change[0, number],
-                "others": None if of_others is None else of_others[number],
-                "containing": named[number],
-                "continuations": written[number],
+                **dose,
+                "prompt": params["prompts"][prompt],
+                "log_p": log_p[0, prompt],
+                "change": change[0, prompt],
+                "others": None if others is None else others[prompt],
+                "containing": containing[prompt],
+                "continuations": continuations[prompt],
             }
-            for number in range(n_prompts)
+            for prompt in range(n_prompts)
         ]
-        shares = np.array(named) / params["samples"] if params["samples"] else None
-        effects.append(
+        share = np.array(containing) / samples if samples else None
+        effect_rows.append(
             {
-                **steered,
+                **dose,
                 "n_prompts": n_prompts,
-                **_columns("change", mean_over_prompts(change[0])),
-                **_columns("others", None if of_others is None else mean_over_prompts(of_others)),
-                **_columns("containing", None if shares is None else _share(mean_over_prompts(shares))),
+                **_mean_columns("change", change[0], mean_over_prompts),
+                **_mean_columns("others", others, mean_over_prompts),
+                **_mean_columns("containing", share, mean_over_prompts),
             }
         )
-    own = asked.own(unit)
-    neurons = []
-    for row in chosen.experts.slice(0, _singles(unit, params)).to_pylist():
+    concept_word = inputs.concept_word(unit)
+    for row in _single_rows(unit, neurons, params):
+        values = concept_word.log_p([next(log_p_values) for _ in range(len(concept_word))])
+        effect = _mean_columns("change", values - baseline[0], mean_over_prompts)
         del row["on_p50"]
-        alone = own.log_p([next(log_p) for _ in range(len(own))]) - without[0]
-        neurons.append({**described, **row, **_columns("change", mean_over_prompts(alone))})
+        neuron_rows.append({**constants, **row, **effect})
     return {
-        EFFECTS_FOLDER: pa.Table.from_pylist(effects, tables.STEERING),
-        PROMPTS_FOLDER: pa.Table.from_pylist(prompts, tables.STEERING_PROMPTS),
-        NEURONS_FOLDER: pa.Table.from_pylist(neurons, tables.STEERING_NEURONS),
+        EFFECTS_FOLDER: pa.Table.from_pylist(effect_rows, tables.STEERING.schema),
+        PROMPTS_FOLDER: pa.Table.from_pylist(prompt_rows, tables.STEERING_PROMPTS.schema),
+        NEURONS_FOLDER: pa.Table.from_pylist(neuron_rows, tables.STEERING_NEURONS.schema),
     }
 
 
-def _singles(unit: _Unit, params: Any) -> int:
-    """How many experts of a concept are forced one at a time."""
-    return int(params["singles"]) if unit.number < params["single_concepts"] else 0
+def _single_rows(unit: ConceptUnit, neurons: _ConceptNeurons, params: Any) -> list[dict[str, Any]]:
+    """The experts of a concept that are clamped one at a time."""
+    n_singles = params["singles"] if unit.number < params["single_concepts"] else 0
+    rows: list[dict[str, Any]] = neurons.experts.slice(0, n_singles).to_pylist()
+    return rows
 
 
-def _share(found: Interval) -> Interval:
-    """An interval of a share, kept within 0 and 1."""
-    if found.low is None or found.high is None:
-        return found
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
-
-
-def _columns(name: str, found: Interval | None) -> dict[str, float | None]:
-    if found is None:
+def _mean_columns(
+    name: str, values: Floats | None, mean: Callable[[Floats], IntervalEstimate]
+) -> dict[str, float | None]:
+    """Columns of a mean and its 95% CI; null without values. The CI of a share is clipped to [0, 1]."""
+    if values is None:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    estimate = mean(values)
+    low, high = estimate.low, estimate.high
+    if name == "containing" and low is not None and high is not None:
+        low, high = max(0.0, low), min(1.0, high)
+    return {name: estimate.value, f"{name}_low": low, f"{name}_high": high}
 
 
-def _doses(params: Any, prompts: pa.Table) -> pa.Table:
-    """Means over all concepts of each selection and k."""
-    grouped: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
+def _dose_table(params: Any, prompts: pa.Table) -> pa.Table:
+    """Means over all concepts for every selection and k."""
+    rows_by_dose: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
     for row in prompts.to_pylist():
-        of_concepts = grouped.setdefault((row["selection"], row["k"]), {})
-        of_concepts.setdefault(row["concept"], []).append(row)
+        by_concept = rows_by_dose.setdefault((row["selection"], row["k"]), {})
+        by_concept.setdefault(row["concept"], []).append(row)
+    order = (NONE, *SELECTIONS)
     rows = []
-    for selection, k in sorted(grouped, key=lambda dose: ((NONE, *SELECTIONS).index(dose[0]), dose[1])):
-        found = list(grouped[selection, k].values())
-
-        def values(name: str, found: list[list[dict[str, Any]]] = found) -> Floats:
-            return np.array([[row[name] for row in some] for some in found], np.float64)
-
-        change, others = values("change"), values("others")
-        shares = values("containing") / max(1, params["samples"])
+    for selection, k in sorted(rows_by_dose, key=lambda dose: (order.index(dose[0]), dose[1])):
+        concept_rows = list(rows_by_dose[selection, k].values())
+        change, others, containing = (
+            np.array([[row[name] for row in prompt_rows] for prompt_rows in concept_rows], np.float64)
+            for name in ("change", "others", "containing")
+        )
+        share = containing / params["samples"] if params["samples"] else None
         rows.append(
             {
                 **{name: params[name] for name in ("model", "revision", "concept_set", "pooling")},
                 "selection": selection,
                 "k": k,
-                "n_concepts": len(found),
+                "n_concepts": len(concept_rows),
                 "n_prompts": change.shape[1],
-                **_columns("change", mean_over_both(change)),
-                **_columns("others", None if np.isnan(others).any() else mean_over_both(others)),
-                **_columns("containing", _share(mean_over_both(shares)) if params["samples"] else None),
+                **_mean_columns("change", change, mean_two_way_clustered),
+                **_mean_columns(
+                    "others", None if np.isnan(others).any() else others, mean_two_way_clustered
+                ),
+                **_mean_columns("containing", share, mean_two_way_clustered),
                 "positive": float((change.mean(axis=1) > 0).mean()),
             }
         )
-    return pa.Table.from_pylist(rows, tables.STEERING_DOSES)
+    return pa.Table.from_pylist(rows, tables.STEERING_DOSES.schema)
 
 
 if __name__ == "__main__":
-    from jobs.commands.main import run_file
+    from jobs.commands.main import run_stage
 
-    run_file("steering")
+    run_stage("steering")

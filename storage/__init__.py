@@ -1,4 +1,4 @@
-"""What is kept: layout, schemas, atomic commits, readers of outside formats, DuckDB views."""
+"""Storage: layout, table definitions, atomic commits, readers of external formats, DuckDB views."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import duckdb
 
-__version__ = "0.1.0"
-
 
 def open(store: str) -> duckdb.DuckDBPyConnection:  # noqa: A001
-    """A DuckDB connection with the views of a store, which is a folder or `s3://bucket/prefix`; see
-    docs/tables.md. It can read the store and nothing else.
+    """A read-only DuckDB connection with the views of a store (see docs/tables.md).
 
-    Raises `storage.errors.StoreError` when there is no store of this version.
+    `store` is a folder or `s3://bucket/prefix`.
+
+    Raises:
+        storage.errors.StoreError: if it is not a store of this version.
     """
     from storage.database import open_store
-    from storage.store.paths import place
+    from storage.store.paths import parse_store_path
 
-    return open_store(place(store))
+    return open_store(parse_store_path(store))

@@ -1,11 +1,11 @@
-"""The exceptions of neuralign, in one tree.
+"""The exceptions of neuralign.
 
-NeuralignError              anything that is reported without a traceback
-├── UserError        exit 2 the input is wrong: one line says what, where and what to do
-│   └── StoreError   exit 2 the store cannot be used as it is
-└── WorkFailed       exit 1 some of the work failed: a list says which and why
+NeuralignError              reported without a traceback
+├── UserError        exit 2 invalid input: one line with what, where and what to do
+│   └── StoreError   exit 2 the store is unusable
+└── WorkFailed       exit 1 some of the work failed: a list of failures and causes
 
-Anything else that escapes is a bug and shows its traceback.
+Any other exception is a bug and is shown with its traceback.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-_LONGEST_EXCERPT = 80
+_MAX_EXCERPT = 80
 
 
 class NeuralignError(Exception):
-    """Base of everything that neuralign reports to its user."""
+    """Base class of the errors reported to users."""
 
     exit_code = 1
 
 
 class UserError(NeuralignError):
-    """What the user gave cannot be used; nothing was computed from it."""
+    """Invalid input; nothing was computed from it."""
 
     exit_code = 2
 
 
 class StoreError(UserError):
-    """The store is missing, was made by another version, or is damaged."""
+    """The store is missing, damaged, or of another version."""
 
 
 class WorkFailed(NeuralignError):
-    """Some units of work failed for good; the others are committed."""
+    """Some work units failed permanently; the others are committed."""
 
     def __init__(self, summary: str, failures: Sequence[str]) -> None:
         super().__init__(summary, list(failures))
@@ -45,5 +45,5 @@ class WorkFailed(NeuralignError):
 
 
 def excerpt(text: str) -> str:
-    """A user's text as errors and notes show it: in quotes, and not whole where it is long."""
-    return repr(textwrap.shorten(text, _LONGEST_EXCERPT, placeholder=" ..."))
+    """A user's text for errors and notes: quoted, and truncated if it is long."""
+    return repr(textwrap.shorten(text, _MAX_EXCERPT, placeholder=" ..."))

@@ -1,449 +1,533 @@
-"""The columns of every table, with what they mean: the one place that names them."""
+"""Every table and view of a store: file, key, columns, types and meaning, defined once.
+
+`storage.database` makes the views from it, `storage.store.commit` checks nulls and keys, and
+`storage.tables_doc` writes docs/tables.md.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 
 from storage.store.commit import KEY
 
-
-def _field(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
+Columns = Sequence[pa.Field]
 
 
-def _schema(key: str, fields: list[pa.Field]) -> pa.Schema:
-    """A schema, and the columns that tell its rows apart: no two of a run agree in all of them."""
-    return pa.schema(fields, metadata={KEY: key.encode()})
+@dataclass(frozen=True)
+class View:
+    """A view: what it holds, its key columns (unique within a run) and its other columns.
+
+    `joined` are columns that the view adds to the stored ones. With `has_run` it also has the column
+    `run`, the fingerprint of the stage that wrote the row.
+    """
+
+    name: str
+    meaning: str
+    key: Columns
+    values: Columns
+    joined: Columns = ()
+    has_run: bool = True
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the stored rows, with the key as metadata."""
+        listed = {column.name for column in self.values}
+        columns = [*(column for column in self.key if column.name not in listed), *self.values]
+        return pa.schema(columns, {KEY: ",".join(column.name for column in self.key).encode()})
 
 
-_TEXT = pa.string()
+@dataclass(frozen=True)
+class Table(View):
+    """A view of stored rows: a file of a stage, or all files in a folder of it."""
 
-_CONCEPT_SET = _field("concept_set", _TEXT, "name of the concept set and the start of its hash")
-_MODEL = _field("model", _TEXT, "the model, as the sweep file names it")
-_REVISION = _field("revision", _TEXT, "the revision, as the sweep file names it")
-_CONCEPT = _field("concept", _TEXT, "name of the concept")
-_SENTENCE_ID = _field("sentence_id", pa.int64(), "number of the sentence in its set, from 0")
-_POOLING = _field("pooling", _TEXT, "max, concept or context: over which tokens the maximum goes")
-_LAYER = _field("layer", pa.int32(), "number of the layer, from 0")
-_SITE = _field("site", _TEXT, "place in the layer, for example mlp.hidden")
-_UNIT = _field("unit", pa.int32(), "coordinate in the site, from 0")
-_AP = "average precision as a detector of the concept"
-_ATTRIBUTION = _field(
-    "attribution",
-    pa.float64(),
-    "estimated change of log P of the concept's word when the neuron is forced to on_p50",
+    stage: str = ""
+    file: str = ""
+
+
+TABLES: dict[str, Table] = {}
+"""The stored tables by the names of their views."""
+
+
+def _table(
+    path: str, meaning: str, key: Columns, *values: pa.Field, name: str = "", joined: Columns = ()
+) -> Table:
+    """A table stored as STAGE/FILE; the view is named after the file by default."""
+    stage, _, file = path.partition("/")
+    name = name or file.removesuffix(".parquet").replace("-", "_")
+    return TABLES.setdefault(name, Table(name, meaning, key, values, joined, stage=stage, file=file))
+
+
+def _view(name: str, meaning: str, key: Columns, *values: pa.Field, has_run: bool = True) -> View:
+    return View(name, meaning, key, values, has_run=has_run)
+
+
+def _column(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable, {"meaning": meaning})
+
+
+def _optional(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return _column(name, kind, meaning, nullable=True)
+
+
+def _interval(name: str) -> list[pa.Field]:
+    return [
+        _optional(f"{name}_low", _FLOAT, "lower bound of its 95% CI"),
+        _optional(f"{name}_high", _FLOAT, "upper bound of its 95% CI; null if undefined"),
+    ]
+
+
+_TEXT, _INT, _INT32, _FLOAT, _FLOAT32 = (pa.string(), pa.int64(), pa.int32(), pa.float64(), pa.float32())
+_TEXTS = pa.list_(_TEXT)
+
+_CONCEPT_SET = _column("concept_set", _TEXT, "the concept set: its name, @, first digits of its hash")
+_MODEL = _column("model", _TEXT, "the model, as named in the sweep file")
+_REVISION = _column("revision", _TEXT, "the model's revision, as named in the sweep file")
+_CONCEPT = _column("concept", _TEXT, "name of the concept")
+_SENTENCE_ID = _column("sentence_id", _INT, "index of the sentence in its concept set, from 0")
+_POOLING = _column(
+    "pooling",
+    _TEXT,
+    "max, mean or last: over all tokens; concept: max over the word's tokens; context: over the others",
+)
+_LAYER = _column("layer", _INT32, "index of the layer, from 0")
+_SITE = _column("site", _TEXT, "site in the layer, for example mlp.hidden")
+_UNIT = _column("unit", _INT32, "index of the unit (neuron) in the site, from 0")
+_AP = _column("ap", _FLOAT, "average precision for the concept, at the reference prevalence")
+_THRESHOLD = _column("threshold", _FLOAT, "experts have an AP strictly above it")
+_ATTRIBUTION = _column(
+    "attribution", _FLOAT, "estimated change in log P(word), in nats, if clamped to on_p50"
+)
+_HUMAN_SET = _column("human_set", _TEXT, "name of the human data set")
+_CONTROL = _column("control", _TEXT, "half 1, half 2, length-matched, shuffled or NAME latents")
+
+_RUN_KEY = [_MODEL, _REVISION, _CONCEPT_SET]
+_SITE_KEY = [*_RUN_KEY, _LAYER, _SITE, _POOLING]
+_UNIT_KEY = [_CONCEPT, _LAYER, _SITE, _UNIT]
+
+CONCEPTS = _table(
+    "sentences/concepts.parquet",
+    "The concepts of each concept set.",
+    [_CONCEPT_SET, _CONCEPT],
+    _optional("domain", _TEXT, "domain (superordinate category) of the concept"),
+    _optional("sense", _TEXT, "intended sense: a WordNet sense or a definition"),
+    _optional("pos", _TEXT, "part of speech of the concept's word"),
+    _column("n_sentences", _INT, "number of positive sentences of the concept"),
 )
 
-CONCEPTS = _schema(
-    "concept_set,concept",
-    [
-        _CONCEPT_SET,
-        _CONCEPT,
-        _field("domain", _TEXT, "domain that the concept belongs to", nullable=True),
-        _field("sense", _TEXT, "the sense meant: a WordNet id or a definition", nullable=True),
-        _field("pos", _TEXT, "part of speech of the concept's word", nullable=True),
-        _field("n_sentences", pa.int64(), "positive sentences of the concept"),
-    ],
+SENTENCES = _table(
+    "sentences/sentences.parquet",
+    "The sentences of each concept set, with their provenance.",
+    [_CONCEPT_SET, _SENTENCE_ID],
+    _column("text", _TEXT, "the sentence"),
+    _optional("source", _TEXT, "source of the sentence"),
+    _optional("prompt", _TEXT, "kind of text requested: fact or story"),
+    _optional("generator", _TEXT, "the model that generated it"),
+    _optional("revision", _TEXT, "the generator's revision"),
+    _optional("seed", _INT, "seed of its generation or sampling"),
+    _column("flags", _TEXTS, "quality flags; empty if flagged sentences were dropped"),
 )
 
-SENTENCES = _schema(
-    "concept_set,sentence_id",
+MEMBERSHIPS = _table(
+    "sentences/memberships.parquet",
+    "Which sentences are positives and negatives of which concept.",
     [
         _CONCEPT_SET,
         _SENTENCE_ID,
-        _field("text", _TEXT, "the sentence"),
-        _field("source", _TEXT, "where the sentence comes from", nullable=True),
-        _field("prompt", _TEXT, "what was asked for: fact or story", nullable=True),
-        _field("generator", _TEXT, "the model that wrote it", nullable=True),
-        _field("revision", _TEXT, "the model's revision", nullable=True),
-        _field("seed", pa.int64(), "seed that it was written or drawn with", nullable=True),
-        _field("flags", pa.list_(_TEXT), "what the quality gate objects to; none where it dropped"),
+        _optional("concept", _TEXT, "name of the concept; null for the role pool: negative for all"),
     ],
+    _column("role", _TEXT, "positive (the sentence is about the concept), negative or pool"),
+    _column("spans", pa.list_(_INT32), "start and end of each occurrence of the word, in characters"),
 )
 
-DROPPED = _schema(
-    "concept_set,concept,reason",
+DROPPED = _table(
+    "sentences/dropped.parquet",
+    "Sentences that the quality filter dropped, by concept and reason.",
+    [_CONCEPT_SET, _CONCEPT, _column("reason", _TEXT, "reason given by the quality filter")],
+    _column("dropped", _INT, "number of sentences dropped for this reason"),
+    _column("example", _TEXT, "the first of these sentences"),
+)
+
+SITES = _table(
+    "activations/sites.parquet",
+    "The sites whose activations were recorded.",
+    _SITE_KEY,
+    _column("width", _INT32, "number of units in the site"),
+)
+
+ACTIVATION_FILES = _table(
+    "activations/files.parquet",
+    "The files of raw activations.",
+    [*_SITE_KEY, _column("first", _INT, "sentence_id of the first sentence in the file")],
+    _column("sentences", _INT, "number of sentences in the file"),
+    _column("path", _TEXT, "path of the file, relative to the stage's folder"),
+    name="activation_files",
+)
+
+EXPERTS = _table(
+    "experts/experts",
+    "Expert neurons of each concept. `attribution` is null unless the stage `attributions` was run.",
+    [*_RUN_KEY, _POOLING, *_UNIT_KEY],
+    _AP,
+    _column("ap_raw", _FLOAT, "average precision with unweighted sentences"),
+    _column("auroc", _FLOAT, "area under the ROC curve"),
+    _column("on_p50", _FLOAT32, "median activation on the concept's positives"),
+    _column("on_p90", _FLOAT32, "90th percentile of the activation on the positives"),
+    _column("off_mean", _FLOAT32, "mean activation on the concept's negatives"),
+    joined=(_ATTRIBUTION,),
+)
+
+CHANCE_COUNTS = _table(
+    "experts/chance",
+    "AP of a site's neurons for each concept, with true and with permuted labels.",
     [
-        _CONCEPT_SET,
-        _CONCEPT,
-        _field("reason", _TEXT, "what the quality gate objects to"),
-        _field("dropped", pa.int64(), "sentences dropped for it"),
-        _field("example", _TEXT, "the first of them"),
+        *_RUN_KEY,
+        *(_POOLING, _LAYER, _SITE, _CONCEPT),
+        _column("shuffle", _INT32, "0: true labels; from 1: labels permuted over the sentences"),
     ],
+    _column("best_ap", _FLOAT, "highest AP of the site's neurons"),
+    _column("n_above", pa.list_(_INT), "neurons with an AP above 0, 0.05, 0.1, ... 0.95"),
+    name="chance_counts",
 )
 
-MEMBERSHIPS = _schema(
-    "concept_set,sentence_id,concept",
-    [
-        _CONCEPT_SET,
-        _SENTENCE_ID,
-        _field("concept", _TEXT, "name of the concept; null for the pool, negative of all", True),
-        _field("role", _TEXT, "positive: the sentence is about the concept; negative; or pool"),
-        _field(
-            "spans",
-            pa.list_(pa.int32()),
-            "where the concept's word stands: start and end of each occurrence, in characters",
-        ),
-    ],
-)
-
-SITES = _schema(
-    "model,revision,concept_set,layer,site,pooling",
-    [
-        _MODEL,
-        _REVISION,
-        _CONCEPT_SET,
-        _LAYER,
-        _SITE,
-        _POOLING,
-        _field("width", pa.int32(), "units of the site"),
-    ],
-)
-
-ACTIVATION_FILES = _schema(
-    "model,revision,concept_set,layer,site,pooling,first",
-    [
-        _MODEL,
-        _REVISION,
-        _CONCEPT_SET,
-        _LAYER,
-        _SITE,
-        _POOLING,
-        _field("first", pa.int64(), "sentence_id of the first sentence in the file"),
-        _field("sentences", pa.int64(), "sentences in the file"),
-        _field("path", _TEXT, "file of the values, relative to the stage's folder"),
-    ],
-)
-
-EXPERTS = _schema(
-    "model,revision,concept_set,pooling,concept,layer,site,unit",
-    [
-        _MODEL,
-        _REVISION,
-        _CONCEPT_SET,
-        _POOLING,
-        _CONCEPT,
-        _LAYER,
-        _SITE,
-        _UNIT,
-        _field("ap", pa.float64(), f"{_AP}, at the reference prevalence"),
-        _field("ap_raw", pa.float64(), f"{_AP}, every sentence counted once"),
-        _field("auroc", pa.float64(), "area under the ROC curve"),
-        _field("on_p50", pa.float32(), "median activation on the concept's positives"),
-        _field("on_p90", pa.float32(), "90th percentile of the activation on the positives"),
-        _field("off_mean", pa.float32(), "mean activation on the concept's negatives"),
-    ],
-)
-
-CHANCE = _schema(
-    "model,revision,concept_set,pooling,layer,site,concept,shuffle",
-    [
-        _MODEL,
-        _REVISION,
-        _CONCEPT_SET,
-        _POOLING,
-        _LAYER,
-        _SITE,
-        _CONCEPT,
-        _field("shuffle", pa.int32(), "0: the labels as they are; from 1: shuffled over the sentences"),
-        _field("best_ap", pa.float64(), "highest AP of the site's neurons"),
-        _field("n_above", pa.list_(pa.int64()), "neurons with an AP above 0, 0.05, 0.1, ... 0.95"),
-    ],
-)
-
-SCORED_CONCEPTS = _schema(
-    "number",
-    [
-        _field("number", pa.int64(), "place of the concept in the files of scores, from 0"),
-        _CONCEPT,
-    ],
-)
-
-EXPERTS_VIEW = EXPERTS.append(_ATTRIBUTION.with_nullable(True))
-"""The view `experts`: the table and what the stage `attributions` found, where it was run."""
-
-CONTROL_EXPERTS = _schema(
-    "model,revision,concept_set,pooling,control,concept,layer,site,unit",
-    [*EXPERTS, _field("control", _TEXT, "half 1, half 2, length-matched, shuffled or NAME latents")],
-)
-
-ATTRIBUTIONS = _schema(
-    "model,revision,concept_set,pooling,concept,layer,site,unit",
-    [
-        _MODEL,
-        _REVISION,
-        _CONCEPT_SET,
-        _POOLING,
-        _CONCEPT,
-        _LAYER,
-        _SITE,
-        _UNIT,
-        _ATTRIBUTION,
-        _field("attribution_odd", pa.float64(), "the same over the first, third, ... of the prompts"),
-        _field("attribution_even", pa.float64(), "over the second, fourth, ... of the prompts"),
-    ],
-)
-
-_STEERED = [
-    _MODEL,
-    _REVISION,
-    _CONCEPT_SET,
-    _POOLING,
+SCORED_CONCEPTS = _table(
+    "experts/scored-concepts.parquet",
+    "The order of the concepts in the files of `scores`.",
+    [_column("number", _INT, "index of the concept in the files of scores, from 0")],
     _CONCEPT,
-    _field("selection", _TEXT, "which neurons are forced: none, ap, attribution or random"),
-    _field("k", pa.int64(), "how many neurons are forced to their on value"),
-]
-
-_EFFECTS = [
-    _field("change", pa.float64(), "mean change of log P of the concept's word, in nats"),
-    _field("change_low", pa.float64(), "lower end of its 95% interval", nullable=True),
-    _field("change_high", pa.float64(), "upper end", nullable=True),
-    _field("others", pa.float64(), "mean change of log P of the other concepts' words", nullable=True),
-    _field("others_low", pa.float64(), "lower end of its 95% interval", nullable=True),
-    _field("others_high", pa.float64(), "upper end", nullable=True),
-    _field("containing", pa.float64(), "share of continuations that have the concept's word", True),
-    _field("containing_low", pa.float64(), "lower end of its 95% interval", nullable=True),
-    _field("containing_high", pa.float64(), "upper end", nullable=True),
-]
-
-STEERING = _schema(
-    "model,revision,concept_set,pooling,concept,selection,k",
-    [*_STEERED, _field("n_prompts", pa.int64(), "neutral prompts"), *_EFFECTS],
-)
-
-STEERING_PROMPTS = _schema(
-    "model,revision,concept_set,pooling,concept,selection,k,prompt",
-    [
-        *_STEERED,
-        _field("prompt", _TEXT, "the neutral prompt"),
-        _field("log_p", pa.float64(), "log P of the concept's word after the prompt, in nats"),
-        _field("change", pa.float64(), "log_p less that without forcing"),
-        _field("others", pa.float64(), "mean change of log P of the other concepts' words", True),
-        _field("containing", pa.int64(), "continuations that have the concept's word"),
-        _field("continuations", pa.list_(_TEXT), "how the model goes on from the prompt"),
-    ],
-)
-
-STEERING_DOSES = _schema(
-    "model,revision,concept_set,pooling,selection,k",
-    [
-        *(field for field in _STEERED if field.name != "concept"),
-        _field("n_concepts", pa.int64(), "concepts that have so many neurons to force"),
-        _field("n_prompts", pa.int64(), "neutral prompts"),
-        *_EFFECTS,
-        _field("positive", pa.float64(), "share of concepts whose change is above 0"),
-    ],
-)
-
-STEERING_NEURONS = _schema(
-    "model,revision,concept_set,pooling,concept,layer,site,unit",
-    [
-        *(field for field in _STEERED if field.name not in ("selection", "k")),
-        _LAYER,
-        _SITE,
-        _UNIT,
-        _field("ap", pa.float64(), f"{_AP}, at the reference prevalence"),
-        _ATTRIBUTION,
-        _field("change", pa.float64(), "mean change of log P of the word, this neuron alone forced"),
-        _field("change_low", pa.float64(), "lower end of its 95% interval", nullable=True),
-        _field("change_high", pa.float64(), "upper end", nullable=True),
-    ],
-)
-
-INPUT_EMBEDDINGS = _schema(
-    "concept",
-    [
-        _CONCEPT,
-        _field("vector", pa.list_(pa.float32()), "mean input embedding of the tokens of its name"),
-    ],
 )
 
 _REPRESENTATION = [
-    _field(
+    _column(
         "representation",
         _TEXT,
-        "experts (also of controls), hidden state, input embedding, word vectors or sentence encoder",
+        "experts (of a control: experts, CONTROL), hidden state, input embedding, word vectors, sentence "
+        "encoder (of the word: sentence encoder, word alone)",
     ),
-    _field("model", _TEXT, "the model, or the name of the word vectors or the encoder"),
-    _field("revision", _TEXT, "the model's revision", nullable=True),
-    _field("concept_set", _TEXT, "concept set that it comes from"),
-    _field("pooling", _TEXT, "pooling of the activations", nullable=True),
-    _field("layer", pa.int32(), "layer, null for all of them", nullable=True),
-    _field("site", _TEXT, "kind of site, null for all of them", nullable=True),
-    _field("measure", _TEXT, "jaccard, overlap, dice, containment, spearman, kl or (centred) cosine"),
-    _field("threshold", pa.float64(), "experts have an AP strictly above it", nullable=True),
-    _field("top", pa.int64(), "or: experts are so many neurons with the highest AP", nullable=True),
+    _column("model", _TEXT, "the model, or the name of the word vectors or the sentence encoder"),
+    _optional("revision", _TEXT, "the model's revision"),
+    _column("concept_set", _TEXT, "the concept set of the model's sentences"),
+    _optional("pooling", _TEXT, "pooling of the activations"),
+    _optional("layer", _INT32, "layer; null for all layers together"),
+    _optional("site", _TEXT, "site; null for all sites together"),
+    _column("measure", _TEXT, "jaccard, overlap, dice, containment, spearman, kl or (centred) cosine"),
+    _THRESHOLD.with_nullable(True),
+    _optional("top", _INT, "instead of a threshold: experts are this many neurons with the highest AP"),
 ]
 
-_PLACE = ",".join(field.name for field in _REPRESENTATION)
-"""The key of one representation."""
-
-SIMILARITY = _schema(
-    f"{_PLACE},concept_a,concept_b",
+SIMILARITY = _table(
+    "similarity/similarity.parquet",
+    "Similarity of every pair of concepts in each representation.",
     [
         *_REPRESENTATION,
-        _field("concept_a", _TEXT, "one concept; it sorts before the other, but in containment and kl"),
-        _field(
-            "concept_b",
-            _TEXT,
-            "the other concept; containment is the share of a's that b has, kl is -KL(a || b)",
-        ),
-        _field("similarity", pa.float64(), "null where too few experts leave it undefined", True),
-        _field("n_a", pa.int64(), "experts of concept_a", nullable=True),
-        _field("n_b", pa.int64(), "experts of concept_b", nullable=True),
-        _field("n_shared", pa.int64(), "experts of both", nullable=True),
+        _column("concept_a", _TEXT, "first concept, A to Z; containment and kl have both orders"),
+        _column("concept_b", _TEXT, "second; containment: share of a's experts in b; kl: -KL(a || b)"),
     ],
+    _optional("similarity", _FLOAT, "similarity; null if undefined for lack of experts"),
+    _optional("n_a", _INT, "number of experts of concept_a"),
+    _optional("n_b", _INT, "number of experts of concept_b"),
+    _optional("n_shared", _INT, "number of experts of both"),
 )
 
-ALIGNMENT = _schema(
-    f"{_PLACE},human_set,agreement",
+ALIGNMENT = _table(
+    "alignment/alignment.parquet",
+    "Agreement of each representation with each human data set.",
     [
         *_REPRESENTATION,
-        _field("human_set", _TEXT, "name of the human data set"),
-        _field("agreement", _TEXT, "spearman, kendall or pearson; triplets: the share predicted"),
-        _field("n_pairs", pa.int64(), "pairs (triplets) compared: the same for all of a human set"),
-        _field(
-            "n_undefined", pa.int64(), "pairs without any expert: their similarity counts as 0", True
-        ),
-        _field("n_concepts", pa.int64(), "concepts in these pairs"),
-        _field("rho", pa.float64(), "the agreement; null where all similarities are equal", True),
-        _field("ci_low", pa.float64(), "lower end of its 95% interval", nullable=True),
-        _field("ci_high", pa.float64(), "upper end; null where it cannot be had", nullable=True),
-        _field("ci_by", _TEXT, "jackknife, concept-bootstrap or pair-bootstrap (docs/method.md)"),
-        _field("p", pa.float64(), "two-sided, by permuting the concepts (Mantel)", nullable=True),
-        _field("q", pa.float64(), "p corrected over layers, sites and thresholds", nullable=True),
-        _field("ceiling", pa.float64(), "how well people agree with people", nullable=True),
-        _field("ceiling_source", _TEXT, "where that is from", nullable=True),
-        _field("reference", _TEXT, "the baseline that the difference is to", nullable=True),
-        _field("difference", pa.float64(), "rho less that of the reference", nullable=True),
-        _field("difference_low", pa.float64(), "lower end of its 95% interval", nullable=True),
-        _field("difference_high", pa.float64(), "upper end of its 95% interval", nullable=True),
+        _HUMAN_SET,
+        _column("agreement", _TEXT, "spearman, kendall or pearson; for triplets, odd-one-out accuracy"),
     ],
+    _column("n_pairs", _INT, "pairs (triplets) compared: the same for all rows of a human set"),
+    _optional("n_undefined", _INT, "pairs without any experts; their similarity counts as 0"),
+    _column("n_concepts", _INT, "concepts in these pairs"),
+    _optional("rho", _FLOAT, "value of the agreement; null if all similarities are equal"),
+    *_interval("ci"),
+    _column("ci_by", _TEXT, "jackknife, concept-bootstrap or pair-bootstrap (docs/method.md)"),
+    _optional("p", _FLOAT, "two-sided p-value, by permuting the concepts (Mantel test)"),
+    _optional("q", _FLOAT, "p corrected over layers, sites, thresholds and top (false discovery rate)"),
+    _optional("ceiling", _FLOAT, "noise ceiling: agreement of people with each other"),
+    _optional("ceiling_source", _TEXT, "source of the noise ceiling"),
+    _optional("reference", _TEXT, "the baseline that rho is compared with"),
+    _optional("difference", _FLOAT, "rho minus the reference's rho"),
+    *_interval("difference"),
 )
 
-RELIABILITY = _schema(
-    "model,revision,concept_set,pooling,measure,threshold",
-    [
-        _MODEL,
-        _REVISION,
-        _CONCEPT_SET,
-        _POOLING,
-        _field("measure", _TEXT, "measure of similarity"),
-        _field("threshold", pa.float64(), "experts have an AP strictly above it"),
-        _field("n_pairs", pa.int64(), "pairs of concepts"),
-        _field("rho", pa.float64(), "Spearman correlation of the two halves' similarities", True),
-        _field("ci_low", pa.float64(), "lower end of its 95% interval", nullable=True),
-        _field("ci_high", pa.float64(), "upper end", nullable=True),
-        _field("of_all", pa.float64(), "rho for twice the sentences (Spearman-Brown)", nullable=True),
-        _field("stability", pa.float64(), "mean Jaccard of a concept's experts of both halves", True),
-    ],
+CONTROL_EXPERTS = _table(
+    "controls/experts",
+    "Expert neurons found on control data.",
+    [*_RUN_KEY, _POOLING, _CONTROL, *_UNIT_KEY],
+    *EXPERTS.values,
+    _CONTROL,
+    name="control_experts",
 )
 
-HUMAN_PAIRS = _schema(
-    "human_set,concept_a,concept_b",
-    [
-        _field("human_set", _TEXT, "name of the human data set"),
-        _field("concept_a", _TEXT, "one concept; its name sorts before the other's"),
-        _field("concept_b", _TEXT, "the other concept"),
-        _field("score", pa.float64(), "mean human score, on the data set's own scale"),
-    ],
+ATTRIBUTIONS = _table(
+    "attributions/attributions",
+    "Gradient-based estimates of the effect of clamping each expert.",
+    EXPERTS.key,
+    _ATTRIBUTION,
+    _column("attribution_odd", _FLOAT, "the same over prompts 1, 3, 5, ..."),
+    _column("attribution_even", _FLOAT, "the same over prompts 2, 4, 6, ..."),
 )
 
-HUMAN_TRIPLETS = _schema(
-    "human_set,number",
-    [
-        _field("human_set", _TEXT, "name of the human data set"),
-        _field("number", pa.int64(), "number of the triplet, in the order of the file"),
-        _field("concept_a", _TEXT, "one of the two that people kept"),
-        _field("concept_b", _TEXT, "the other; its name sorts after the first's"),
-        _field("odd", _TEXT, "the one that they found least like the others"),
-    ],
+_SELECTION = [
+    _column("selection", _TEXT, "which neurons are clamped: none, ap, attribution or random"),
+    _column("k", _INT, "number of neurons clamped to their on value (on_p50)"),
+]
+_N_PROMPTS = _column("n_prompts", _INT, "number of neutral prompts")
+_OTHERS = _optional("others", _FLOAT, "mean change in log P of other concepts' words, in nats")
+_EFFECTS = [
+    _column("change", _FLOAT, "mean change in log P of the concept's word, in nats"),
+    *_interval("change"),
+    _OTHERS,
+    *_interval("others"),
+    _optional("containing", _FLOAT, "share of continuations that contain the concept's word"),
+    *_interval("containing"),
+]
+
+STEERING = _table(
+    "steering/steering",
+    "Effect of clamping a concept's neurons, over all prompts.",
+    [*_RUN_KEY, _POOLING, _CONCEPT, *_SELECTION],
+    _N_PROMPTS,
+    *_EFFECTS,
 )
 
-HUMAN_DROPPED = _schema(
-    "human_set,number",
-    [
-        _field("human_set", _TEXT, "name of the human data set"),
-        _field("number", pa.int64(), "number of what was left out"),
-        _field("words", pa.list_(pa.string()), "the pair or triplet, or an item with all its pairs"),
-        _field("reason", _TEXT, "why it was left out"),
-    ],
+STEERING_DOSES = _table(
+    "steering/doses.parquet",
+    "Dose-response of clamping (dose: k), over all concepts.",
+    [*_RUN_KEY, _POOLING, *_SELECTION],
+    _column("n_concepts", _INT, "concepts with at least k neurons to clamp"),
+    _N_PROMPTS,
+    *_EFFECTS,
+    _column("positive", _FLOAT, "share of concepts whose change is above 0"),
+    name="steering_doses",
 )
 
-HIERARCHY_SUMMARY = _schema(
-    _PLACE,
-    [
-        *_REPRESENTATION,
-        _field("n_concepts", pa.int64(), "concepts that have a domain"),
-        _field("n_domains", pa.int64(), "domains with two concepts or more"),
-        _field("auc", pa.float64(), "chance that two of a domain are more alike than two of two", True),
-        _field("auc_low", pa.float64(), "lower end of its 95% interval", nullable=True),
-        _field("auc_high", pa.float64(), "upper end", nullable=True),
-        _field("cophenetic", pa.float64(), "correlation of the tree's distances with the given", True),
-        _field("purity", pa.float64(), "dendrogram purity", nullable=True),
-        _field(
-            "triplets", pa.float64(), "share of triplets that the tree joins as the domains do", True
-        ),
-        _field("recovered", pa.float64(), "share of members most like their own domain's name", True),
-        _field("recovered_by_chance", pa.float64(), "its mean with members permuted", nullable=True),
-        _field("recovered_p", pa.float64(), "how often that is as high", nullable=True),
-        _field("n_members", pa.int64(), "members whose domain names a concept", nullable=True),
-        _field("n_neurons", pa.int64(), "neurons that are experts of some concept", nullable=True),
-        _field("n_shared", pa.int64(), "of these, experts of several concepts", nullable=True),
-        _field("one_domain", pa.float64(), "share of these whose concepts are all of one domain", True),
-        _field("one_domain_by_chance", pa.float64(), "its mean with domains permuted", nullable=True),
-        _field("one_domain_p", pa.float64(), "how often that is as high", nullable=True),
-    ],
+STEERING_PROMPTS = _table(
+    "steering/prompts",
+    "Effect of clamping a concept's neurons after each prompt.",
+    [*STEERING.key, _column("prompt", _TEXT, "the neutral prompt")],
+    _column("log_p", _FLOAT, "log P of the concept's word after the prompt, in nats"),
+    _column("change", _FLOAT, "log_p minus log_p without clamping, in nats"),
+    _OTHERS,
+    _column("containing", _INT, "continuations that contain the concept's word"),
+    _column("continuations", _TEXTS, "the model's continuations of the prompt"),
+    name="steering_prompts",
 )
 
-HIERARCHY_DOMAINS = _schema(
-    f"{_PLACE},domain",
-    [
-        *_REPRESENTATION,
-        _field("domain", _TEXT, "a domain whose name is a concept too"),
-        _field("n_members", pa.int64(), "its other concepts"),
-        _field("of_domain", pa.float64(), "share of the domain's experts that a member has", True),
-        _field("of_domain_by_chance", pa.float64(), "its median over pseudo-domains", nullable=True),
-        _field("of_domain_p", pa.float64(), "share of pseudo-domains as high", nullable=True),
-        _field("of_members", pa.float64(), "share of the members' experts that the domain has", True),
-        _field("of_members_by_chance", pa.float64(), "its median over pseudo-domains", nullable=True),
-        _field("of_members_p", pa.float64(), "share of pseudo-domains as high", nullable=True),
-    ],
+STEERING_NEURONS = _table(
+    "steering/neurons",
+    "Effect of clamping single neurons.",
+    EXPERTS.key,
+    _AP,
+    _ATTRIBUTION,
+    _column("change", _FLOAT, "mean change in log P of the word, in nats, by clamping this neuron"),
+    *_interval("change"),
+    name="steering_neurons",
 )
 
-HIERARCHY_CUTS = _schema(
-    f"{_PLACE},clusters",
-    [
-        *_REPRESENTATION,
-        _field("clusters", pa.int64(), "clusters that the tree is cut into"),
-        _field("rand", pa.float64(), "adjusted Rand index with the domains"),
-        _field("information", pa.float64(), "normalised mutual information with the domains"),
-        _field("purity", pa.float64(), "share of concepts of their cluster's commonest domain"),
-    ],
+RELIABILITY = _table(
+    "reliability/reliability.parquet",
+    "Split-half reliability: experts from one half of the sentences vs. the other half.",
+    [*_RUN_KEY, _POOLING, _column("measure", _TEXT, "measure of similarity"), _THRESHOLD],
+    _column("n_pairs", _INT, "pairs of concepts"),
+    _optional("rho", _FLOAT, "Spearman correlation of the two halves' similarities"),
+    *_interval("ci"),
+    _optional("of_all", _FLOAT, "rho predicted for all sentences (Spearman-Brown)"),
+    _optional("stability", _FLOAT, "mean Jaccard index of a concept's experts in both halves"),
 )
 
-HIERARCHY_MERGES = _schema(
-    f"{_PLACE},merge",
+HUMAN_PAIRS = _table(
+    "alignment/human-pairs.parquet",
+    "The rated pairs whose words are concepts.",
     [
-        *_REPRESENTATION,
-        _field("merge", pa.int64(), "number of the merge, the closest first"),
-        _field("concepts_a", pa.list_(pa.string()), "concepts below one branch"),
-        _field("concepts_b", pa.list_(pa.string()), "concepts below the other"),
-        _field("distance", pa.float64(), "mean of 1 - similarity between them"),
+        _HUMAN_SET,
+        _column("concept_a", _TEXT, "the concept of the pair whose name sorts first"),
+        _column("concept_b", _TEXT, "second concept of the pair"),
     ],
+    _column("score", _FLOAT, "mean human score, on the data set's own scale"),
 )
 
-RUNS = _schema(
-    "run",
-    [
-        _field("run", _TEXT, "fingerprint of the stage: the column `run` of the other tables"),
-        _field("stage", _TEXT, "kind of the stage"),
-        _field("label", _TEXT, "what it was run for"),
-        _field("params", _TEXT, "its parameters, as JSON"),
-        _field("seconds", pa.float64(), "how long it took, in seconds"),
-        _field("finished", _TEXT, "when it was done, in UTC"),
-        _field("files", pa.int64(), "its files"),
-        _field("bytes", pa.int64(), "size of its files, in bytes"),
-        _field("dropped", pa.int64(), "files of it that were deleted on purpose"),
-    ],
+HUMAN_TRIPLETS = _table(
+    "alignment/human-triplets.parquet",
+    "The odd-one-out judgments whose words are concepts.",
+    [_HUMAN_SET, _column("number", _INT, "index of the triplet, in the order of the file")],
+    _column("concept_a", _TEXT, "of the two judged most alike, the one whose name sorts first"),
+    _column("concept_b", _TEXT, "the other one"),
+    _column("odd", _TEXT, "the odd one out"),
 )
+
+HUMAN_DROPPED = _table(
+    "alignment/human-dropped.parquet",
+    "Human judgments that were left out.",
+    [_HUMAN_SET, _column("number", _INT, "index of the omission")],
+    _column("words", _TEXTS, "the pair, the triplet, or an item (with all its pairs)"),
+    _column("reason", _TEXT, "reason for leaving it out"),
+)
+
+HIERARCHY_SUMMARY = _table(
+    "hierarchy/summary.parquet",
+    "How well each representation reflects the domains.",
+    _REPRESENTATION,
+    _column("n_concepts", _INT, "concepts with a domain"),
+    _column("n_domains", _INT, "domains with at least two concepts"),
+    _optional("auc", _FLOAT, "AUC of similarity, within- vs. between-domain pairs"),
+    *_interval("auc"),
+    _optional("cophenetic", _FLOAT, "cophenetic correlation with the distances"),
+    _optional("purity", _FLOAT, "dendrogram purity"),
+    _optional("triplets", _FLOAT, "share of triplets whose same-domain pair merges first"),
+    _optional("recovered", _FLOAT, "share of members closest to their own domain's concept"),
+    _optional("recovered_by_chance", _FLOAT, "its mean with permuted members"),
+    _optional("recovered_p", _FLOAT, "p-value of the permutation test"),
+    _optional("n_members", _INT, "members of domains whose name is a concept"),
+    _optional("n_neurons", _INT, "neurons that are experts of at least one concept"),
+    _optional("n_shared", _INT, "of these, experts of several concepts"),
+    _optional("one_domain", _FLOAT, "share of these whose concepts are all of one domain"),
+    _optional("one_domain_by_chance", _FLOAT, "its mean with permuted domains"),
+    _optional("one_domain_p", _FLOAT, "p-value of the permutation test"),
+    name="hierarchy_summary",
+)
+
+HIERARCHY_DOMAINS = _table(
+    "hierarchy/domains.parquet",
+    "Experts that a domain's concept shares with its members.",
+    [*_REPRESENTATION, _column("domain", _TEXT, "a domain whose name is also a concept")],
+    _column("n_members", _INT, "number of its other concepts"),
+    _optional("of_domain", _FLOAT, "share of the domain concept's experts that a member has"),
+    _optional("of_domain_by_chance", _FLOAT, "its median over pseudo-domains"),
+    _optional("of_domain_p", _FLOAT, "(1 + pseudo-domains at least as high) / (1 + pseudo-domains)"),
+    _optional("of_members", _FLOAT, "share of the members' experts that the domain concept has"),
+    _optional("of_members_by_chance", _FLOAT, "its median over pseudo-domains"),
+    _optional("of_members_p", _FLOAT, "(1 + pseudo-domains at least as high) / (1 + pseudo-domains)"),
+    name="hierarchy_domains",
+)
+
+HIERARCHY_CUTS = _table(
+    "hierarchy/cuts.parquet",
+    "Clusters from cutting the dendrogram, compared with the domains.",
+    [*_REPRESENTATION, _column("clusters", _INT, "number of clusters")],
+    _column("rand", _FLOAT, "adjusted Rand index with the domains"),
+    _column("information", _FLOAT, "normalised mutual information with the domains"),
+    _column("purity", _FLOAT, "share of concepts in their cluster's majority domain"),
+    name="hierarchy_cuts",
+)
+
+HIERARCHY_MERGES = _table(
+    "hierarchy/merges.parquet",
+    "The merges of the dendrogram.",
+    [*_REPRESENTATION, _column("merge", _INT, "index of the merge, closest first")],
+    _column("concepts_a", _TEXTS, "concepts of one branch"),
+    _column("concepts_b", _TEXTS, "concepts of the other branch"),
+    _column("distance", _FLOAT, "mean of 1 - similarity between them"),
+    name="hierarchy_merges",
+)
+
+INPUT_EMBEDDINGS = pa.schema(
+    [_CONCEPT, _column("vector", pa.list_(_FLOAT32), "mean input embedding of the name's tokens")],
+    {KEY: b"concept"},
+)
+"""A file of the stage `activations` without a view."""
+
+RUNS = _view(
+    "runs",
+    "Parameters, duration and size of each run, that is, of each completed stage.",
+    [_column("run", _TEXT, "fingerprint of the stage: the column `run` of the other views")],
+    _column("stage", _TEXT, "kind of the stage, for example experts"),
+    _column("label", _TEXT, "label of the stage, for example the model"),
+    _column("params", _TEXT, "its parameters, as JSON"),
+    _column("seconds", _FLOAT, "duration in seconds"),
+    _column("finished", _TEXT, "time of completion, in UTC"),
+    _column("files", _INT, "number of files"),
+    _column("bytes", _INT, "total size of its files, in bytes"),
+    _column("dropped", _INT, "number of files that were deleted on purpose"),
+    has_run=False,
+)
+
+EXPERT_PLACES = _view(
+    "expert_places",
+    "Distribution of the experts over layers and sites.",
+    [*_RUN_KEY, _POOLING, _THRESHOLD, _LAYER, _SITE],
+    _column("n_experts", _INT, "number of (concept, expert) pairs in the layer and site"),
+    _column("share", _FLOAT, "their share of all such pairs of the model at this threshold"),
+)
+
+EXPERT_STABILITY = _view(
+    "expert_stability",
+    "Overlap of a concept's experts in two revisions of a model, if it has experts in both.",
+    [
+        _column("run_a", _TEXT, "run of the experts in revision_a"),
+        _column("run_b", _TEXT, "run of the experts in revision_b"),
+        *(_POOLING, _CONCEPT, _THRESHOLD),
+    ],
+    *(_MODEL, _CONCEPT_SET),
+    _column("revision_a", _TEXT, "one revision; its name sorts before the other's"),
+    _column("revision_b", _TEXT, "the other revision"),
+    _column("n_a", _INT, "number of experts of the concept in revision_a"),
+    _column("n_b", _INT, "number of experts of the concept in revision_b"),
+    _column("n_shared", _INT, "number of experts in both"),
+    _column("stability", _FLOAT, "Jaccard index of the two sets of experts"),
+    has_run=False,
+)
+
+TRAINING = _view(
+    "training",
+    "Experts and alignment over training, for revisions named by a step.",
+    [
+        _column("run_experts", _TEXT, "run of the experts; `run` is the alignment's"),
+        *(_POOLING, _THRESHOLD, _HUMAN_SET),
+        *(ALIGNMENT.schema.field(name) for name in ("agreement", "measure")),
+    ],
+    *_RUN_KEY,
+    _column("step", _INT, "training step, from the revision's name"),
+    _column("n_experts", _FLOAT, "median number of experts per concept"),
+    _column("revision_before", _TEXT, "the previous checkpoint"),
+    _column("stability", _FLOAT, "mean of `expert_stability` with it, over concepts in both"),
+    *(ALIGNMENT.schema.field(name) for name in ("n_pairs", "rho", "ci_low", "ci_high")),
+)
+
+CHANCE = _view(
+    "chance",
+    "Number of experts and best AP of each concept, vs. permuted labels.",
+    [
+        *(*_RUN_KEY, _POOLING, _CONCEPT),
+        _column("threshold", _FLOAT, "experts have an AP strictly above it: 0, 0.05, ... 0.95"),
+    ],
+    _column("n_experts", _INT, "number of experts of the concept in the model"),
+    _column("chance_mean", _FLOAT, "mean number of experts over the permutations"),
+    _column("chance_p95", _FLOAT, "95th percentile of that number"),
+    _column("p", _FLOAT, "(1 + permutations with at least as many) / (1 + permutations)"),
+    _column("best_ap", _FLOAT, "highest AP of any neuron for the concept"),
+    _column("best_chance_mean", _FLOAT, "mean highest AP over the permutations"),
+    _column("best_chance_p95", _FLOAT, "95th percentile of the highest AP"),
+    _column("best_p", _FLOAT, "(1 + permutations at least as high) / (1 + permutations)"),
+    _column("shuffles", _INT, "number of permutations"),
+)
+
+QUERY_VIEWS = (EXPERT_PLACES, EXPERT_STABILITY, TRAINING, CHANCE)
+"""Views that the queries of these names in storage/sql make from the tables, in this order."""
+
+SCORES = _view(
+    "scores",
+    "AP of every neuron for every concept; only with `experts: {scores: true}`. The files hold one flat "
+    "column, neuron by neuron: row r of a file with c concepts is concept r % c "
+    "(`scored_concepts.number`) of unit r // c, counted from the unit in the file's name.",
+    [*_RUN_KEY, _POOLING, _LAYER, _SITE, _UNIT, _CONCEPT],
+    _column("ap", _FLOAT32, "average precision at the reference prevalence"),
+)
+
+ACTIVATIONS = _view(
+    "activations",
+    "The pooled activations. The files hold one flat column, neuron by neuron: row r of a file with n "
+    "sentences from `first` is unit r // n and sentence first + r % n. Filter on model, revision, "
+    "pooling, layer and site with literals (or variables, as in [queries.md](queries.md)), and DuckDB "
+    "skips all other files. Runs whose activations were deleted have no rows; `runs.dropped` counts the "
+    "deleted files.",
+    [*_RUN_KEY, _POOLING, _LAYER, _SITE, _UNIT, _SENTENCE_ID],
+    _column("value", _FLOAT32, "the pooled activation"),
+)
+
+VIEWS: tuple[View, ...] = (*TABLES.values(), RUNS, *QUERY_VIEWS, SCORES, ACTIVATIONS)

@@ -1,4 +1,4 @@
-"""A real headless Chromium, as Debian packages it, and what one must know of a page in it."""
+"""A headless Chromium, as packaged by Debian, and queries on its pages."""
 
 from __future__ import annotations
 
@@ -18,87 +18,89 @@ from selenium.webdriver.chrome.service import Service
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCREENSHOTS = Path(__file__).parent.parent / "results" / "screenshots"
-_SECONDS = 180
+_TIMEOUT_SECONDS = 180
 
 
 class Browser:
-    """One window, its sizes and colour schemes, and what its pages asked for and complained of."""
+    """A browser window with a size and colour scheme, and the requests and messages of its pages."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
 
     def open(self, address: str, width: int = 1920, scheme: str = "light") -> None:
-        """Open a page in a new size and scheme."""
+        """Open a page with a window size and colour scheme."""
         self.driver.get("about:blank")
         size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         self.command("Emulation.setDeviceMetricsOverride", size)
-        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.command("Emulation.setEmulatedMedia", {"features": wanted})
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.command("Emulation.setEmulatedMedia", {"features": features})
         self.driver.get(address)
 
     def command(self, name: str, parameters: dict[str, Any]) -> Any:
         return self.driver.execute_cdp_cmd(name, parameters)
 
-    def ask(self, script: str, *arguments: Any) -> Any:
-        """The value of a script's expression."""
+    def evaluate(self, script: str, *arguments: Any) -> Any:
+        """The value of a JavaScript expression."""
         return self.driver.execute_script(f"return {script}", *arguments)
 
-    def computed(self) -> float:
-        """Seconds for which the page's own thread has computed, however long others kept it waiting."""
-        found = self.command("Performance.getMetrics", {})["metrics"]
-        return next(float(each["value"]) for each in found if each["name"] == "ThreadTime")
+    def cpu_seconds(self) -> float:
+        """CPU time of the page's main thread, which excludes waiting for other processes."""
+        metrics = self.command("Performance.getMetrics", {})["metrics"]
+        return next(float(metric["value"]) for metric in metrics if metric["name"] == "ThreadTime")
 
-    def wait(self, script: str) -> None:
+    def wait_for(self, script: str) -> None:
         """Wait until an expression is true."""
-        end = time.monotonic() + _SECONDS
-        while not self._holds(script):
-            assert time.monotonic() < end, f"never true: {script}"
+        end = time.monotonic() + _TIMEOUT_SECONDS
+        while not self._is_true(script):
+            assert time.monotonic() < end, f"timed out waiting for {script}"
             time.sleep(0.05)
 
-    def _holds(self, script: str) -> bool:
+    def _is_true(self, script: str) -> bool:
         try:
-            return bool(self.ask(script))
+            return bool(self.evaluate(script))
         except WebDriverException:
-            # the page is just being left for another
+            # The page is being replaced.
             return False
 
     def wait_until_drawn(self) -> None:
         """Wait until every figure has been drawn."""
-        self.wait("[...document.querySelectorAll('.plot')].every((each) => each.dataset.drawn)")
+        self.wait_for("[...document.querySelectorAll('.plot')].every((plot) => plot.dataset.drawn)")
 
-    def complaints(self) -> list[str]:
-        """What the pages logged as warnings or errors, among them what the security policy forbade."""
+    def console_messages(self) -> list[str]:
+        """Warnings and errors in the console, including violations of the content security policy."""
         return [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
 
     def requests(self) -> list[str]:
-        """Addresses that the pages asked for since the last call."""
-        found = []
+        """URLs requested since the last call."""
+        urls = []
         for entry in self.driver.get_log("performance"):  # type: ignore[no-untyped-call]
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
-                found.append(str(message["params"]["request"]["url"]))
-        return [each for each in found if not each.startswith(("data:", "about:"))]
+                urls.append(str(message["params"]["request"]["url"]))
+        return [url for url in urls if not url.startswith(("data:", "about:"))]
 
     def screenshot(self, name: str) -> Path:
-        """Keep a picture of the whole page."""
+        """Save a screenshot of the full page."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         path = SCREENSHOTS / f"{name}.png"
-        width, height = self.ask("[document.documentElement.clientWidth, document.body.scrollHeight]")
+        width, height = self.evaluate(
+            "[document.documentElement.clientWidth, document.body.scrollHeight]"
+        )
         clip = {"x": 0, "y": 0, "width": width, "height": min(height, 16000), "scale": 1}
-        taken = self.command("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
-        path.write_bytes(base64.b64decode(taken["data"]))
+        image = self.command("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+        path.write_bytes(base64.b64decode(image["data"]))
         return path
 
 
 @contextmanager
-def started() -> Iterator[Browser]:
-    """A browser that asks for nothing by itself."""
+def start_browser() -> Iterator[Browser]:
+    """A browser without background requests."""
     options = Options()
     options.binary_location = str(CHROMIUM)
     for argument in (
         "headless=new",
         "no-sandbox",
-        "disable-dev-shm-usage",  # which Ray's object stores may have filled
+        "disable-dev-shm-usage",  # Ray's object stores may have filled it.
         "disable-background-networking",
         "disable-component-update",
     ):
@@ -106,8 +108,8 @@ def started() -> Iterator[Browser]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, Service(DRIVER))
     try:
-        made = Browser(driver)
-        made.command("Performance.enable", {})
-        yield made
+        browser = Browser(driver)
+        browser.command("Performance.enable", {})
+        yield browser
     finally:
         driver.quit()

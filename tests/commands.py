@@ -1,4 +1,4 @@
-"""The command line as tests call it, and what a store then holds."""
+"""Runs the command line for tests, and reads the tables of a store."""
 
 from __future__ import annotations
 
@@ -14,58 +14,57 @@ from unittest.mock import patch
 from jobs.commands.main import main
 from storage.database import open_store
 
-_SECONDS = 600
+_TIMEOUT_SECONDS = 600
 
-Done = subprocess.CompletedProcess[str]
+CommandResult = subprocess.CompletedProcess[str]
 
 
-def neuralign(*arguments: object, cwd: Path | None = None) -> Done:
-    """Run a command in this process, which has loaded already what the command needs: for those that
-    start no cluster."""
-    words = ["neuralign", *map(str, arguments)]
-    # streams of text over bytes, as a process has them
+def neuralign(*arguments: object, cwd: Path | None = None) -> CommandResult:
+    """Run a command that starts no cluster, in this process, which has imported its modules."""
+    argv = ["neuralign", *map(str, arguments)]
+    # text streams over bytes, as in a process
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with (
-        patch.object(sys, "argv", words),
+        patch.object(sys, "argv", argv),
         chdir(cwd or Path.cwd()),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
         try:
             main()
-        except SystemExit as ended:
-            code = ended.code
+        except SystemExit as exit_request:
+            code = exit_request.code
         except Exception:
             traceback.print_exc()
             code = 1
     assert isinstance(code, int)
-    written = [stream.buffer.getvalue().decode() for stream in (out, err)]
-    return Done(words, code, *written)
+    outputs = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    return CommandResult(argv, code, *outputs)
 
 
-def process(*arguments: object, cwd: Path | None = None) -> Done:
-    """Run a command in a process of its own, as users do."""
+def process(*arguments: object, cwd: Path | None = None) -> CommandResult:
+    """Run a command in its own process, as users do."""
     return _run(["-c", "from jobs.commands.main import main; main()", *map(str, arguments)], cwd)
 
 
-def python_m(module: str, *arguments: object) -> Done:
+def python_m(module: str, *arguments: object) -> CommandResult:
     """Run `python -m MODULE`."""
     return _run(["-m", module, *map(str, arguments)], None)
 
 
-def _run(words: list[str], cwd: Path | None) -> Done:
+def _run(arguments: list[str], cwd: Path | None) -> CommandResult:
     return subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        timeout=_SECONDS,
+        timeout=_TIMEOUT_SECONDS,
         cwd=cwd,
         check=False,
     )
 
 
 def rows(store: Path) -> dict[str, list[Any]]:
-    """Everything that a store's views hold, whatever made it and whenever."""
+    """The sorted rows of a store's views, whichever run wrote them."""
     views = (
         "concepts sentences memberships sites activations experts similarity alignment human_pairs "
         "human_triplets human_dropped hierarchy_summary hierarchy_domains hierarchy_cuts "

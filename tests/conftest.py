@@ -1,4 +1,4 @@
-"""Shared parts of the tests. Files that take long run first, so that two processes end together."""
+"""Fixtures of the tests. Slow files run first, so that all processes finish together."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cluster.models.weights import Weights, resolve
 from tests import planted, tiny
 from tests.study import PRINTED, make_study
 
-# a machine that does much else at the same time fails no test, and what passed once passes again;
-# `--hypothesis-profile=default` draws other examples
+# no deadlines, so that a busy machine fails no test, and the same examples each time;
+# `--hypothesis-profile=default` draws others
 settings.register_profile(
     "neuralign", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("neuralign")
 
-# several processes share the cores: two threads of each would mostly wait for one another
+# several test processes share the cores
 torch.set_num_threads(1)
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_session_left() -> Iterator[None]:
-    """Each file of tests ends the Ray that it started."""
+    """Every test file must shut down the Ray that it started."""
     yield
     assert not ray.is_initialized()
 
@@ -70,8 +70,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A folder with a finished sweep (see tests/study.py), made once for all processes that run tests.
-    They leave it as it is."""
+    """Folder of a finished sweep (tests/study.py), created once for all test processes; read only."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -84,8 +83,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def started() -> Iterator[list[psutil.Process]]:
-    """What killed sweeps had started: it must be gone when all tests are done. After a SIGKILL, Ray's
-    agents take a minute to give their cluster up."""
+    """Processes started by killed sweeps, which must have exited at the end. After a SIGKILL, Ray's
+    agents take a minute to shut down."""
     processes: list[psutil.Process] = []
     yield processes
     _, alive = psutil.wait_procs(processes, timeout=300)
@@ -94,7 +93,7 @@ def started() -> Iterator[list[psutil.Process]]:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A finished sweep in whose data every name is hostile."""
+    """Store of a finished sweep with hostile names everywhere in its data."""
     from tests import hostile
 
     return hostile.make_store(tmp_path_factory.mktemp("hostile"), tiny_model)
@@ -102,24 +101,24 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def report(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of that store, as the command writes it."""
-    from jobs.report import write_newest
+    """The report of that store, as written by the command."""
+    from jobs.report import write_latest
 
     out = tmp_path_factory.mktemp("report")
-    write_newest(store, out)
+    write_latest(store, out)
     return out
 
 
 @pytest.fixture(scope="session")
 def server(store: Path) -> Iterator[Server]:
-    """That store, served."""
-    from jobs.page.serve import served
+    """A server of that store."""
+    from jobs.page.serve import make_server
 
-    with served(store, 0) as made:
-        thread = threading.Thread(target=made.serve_forever)
+    with make_server(store, 0) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever)
         thread.start()
-        yield made
-        made.shutdown()
+        yield http_server
+        http_server.shutdown()
         thread.join()
 
 
@@ -128,5 +127,5 @@ def window() -> Iterator[Browser]:
     """A real browser."""
     from tests import browser
 
-    with browser.started() as made:
-        yield made
+    with browser.start_browser() as browser_window:
+        yield browser_window

@@ -1,7 +1,7 @@
-"""Killing a process at the n-th place where it touches the disk, and a sweep that runs in one process.
+"""Kills a process at every point where it touches the disk, and runs sweeps in one process.
 
-The places are the system calls by which neuralign changes a store: before and after each of them, and in
-the middle of a write, half of which then reached the disk.
+The points are the system calls by which neuralign changes a store: before and after each of them, and in
+the middle of a write, when half of it has reached the disk.
 """
 
 from __future__ import annotations
@@ -24,33 +24,34 @@ import ray.util.scheduling_strategies
 import torch
 
 from cluster.activations.actor import STEPS, ShardActor
-from cluster.steering.pipeline import SteeringActor, SteeringPipeline
+from cluster.steering.actor import SteeringActor
+from cluster.steering.pipeline import SteeringPipeline
 
 _CALLS = ("mkdir", "open", "write", "fsync", "replace", "link", "unlink", "utime")
 _RANDOM = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _SECONDS = 900
 
-Reached = Callable[[str], None]
+OnDiskAccess = Callable[[str], None]
 
 
-def in_child(work: Callable[[], Any], reached: Reached | None = None) -> bool:
-    """Run some work in a forked child; whether it was killed there. `reached` is called in the child
-    with the name of each place where the disk is touched, and may kill it.
+def in_child(work: Callable[[], Any], on_disk_access: OnDiskAccess | None = None) -> bool:
+    """Run some work in a forked child; return whether it was killed.
 
-    What the work raises fails the test.
+    `on_disk_access` is called in the child with the name of every point where it touches the disk, and
+    may kill it. An exception in the work fails the test.
     """
-    return was_killed(start_child(work, reached))
+    return was_killed(start_child(work, on_disk_access))
 
 
-def start_child(work: Callable[[], Any], reached: Reached | None = None) -> int:
-    """Start some work in a forked child, and give its process id for `was_killed`."""
+def start_child(work: Callable[[], Any], on_disk_access: OnDiskAccess | None = None) -> int:
+    """Start some work in a forked child; return its process id for `was_killed`."""
     child = os.fork()
     if child == 0:
         signal.alarm(_SECONDS)
         code = 1
         try:
-            if reached is not None:
-                _watch(reached)
+            if on_disk_access is not None:
+                _intercept_disk_access(on_disk_access)
             work()
             code = 0
         except BaseException:
@@ -61,7 +62,7 @@ def start_child(work: Callable[[], Any], reached: Reached | None = None) -> int:
 
 
 def was_killed(child: int) -> bool:
-    """Wait for a child; whether it was killed."""
+    """Wait for a child; return whether it was killed."""
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL, f"ended by signal {os.WTERMSIG(status)}"
@@ -70,107 +71,111 @@ def was_killed(child: int) -> bool:
     return False
 
 
-def fail_in(kind: str, call: str, code: int) -> Reached:
-    """Let a system call fail, with an error's code, for all that a stage writes but its lease."""
+def fail_in(kind: str, call: str, code: int) -> OnDiskAccess:
+    """Make a system call fail with an error code for everything that a stage writes except its lease."""
 
-    def reached(place: str) -> None:
-        if place.startswith(f"before {call} ") and f"/{kind}/" in place and "_RUNNING" not in place:
+    def fail(point: str) -> None:
+        if point.startswith(f"before {call} ") and f"/{kind}/" in point and "_RUNNING" not in point:
             raise OSError(code, os.strerror(code))
 
-    return reached
+    return fail
 
 
 def kill() -> None:
-    """End this very process as a power cut would."""
+    """End this process as a power failure would."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def killed_everywhere(work: Callable[[], Any], folder: Path, states: Path) -> list[str]:
-    """Run some work in a child of which a fork is killed at each place; the places. How each kill leaves
-    `folder` is copied to `states/<number>`, but for what a kill left before: one that changes nothing
-    on the disk (as around a flush) cannot be told from the one before it."""
-    places = states / "places.txt"
+    """Run some work in a child and kill a fork of it at every point; return the points.
+
+    The state of `folder` after each kill is copied to `states/<number>`, unless an earlier kill left the
+    same state.
+    """
+    points = states / "points.txt"
     states.mkdir()
-    places.touch()
+    points.touch()
     seen = set[tuple[tuple[str, bytes | None], ...]]()
 
-    one_at_a_time = Lock()
+    lock = Lock()
 
-    def reached(place: str) -> None:
-        if str(folder) not in place:
+    def kill_fork(point: str) -> None:
+        if str(folder) not in point:
             return
-        with one_at_a_time:
-            with places.open("a") as file:
-                file.write(f"{place}\n")
-            killed = os.fork()
-            if killed == 0:
+        with lock:
+            with points.open("a") as file:
+                file.write(f"{point}\n")
+            fork = os.fork()
+            if fork == 0:
                 kill()
-            assert was_killed(killed)
+            assert was_killed(fork)
             state = _state(folder)
             if state not in seen and folder.is_dir():
                 seen.add(state)
                 shutil.copytree(folder, states / f"{len(seen):05d}")
 
-    assert not in_child(work, reached)
-    return places.read_text().splitlines()
+    assert not in_child(work, kill_fork)
+    return points.read_text().splitlines()
 
 
 def _state(folder: Path) -> tuple[tuple[str, bytes | None], ...]:
     return tuple(
-        (_named(path.relative_to(folder)), path.read_bytes() if path.is_file() else None)
-        for path in sorted(folder.rglob("*"), key=_named)
+        (_stable_name(path.relative_to(folder)), path.read_bytes() if path.is_file() else None)
+        for path in sorted(folder.rglob("*"), key=_stable_name)
     )
 
 
-def _watch(reached: Reached) -> None:
+def _intercept_disk_access(on_disk_access: OnDiskAccess) -> None:
     real = {name: getattr(os, name) for name in _CALLS}
     names: dict[int, str] = {}
 
-    def opened(path: Any, flags: int, *arguments: Any, **settings: Any) -> int:
+    def intercepted_open(path: Any, flags: int, *arguments: Any, **settings: Any) -> int:
         writes = flags & os.O_CREAT
         if writes:
-            reached(f"before open {_named(path)}")
+            on_disk_access(f"before open {_stable_name(path)}")
         descriptor: int = real["open"](path, flags, *arguments, **settings)
-        names[descriptor] = _named(path)
+        names[descriptor] = _stable_name(path)
         if writes:
-            reached(f"after open {_named(path)}")
+            on_disk_access(f"after open {_stable_name(path)}")
         return descriptor
 
-    def written(descriptor: int, content: Any) -> int:
+    def intercepted_write(descriptor: int, content: Any) -> int:
         if descriptor not in names:
             return int(real["write"](descriptor, content))
-        reached(f"before write {names[descriptor]}")
+        on_disk_access(f"before write {names[descriptor]}")
         half = real["write"](descriptor, content[: len(content) // 2])
-        reached(f"within write {names[descriptor]}")
+        on_disk_access(f"within write {names[descriptor]}")
         rest = real["write"](descriptor, content[half:])
-        reached(f"after write {names[descriptor]}")
+        on_disk_access(f"after write {names[descriptor]}")
         return int(half + rest)
 
     def around(call: str) -> Callable[..., Any]:
         def called(*arguments: Any, **settings: Any) -> Any:
             path = arguments[0] if call == "mkdir" else arguments[-1]
-            of = names.get(path, "") if call == "fsync" else _named(path)
-            reached(f"before {call} {of}")
+            name = names.get(path, "") if call == "fsync" else _stable_name(path)
+            on_disk_access(f"before {call} {name}")
             result = real[call](*arguments, **settings)
-            reached(f"after {call} {of}")
+            on_disk_access(f"after {call} {name}")
             return result
 
         return called
 
-    special = {"open": opened, "write": written}
+    special = {"open": intercepted_open, "write": intercepted_write}
     for name in _CALLS:
         setattr(os, name, special.get(name) or around(name))
 
 
-def _named(path: Any) -> str:
+def _stable_name(path: Any) -> str:
     return _RANDOM.sub(".tmp", str(path))
 
 
 @contextmanager
 def in_one_process() -> Iterator[None]:
-    """Let sweeps run without Ray's processes, each model loaded once: the same actors' and tasks' code,
-    called instead of sent, with one thread as there, so that the bytes are the same. Only so can
-    hundreds of sweeps be killed in a minute, and one that others are compared with costs seconds."""
+    """Run sweeps without Ray's processes, loading each model once.
+
+    Runs the code of the same actors and tasks with one thread, so that the bytes are the same, but as
+    plain calls: this is fast enough to kill hundreds of sweeps in a minute.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     loaded: dict[str, Any] = {}
@@ -222,16 +227,16 @@ def in_one_process() -> Iterator[None]:
         # an actor hides the GPUs that it was not given from its whole process
         patch.object(ray, "get_gpu_ids", list),
         patch.dict(os.environ),
-        patch("jobs.sweep.disconnected_after", nullcontext),
-        patch("cluster.activations.pipeline.Pipeline", Pipeline),
+        patch("jobs.sweep.shutdown_on_exit", nullcontext),
+        patch("cluster.activations.pipeline.ActivationPipeline", Pipeline),
         patch("cluster.steering.pipeline.SteeringPipeline", Steering),
         patch("cluster.runtime.queue.WorkQueue", Queue),
         patch("cluster.runtime.session.connect", lambda: None),
-        patch("cluster.runtime.session.cpus", lambda: 1),
-        patch("cluster.runtime.session.gpus", lambda: 0),
-        patch("cluster.runtime.session.result", lambda reference: reference.value),
+        patch("cluster.runtime.session.cluster_cpus", lambda: 1),
+        patch("cluster.runtime.session.cluster_gpus", lambda: 0),
+        patch("cluster.runtime.session.get_result", lambda reference: reference.value),
         patch(
-            "cluster.runtime.placement.place",
+            "cluster.runtime.placement.plan_placement",
             lambda *_: SimpleNamespace(shards=1, replicas=1, resources={}),
         ),
         patch.object(ray, "remote", remote),

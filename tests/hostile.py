@@ -1,4 +1,4 @@
-"""A finished sweep over the tiny model, in whose data every name is hostile."""
+"""A finished sweep of the tiny model, with names that are markup or code."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from jobs import planner, sweep
-from jobs.config import read_sweep
-from jobs.page.study import Source, newest_study
+from jobs.config.loader import read_sweep
+from jobs.page.study import latest_study
+from jobs.page.study_data import StudyData
 from storage.database import open_store
 from tests import tiny
 from tests.faults import in_one_process
 
-RUNS = "document.title='it ran'"
+SCRIPT = "document.title='it ran'"
 HOSTILE = {
-    "cat": f"<script>{RUNS}</script>",
-    "dog": f"</script><img src=x onerror={RUNS}>",
+    "cat": f"<script>{SCRIPT}</script>",
+    "dog": f"</script><img src=x onerror={SCRIPT}>",
     "car": "a<br>b & %{x} $y$",
 }
-"""Names of concepts that are code where they are not escaped."""
+"""Concept names that run as code unless they are escaped."""
 
-SENTENCE = f"Nobody saw </script><script>{RUNS}</script> coming."
+SENTENCE = f"Nobody saw </script><script>{SCRIPT}</script> coming."
 DOMAIN, HUMAN = "<b>vehicle</b>", "<i>mine</i>"
 
 
 def make_store(folder: Path, model: Path) -> Path:
-    """The store of a sweep with baselines, controls and two poolings."""
+    """A store of a sweep with baselines, controls and two poolings."""
     shutil.copytree(model, folder / "model")
     extra = "resamples: 100\nbaselines: [input-embedding, contextual]\ncontrols: [split-half]\n"
     file = tiny.write_sweep(folder, extra=extra)
@@ -42,10 +43,9 @@ def make_store(folder: Path, model: Path) -> Path:
     _write(folder / "human.csv", ("a", "b", "score"), pairs)
     text = file.read_text().replace("name: mine", f"name: '{HUMAN}'")
     file.write_text(text.replace("[max, concept, context]", "[max, context]"))
-    read = read_sweep(file, folder / "store")
-    planned = planner.plan(read)
+    plan = planner.plan_sweep(read_sweep(file, folder / "store"))
     with in_one_process():
-        sweep.run(planned)
+        sweep.run(plan)
     return folder / "store"
 
 
@@ -55,7 +55,8 @@ def _write(path: Path, header: tuple[str, ...], rows: list[Any]) -> None:
 
 
 @contextmanager
-def source_of(store: Path) -> Iterator[Source]:
-    study = newest_study(store)
+def open_study(store: Path) -> Iterator[StudyData]:
+    """The data of the store's latest study."""
+    study = latest_study(store)
     with open_store(store, study.runs) as connection:
-        yield Source(connection, study)
+        yield StudyData(connection, study)

@@ -1,5 +1,4 @@
-"""A store of as many concepts as THINGS has (Hebart et al. 2019), made without a model: its numbers are
-drawn."""
+"""A store with as many concepts as THINGS (Hebart et al. 2019) and random numbers instead of a model."""
 
 from __future__ import annotations
 
@@ -19,21 +18,20 @@ CONCEPTS, DOMAINS, LAYERS = 1854, 27, 16
 _EXPERTS, _UNITS, _RATED = 40, 8192, 100_000
 _SET = {"concept_set": "things@00000000"}
 _Table = tuple[pa.Schema, Mapping[str, Any], Mapping[str, Any]]
-"""A schema, columns (an array, or one value for all rows), and more of them."""
+"""A schema and two groups of columns (an array, or one value for all rows)."""
 
 _MODEL = {"model": "drawn-1b", "revision": "main", **_SET}
 
 
 def make_store(root: Path, n: int = CONCEPTS) -> Path:
-    """A store with one model, whose concepts share experts mostly within their domains, and
-    ratings of many pairs."""
+    """A store with one model, whose concepts share experts mostly within domains, and with ratings."""
     random = np.random.default_rng(0)
     names = np.array([f"concept {number:04}" for number in range(n)])
     domains = np.arange(n) % DOMAINS
     first, second = np.triu_indices(n, 1)
     same = domains[first] == domains[second]
     shared = random.poisson(np.where(same, 4.0, 0.4))
-    whole = {
+    representation = {
         **_MODEL,
         "representation": "experts",
         "pooling": "max",
@@ -42,69 +40,72 @@ def make_store(root: Path, n: int = CONCEPTS) -> Path:
     }
     pairs = {"concept_a": names[first], "concept_b": names[second]}
     one_site: dict[str, Any] = {"layer": 0, "site": "mlp.hidden", "pooling": "max", "width": 1}
-    layout.create(root)
+    layout.create_store(root)
     numbers = np.arange(4 * n)
     sentences: dict[str, _Table] = {
         "concepts.parquet": (
-            tables.CONCEPTS,
-            _SET | {"concept": names, "domain": np.array([f"domain {each}" for each in domains])},
+            tables.CONCEPTS.schema,
+            _SET | {"concept": names, "domain": np.array([f"domain {domain}" for domain in domains])},
             {"n_sentences": 4},
         ),
         "sentences.parquet": (
-            tables.SENTENCES,
+            tables.SENTENCES.schema,
             _SET
-            | {"sentence_id": numbers, "text": np.array([f"A sentence {each}." for each in numbers])},
+            | {
+                "sentence_id": numbers,
+                "text": np.array([f"A sentence {number}." for number in numbers]),
+            },
             {"flags": []},
         ),
         "memberships.parquet": (
-            tables.MEMBERSHIPS,
+            tables.MEMBERSHIPS.schema,
             _SET | {"sentence_id": numbers, "concept": names[numbers // 4]},
             {"role": "positive", "spans": []},
         ),
     }
-    texts = _commit(root, "sentences", _SET, {}, sentences)
-    read = _commit(
+    sentences_stage = _commit(root, "sentences", _SET, {}, sentences)
+    activations_stage = _commit(
         root,
         "activations",
         {**_MODEL, "identity": "none", "dtype": "float32", "sites": "mlp", "poolings": ["max"]},
-        {"sentences": texts},
+        {"sentences": sentences_stage},
         {
             "sites.parquet": (
-                tables.SITES,
+                tables.SITES.schema,
                 _MODEL,
                 one_site,
             )
         },
     )
     ap = np.sort(random.uniform(0.5, 1, (n, _EXPERTS)), axis=1)[:, ::-1].ravel()
-    places = np.concatenate([random.choice(LAYERS * _UNITS, _EXPERTS, False) for _ in names])
-    of_experts = {
+    neurons = np.concatenate([random.choice(LAYERS * _UNITS, _EXPERTS, False) for _ in names])
+    expert_columns = {
         "concept": np.repeat(names, _EXPERTS),
-        "layer": (places // _UNITS).astype(np.int32),
-        "unit": (places % _UNITS).astype(np.int32),
+        "layer": (neurons // _UNITS).astype(np.int32),
+        "unit": (neurons % _UNITS).astype(np.int32),
         "ap": ap,
         "ap_raw": ap / 2,
         "auroc": ap,
     }
     values = {"pooling": "max", "site": "mlp.hidden", "on_p50": 1.0, "on_p90": 2.0, "off_mean": 0.5}
-    scored = _commit(
+    experts_stage = _commit(
         root,
         "experts",
         _MODEL,
-        {"activations": read},
-        {"experts/all.parquet": (tables.EXPERTS, _MODEL | of_experts, values)},
+        {"activations": activations_stage},
+        {"experts/all.parquet": (tables.EXPERTS.schema, _MODEL | expert_columns, values)},
     )
     counts = {"n_a": _EXPERTS, "n_b": _EXPERTS}
     similarity = shared / (2 * _EXPERTS - shared)
-    compared = _commit(
+    similarity_stage = _commit(
         root,
         "similarity",
         {**_MODEL, "representation": "experts", "measures": ["jaccard"], "thresholds": [0.5]},
-        {"experts": scored},
+        {"experts": experts_stage},
         {
             "similarity.parquet": (
-                tables.SIMILARITY,
-                whole | pairs | {"similarity": similarity, "n_shared": shared},
+                tables.SIMILARITY.schema,
+                representation | pairs | {"similarity": similarity, "n_shared": shared},
                 counts,
             )
         },
@@ -112,7 +113,7 @@ def make_store(root: Path, n: int = CONCEPTS) -> Path:
     layers: list[int | None] = [None, *range(LAYERS)]
     rho = np.linspace(0.2, 0.5, len(layers))
     rated = np.sort(random.choice(len(first), min(len(first), _RATED), False))
-    aligned = {
+    agreement = {
         "human_set": "drawn",
         "agreement": "spearman",
         "n_pairs": len(rated),
@@ -127,11 +128,11 @@ def make_store(root: Path, n: int = CONCEPTS) -> Path:
         root,
         "alignment",
         {"human": {"drawn": "none"}, "measures": ["spearman"]},
-        {"sentences": texts, "similarity 0": compared},
+        {"sentences": sentences_stage, "similarity 0": similarity_stage},
         {
-            "alignment.parquet": (tables.ALIGNMENT, whole | rows, aligned),
+            "alignment.parquet": (tables.ALIGNMENT.schema, representation | rows, agreement),
             "human-pairs.parquet": (
-                tables.HUMAN_PAIRS,
+                tables.HUMAN_PAIRS.schema,
                 {name: ends[rated] for name, ends in pairs.items()}
                 | {"score": random.normal(same[rated], 0.5)},
                 {"human_set": "drawn"},
@@ -148,19 +149,19 @@ def _commit(
     inputs: dict[str, str],
     tables: Mapping[str, _Table],
 ) -> str:
-    """Commit a stage of tables: their columns (an array, or one value for all rows) and more values."""
-    fingerprint = f"{layout.KINDS.index(kind):016x}"
+    """Commit the tables of a stage; returns its folder's name."""
+    fingerprint = f"{layout.STAGE_KINDS.index(kind):016x}"
     folder = layout.stage_folder(root, kind, "drawn", fingerprint)
     records = []
     for name, (schema, columns, more) in tables.items():
-        given = {**columns, **more}
-        n = max((len(each) for each in given.values() if isinstance(each, np.ndarray)), default=1)
-        made = [
+        values = {**columns, **more}
+        n = max((len(value) for value in values.values() if isinstance(value, np.ndarray)), default=1)
+        arrays = [
             pa.array(value, field.type, from_pandas=True)
-            if isinstance(value := given.get(field.name), np.ndarray)
+            if isinstance(value := values.get(field.name), np.ndarray)
             else pa.array([value] * n, field.type)
             for field in schema
         ]
-        records.append(write_table(folder, name, pa.Table.from_arrays(made, schema=schema)))
+        records.append(write_table(folder, name, pa.Table.from_arrays(arrays, schema=schema)))
     Manifest(folder, kind, "drawn", fingerprint, params, inputs, records, 1.0).commit()
     return folder.name

@@ -1,4 +1,4 @@
-"""A real S3-compatible server on the loopback, and what clients need to find it."""
+"""A local S3-compatible server, and the settings that clients need to find it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import boto3
 
 BUCKET = "results"
 
-# moto looks whether an object is there and then puts it: one request at a time, so that of two that come
-# at once not both find it absent
+# moto checks whether an object exists and then writes it: one request at a time, so that concurrent
+# requests cannot both find it absent
 _SERVER = """
 from threading import Lock
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
-application, alone = DomainDispatcherApplication(create_backend_app), Lock()
+application, lock = DomainDispatcherApplication(create_backend_app), Lock()
 def one_at_a_time(environ, start_response):
-    with alone:
+    with lock:
         return application(environ, start_response)
 server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True)
 print(server.port, flush=True)
@@ -30,8 +30,10 @@ server.serve_forever()
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Start a server with an empty bucket; gives the bucket's URL, and sets the environment by which
-    clients in this process and in those that it starts find it."""
+    """Start a server with an empty bucket; yields the bucket's URL.
+
+    Sets the environment variables by which clients in this process and its children find it.
+    """
     server = subprocess.Popen(
         [sys.executable, "-c", _SERVER],
         stdout=subprocess.PIPE,

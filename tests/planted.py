@@ -1,8 +1,8 @@
-"""A planted model: each activation says by itself which layer, unit, sentence and token it is from.
+"""A planted model, in which each activation identifies its layer, unit, sentence and token.
 
-Every sentence has words of its own. The embedding of a word is one-hot and no layer changes the
-residual stream, so that the hidden neurons of an MLP are read straight from its up projection, whose
-weights are one float16 number for each (layer, unit, word), larger for a later word.
+Nearby sentences share no words. Word embeddings are one-hot and no layer changes the residual stream, so
+an MLP's hidden neurons equal the weights of its up projection: a distinct float16 number for each
+(layer, unit, word), larger for later words.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cluster.activations.actor import Receipt, WorkUnit
-from cluster.activations.pipeline import Pipeline
-from cluster.activations.shard import Settings
-from cluster.activations.tokens import Text
+from cluster.activations.actor import UnitResult, WorkUnit
+from cluster.activations.pipeline import ActivationPipeline
+from cluster.activations.shard import ActivationSettings
+from cluster.models.tokenizer import Text
 from cluster.runtime.queue import WorkQueue
-from storage.store.activation_files import MLP_HIDDEN, SiteFiles, activation_folder
+from storage.store.activation_files import MLP_HIDDEN, SiteActivations, activation_folder
 
 POOLINGS = ["max", "concept", "context"]
-SETTINGS = Settings("float32", "mlp", POOLINGS)
+SETTINGS = ActivationSettings("float32", "mlp", POOLINGS)
 CPU = {"CPU": 1.0}
 
 LAYERS, UNITS, WORDS = 3, 16, 256
 LENGTHS = (2, 3, 4, 5, 6)
-_SMALLEST_NORMAL = 1024
+_MIN_NORMAL_BITS = 1024
 _GATE = 32.0
-"""Far above zero SiLU is the identity."""
+"""Large enough for SiLU to be the identity."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """Its words are numbered from `first`; the one in the middle is its concept's."""
+    """Words numbered from `first`; the middle one is the concept's."""
 
     first: int
     length: int
@@ -54,40 +54,40 @@ class Sentence:
         start = sum(len(word) + 1 for word in words[: self.concept - self.first])
         return Text(" ".join(words), [start, start + len(f"w{self.concept}")])
 
-    def largest(self, pooling: str) -> int:
-        """The word whose activation a pooling keeps."""
+    def max_word(self, pooling: str) -> int:
+        """The word with the largest activation that a pooling includes."""
         last = self.first + self.length - 1
         if pooling == "concept":
             return self.concept
         return last - 1 if pooling == "context" and last == self.concept else last
 
 
-def sentences(count: int) -> list[Sentence]:
-    """Sentences of different lengths, no two with a word in common among 64 that follow each other."""
-    found, first = [], 0
+def make_sentences(count: int) -> list[Sentence]:
+    """Sentences of different lengths; 64 consecutive ones share no word."""
+    sentences, first = [], 0
     for number in range(count):
         length = LENGTHS[number % len(LENGTHS)]
         if first + length > WORDS:
             first = 0
-        found.append(Sentence(first, length))
+        sentences.append(Sentence(first, length))
         first += length
-    return found
+    return sentences
 
 
-def value(layer: int, unit: int, word: int) -> np.float16:
-    """The activation that is planted there."""
-    number = (layer * UNITS + unit) * WORDS + word
-    return np.uint16(_SMALLEST_NORMAL + number).view(np.float16)
+def planted_activation(layer: int, unit: int, word: int) -> np.float16:
+    """The activation of a unit for a word."""
+    index = (layer * UNITS + unit) * WORDS + word
+    return np.uint16(_MIN_NORMAL_BITS + index).view(np.float16)
 
 
-def expected(layer: int, pooling: str, given: list[Sentence]) -> npt.NDArray[np.float16]:
-    """Activations of the MLP of a layer, of shape (units, sentences)."""
-    words = [sentence.largest(pooling) for sentence in given]
-    return np.array([[value(layer, unit, word) for word in words] for unit in range(UNITS)])
+def expected_activations(layer: int, pooling: str, sentences: list[Sentence]) -> npt.NDArray[np.float16]:
+    """Pooled activations of a layer's MLP, (units, sentences)."""
+    words = [sentence.max_word(pooling) for sentence in sentences]
+    return np.array([[planted_activation(layer, unit, word) for word in words] for unit in range(UNITS)])
 
 
 def make_model(folder: Path) -> Path:
-    """Save the planted model with a tokenizer that knows its words."""
+    """Save the planted model and its word-level tokenizer."""
     vocabulary = {f"w{number}": number for number in range(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -109,36 +109,43 @@ def make_model(folder: Path) -> Path:
             block.self_attn.o_proj.weight.zero_()
             block.mlp.down_proj.weight.zero_()
             block.mlp.gate_proj.weight.fill_(_GATE / norm)
-            planted = [[value(layer, unit, word) for word in range(WORDS)] for unit in range(UNITS)]
+            planted = [
+                [planted_activation(layer, unit, word) for word in range(WORDS)] for unit in range(UNITS)
+            ]
             block.mlp.up_proj.weight.copy_(torch.tensor(np.array(planted, np.float32)) / (norm * _GATE))
     model.save_pretrained(folder)
     return folder
 
 
-def work_units(given: list[Sentence], size: int) -> list[WorkUnit]:
-    texts = [sentence.text for sentence in given]
+def make_work_units(sentences: list[Sentence], size: int) -> list[WorkUnit]:
+    texts = [sentence.text for sentence in sentences]
     starts = range(0, len(texts), size)
-    return [WorkUnit(at, first, texts[first : first + size], 24) for at, first in enumerate(starts)]
+    return [
+        WorkUnit(number, first, texts[first : first + size], 24) for number, first in enumerate(starts)
+    ]
 
 
-def queue_of(
-    start: Callable[[], Pipeline], folder: Path, slow: float = 0.0
-) -> WorkQueue[WorkUnit, Receipt]:
-    def submit(pipeline: Pipeline, unit: WorkUnit) -> Any:
-        time.sleep(slow)
+def make_queue(
+    start: Callable[[], ActivationPipeline], folder: Path, delay_seconds: float = 0.0
+) -> WorkQueue[WorkUnit, UnitResult]:
+    def submit(pipeline: ActivationPipeline, unit: WorkUnit) -> Any:
+        time.sleep(delay_seconds)
         return pipeline.submit(unit, folder, [])
 
     return WorkQueue(start, submit, lambda unit: unit.name, lambda unit: unit)
 
 
-def check_every_activation(folder: Path, given: list[Sentence], units: int) -> None:
-    """All files are there, no other but what a killed writer left under a temporary name, and each
-    number in them is the one that was planted."""
-    expected_names = {f"{number:05d}.parquet" for number in range(units)}
+def assert_every_activation(folder: Path, sentences: list[Sentence], n_work_units: int) -> None:
+    """Assert that exactly the expected files exist, apart from hidden temporary ones, with exactly the
+    planted activations."""
+    expected_names = {f"{number:05d}.parquet" for number in range(n_work_units)}
     for layer in range(LAYERS):
         for pooling in POOLINGS:
-            place = folder / activation_folder(pooling, layer, MLP_HIDDEN)
-            paths = sorted(place.glob("[!.]*"))
+            site_folder = folder / activation_folder(pooling, layer, MLP_HIDDEN)
+            paths = sorted(site_folder.glob("[!.]*"))
             assert {path.name for path in paths} == expected_names
-            found = SiteFiles(paths, UNITS).read()
-            assert np.array_equal(found, expected(layer, pooling, given)), (layer, pooling)
+            activations = SiteActivations(paths, UNITS).read()
+            assert np.array_equal(activations, expected_activations(layer, pooling, sentences)), (
+                layer,
+                pooling,
+            )

@@ -1,4 +1,4 @@
-"""A head with its job server, of its own ports and folder, as a user starts one; ended by its pid."""
+"""A Ray head with a job server, started as users start one, with its own ports and folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECONDS = 300
 
 
 class Head(NamedTuple):
-    """Where the job server of a head is, and the file by which Prometheus finds its metrics."""
+    """The address of a head's job server, and its service discovery file for Prometheus."""
 
     address: str
     metrics: Path
@@ -33,7 +33,7 @@ class Head(NamedTuple):
 @contextmanager
 def ray_head(cpus: int = 2) -> Iterator[Head]:
     """Start a head."""
-    # the sockets of a session have long names of their own
+    # a short path, because the paths of a session's sockets are limited in length
     folder = Path(tempfile.mkdtemp(prefix="nr", dir="/tmp"))
     gcs, dashboard, agent, client = _free_ports(4)
     programs = Path(sys.executable).parent
@@ -71,8 +71,7 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that the system gives to nobody who asks for any: what another process opens before the head
-    has started takes none of them."""
+    """Free ports outside the ephemeral range, so that no other process gets them by chance."""
     ports = []
     for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
         with socket.socket() as probe, suppress(OSError):
@@ -86,14 +85,14 @@ def _free_ports(count: int) -> list[int]:
 def _wait(address: str, head: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:
-        assert head.poll() is None, "the head ended"
+        assert head.poll() is None, "the head exited"
         try:
             with urllib.request.urlopen(f"{address}/api/version", timeout=5):  # noqa: S310
                 return
         except urllib.error.HTTPError as error:
-            if error.code in (401, 403):  # it asks for the token
+            if error.code in (401, 403):  # it requires the token
                 return
         except OSError:
             pass
         time.sleep(0.2)
-    raise AssertionError("the head does not answer")
+    raise AssertionError("the head does not respond")

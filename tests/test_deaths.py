@@ -1,4 +1,4 @@
-"""Nothing may be lost or given twice when an actor, a replica or a node dies in the middle."""
+"""No unit may be lost or returned twice when an actor, a replica or a node dies."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from cluster.activations.pipeline import Pipeline
+from cluster.activations.pipeline import ActivationPipeline
 from cluster.models.weights import Weights
 from tests.planted import (
     CPU,
     LAYERS,
     POOLINGS,
     SETTINGS,
-    check_every_activation,
-    queue_of,
-    sentences,
-    work_units,
+    assert_every_activation,
+    make_queue,
+    make_sentences,
+    make_work_units,
 )
+
+pytestmark = pytest.mark.slow
 
 _SECONDS = 120
 
 
-def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
+def test_every_unit_is_done_once_when_actors_replicas_and_nodes_die(
     weights: Weights, tmp_path: Path
 ) -> None:
-    """An actor is killed, then all actors of a replica, then the node under one, and a node comes."""
-    given = sentences(1_200)
-    units = work_units(given, 20)
+    """An actor is killed, then all actors of a replica, then a replica's node, and a node joins."""
+    texts = make_sentences(1_200)
+    units = make_work_units(texts, 20)
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
@@ -47,18 +49,18 @@ def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
     for _ in range(2):
         cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, log_to_driver=False)
-    started: list[Pipeline] = []
+    started: list[ActivationPipeline] = []
 
-    def start() -> Pipeline:
-        started.append(Pipeline(weights, SETTINGS, 2, CPU))
+    def start() -> ActivationPipeline:
+        started.append(ActivationPipeline(weights, SETTINGS, 2, CPU))
         return started[-1]
 
     def kill(shards: list[Any]) -> None:
         for process in ray.get([shard.__ray_call__.remote(lambda _: os.getpid()) for shard in shards]):
             os.kill(process, signal.SIGKILL)
 
-    def node_of(pipeline: Pipeline) -> str | None:
-        """Where the first shard of a replica stands; None for one that does not live."""
+    def node_of(pipeline: ActivationPipeline) -> str | None:
+        """The node of a replica's first shard; None if it is dead."""
         ask = pipeline._shards[0].__ray_call__
         asked = ask.remote(lambda _: ray.get_runtime_context().get_node_id())
         try:
@@ -66,19 +68,19 @@ def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
         except (RayActorError, GetTimeoutError):
             return None
 
-    def ask_again_and_again(pipeline: Pipeline) -> None:
-        """A process of a node that is lost may answer for some moments."""
+    def call_until_error(pipeline: ActivationPipeline) -> None:
+        """A process on a lost node may respond for a moment."""
         deadline = time.monotonic() + _SECONDS
         while time.monotonic() < deadline:
             ray.get(pipeline._shards[0].offers_nccl.remote())
             time.sleep(0.1)
 
     def lose_the_node_of_a_replica() -> None:
-        replica, place = next((each, place) for each in started if (place := node_of(each)))
-        (node,) = (each for each in cluster.list_all_nodes() if each.node_id == place)
+        replica, node_id = next((group, node) for group in started if (node := node_of(group)))
+        (node,) = (node for node in cluster.list_all_nodes() if node.node_id == node_id)
         cluster.remove_node(node, allow_graceful=False)
         with pytest.raises(RayActorError):
-            ask_again_and_again(replica)
+            call_until_error(replica)
 
     faults: dict[int, Callable[[], Any]] = {
         5: lambda: kill(started[0]._shards[1:]),
@@ -88,7 +90,9 @@ def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
     }
     done = []
     try:
-        for unit, receipt in queue_of(start, tmp_path, slow=0.2).run(units, 2, wait_seconds=60):
+        for unit, receipt in make_queue(start, tmp_path, delay_seconds=0.2).run(
+            units, 2, wait_seconds=60
+        ):
             done.append(unit.number)
             assert len(receipt.files) == LAYERS * len(POOLINGS) + 2 * LAYERS
             if len(done) in faults:
@@ -97,6 +101,6 @@ def test_killed_actors_replicas_and_nodes_lose_and_double_nothing(
         ray.shutdown()
         cluster.shutdown()
     assert sorted(done) == list(range(len(units)))
-    # each of the three hit a replica, whose place a new one took
+    # each of the three faults hit a replica, which was replaced
     assert len(started) == 2 + 3
-    check_every_activation(tmp_path, given, len(units))
+    assert_every_activation(tmp_path, texts, len(units))

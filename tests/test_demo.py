@@ -1,4 +1,4 @@
-"""The demo on its real model: what the README says must come out, in the memory of a laptop."""
+"""The demo on its real model must print what the README shows, in the memory of a laptop."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import pytest
 import yaml
 
 from alignment.expertise.scoring import REFERENCE_PREVALENCE
-from alignment.statistics.steering import rank_agreement
+from alignment.statistics.steering import attribution_correlation
 from storage.database import open_store
 
 ROOT = Path(__file__).parent.parent
-MOST_MEMORY = 4e9
+MAX_BYTES = 4e9
 
 
 @dataclass
@@ -57,23 +57,23 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def _watch(process: subprocess.Popen[bytes], run: Run) -> None:
-    """Follow the memory of the demo and everything that it starts; shared pages count once."""
+    """Record the peak memory of the demo and its child processes, counting shared pages once."""
     while process.poll() is None:
         total = 0
         with suppress(psutil.NoSuchProcess):
             demo = psutil.Process(process.pid)
-            for each in [demo, *demo.children(recursive=True)]:
-                # one that ended meanwhile has none
+            for process_ in [demo, *demo.children(recursive=True)]:
+                # it may have exited in the meantime
                 with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                    total += each.memory_full_info().pss
+                    total += process_.memory_full_info().pss
         run.peak_bytes = max(run.peak_bytes, total)
-        # reading it is work too: more often would slow the demo down
+        # measuring more often would slow the demo down
         time.sleep(3)
 
 
-def men(run: Run, **wanted: Any) -> list[dict[str, Any]]:
+def men(run: Run, **values: Any) -> list[dict[str, Any]]:
     rows = [row for row in run.summary["alignment"] if row["human_set"] == "men"]
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return [row for row in rows if all(row[name] == value for name, value in values.items())]
 
 
 def test_neurons_align_better_than_glove_and_input_embeddings(demo: Run) -> None:
@@ -94,18 +94,18 @@ def test_neurons_align_better_than_glove_and_input_embeddings(demo: Run) -> None
         assert control["rho"] is None or control["rho"] < glove["rho"]
 
 
-def test_the_controls_align_too_and_the_halves_agree_with_each_other(demo: Run) -> None:
+def test_controls_align_too_and_split_half_reliability_is_high(demo: Run) -> None:
     for control in ("half 1", "half 2"):
         for pooling in ("max", "concept", "context"):
-            place = {"representation": f"experts, {control}", "pooling": pooling, "threshold": 0.5}
-            (row,) = men(demo, **place)
+            key = {"representation": f"experts, {control}", "pooling": pooling, "threshold": 0.5}
+            (row,) = men(demo, **key)
             assert row["ci_low"] > 0
     halves = [row for row in demo.summary["reliability"] if row["threshold"] == 0.5]
     assert {row["pooling"] for row in halves} == {"max", "concept", "context"}
     assert all(row["ci_low"] > 0.3 for row in halves)
 
 
-def test_the_hierarchy_is_in_the_trained_weights_only(demo: Run) -> None:
+def test_only_trained_weights_have_the_hierarchy(demo: Run) -> None:
     trees = [row for row in demo.summary["hierarchy"] if row["threshold"] == 0.5]
     for row in trees:
         if row["revision"] == "main":
@@ -118,7 +118,7 @@ def test_the_hierarchy_is_in_the_trained_weights_only(demo: Run) -> None:
     assert len(trees) == 6
 
 
-def test_all_poolings_come_from_one_pass_over_the_same_sentences(demo: Run) -> None:
+def test_all_poolings_cover_the_same_sentences(demo: Run) -> None:
     with open_store(demo.store) as connection:
         counts = connection.sql(
             "SELECT revision, pooling, sum(sentences) FROM activation_files "
@@ -137,7 +137,7 @@ def test_all_poolings_come_from_one_pass_over_the_same_sentences(demo: Run) -> N
 
 
 def test_max_is_the_greater_of_concept_and_context(demo: Run) -> None:
-    """The word's tokens and all the others are all real tokens, so their maxima must agree."""
+    """The word's tokens and all others are all tokens, so the maxima must agree."""
     with open_store(demo.store) as connection:
         (wrong, n) = connection.sql(
             "SELECT count(*) FILTER (p.max != greatest(p.concept, p.context)), count(*) FROM ("
@@ -147,28 +147,28 @@ def test_max_is_the_greater_of_concept_and_context(demo: Run) -> None:
     assert (wrong, n) == (0, 2624 * 1536)
 
 
-def test_the_summary_fits_eighty_columns_and_the_readme_shows_it(demo: Run) -> None:
-    """To the second digit after the point; a processor without bfloat16 may move the last one."""
-    printed = demo.printed.split("Where to look next")[0]
+def test_the_summary_fits_80_columns_and_equals_the_readme(demo: Run) -> None:
+    """To two decimals; a processor without bfloat16 may change the last one."""
+    printed = demo.printed.split("Next steps:")[0]
     assert max(map(len, printed.splitlines())) <= 80
     readme = (ROOT / "README.md").read_text().split("[Alignment with simlex999")[0]
     first_number = re.compile(r"^(neurons|glove|input|best|median|random)(.*?)\s{2,}(-?\d\.\d\d) ", re.M)
-    shown = {match[1] + match[2]: float(match[3]) for match in first_number.finditer(readme)}
-    found = {
+    expected = {match[1] + match[2]: float(match[3]) for match in first_number.finditer(readme)}
+    values = {
         match[1] + match[2]: float(match[3])
         for match in first_number.finditer(printed.split("Alignment with simlex999")[0])
     }
-    assert len(shown) >= 8
-    assert shown == pytest.approx(found, abs=0.03)
+    assert len(expected) >= 8
+    assert expected == pytest.approx(values, abs=0.03)
 
 
-def test_forcing_experts_of_the_demo_raises_their_words(demo: Run) -> None:
-    """The first four concepts: experts do more than other neurons of their layers, and more for their
-    own word than for others'; those by attribution do the most; attributions tell single effects."""
+def test_clamping_experts_of_the_demo_makes_their_words_more_likely(demo: Run) -> None:
+    """Experts must have larger effects than other neurons of their layers, on their own word more than
+    on others, and the largest by attribution; attributions must predict effects of single neurons."""
     file = demo.store.parent / "demo.yaml"
     concepts = ["amphibian", "apartment", "bacon", "bathroom"]
-    wanted = {"concepts": concepts, "k": [30], "singles": 20, "single_concepts": 2, "samples": 0}
-    content = yaml.safe_load(file.read_text()) | {"steering": wanted}
+    steering = {"concepts": concepts, "k": [30], "singles": 20, "single_concepts": 2, "samples": 0}
+    content = yaml.safe_load(file.read_text()) | {"steering": steering}
     content["models"] = [{"id": content["models"][0], "replicas": 1}]
     steered = file.with_name("steered.yaml")
     steered.write_text(yaml.safe_dump(content))
@@ -186,9 +186,11 @@ def test_forcing_experts_of_the_demo_raises_their_words(demo: Run) -> None:
     for concept in concepts[:2]:
         own = neurons["concept"] == concept
         assert own.sum() == 20
-        assert (rank_agreement(*(neurons[name][own] for name in ("attribution", "change"))) or 0) > 0.8
+        assert (
+            attribution_correlation(*(neurons[name][own] for name in ("attribution", "change"))) or 0
+        ) > 0.8
 
 
 def test_the_demo_fits_a_laptops_memory(demo: Run) -> None:
     print(f"peak {demo.peak_bytes / 1e9:.2f} GB")
-    assert 0 < demo.peak_bytes < MOST_MEMORY
+    assert 0 < demo.peak_bytes < MAX_BYTES

@@ -1,4 +1,4 @@
-"""The demo's sentences must let a neuron be found for the concept, not for a template, a repeated
+"""In the demo's sentences, neurons must be selected for the concept, not for a template, a repeated
 phrase or the name of another concept."""
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from alignment.text.word_matching import find_word
-from jobs.sources.human_judgments import judge
+from jobs.sources.human_judgments import load_judgments
 from storage.readers.concepts import ConceptSet, read_concepts
-from storage.readers.human import known_set
+from storage.readers.human import builtin_human_set
 
 FILE = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
 
@@ -29,15 +29,15 @@ def words(text: str) -> list[str]:
 
 
 def trigrams(text: str) -> set[tuple[str, str, str]]:
-    found = words(text)
-    return set(zip(found, found[1:], found[2:], strict=False))
+    tokens = words(text)
+    return set(zip(tokens, tokens[1:], tokens[2:], strict=False))
 
 
 def test_there_are_enough_concepts_domains_and_rated_pairs(demo: ConceptSet) -> None:
     names = [concept.name for concept in demo.concepts]
     domains = {concept.domain for concept in demo.concepts}
     assert len(names) >= 64
-    assert len(judge(known_set("men"), names).scores) >= 250
+    assert len(load_judgments(builtin_human_set("men"), names).scores) >= 250
     assert None not in domains
     assert len(domains) >= 10
     assert domains <= set(names)
@@ -53,8 +53,8 @@ def test_each_concept_has_sixteen_facts_and_sixteen_stories(demo: ConceptSet) ->
 def test_each_sentence_names_its_concept_and_no_other(demo: ConceptSet) -> None:
     for sentence in demo.sentences:
         (name,) = sentence.concepts
-        found = {c.name for c in demo.concepts if find_word(sentence.text, c.name)}
-        assert found == {name}, sentence.text
+        named = {c.name for c in demo.concepts if find_word(sentence.text, c.name)}
+        assert named == {name}, sentence.text
 
 
 def test_sentences_are_neither_short_nor_long(demo: ConceptSet) -> None:
@@ -66,9 +66,9 @@ def test_no_two_sentences_of_a_concept_share_half_their_trigrams(demo: ConceptSe
     with FILE.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for _, group in itertools.groupby(rows, key=lambda row: row["concept"]):
-        each = [(row["text"], trigrams(row["text"])) for row in group]
-        for (text, one), (other_text, other) in itertools.combinations(each, 2):
-            assert len(one & other) <= min(len(one), len(other)) / 2, (text, other_text)
+        texts = [(row["text"], trigrams(row["text"])) for row in group]
+        for (text_a, a), (text_b, b) in itertools.combinations(texts, 2):
+            assert len(a & b) <= min(len(a), len(b)) / 2, (text_a, text_b)
 
 
 def test_sentences_of_a_concept_begin_in_many_ways(demo: ConceptSet) -> None:

@@ -1,5 +1,5 @@
-"""What `deploy/` holds must be what its readers take: a manifest with a field that does not exist, a
-path that nothing mounts or an option that is gone fails only on somebody's cluster."""
+"""The files in `deploy/` must match their schemas and the commands: an unknown field, an unmounted path
+or a removed option would fail only on a user's cluster."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import ray
-import typer
 import yaml
 
-from jobs.commands.main import app
-from jobs.commands.schedule import Cron, find_zone
-from jobs.config import read_sweep
+from jobs.commands.main import load_command
+from jobs.commands.schedule import Cron, find_time_zone
+from jobs.config.loader import read_sweep
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -78,17 +77,18 @@ def _pods() -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, document["spec"]["template"]["spec"]
 
 
-def test_ray_resources_have_the_fields_of_their_types_and_the_pinned_ray() -> None:
-    seen = set()
+def test_ray_resources_have_known_fields_and_the_pinned_ray_version() -> None:
+    """KubeRay rejects unknown fields; drivers fail on a cluster with another version of Ray."""
+    kinds = set()
     for _, document in _documents():
         assert re.fullmatch(r"[a-z0-9-]+", document["metadata"]["name"])
         if document["apiVersion"] != "ray.io/v1":
             continue
-        seen.add(document["kind"])
+        kinds.add(document["kind"])
         for cluster in _clusters(document):
             assert cluster.keys() <= _RAY_CLUSTER
             assert cluster["rayVersion"] == ray.__version__
-            # without it all that reach the head may run anything there
+            # Without a token, anyone who reaches the head node can run code on it.
             assert cluster["authOptions"] == {"mode": "token"}
             assert cluster["headGroupSpec"].keys() <= _HEAD
             for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
@@ -98,7 +98,7 @@ def test_ray_resources_have_the_fields_of_their_types_and_the_pinned_ray() -> No
             for group in cluster["workerGroupSpecs"]:
                 assert group.keys() <= _WORKERS
                 assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    assert seen == {"RayJob", "RayCronJob", "RayCluster"}
+    assert kinds == {"RayJob", "RayCronJob", "RayCluster"}
 
 
 def _ray_start_options() -> set[str]:
@@ -107,13 +107,14 @@ def _ray_start_options() -> set[str]:
     return {option for parameter in start.params for option in parameter.opts}
 
 
-def test_every_path_of_a_pod_is_mounted_and_every_volume_is_there(tmp_path: Path) -> None:
+def test_every_path_of_a_pod_is_mounted_and_every_volume_exists(tmp_path: Path) -> None:
+    """A pod would wait forever for its volume, or a job fail on a missing file."""
     resources = {(document["kind"], document["metadata"]["name"]) for _, document in _documents()}
     (study,) = (document for _, document in _documents() if document["kind"] == "ConfigMap")
     for name, content in study["data"].items():
         (tmp_path / name).write_text(content)
     sweep = read_sweep(tmp_path / "study.yaml")
-    named = [str(sweep.store_path), *(each["source"] for each in sweep.model_dump()["concepts"])]
+    sources = [config["source"] for config in sweep.model_dump()["concepts"]]
     pods = list(_pods())
     assert len(pods) == 7
     for name, pod in pods:
@@ -127,11 +128,11 @@ def test_every_path_of_a_pod_is_mounted_and_every_volume_is_there(tmp_path: Path
         for container in pod["containers"]:
             mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
             assert set(mounts.values()) <= volumes.keys(), name
-            for path in (*named, "/study/study.yaml"):
+            for path in (str(sweep.store_path), *sources, "/study/study.yaml"):
                 assert any(PurePosixPath(path).is_relative_to(mount) for mount in mounts), (name, path)
 
 
-def test_every_command_is_there_with_its_options() -> None:
+def test_every_command_exists_with_its_options() -> None:
     entrypoints = [
         spec["entrypoint"]
         for _, document in _documents()
@@ -146,7 +147,7 @@ def test_every_command_is_there_with_its_options() -> None:
     (deployment,) = (document for _, document in _documents() if document["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     _check_schedule([*container["command"], *container["args"]], "Europe/Berlin")
-    # KubeRay keeps a cluster's token in a Secret of its name
+    # KubeRay stores a cluster's token in a Secret of the same name.
     (token,) = container["env"]
     assert token["name"] == "RAY_AUTH_TOKEN"
     secret = token["valueFrom"]["secretKeyRef"]
@@ -161,15 +162,14 @@ def _check_schedule(words: list[str], zone: str) -> None:
     program, command, file, *options = words
     assert program.rpartition("/")[2] == "neuralign"
     assert file.endswith(".yaml")
-    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
-    known = {option for parameter in found.params for option in parameter.opts}
+    known = {option for parameter in load_command(command).params for option in parameter.opts}
     assert set(options[::2]) <= known
-    given = dict(zip(options[::2], options[1::2], strict=True))
-    if not given["--cron"].startswith("$"):
-        Cron(given["--cron"], find_zone(zone))
+    values = dict(zip(options[::2], options[1::2], strict=True))
+    if not values["--cron"].startswith("$"):
+        Cron(values["--cron"], find_time_zone(zone))
 
 
-def test_the_systemd_unit_starts_a_command_that_is_there() -> None:
+def test_the_systemd_unit_starts_an_existing_command() -> None:
     unit = configparser.ConfigParser(interpolation=None, strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     path = DEPLOY / "neuralign-schedule@.service"
@@ -177,14 +177,14 @@ def test_the_systemd_unit_starts_a_command_that_is_there() -> None:
     assert unit.sections() == ["Unit", "Service", "Install"]
     assert unit["Service"]["Restart"] == "always"
     _check_schedule(unit["Service"]["ExecStart"].split(), "UTC")
-    told = dict(
+    variables = dict(
         line.lstrip("# ").split("=", 1) for line in path.read_text().splitlines()[:6] if "=" in line
     )
-    assert set(re.findall(r"\$\{(\w+)\}", unit["Service"]["ExecStart"])) == told.keys()
-    Cron(told["CRON"], find_zone(told["TIMEZONE"]))
+    assert set(re.findall(r"\$\{(\w+)\}", unit["Service"]["ExecStart"])) == variables.keys()
+    Cron(variables["CRON"], find_time_zone(variables["TIMEZONE"]))
 
 
-def test_the_launchers_file_is_what_its_own_schema_takes() -> None:
+def test_the_cluster_launcher_file_matches_its_schema() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     content = yaml.safe_load((DEPLOY / "cluster.yaml").read_text())
@@ -198,7 +198,7 @@ def test_the_launchers_file_is_what_its_own_schema_takes() -> None:
         assert (ROOT / source / "constraints.txt").is_file()
 
 
-def test_the_image_copies_what_is_there_and_all_that_the_package_needs() -> None:
+def test_the_image_copies_existing_files_and_all_that_the_package_needs() -> None:
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
     assert copied
@@ -213,6 +213,6 @@ def test_the_image_copies_what_is_there_and_all_that_the_package_needs() -> None
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/clusters.md"])
-def test_files_that_the_docs_name_are_there(name: str) -> None:
+def test_files_named_in_the_docs_exist(name: str) -> None:
     for path in re.findall(r"deploy/[\w@.-]*\w", (ROOT / name).read_text()):
         assert (ROOT / path).exists(), path

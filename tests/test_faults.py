@@ -1,5 +1,5 @@
-"""Whatever happens to a run, its store must never lie: killed at any place where it touches the disk and
-run again, it must hold the same rows as if nothing had happened, and nothing else."""
+"""A store must stay correct whatever happens to a run: killed at any point where it touches the disk and
+run again, it must have exactly the rows of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import planner, sweep
-from jobs.config import read_sweep
-from jobs.engine.stage import Outcome, Stage, ensure, run_missing_units
+from jobs.config.loader import read_sweep
+from jobs.engine.stage import Stage, StageOutput, run_if_needed, run_missing_units
 from storage.database import open_store
 from storage.errors import StoreError, UserError
 from storage.store import layout, manifest
 from storage.store.commit import TEMPORARY_SUFFIX, write_table, write_values
 from storage.store.gc import find_garbage
-from storage.store.lease import held
+from storage.store.lease import acquire_lease
 from storage.store.verify import verify
 from tests import tiny
 from tests.faults import (
-    Reached,
+    OnDiskAccess,
     fail_in,
     in_child,
     in_one_process,
@@ -47,7 +47,7 @@ from tests.faults import (
 
 
 def rows(store: Path) -> dict[str, list[Any]]:
-    """All rows of a store's views, whenever they were made."""
+    """All rows of a store's views, without regard to time or order."""
     with open_store(store) as connection:
         return {
             view: sorted(connection.sql(f"SELECT * FROM {view}").fetchall(), key=repr)  # noqa: S608
@@ -70,7 +70,7 @@ def temporary(store: Path) -> list[Path]:
 def _toy_stage() -> Stage:
     """A stage with units, tables and values, without a model."""
 
-    def run(stage: Stage, store: Path) -> Outcome:
+    def run(stage: Stage, store: Path) -> StageOutput:
         folder = stage.folder(store)
 
         def work(missing: Any) -> Iterator[Any]:
@@ -79,7 +79,7 @@ def _toy_stage() -> Stage:
                 yield f"{unit:05d}", [write_values(folder, f"values/{unit:05d}.parquet", values, 8)], {}
 
         files, _ = run_missing_units(folder, {"00000": 0, "00001": 1}, work)
-        return Outcome([*files, write_table(folder, "table.parquet", pa.table({"a": [1, 2]}))])
+        return StageOutput([*files, write_table(folder, "table.parquet", pa.table({"a": [1, 2]}))])
 
     return Stage("report", "toy", {}, run)
 
@@ -88,13 +88,14 @@ def _contents(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*.parquet")}
 
 
-def test_a_stage_killed_at_any_place_and_run_again_is_as_if_it_never_was(tmp_path: Path) -> None:
-    """From making the store to its manifest; run again from each state that a kill leaves."""
+@pytest.mark.slow
+def test_a_stage_killed_at_any_point_and_rerun_gives_the_same_files(tmp_path: Path) -> None:
+    """From creating the store to the manifest; rerun from every state that a kill leaves."""
     stage = _toy_stage()
     store, states = tmp_path / "store", tmp_path / "states"
 
     def run() -> None:
-        ensure(stage, layout.create(store))
+        run_if_needed(stage, layout.create_store(store))
 
     assert len(killed_everywhere(run, store, states)) > 100
     expected = _contents(store)
@@ -102,34 +103,35 @@ def test_a_stage_killed_at_any_place_and_run_again_is_as_if_it_never_was(tmp_pat
         shutil.rmtree(store)
         shutil.copytree(state, store)
         whole = manifest.read(stage.folder(store))
-        assert not (whole and whole.lacks())
+        assert not (whole and whole.missing_files())
         assert not in_child(run)
         assert _contents(store) == expected
         assert list(verify(store)) == []
         assert not temporary(store)
 
 
-def test_a_stage_killed_again_and_again_ends_as_if_it_never_was(tmp_path: Path) -> None:
-    """From what the kills before left, at the next place where none was, until there is none."""
+@pytest.mark.slow
+def test_a_stage_killed_repeatedly_gives_the_same_files(tmp_path: Path) -> None:
+    """Each run continues from the last kill and is killed at the next new point, until none is left."""
     stage = _toy_stage()
     store = tmp_path / "store"
     points = tmp_path / "points"
     points.touch()
 
     def run(root: Path) -> None:
-        ensure(stage, layout.create(root))
+        run_if_needed(stage, layout.create_store(root))
 
     run(tmp_path / "undisturbed")
     while True:
         seen = set(points.read_text().splitlines())
 
-        def reached(place: str, seen: set[str] = seen) -> None:
-            if place not in seen:
+        def kill_at_new_point(point: str, seen: set[str] = seen) -> None:
+            if point not in seen:
                 with points.open("a") as file:
-                    file.write(f"{place}\n")
+                    file.write(f"{point}\n")
                 kill()
 
-        if not in_child(lambda: run(store), reached):
+        if not in_child(lambda: run(store), kill_at_new_point):
             break
     assert len(seen) > 80
     assert _contents(store) == _contents(tmp_path / "undisturbed")
@@ -139,14 +141,14 @@ def test_a_stage_killed_again_and_again_ends_as_if_it_never_was(tmp_path: Path) 
 
 @dataclass
 class Study:
-    """A tiny sweep whose stages run in this process, and the rows that it gives undisturbed."""
+    """A tiny sweep whose stages run in this process, and the rows of an undisturbed run."""
 
     file: Path
     rows: dict[str, list[Any]]
     kinds: Sequence[str] = ()
 
     def run(self, store: Path) -> None:
-        sweep.run(planner.plan(read_sweep(self.file, store)))
+        sweep.run(planner.plan_sweep(read_sweep(self.file, store)))
 
 
 @pytest.fixture(scope="module")
@@ -155,26 +157,26 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     shutil.copytree(tiny_model, folder / "model")
     file = tiny.write_sweep(folder, extra="resamples: 100\nbaselines: [input-embedding, contextual]\n")
     file.write_text(file.read_text().replace("[max, concept, context]", "[max]"))
-    planned = planner.plan(read_sweep(file))
-    kinds = [kind for kind in layout.KINDS if planned.of_kind(kind)]
+    planned = planner.plan_sweep(read_sweep(file))
+    kinds = [kind for kind in layout.STAGE_KINDS if planned.stages_of_kind(kind)]
     with in_one_process():
-        made = Study(file, {}, kinds)
-        made.run(folder / "undisturbed")
-        made.rows.update(rows(folder / "undisturbed"))
-        yield made
+        study = Study(file, {}, kinds)
+        study.run(folder / "undisturbed")
+        study.rows.update(rows(folder / "undisturbed"))
+        yield study
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[planner.Plan]:
-    """A sweep that has a stage of every kind, which was run undisturbed in this process."""
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Iterator[planner.Plan]:
+    """A sweep with a stage of every kind, run undisturbed in this process."""
     folder = tmp_path_factory.mktemp("whole")
     tiny.make_model(folder / "model", layers=1)
     file = tiny.write_sweep(folder, extra=_EVERYTHING)
     file.write_text(file.read_text().replace("[max, concept, context]", "[max]"))
-    planned = planner.plan(read_sweep(file, folder / "store"))
-    assert {stage.kind for stage in planned.stages} == set(layout.KINDS)
-    # a picture is slow to draw, and always the same
-    draw = patch("jobs.page.figures.dose_figure.draw_doses", lambda *_: b"a picture")
+    planned = planner.plan_sweep(read_sweep(file, folder / "store"))
+    assert {stage.kind for stage in planned.stages} == set(layout.STAGE_KINDS)
+    # drawing a figure is slow and always gives the same file
+    draw = patch("jobs.page.figures.dose_response.draw_dose_response", lambda *_: b"a picture")
     with in_one_process(), draw:
         sweep.run(planned)
         yield planned
@@ -188,7 +190,7 @@ _EVERYTHING = (
 
 
 def _rows(folder: Path) -> dict[str, Any]:
-    """What a stage's folder holds: the rows of its tables, in any order, and the names of others."""
+    """The content of a stage's folder: the rows of its tables, sorted, and the names of other files."""
     return {
         str(path.relative_to(folder)): sorted(
             map(repr, pq.read_table(path, partitioning=None).to_pylist())
@@ -200,37 +202,38 @@ def _rows(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", layout.KINDS)
-def test_a_stage_of_every_kind_killed_at_any_place_and_run_again_ends_with_the_same_rows(
-    whole: planner.Plan, tmp_path: Path, kind: str
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", layout.STAGE_KINDS)
+def test_a_stage_of_every_kind_killed_at_any_point_and_rerun_gives_the_same_rows(
+    complete: planner.Plan, tmp_path: Path, kind: str
 ) -> None:
-    """At each place where it touches the disk; run again from each state that a kill leaves."""
-    stage, undisturbed = whole.of_kind(kind)[0], whole.sweep.store_path
-    store, states = layout.create(tmp_path / "store"), tmp_path / "states"
+    """At every point where it touches the disk; rerun from every state that a kill leaves."""
+    stage, undisturbed = complete.stages_of_kind(kind)[0], complete.sweep.store_path
+    store, states = layout.create_store(tmp_path / "store"), tmp_path / "states"
     folder = stage.folder(store)
     expected = _rows(stage.folder(undisturbed))
-    for each in {each.folder(store) for each in stage.ancestors()} - {folder}:
-        shutil.copytree(undisturbed / each.relative_to(store), each, copy_function=os.link)
-    places = killed_everywhere(lambda: ensure(stage, store), folder, states)
-    assert any("before replace" in place and layout.SUCCESS in place for place in places)
-    assert any("after fsync" in place and layout.SUCCESS in place for place in places)
-    assert any("within write" in place for place in places)
-    assert len(places) > 40
+    for path in {ancestor.folder(store) for ancestor in stage.ancestors()} - {folder}:
+        shutil.copytree(undisturbed / path.relative_to(store), path, copy_function=os.link)
+    points = killed_everywhere(lambda: run_if_needed(stage, store), folder, states)
+    assert any("before replace" in point and layout.SUCCESS in point for point in points)
+    assert any("after fsync" in point and layout.SUCCESS in point for point in points)
+    assert any("within write" in point for point in points)
+    assert len(points) > 40
 
-    def again() -> None:
-        done = manifest.read(folder)
-        assert not (done and done.lacks()), "it was done before its files were there"
-        ensure(stage, store)
+    def rerun() -> None:
+        completed = manifest.read(folder)
+        assert not (completed and completed.missing_files()), "complete before its files exist"
+        run_if_needed(stage, store)
         assert _rows(folder) == expected
         assert list(verify(store)) == []
         assert not temporary(store)
 
-    left = sorted(states.glob("[0-9]*"))
-    assert len(left) > 12
-    for state in left:
+    snapshots = sorted(states.glob("[0-9]*"))
+    assert len(snapshots) > 12
+    for state in snapshots:
         shutil.rmtree(folder)
         shutil.copytree(state, folder)
-        assert not in_child(again)
+        assert not in_child(rerun)
 
 
 @pytest.fixture
@@ -241,21 +244,21 @@ def finished(study: Study, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("call", "code", "told"),
+    ("call", "code", "message"),
     [
-        ("write", errno.ENOSPC, "No space left on device; make space and run the same again"),
-        ("open", errno.EACCES, "Permission denied; give this user the right to write there"),
-        ("fsync", errno.EIO, "Input/output error; the disk fails"),
+        ("write", errno.ENOSPC, "No space left on device; free disk space and rerun to resume"),
+        ("open", errno.EACCES, "Permission denied; give this user write permission"),
+        ("fsync", errno.EIO, "Input/output error; the disk is failing"),
     ],
 )
-def test_a_disk_that_no_longer_takes_what_is_written_stops_the_run_with_what_to_do(
-    study: Study, tmp_path: Path, call: str, code: int, told: str
+def test_a_failing_disk_stops_the_run_and_the_error_says_what_to_do(
+    study: Study, tmp_path: Path, call: str, code: int, message: str
 ) -> None:
-    """In each stage; mended, the run goes on and ends with the same rows."""
+    """In every stage; after the repair, a rerun resumes and gives the same rows."""
     store = tmp_path / "store"
 
     def fails() -> None:
-        with pytest.raises(StoreError, match=told):
+        with pytest.raises(StoreError, match=message):
             study.run(store)
 
     for kind in study.kinds:
@@ -267,62 +270,62 @@ def test_a_disk_that_no_longer_takes_what_is_written_stops_the_run_with_what_to_
     assert list(verify(store)) == []
 
 
-def test_a_real_limit_of_the_file_system_is_told_like_a_full_disk(study: Study, tmp_path: Path) -> None:
+def test_a_file_size_limit_is_reported_like_a_full_disk(study: Study, tmp_path: Path) -> None:
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-        with pytest.raises(StoreError, match="File too large; make space"):
+        with pytest.raises(StoreError, match="File too large; free disk space"):
             study.run(tmp_path / "store")
 
     assert not in_child(limited)
     assert not temporary(tmp_path / "store")
 
 
-def test_bytes_that_will_not_fit_are_told_before_anything_is_computed(
+def test_insufficient_disk_space_is_reported_before_anything_is_computed(
     study: Study, tmp_path: Path
 ) -> None:
     with (
-        patch("jobs.engine.disk_budget.free", lambda _: 10_000),
-        pytest.raises(UserError, match="make space"),
+        patch("jobs.engine.disk_budget.free_bytes", lambda _: 10_000),
+        pytest.raises(UserError, match="free disk space"),
     ):
         study.run(tmp_path / "store")
     assert not list((tmp_path / "store").glob("sentences/*"))
 
 
-def test_verify_names_every_file_of_which_one_bit_was_flipped(finished: Path) -> None:
+def test_verify_reports_every_file_with_a_flipped_bit(finished: Path) -> None:
     assert list(verify(finished)) == []
     files = [path for path in finished.rglob("*") if path.is_file() and "_units" not in path.parts]
-    chance = random.Random(0)
+    generator = random.Random(0)
     for path in files:
-        whole = path.read_bytes()
-        bit = chance.randrange(len(whole) * 8)
-        broken = bytearray(whole)
+        content = path.read_bytes()
+        bit = generator.randrange(len(content) * 8)
+        broken = bytearray(content)
         broken[bit // 8] ^= 1 << bit % 8
         path.write_bytes(broken)
         try:
             problems = list(verify(finished))
         except StoreError as error:
-            # the mark of the store itself
+            # the file that identifies the store
             problems = [str(error)]
         assert any(str(path) in problem for problem in problems), (path, bit)
-        path.write_bytes(whole)
+        path.write_bytes(content)
     assert list(verify(finished)) == []
 
 
-def test_a_file_that_was_cut_is_never_read_and_is_made_again(study: Study, finished: Path) -> None:
+def test_a_truncated_file_is_never_read_and_is_recomputed(study: Study, finished: Path) -> None:
     for path in sorted(finished.rglob("*.parquet"))[::4]:
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-1])
-        with pytest.raises(StoreError, match="is missing or was cut"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1])
+        with pytest.raises(StoreError, match="is missing or truncated"):
             open_store(finished)
         assert any(str(path) in problem for problem in verify(finished))
         assert not in_child(lambda: study.run(finished))
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == content
     assert rows(finished) == study.rows
     assert list(verify(finished)) == []
 
 
-def test_verify_names_what_nobody_listed_and_what_is_wrong_in_rows(finished: Path) -> None:
-    """A table whose checksum is right may still be wrong: a bug may have written it."""
+def test_verify_reports_orphan_files_and_invalid_rows(finished: Path) -> None:
+    """A table with a valid checksum may still be wrong if a bug wrote it."""
     (finished / "experts/stray.txt").write_text("?")
     (folder,) = (finished / "similarity").glob("model-main-" + "[0-9a-f]" * 16)
     done = manifest.read(folder)
@@ -341,13 +344,13 @@ def test_verify_names_what_nobody_listed_and_what_is_wrong_in_rows(finished: Pat
     problems = list(verify(finished))
     assert len(problems) == 2
     assert any("two rows with the same representation, model" in problem for problem in problems)
-    assert any("stray.txt: is listed by no manifest" in problem for problem in problems)
+    assert any("stray.txt: is not listed by any manifest" in problem for problem in problems)
 
 
-def test_two_sweeps_on_one_store_at_once_do_all_work_once(study: Study, tmp_path: Path) -> None:
+def test_two_sweeps_on_one_store_do_all_work_once(study: Study, tmp_path: Path) -> None:
     store = tmp_path / "store"
 
-    def slowly(place: str) -> None:
+    def slowly(point: str) -> None:
         time.sleep(0.002)
 
     children = [start_child(lambda: study.run(store), slowly) for _ in range(2)]
@@ -357,44 +360,44 @@ def test_two_sweeps_on_one_store_at_once_do_all_work_once(study: Study, tmp_path
     assert not temporary(store)
 
 
-def test_clocks_that_were_set_back_do_no_harm(study: Study, tmp_path: Path) -> None:
-    """All files are of tomorrow, among them the lease of a run that was killed on another machine."""
+def test_clocks_that_were_set_back_are_harmless(study: Study, tmp_path: Path) -> None:
+    """All files are dated tomorrow, including the lease of a run that was killed on another machine."""
     store = tmp_path / "store"
 
-    def in_units(place: str) -> None:
-        if place.startswith("after replace") and "_units" in place:
+    def kill_in_units(point: str) -> None:
+        if point.startswith("after replace") and "_units" in point:
             kill()
 
-    assert in_child(lambda: study.run(store), in_units)
+    assert in_child(lambda: study.run(store), kill_in_units)
     (lease,) = store.rglob(layout.RUNNING)
     lease.write_text(json.dumps({**json.loads(lease.read_text()), "host": "elsewhere"}))
     tomorrow = time.time() + 86400
     for path in store.rglob("*"):
         os.utime(path, (tomorrow, tomorrow))
-    with patch("storage.store.lease.SILENT_SECONDS", 1.0):
+    with patch("storage.store.lease.LEASE_TIMEOUT_SECONDS", 1.0):
         assert not in_child(lambda: study.run(store))
     assert rows(store) == study.rows
     assert list(verify(store)) == []
 
 
-def test_a_lease_that_is_alive_is_waited_for_and_one_that_was_lost_stops_the_run(tmp_path: Path) -> None:
+def test_a_run_waits_for_a_live_lease_and_stops_when_it_loses_its_own(tmp_path: Path) -> None:
     path = tmp_path / layout.RUNNING
     waited: list[Any] = []
-    with held(path, {"label": "one"}, waited.append) as lease:
+    with acquire_lease(path, {"label": "one"}, waited.append) as lease:
         path.write_text(json.dumps({"token": "another", "host": "elsewhere", "pid": 1}))
         with pytest.raises(StoreError, match="another run took this stage over"):
             lease.check()
         with (
-            patch("storage.store.lease.SILENT_SECONDS", 0.5),
+            patch("storage.store.lease.LEASE_TIMEOUT_SECONDS", 0.5),
             patch("storage.store.lease._POLL_SECONDS", 0.05),
-            held(path, {"label": "two"}, waited.append) as second,
+            acquire_lease(path, {"label": "two"}, waited.append) as second,
         ):
             second.check()
     assert [holder["host"] for holder in waited] == ["elsewhere"]
     assert not list(tmp_path.iterdir())
 
 
-def test_activations_that_were_dropped_are_said_to_be_and_come_back_when_they_are_needed(
+def test_deleted_activations_are_recorded_and_recomputed_when_needed(
     study: Study, tmp_path: Path
 ) -> None:
     file = study.file.with_name("dropping.yaml")
@@ -402,44 +405,42 @@ def test_activations_that_were_dropped_are_said_to_be_and_come_back_when_they_ar
     file.write_text(text)
     store = tmp_path / "store"
     dropping = Study(file, {})
-    # dropped on purpose, not done again, and a sweep that is killed while it drops goes on with that
+    # deleted on purpose and not recomputed; a sweep killed while deleting resumes
     for number in (3, None):
-        reached = None if number is None else _kill_at_unlink(number)
-        assert in_child(lambda: dropping.run(store), reached) is (number is not None)
+        on_disk_access = None if number is None else _kill_at_unlink(number)
+        assert in_child(lambda: dropping.run(store), on_disk_access) is (number is not None)
     assert not list(store.glob("activations/*/pooling=*/**/*.parquet"))
     assert list(verify(store)) == []
-    found = rows(store)
-    assert found.pop("activations") == []
-    assert found == {name: held for name, held in study.rows.items() if name != "activations"}
+    remaining = rows(store)
+    assert remaining.pop("activations") == []
+    assert remaining == {view: table for view, table in study.rows.items() if view != "activations"}
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*.json")}
     assert not in_child(lambda: dropping.run(store))
     assert before == {path: path.stat().st_mtime_ns for path in store.rglob("*.json")}
-    # other experts need them again
+    # other expert settings need them again
     file.write_text(text.replace("false}", "true, floor: 0.45}"))
     assert not in_child(lambda: dropping.run(store))
     assert rows(store)["activations"] == study.rows["activations"]
     assert list(verify(store)) == []
 
 
-def _kill_at_unlink(number: int) -> Reached:
-    places = count()
+def _kill_at_unlink(number: int) -> OnDiskAccess:
+    points = count()
 
-    def reached(place: str) -> None:
-        if place.startswith("before unlink") and "pooling=" in place and next(places) == number:
+    def kill_at_point(point: str) -> None:
+        if point.startswith("before unlink") and "pooling=" in point and next(points) == number:
             kill()
 
-    return reached
+    return kill_at_point
 
 
-def test_gc_lists_and_deletes_what_no_report_is_made_of_and_what_was_scored(
-    study: Study, finished: Path
-) -> None:
+def test_gc_deletes_scored_activations_and_stages_without_a_report(study: Study, finished: Path) -> None:
     file = study.file.with_name("other.yaml")
     file.write_text(study.file.read_text() + "name: sweep\nexperts: {floor: 0.45}\n")
     time.sleep(1.1)
     assert not in_child(lambda: Study(file, {}).run(finished))
     garbage = list(find_garbage(finished))
-    assert [(each.stage.kind, each.whole) for each in garbage] == [
+    assert [(each.stage.kind, each.is_entire_stage) for each in garbage] == [
         ("activations", False),
         ("experts", True),
         ("similarity", True),

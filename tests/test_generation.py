@@ -1,5 +1,4 @@
-"""A model writes the sentences: the prompt must reach it once and whole, what it writes must not depend
-on its neighbours in a batch, and work that is cut off must go on."""
+"""Generated sentences could depend on batching or a malformed prompt, or be lost in a failure."""
 
 from __future__ import annotations
 
@@ -14,25 +13,26 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignment.text import quality
-from alignment.text.word_matching import Word
+from alignment.text.word_matching import ConceptWord
 from cluster.models.generation import (
-    Prompter,
-    Settings,
+    EngineSettings,
+    GenerationWorker,
+    PromptTokenizer,
+    SamplingOptions,
     TransformersEngine,
-    Writer,
-    Writing,
     check_engine,
     choose_engine,
-    place_writers,
+    plan_engines,
 )
 from cluster.models.weights import resolve
 from cluster.runtime.queue import WorkQueue
-from cluster.runtime.session import connect, disconnected_after
+from cluster.runtime.session import connect, shutdown_on_exit
 from jobs import planner, sentences
-from jobs.config import Generate, read_sweep
-from jobs.engine.stage import ensure
+from jobs.config.concepts import GeneratedSentences
+from jobs.config.loader import read_sweep
+from jobs.engine.stage import run_if_needed
 from jobs.sources import generate
-from jobs.sources.prompts import Subject, prompt
+from jobs.sources.prompts import Subject, make_prompt
 from storage.errors import UserError, WorkFailed
 from storage.store import layout, manifest
 from tests import tiny
@@ -43,7 +43,7 @@ ENGLISH = """
     house tree river stone green slow quiet garden table winter summer bread water window street paper
     music letter school market old young small large bright early late never often together
 """.split()  # noqa: SIM905
-SETTINGS = Settings("transformers", "float32")
+SETTINGS = EngineSettings("transformers", "float32")
 
 
 def _add_chat_template(folder: Path) -> Path:
@@ -54,10 +54,10 @@ def _add_chat_template(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def writer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with random weights each of whose tokens is a whole sentence of the tiny concept set,
-    so that whatever it writes is a row of these."""
-    folder = tmp_path_factory.mktemp("writer") / "model"
+def generator_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model whose tokens are sentences of the tiny concept set, so that it generates only
+    these."""
+    folder = tmp_path_factory.mktemp("generator") / "model"
     texts = [text for name, text in tiny.sentences() if name in SENSES]
     vocabulary = {token: number for number, token in enumerate(["<s>", "<unk>", *texts])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -81,102 +81,104 @@ def writer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("chats", [True, False])
-def test_a_prompt_has_one_bos_and_the_chat_template_where_there_is_one(
-    tiny_model: Path, tmp_path: Path, chats: bool
+@pytest.mark.parametrize("has_template", [True, False])
+def test_prompts_have_one_bos_and_the_chat_template_if_any(
+    tiny_model: Path, tmp_path: Path, has_template: bool
 ) -> None:
-    """The tokenizer adds a BOS and the template has one: together they would be two."""
+    """Both the tokenizer and the template add a BOS, so the prompt could have two."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.chat_template = CHAT if chats else None
+    tokenizer.chat_template = CHAT if has_template else None
     tokenizer.save_pretrained(tmp_path)
-    prompter = Prompter(tmp_path)
-    ids = prompter.tokens("Write about a cat.")
-    assert (prompter.chats, ids[0], ids.count(tokenizer.bos_token_id)) == (chats, 0, 1)
-    written = tokenizer.decode(ids)
-    assert ("[assistant]" in written) == chats
-    assert "Write about a cat." in written
+    prompt_tokenizer = PromptTokenizer(tmp_path)
+    ids = prompt_tokenizer.encode("Write about a cat.")
+    assert prompt_tokenizer.has_chat_template == has_template
+    assert (ids[0], ids.count(tokenizer.bos_token_id)) == (0, 1)
+    text = tokenizer.decode(ids)
+    assert ("[assistant]" in text) == has_template
+    assert "Write about a cat." in text
 
 
-def test_what_is_written_depends_on_the_seed_and_not_on_padding(tiny_model: Path) -> None:
+def test_completions_depend_on_the_seed_but_not_on_padding(tiny_model: Path) -> None:
+    """Padding could leak into the completions, or the seed be ignored."""
     engine = TransformersEngine(tiny_model, SETTINGS)
     prompts = ["A cat", "My aunt drew one bus and sold the picture", "Nobody knows"]
-    freely, greedily = Writing(12, 1.0), Writing(12, 1e-4)
-    assert engine.write(prompts, freely, 1) == engine.write(prompts, freely, 1)
-    assert engine.write(prompts, freely, 1) != engine.write(prompts, freely, 2)
-    alone = [engine.write([each], greedily, 0)[0] for each in prompts]
-    assert engine.write(prompts, greedily, 0) == alone
+    random_options, greedy_options = SamplingOptions(12, 1.0), SamplingOptions(12, 1e-4)
+    first = engine.generate(prompts, random_options, 1)
+    assert engine.generate(prompts, random_options, 1) == first
+    assert engine.generate(prompts, random_options, 2) != first
+    unbatched = [engine.generate([prompt], greedy_options, 0)[0] for prompt in prompts]
+    assert engine.generate(prompts, greedy_options, 0) == unbatched
 
 
-class _Parrot:
-    """An engine whose every third answer is good, to see what is asked of it."""
+class _RefusingEngine:
+    """An engine that refuses two of three prompts, and records the number of prompts per call."""
 
-    chats = True
+    has_chat_template = True
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        self.n_prompts: list[int] = []
 
-    def write(self, prompts: Sequence[str], writing: Writing, seed: int) -> list[str]:
-        draw = random.Random(seed)
-        self.asked.append(len(prompts))
+    def generate(self, prompts: Sequence[str], options: SamplingOptions, seed: int) -> list[str]:
+        rng = random.Random(seed)
+        self.n_prompts.append(len(prompts))
         answers = []
-        for number, asked in enumerate(prompts):
-            name = next(name for name in SENSES if f'"{name}"' in asked)
-            good = f"1. The {name} {' '.join(draw.choices(ENGLISH, k=9))}."
-            answers.append(good if number % 3 == 0 else "I'm sorry, I cannot.")
+        for index, prompt in enumerate(prompts):
+            name = next(name for name in SENSES if f'"{name}"' in prompt)
+            sentence = f"1. The {name} {' '.join(rng.choices(ENGLISH, k=9))}."
+            answers.append(sentence if index % 3 == 0 else "I'm sorry, I cannot.")
         return answers
 
 
-def _task(**changes: object) -> generate.Task:
-    facts: dict[str, object] = {
-        "words": tuple(Word(name) for name in SENSES),
-        "kinds": ["fact", "story"],
-        "sentences": 5,
-        "at_once": 1,
-        "rounds": 30,
-        "temperature": 0.8,
-        "language": "en",
-        "seed": 0,
-    }
-    return generate.Task(**{**facts, **changes})  # type: ignore[arg-type]
+def _task(sentences: int = 5, rounds: int = 30, seed: int = 0) -> generate.GenerationTask:
+    config = GeneratedSentences(
+        source="generate", words=list(SENSES), model="m", sentences=sentences, rounds=rounds
+    )
+    return generate.GenerationTask([ConceptWord(name) for name in SENSES], config, seed)
 
 
-UNIT = generate.Unit(0, [Subject(name, "noun", sense) for name, sense in SENSES.items()])
+UNIT = generate.GenerationUnit(0, [Subject(name, "noun", sense) for name, sense in SENSES.items()])
 
 
-def test_a_model_is_asked_again_for_what_is_missing_and_no_more() -> None:
-    engine = _Parrot()
-    drafts = generate.write_unit(engine, UNIT, _task())
+def test_only_missing_sentences_are_requested_again() -> None:
+    """Refusals could leave a set incomplete, or retries take unbounded time."""
+    engine = _RefusingEngine()
+    drafts = generate.generate_unit(engine, UNIT, _task())
     for draft in drafts:
         kinds = [kind for _, kind in draft["kept"]]
         assert (kinds.count("fact"), kinds.count("story")) == (3, 2)
         assert all(draft["concept"] in text for text, _ in draft["kept"])
         assert set(draft["dropped"]) == {quality.REFUSAL}
-    # first the 15 that are wanted; then at most four for each that is missing
-    assert engine.asked[0] == 15
-    assert all(later <= 4 * 15 for later in engine.asked)
-    assert generate.write_unit(_Parrot(), UNIT, _task()) == drafts
-    assert generate.write_unit(_Parrot(), UNIT, _task(seed=1)) != drafts
+    # First the 15 requested sentences, then at most four prompts per missing one.
+    assert engine.n_prompts[0] == 15
+    assert all(count <= 4 * 15 for count in engine.n_prompts)
+    assert generate.generate_unit(_RefusingEngine(), UNIT, _task()) == drafts
+    assert generate.generate_unit(_RefusingEngine(), UNIT, _task(seed=1)) != drafts
 
 
-def test_the_rounds_are_bounded() -> None:
-    drafts = generate.write_unit(_Parrot(), UNIT, _task(rounds=1, sentences=90))
+def test_rounds_are_bounded() -> None:
+    """A model that always refuses would be prompted forever."""
+    drafts = generate.generate_unit(_RefusingEngine(), UNIT, _task(rounds=1, sentences=90))
     assert all(0 < len(draft["kept"]) < 90 for draft in drafts)
 
 
-def test_prompts_name_what_is_asked_for_and_vary() -> None:
+def test_prompts_state_the_request_and_vary() -> None:
+    """Identical prompts would give near-duplicate sentences."""
     subject = Subject("ice_cream", "noun", "frozen dessert")
-    drawn = {
-        prompt(subject, kind, 1, "en", random.Random(n)) for n in range(50) for kind in ("fact", "story")
+    prompts = {
+        make_prompt(subject, kind, 1, "en", random.Random(n))
+        for n in range(50)
+        for kind in ("fact", "story")
     }
-    assert len(drawn) > 20
-    assert all('"ice cream" (noun: frozen dessert)' in each for each in drawn)
-    assert "Write 10 sentences" in prompt(subject, "fact", 10, "de", random.Random(0))
-    assert "code de" in prompt(subject, "fact", 10, "de", random.Random(0))
+    assert len(prompts) > 20
+    assert all('"ice cream" (noun: frozen dessert)' in prompt for prompt in prompts)
+    assert "Write 10 sentences" in make_prompt(subject, "fact", 10, "de", random.Random(0))
+    assert "code de" in make_prompt(subject, "fact", 10, "de", random.Random(0))
 
 
-def test_vllm_is_asked_for_by_name_only_where_it_is() -> None:
+def test_vllm_must_be_installed() -> None:
+    """A missing engine would fail only in the actor."""
     assert choose_engine("auto") == "transformers"
-    with pytest.raises(UserError, match=r"vllm is not installed; `pip install neuralign\[vllm\]`"):
+    with pytest.raises(UserError, match=r"vllm is not installed; run `pip install neuralign\[vllm\]`"):
         check_engine(choose_engine("vllm"))
 
 
@@ -188,51 +190,53 @@ def _sweep(folder: Path, model: Path) -> planner.Plan:
         f"concepts: {{source: generate, words: words.csv, model: {model}, sentences: 2, fewest: 2, "
         f"replicas: 1, dtype: float32}}\nmodels: [{{id: {model}, dtype: float32}}]\n"
     )
-    return planner.plan(read_sweep(file))
+    return planner.plan_sweep(read_sweep(file))
 
 
-def _die_once(engine: TransformersEngine, mark: Path) -> str:
-    if not mark.exists():
-        mark.touch()
+def _die_once(engine: TransformersEngine, marker: Path) -> str:
+    if not marker.exists():
+        marker.touch()
         os._exit(1)
-    return engine.write(["A"], Writing(3, 1.0), 0)[0]
+    return engine.generate(["A"], SamplingOptions(3, 1.0), 0)[0]
 
 
-def test_generation_on_ray(writer_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the sweep file to the table; what was written before a failure must not be written again, the
-    same seed must give the same set, and an engine that dies must be replaced."""
-    monkeypatch.setattr(generate, "CONCEPTS_IN_UNIT", 2)
-    planned = _sweep(tmp_path, writer_model)
+def test_generation_on_ray(
+    generator_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the sweep file to the table: drafts could be lost in a failure, the set could depend on more
+    than the seed, and an engine that died might not be replaced."""
+    monkeypatch.setattr(generate, "CONCEPTS_PER_UNIT", 2)
+    planned = _sweep(tmp_path, generator_model)
     (stage,) = planned.stages
-    store = layout.create(planned.sweep.store_path)
-    with disconnected_after():
+    store = layout.create_store(planned.sweep.store_path)
+    with shutdown_on_exit():
         connect()
-        with pytest.raises(UserError, match="1000 engines of 1 devices each do not fit the cluster"):
-            place_writers(SETTINGS, 1000)
-        monkeypatch.setattr(generate, "short_of", _fail)
+        with pytest.raises(UserError, match="1000 engines x 1 CPU do not fit the cluster"):
+            plan_engines(SETTINGS, 1000)
+        monkeypatch.setattr(generate, "check_enough_sentences", _fail)
         with pytest.raises(WorkFailed, match="on purpose"):
-            ensure(stage, store)
+            run_if_needed(stage, store)
         monkeypatch.undo()
-        monkeypatch.setattr(generate, "CONCEPTS_IN_UNIT", 2)
+        monkeypatch.setattr(generate, "CONCEPTS_PER_UNIT", 2)
         drafts = {path: path.stat().st_mtime_ns for path in stage.folder(store).glob("drafts/*")}
-        assert len(drafts) == len(manifest.read_units(stage.folder(store))) == 2
-        ensure(stage, store)
+        assert len(drafts) == len(manifest.read_work_units(stage.folder(store))) == 2
+        run_if_needed(stage, store)
         assert {path: path.stat().st_mtime_ns for path in drafts} == drafts
-        made = sentences.read_set(stage, store)
-        assert made.counts() == dict.fromkeys(SENSES, 2)
-        assert {(each.generator, each.revision, each.seed) for each in made.sentences} == {
-            (str(writer_model), "main", 0)
-        }
-        assert "has no chat template" in stage.result(store).notes[-1]
+        concept_set = sentences.read_concept_set(stage, store)
+        assert concept_set.count_sentences() == dict.fromkeys(SENSES, 2)
+        assert {
+            (sentence.generator, sentence.revision, sentence.seed) for sentence in concept_set.sentences
+        } == {(str(generator_model), "main", 0)}
+        assert "has no chat template" in stage.read_manifest(store).notes[-1]
 
-        elsewhere = layout.create(tmp_path / "other")
-        ensure(stage, elsewhere)
-        assert sentences.read_set(stage, elsewhere).sentences == made.sentences
+        other_store = layout.create_store(tmp_path / "other")
+        run_if_needed(stage, other_store)
+        assert sentences.read_concept_set(stage, other_store).sentences == concept_set.sentences
 
-        weights = resolve(str(writer_model), "main", tmp_path)
+        weights = resolve(str(generator_model), "main", tmp_path)
         queue: WorkQueue[str, str] = WorkQueue(
-            lambda: Writer(weights, SETTINGS, {"CPU": 1.0}),
-            lambda writer, _: writer.submit(_die_once, tmp_path / "mark"),
+            lambda: GenerationWorker(weights, SETTINGS, {"CPU": 1.0}),
+            lambda worker, _: worker.submit(_die_once, tmp_path / "marker"),
             str,
             str,
         )
@@ -245,10 +249,14 @@ def _fail(*arguments: object) -> list[str]:
     raise WorkFailed("on purpose", [])
 
 
-def test_the_words_of_a_generated_set_are_checked(tmp_path: Path) -> None:
-    assert Generate(source="generate", words=["a", "b"], model="m", sentences=9).needed == 4
-    with pytest.raises(ValueError, match="sentences: 2: at least 5 are needed"):
-        Generate(source="generate", words=["a", "b"], model="m", sentences=2, fewest=5)
+def test_invalid_sentence_sources_are_rejected(tmp_path: Path) -> None:
+    """A mistake in the sweep file would surface only after hours of generation."""
+    assert (
+        GeneratedSentences(source="generate", words=["a", "b"], model="m", sentences=9).min_sentences
+        == 4
+    )
+    with pytest.raises(ValueError, match="2: must be at least 5"):
+        GeneratedSentences(source="generate", words=["a", "b"], model="m", sentences=2, fewest=5)
     file = tmp_path / "sweep.yaml"
     for concepts, message in (
         (
@@ -258,8 +266,8 @@ def test_the_words_of_a_generated_set_are_checked(tmp_path: Path) -> None:
         ("{source: harvest, words: [cat]}", "concepts.corpus: is missing"),
         ("{source: harvest, words: [cat, Cat], corpus: a.txt}", "'Cat' and 'cat' differ only in case"),
         ("{source: harvest, words: [cat], corpus: a.txt}", "has 1 concepts; at least 2"),
-        ("{source: a.csv, language: zz}", "concepts.language: 'zz': allowed: "),
+        ("{source: a.csv, language: zz}", "concepts.language: 'zz': expected one of "),
     ):
         file.write_text(f"concepts: {concepts}\nmodels: [smollm2-135m-instruct]\n")
         with pytest.raises(UserError, match=message):
-            planner.plan(read_sweep(file))
+            planner.plan_sweep(read_sweep(file))

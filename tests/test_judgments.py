@@ -1,19 +1,19 @@
-"""Human data of every kind against a sweep: what cannot be used must be told, and never be a number."""
+"""Human data of every kind in a sweep: unusable data must be reported, never give a number."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from jobs.config import read_sweep
-from jobs.planner import plan as plan_sweep
+from jobs.config.loader import read_sweep
+from jobs.planner import plan_sweep
 from storage.database import open_store
 from tests.commands import neuralign
 
 
-def test_every_kind_of_judgment_and_what_cannot_be_used_is_told(study: Path, tmp_path: Path) -> None:
-    """Beside the pairs: triplets, other measures, raters; and a set without overlap, with too few
-    pairs, with one score for all. None may end in a number that is none, or in silence."""
+def test_every_kind_of_judgment_and_unusable_data_are_reported(study: Path, tmp_path: Path) -> None:
+    """A set without overlap, with too few pairs or with equal scores could give NaN, or be ignored
+    silently."""
     shutil.copytree(study, tmp_path / "study")
     folder = tmp_path / "study"
     pairs = (folder / "human.csv").read_text().splitlines()
@@ -40,66 +40,67 @@ def test_every_kind_of_judgment_and_what_cannot_be_used_is_told(study: Path, tmp
             "  - {name: odd, path: odd.csv, kind: triplets}\n",
         )
     )
-    warned = [
-        "warning: constant: all scores are equal, so nothing can agree with them",
+    warnings = [
+        "warning: constant: all scores are equal; correlation is undefined",
         "warning: few: 4 pairs to compare with; 10 are needed",
         "warning: strangers: 0 pairs to compare with; 10 are needed",
     ]
-    planned = neuralign("plan", file).stdout.splitlines()
-    assert [line for line in planned if line.startswith("warning")] == warned
-    assert "mine: 12 pairs of these concepts" in planned
-    assert "odd: 12 triplets of these concepts" in planned
-    assert "strangers: 0 pairs of these concepts; left out: 1 no concept" in planned
-    done = neuralign("run", file)
-    assert done.returncode == 0, done.stderr
-    told = done.stderr.splitlines()
-    assert told[:3] == warned
-    assert all(f"  note: {line.removeprefix('warning: ')}" in told for line in warned)
+    plan_lines = neuralign("plan", file).stdout.splitlines()
+    assert [line for line in plan_lines if line.startswith("warning")] == warnings
+    assert "mine: 12 pairs of these concepts" in plan_lines
+    assert "odd: 12 triplets of these concepts" in plan_lines
+    assert "strangers: 0 pairs of these concepts; left out: 1 no concept" in plan_lines
+    run = neuralign("run", file)
+    assert run.returncode == 0, run.stderr
+    run_lines = run.stderr.splitlines()
+    assert run_lines[:3] == warnings
+    assert all(f"  note: {line.removeprefix('warning: ')}" in run_lines for line in warnings)
     assert "warning" not in neuralign("run", file).stderr
     with open_store(folder / "results/sweep") as connection:
-        found = connection.sql(
+        rows = connection.sql(
             "SELECT human_set, agreement, count(*), count(rho), count(p), count(ceiling), "
             "count(*) FILTER (isnan(rho) OR isnan(p)) FROM alignment "
             "WHERE run != (SELECT run FROM runs WHERE stage = 'alignment' ORDER BY finished LIMIT 1) "
             "GROUP BY ALL ORDER BY ALL"
         ).fetchall()
-    assert [row[:2] for row in found] == [
+    assert [row[:2] for row in rows] == [
         ("mine", "kendall"),
         ("mine", "pearson"),
         ("odd", "triplets"),
         ("raters", "kendall"),
         ("raters", "pearson"),
     ]
-    assert all(row[3] > 0 and row[6] == 0 for row in found)
-    assert all(row[4] > 0 for row in found)
-    assert all((row[5] > 0) == (row[0] == "raters") for row in found)
+    assert all(row[3] > 0 and row[6] == 0 for row in rows)
+    assert all(row[4] > 0 for row in rows)
+    assert all((row[5] > 0) == (row[0] == "raters") for row in rows)
     compared = neuralign("compare", folder / "results/sweep", "--human", "odd")
-    assert "odd: share predicted on the same 12 triplets of 5 concepts" in compared.stdout
+    assert "odd: odd-one-out accuracy, 12 triplets of 5 concepts" in compared.stdout
     assert max(map(len, compared.stdout.splitlines())) <= 80
 
 
-def test_comparing_with_what_is_not_there_says_what_is(study: Path) -> None:
+def test_a_comparison_with_missing_data_lists_the_available_data(study: Path) -> None:
+    """Without the list the user would have to guess the names of rows and sets."""
     store = study / "results/sweep"
     compared = neuralign("compare", store, "--human", "mine")
-    assert "mine: Spearman's rho on the same 12 pairs of 6 concepts" in compared.stdout
-    assert "Of fewer than 40 concepts, 95% intervals may cover 91 to 98%." in compared.stdout
+    assert "mine: Spearman's rho, 12 pairs of 6 concepts" in compared.stdout
+    assert "With fewer than 40 concepts, 95% CIs may cover 91 to 98%." in compared.stdout
     for options, message in (
         (
             ["--human", "mine", "--against", "max pooling"],
-            "'max pooling': several of the rows: neurons, ",
+            "'max pooling': ambiguous; it matches: neurons, ",
         ),
-        (["--human", "mine", "--against", "word2vec"], "'word2vec': none of the rows: "),
-        (["--human", "men"], "holds no comparison with 'men'; it has: mine"),
-        (["--human", "mine", "--agreement", "kendall"], "has no kendall for 'mine'; it has spearman"),
-        (["--human", "mine", "--threshold", "0.55"], "no experts at the threshold 0.55; it has 0.5"),
+        (["--human", "mine", "--against", "word2vec"], "'word2vec': no row matches; rows: "),
+        (["--human", "men"], "no comparison with 'men'; available: mine"),
+        (["--human", "mine", "--agreement", "kendall"], "no kendall for 'mine'; available: spearman"),
+        (["--human", "mine", "--threshold", "0.55"], "no experts at the threshold 0.55; available: 0.5"),
     ):
-        refused = neuralign("compare", store, *options)
-        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-        assert message in refused.stderr
+        comparison = neuralign("compare", store, *options)
+        assert (comparison.returncode, comparison.stderr.count("\n")) == (2, 1)
+        assert message in comparison.stderr
 
 
-def test_differences_to_a_row_are_those_that_the_sweep_stored_or_turned_round(study: Path) -> None:
-    """Recomputed from what the store holds: on other pairs they would be other numbers."""
+def test_differences_to_a_row_equal_the_stored_ones_or_their_negatives(study: Path) -> None:
+    """They are recomputed from the store; on other pairs the numbers would differ."""
     store = study / "results/sweep"
     with open_store(store) as connection:
         stored = connection.sql(
@@ -109,7 +110,7 @@ def test_differences_to_a_row_are_those_that_the_sweep_stored_or_turned_round(st
     assert len(stored) == 2
     options = ("compare", store, "--human", "mine", "--against")
     to_mine = neuralign(*options, "mine word vectors").stdout
-    assert "Difference: less that of mine word" in to_mine
+    assert "Difference: relative to mine word" in " ".join(to_mine.split())
     for model, value, low, high in stored:
         assert f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" in to_mine, model
         if model == "glove-50":
@@ -119,17 +120,18 @@ def test_differences_to_a_row_are_those_that_the_sweep_stored_or_turned_round(st
 
 
 def test_other_columns_of_a_human_file_are_other_judgments(study: Path, tmp_path: Path) -> None:
+    """With the same fingerprint, the alignment with the old column would be reused."""
     for name in ("concepts.csv", "human.csv"):
         shutil.copy(study / name, tmp_path)
     lines = (tmp_path / "human.csv").read_text().splitlines()
-    both = [f"{line},{number}" for number, line in enumerate(lines[1:])]
-    (tmp_path / "human.csv").write_text("\n".join([lines[0] + ",other", *both]) + "\n")
-    last = set()
+    rows = [f"{line},{number}" for number, line in enumerate(lines[1:])]
+    (tmp_path / "human.csv").write_text("\n".join([lines[0] + ",other", *rows]) + "\n")
+    fingerprints = set()
     for column in ("score", "other"):
         file = tmp_path / "sweep.yaml"
         file.write_text(
             f"concepts: concepts.csv\nmodels: [{study / 'model'}]\n"
             f"human: [{{name: mine, path: human.csv, columns: [a, b, {column}]}}]\n"
         )
-        last.add(plan_sweep(read_sweep(file)).stages[-1].fingerprint)
-    assert len(last) == 2
+        fingerprints.add(plan_sweep(read_sweep(file)).stages[-1].fingerprint)
+    assert len(fingerprints) == 2

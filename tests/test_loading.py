@@ -1,4 +1,4 @@
-"""A shard that needed the whole model's memory to load its part would make sharding pointless."""
+"""A shard that needed the full model's memory to load its part would make sharding pointless."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from cluster.activations.shard import Settings, Shard
-from cluster.activations.tokens import Text
-from cluster.models.packed_linear import is_packed
+from cluster.activations.shard import ActivationSettings, ActivationShard
+from cluster.models.packed_linear import supports_packing
 from cluster.models.partial_model import load_layers
+from cluster.models.tokenizer import Text
 from storage.errors import UserError
 from tests import tiny
 
 LAYERS = 8
 HALF = LAYERS // 2
-SETTINGS = Settings("float32", "mlp", ["max"])
+SETTINGS = ActivationSettings("float32", "mlp", ["max"])
 TEXTS = [Text(text, []) for _, text in tiny.sentences()[:4]]
 
 
 @pytest.fixture(scope="module")
 def big_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama of 400 MB in bfloat16, in files of 60 MB."""
+    """A 400 MB Llama in bfloat16, in files of 60 MB."""
     folder = tmp_path_factory.mktemp("big")
     config = LlamaConfig(
         vocab_size=301,
@@ -49,35 +49,35 @@ def big_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def processes() -> Any:
-    """Fresh processes in which all libraries are imported already."""
+    """Context for new processes in which all libraries are already imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
 
 
-def apart(processes: Any, work: Callable[..., Any], *arguments: Any) -> Any:
-    """What `work` gives in a process of its own; what it raises for the user is raised here."""
-    here, there = processes.Pipe()
-    process = processes.Process(target=_answer, args=(there, work, *arguments))
+def run_in_process(processes: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function in a separate process; return its result or raise its UserError."""
+    receiver, sender = processes.Pipe()
+    process = processes.Process(target=_send_result, args=(sender, function, *arguments))
     process.start()
-    there.close()
-    answer = here.recv()
+    sender.close()
+    result = receiver.recv()
     process.join()
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def _answer(pipe: Connection, work: Callable[..., Any], *arguments: Any) -> None:
+def _send_result(pipe: Connection, function: Callable[..., Any], *arguments: Any) -> None:
     try:
         torch.set_num_threads(1)
-        pipe.send(work(*arguments))
+        pipe.send(function(*arguments))
     except UserError as error:
         pipe.send(error)
 
 
 def _memory(name: str) -> int:
-    """Bytes that the kernel has under a name for this process."""
+    """Memory of this process in bytes, by its name in /proc."""
     for line in Path("/proc/self/status").read_text().splitlines():
         key, _, value = line.partition(":")
         if key == name:
@@ -88,59 +88,65 @@ def _memory(name: str) -> int:
 def load_and_touch(
     small: Path, folder: Path, layers: range, dtype: torch.dtype, packed: bool
 ) -> tuple[int, int]:
-    """Bytes of a shard's parameters, and by how much memory rose at most until each was used."""
-    # what the libraries take for themselves is no tensor
-    load_layers(small, range(1), dtype, packed=packed)
+    """Bytes of a shard's parameters, and the peak increase in memory while loading and reading them."""
+    # Warm up, so that memory of the libraries does not count.
+    load_layers(small, range(1), dtype, pack_weights=packed)
     before = _memory("VmRSS")
-    model, _ = load_layers(folder, layers, dtype, packed=packed)
-    own = 0
+    model, _ = load_layers(folder, layers, dtype, pack_weights=packed)
+    size = 0
     for tensor in model.parameters():
-        # packed layers have empty ones
+        # Packed layers have empty parameters.
         if tensor.nbytes:
             tensor.detach().view(torch.uint8).max()
-            own += tensor.nbytes
-    return own, _memory("VmHWM") - before
+            size += tensor.nbytes
+    return size, _memory("VmHWM") - before
 
 
 def read_shard(
     folder: Path, layers: range, incoming: list[Any] | None, limit: int | None
 ) -> tuple[dict[str, Any], list[Any]]:
-    """What a shard reads, and its hidden states, in a process that may grow by `limit` bytes."""
-    # each thread would take address space of its own
+    """Run a shard in a process that may grow by `limit` bytes; return activations and hidden states."""
+    # Every thread would reserve address space.
     os.environ |= {"HF_DEACTIVATE_ASYNC_LOAD": "1", "TOKENIZERS_PARALLELISM": "false"}
     if limit is not None:
-        most = _memory("VmSize") + limit
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    shard = Shard(folder, SETTINGS, layers)
+        max_bytes = _memory("VmSize") + limit
+        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
+    shard = ActivationShard(folder, SETTINGS, layers)
     work = shard.begin(TEXTS, 1000)
-    given = [torch.from_numpy(hidden) for hidden in incoming] if incoming else None
-    outgoing = shard.step(work, range(len(work.batches)), given)
+    tensors = [torch.from_numpy(hidden) for hidden in incoming] if incoming else None
+    outgoing = shard.step(work, range(len(work.batches)), tensors)
     values = {str(site): array for (_, site), array in shard.finish(work).values.items()}
     return values, [hidden.numpy() for hidden in outgoing]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("layers", [range(HALF), range(HALF, LAYERS), range(LAYERS)])
-def test_loading_takes_little_more_than_the_shards_own_tensors(
+def test_loading_needs_little_more_memory_than_the_shards_tensors(
     tiny_model: Path, big_model: Path, processes: Any, layers: range, dtype: torch.dtype
 ) -> None:
-    own, rise = apart(processes, load_and_touch, tiny_model, big_model, layers, dtype, False)
-    assert rise < 1.2 * own
-    if is_packed(dtype, torch.device("cpu")):
-        _, rise = apart(processes, load_and_touch, tiny_model, big_model, layers, dtype, True)
-        assert rise < 1.2 * own
+    """A second copy of the tensors, or those of other layers, could be held in memory."""
+    size, increase = run_in_process(
+        processes, load_and_touch, tiny_model, big_model, layers, dtype, False
+    )
+    assert increase < 1.2 * size
+    if supports_packing(dtype, torch.device("cpu")):
+        _, increase = run_in_process(
+            processes, load_and_touch, tiny_model, big_model, layers, dtype, True
+        )
+        assert increase < 1.2 * size
 
 
 def test_a_model_larger_than_an_actors_memory_runs_in_shards(big_model: Path, processes: Any) -> None:
-    """The address space may grow by three quarters of the model: room for each half, not for all."""
+    """A shard could load the full model. Address space is limited to three quarters of the model, which
+    fits either half but not both."""
     in_float32 = 2 * sum(path.stat().st_size for path in big_model.glob("*.safetensors"))
     limit = in_float32 * 3 // 4
-    with pytest.raises(UserError, match=r"allocate memory.*; cut the model into more shards"):
-        apart(processes, read_shard, big_model, range(LAYERS), None, limit)
-    whole, _ = apart(processes, read_shard, big_model, range(LAYERS), None, None)
-    found, hidden = apart(processes, read_shard, big_model, range(HALF), None, limit)
-    rest, _ = apart(processes, read_shard, big_model, range(HALF, LAYERS), hidden, limit)
-    found |= rest
-    assert found.keys() == whole.keys()
-    for site, values in whole.items():
-        assert np.array_equal(found[site], values)
+    with pytest.raises(UserError, match=r"allocate memory.*; use more shards"):
+        run_in_process(processes, read_shard, big_model, range(LAYERS), None, limit)
+    full, _ = run_in_process(processes, read_shard, big_model, range(LAYERS), None, None)
+    values, hidden = run_in_process(processes, read_shard, big_model, range(HALF), None, limit)
+    second_half, _ = run_in_process(processes, read_shard, big_model, range(HALF, LAYERS), hidden, limit)
+    values |= second_half
+    assert values.keys() == full.keys()
+    for site, expected in full.items():
+        assert np.array_equal(values[site], expected)

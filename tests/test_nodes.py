@@ -1,4 +1,4 @@
-"""A sweep of several models must end with the same rows, whatever of its cluster dies under it."""
+"""A sweep of several models must give the same rows whichever part of its cluster dies."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from tests.faults import in_one_process
 from tests.zoo import make_models
 
 _ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
 _SECONDS = 900
 
 
 @contextmanager
 def _cluster(workers: int) -> Iterator[Cluster]:
-    """A head without CPUs and workers with one each, of which a death is noticed in seconds."""
+    """A head without CPUs and workers with one CPU each; dead nodes are detected within seconds."""
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
@@ -48,7 +50,7 @@ def _cluster(workers: int) -> Iterator[Cluster]:
 
 @contextmanager
 def _driver(file: Path, address: str) -> Iterator[subprocess.Popen[str]]:
-    """A sweep in a process of its own; killed at the end if it still runs."""
+    """A sweep in a separate process, killed at the end if it is still running."""
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.sweep", str(file)],
         env={**os.environ, "PYTHONPATH": str(_ROOT), "RAY_ADDRESS": address},
@@ -72,9 +74,9 @@ def _wait_for(store: Path, pattern: str, count: int, driver: subprocess.Popen[st
         time.sleep(0.1)
 
 
-def test_nodes_drivers_and_a_head_die_and_the_rows_are_the_same(tmp_path: Path) -> None:
-    """Six tiny models. A node dies and one comes, the driver is killed and starts again, the head is
-    killed with all that it has and a new cluster takes its place."""
+def test_rows_are_the_same_after_nodes_drivers_and_a_head_die(tmp_path: Path) -> None:
+    """Six tiny models. A node dies and another joins, the driver is killed and restarted, the head is
+    killed and replaced by a new cluster."""
     names = make_models(tmp_path / "models")
     models = ", ".join(
         f"{{id: {name}, dtype: float32, revisions: [main, random-init]}}" for name in names
@@ -95,14 +97,14 @@ def test_nodes_drivers_and_a_head_die_and_the_rows_are_the_same(tmp_path: Path) 
             _wait_for(store, "experts/*/_SUCCESS.json", 2, driver)
             driver.send_signal(signal.SIGKILL)
             driver.wait()
-        kept = {path: path.stat().st_mtime_ns for path in store.glob("*/*/_SUCCESS.json")}
+        modified = {path: path.stat().st_mtime_ns for path in store.glob("*/*/_SUCCESS.json")}
         with _driver(files["disturbed"], cluster.address) as driver:
             _wait_for(store, "experts/*/_SUCCESS.json", 4, driver)
     assert driver.returncode == -signal.SIGKILL
     with _cluster(2) as cluster, _driver(files["disturbed"], cluster.address) as driver:
-        _, told = driver.communicate(timeout=_SECONDS)
-        assert driver.returncode == 0, told
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        _, errors = driver.communicate(timeout=_SECONDS)
+        assert driver.returncode == 0, errors
+    assert {path: path.stat().st_mtime_ns for path in modified} == modified
     assert not list(verify(store))
     with in_one_process():
         done = neuralign("run", files["undisturbed"])
@@ -112,16 +114,16 @@ def test_nodes_drivers_and_a_head_die_and_the_rows_are_the_same(tmp_path: Path) 
 
 
 def _may_mount() -> bool:
-    found = shutil.which("unshare")
-    command = [found or "", "--mount", "true"]
-    return bool(found) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    unshare = shutil.which("unshare")
+    command = [unshare or "", "--mount", "true"]
+    return bool(unshare) and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.skipif(not _may_mount(), reason="needs the right to mount a folder of its own")
-def test_a_store_that_the_workers_do_not_see_is_told_before_any_work(
+@pytest.mark.skipif(not _may_mount(), reason="needs permission to mount a file system")
+def test_a_store_not_visible_to_workers_is_reported_before_any_work(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    """The driver has a disk of its own where the workers have another folder of that name."""
+    """The driver has mounted a disk over the folder that the workers see."""
     file = tiny.write_sweep(tmp_path, model=str(tiny_model))
     results = tmp_path / "results"
     results.mkdir()
@@ -138,6 +140,6 @@ def test_a_store_that_the_workers_do_not_see_is_told_before_any_work(
             check=False,
         )
     assert done.returncode == 2, done.stderr
-    assert "not all nodes of the cluster see it (" in done.stderr
+    assert "not visible from every node (" in done.stderr
     assert "name a folder that all of them mount" in done.stderr
     assert not list(results.iterdir())

@@ -1,4 +1,4 @@
-"""A model in shards must be the model: the very same numbers, for every architecture and every cut."""
+"""Sharding could change activations for some architecture or split."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from transformers import (
     SmolLM3Config,
 )
 
-from cluster.activations.shard import Hidden, Settings, Shard
-from cluster.activations.tokens import Text
+from cluster.activations.shard import ActivationSettings, ActivationShard, Hidden
 from cluster.models.partial_model import load_layers, shard_layers
-from cluster.models.sites import describe, hidden_values
-from cluster.models.size import size_of
+from cluster.models.sites import extract_hidden_state, find_sites_from_config
+from cluster.models.size import model_size
+from cluster.models.tokenizer import Text
 from cluster.models.weights import resolve
 from storage.errors import UserError
 from tests import tiny
@@ -78,7 +78,7 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {
 Values = dict[tuple[str, str], Any]
 
 
-def make(folder: Path, tiny_model: Path, config: PretrainedConfig, dtype: torch.dtype) -> Path:
+def save_model(folder: Path, tiny_model: Path, config: PretrainedConfig, dtype: torch.dtype) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((tiny_model / name).read_bytes())
     config.initializer_range = 0.2
@@ -87,52 +87,57 @@ def make(folder: Path, tiny_model: Path, config: PretrainedConfig, dtype: torch.
     return folder
 
 
-def read_in_shards(folder: Path, settings: Settings, shards: int, given: list[Text]) -> Values:
-    """Pass a work unit through all shards, in two pieces."""
-    found: Values = {}
+def read_in_shards(folder: Path, settings: ActivationSettings, shards: int, texts: list[Text]) -> Values:
+    """Run a work unit through all shards, in two pieces."""
+    activations: Values = {}
     incoming: list[Hidden | None] = [None, None]
     for number in range(shards):
-        shard = Shard(folder, settings, shard_layers(folder, number, shards))
-        work = shard.begin(given, 100)
+        shard = ActivationShard(folder, settings, shard_layers(folder, number, shards))
+        work = shard.begin(texts, 100)
         half = len(work.batches) // 2
         pieces = (range(half), range(half, len(work.batches)))
         incoming = [
             shard.step(work, piece, hidden) for piece, hidden in zip(pieces, incoming, strict=True)
         ]
         reading = shard.finish(work)
-        found |= {(pooling, str(site)): values for (pooling, site), values in reading.values.items()}
-    return found
+        activations |= {
+            (pooling, str(site)): values for (pooling, site), values in reading.values.items()
+        }
+    return activations
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_shards_give_exactly_what_the_whole_model_gives(
+def test_shards_are_bit_identical_to_the_full_model(
     tmp_path: Path, tiny_model: Path, name: str, dtype: str
 ) -> None:
-    folder = make(tmp_path, tiny_model, ARCHITECTURES[name], getattr(torch, dtype))
-    given = [Text(text, []) for _, text in tiny.sentences()[:9]]
+    """A shard could lack state of earlier layers, such as masks or positions."""
+    folder = save_model(tmp_path, tiny_model, ARCHITECTURES[name], getattr(torch, dtype))
+    texts = [Text(text, []) for _, text in tiny.sentences()[:9]]
     for sites in ("linears", "mlp"):
-        settings = Settings(dtype, sites, ["max", "last"])
-        whole = read_in_shards(folder, settings, 1, given)
-        assert len(whole) >= 3 * LAYERS
+        settings = ActivationSettings(dtype, sites, ["max", "last"])
+        full = read_in_shards(folder, settings, 1, texts)
+        assert len(full) >= 3 * LAYERS
         for shards in (2, 3, LAYERS):
-            found = read_in_shards(folder, settings, shards, given)
-            assert found.keys() == whole.keys()
-            for key, values in whole.items():
-                assert np.array_equal(found[key], values), (key, shards)
+            activations = read_in_shards(folder, settings, shards, texts)
+            assert activations.keys() == full.keys()
+            for key, expected in full.items():
+                assert np.array_equal(activations[key], expected), (key, shards)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_mlps_hidden_neurons_are_found(tmp_path: Path, tiny_model: Path, name: str) -> None:
-    folder = make(tmp_path, tiny_model, ARCHITECTURES[name], torch.float32)
-    sites = Shard(folder, Settings("float32", "mlp", ["max"])).sites
+def test_mlp_sites_are_the_hidden_neurons(tmp_path: Path, tiny_model: Path, name: str) -> None:
+    """Another linear module of the same width could pass for the down projection."""
+    folder = save_model(tmp_path, tiny_model, ARCHITECTURES[name], torch.float32)
+    sites = ActivationShard(folder, ActivationSettings("float32", "mlp", ["max"])).sites
     assert [site.layer for site in sites] == list(range(LAYERS))
-    given = ARCHITECTURES[name].to_dict()
-    expected = given.get("intermediate_size") or given.get("ffn_dim") or 4 * 32
+    config = ARCHITECTURES[name].to_dict()
+    expected = config.get("intermediate_size") or config.get("ffn_dim") or 4 * 32
     assert {site.width for site in sites} == {expected}
 
 
-def test_a_shard_holds_its_own_layers_and_no_other(tiny_model: Path) -> None:
+def test_a_shard_loads_only_its_layers(tiny_model: Path) -> None:
+    """Other layers or the embedding would take memory."""
     model, layers = load_layers(tiny_model, range(1, 3), torch.float32)
     assert list(layers) == [1, 2]
     names = {name.split(".")[1] for name, _ in model.named_parameters() if name.startswith("layers")}
@@ -140,84 +145,93 @@ def test_a_shard_holds_its_own_layers_and_no_other(tiny_model: Path) -> None:
     assert not [name for name, _ in model.named_parameters() if "embed" in name]
 
 
-def test_shards_are_contiguous_and_even(tiny_model: Path) -> None:
-    cut = [shard_layers(tiny_model, number, 2) for number in range(2)]
-    assert cut == [range(1), range(1, 3)]
+def test_shards_are_contiguous_and_nearly_equal(tiny_model: Path) -> None:
+    """A layer could be read twice or by no shard."""
+    layers = [shard_layers(tiny_model, number, 2) for number in range(2)]
+    assert layers == [range(1), range(1, 3)]
     with pytest.raises(UserError, match="has 3 layers, too few for 4 shards"):
         shard_layers(tiny_model, 0, 4)
-    with pytest.raises(UserError, match="has layers 0 to 2; asked for 2 to 3"):
+    with pytest.raises(UserError, match="has layers 0 to 2; requested 2 to 3"):
         load_layers(tiny_model, range(2, 4), torch.float32)
 
 
-def sites_of(folder: Path, *patterns: str) -> list[str]:
-    found = Shard(folder, Settings("float32", list(patterns), ["max"])).sites
-    return [f"{site} {site.width}" for site in found if site.layer == 0]
+def list_sites(folder: Path, *patterns: str) -> list[str]:
+    sites = ActivationShard(folder, ActivationSettings("float32", list(patterns), ["max"])).sites
+    return [f"{site} {site.width}" for site in sites if site.layer == 0]
 
 
-def test_sites_are_named_by_regular_expressions(tiny_model: Path) -> None:
-    assert sites_of(tiny_model, r"mlp\.(up|gate)_proj", r"self_attn\.o_proj:input") == [
+def test_sites_are_selected_by_regular_expressions(tiny_model: Path) -> None:
+    """A pattern could match parts of paths, or the wrong side of a module."""
+    assert list_sites(tiny_model, r"mlp\.(up|gate)_proj", r"self_attn\.o_proj:input") == [
         "L00.mlp.gate_proj.output 48",
         "L00.mlp.up_proj.output 48",
         "L00.self_attn.o_proj.input 32",
     ]
-    assert sites_of(tiny_model, "mlp.act_fn", "self_attn", "post_attention_layernorm:input") == [
+    assert list_sites(tiny_model, "mlp.act_fn", "self_attn", "post_attention_layernorm:input") == [
         "L00.mlp.act_fn.output 48",
         "L00.self_attn.output 32",
         "L00.post_attention_layernorm.input 32",
     ]
-    for wrong, message in (
+    for pattern, message in (
         ("mlp.nothing", "matches no module; a layer has self_attn, self_attn.q_proj"),
-        ("(", "is no regular"),
-        ("self_attn:input", "input of self_attn in layer 0 of LlamaModel is not one row of values"),
+        ("(", "is not a valid regular"),
+        ("self_attn:input", "input of self_attn in layer 0 of LlamaModel is not one vector per token"),
     ):
         with pytest.raises(UserError, match=message):
-            sites_of(tiny_model, wrong)
+            list_sites(tiny_model, pattern)
 
 
-def test_a_hidden_state_is_found_in_whatever_a_layer_gives() -> None:
-    """The first GPT's layers give lists, others tuples or the tensor itself."""
+def test_hidden_states_are_extracted_from_all_output_types() -> None:
+    """GPT-1's layers return lists, others tuples or the tensor itself."""
     hidden = torch.zeros(1, 2, 3)
-    for given in (hidden, (hidden, None), [hidden, None]):
-        assert hidden_values(given) is hidden
-    assert hidden_values(()) is None
-    assert hidden_values(("a", hidden)) is None
+    for output in (hidden, (hidden, None), [hidden, None]):
+        assert extract_hidden_state(output) is hidden
+    assert extract_hidden_state(()) is None
+    assert extract_hidden_state(("a", hidden)) is None
 
 
-def test_a_plan_names_the_model_that_lacks_a_site(tiny_model: Path) -> None:
-    """Of a sweep over many models the user must know which."""
+def test_a_missing_site_is_reported_with_its_model(tiny_model: Path) -> None:
+    """In a sweep over many models, the user could not tell which one is affected."""
     with pytest.raises(UserError, match=r"model \S+@main: sites: 'mlp.nothing' matches no module"):
-        size_of(resolve(str(tiny_model), "main", Path()), ["mlp.nothing"])
+        model_size(resolve(str(tiny_model), "main", Path()), ["mlp.nothing"])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_what_a_plan_says_of_the_sites_is_what_the_model_has(
+def test_sites_from_the_configuration_are_those_of_the_model(
     tmp_path: Path, tiny_model: Path, name: str
 ) -> None:
-    """The plan has no weights; a wrong width there would be a wrong number of bytes."""
-    folder = make(tmp_path, tiny_model, ARCHITECTURES[name], torch.float32)
-    for wanted in ("mlp", "linears", ["mlp|self_attn|attn|self_attention|attention|activation_fn"]):
-        planned, width = describe(ARCHITECTURES[name], wanted)
-        assert planned == Shard(folder, Settings("float32", wanted, ["max"])).sites
+    """The plan builds models without weights; a wrong width would give wrong sizes."""
+    folder = save_model(tmp_path, tiny_model, ARCHITECTURES[name], torch.float32)
+    for selection in ("mlp", "linears", ["mlp|self_attn|attn|self_attention|attention|activation_fn"]):
+        planned, width = find_sites_from_config(ARCHITECTURES[name], selection)
+        assert (
+            planned == ActivationShard(folder, ActivationSettings("float32", selection, ["max"])).sites
+        )
         assert width == 32
 
 
-def test_a_mixture_of_experts_with_fused_weights_says_so(tmp_path: Path, tiny_model: Path) -> None:
+def test_fused_mixtures_of_experts_are_rejected(tmp_path: Path, tiny_model: Path) -> None:
+    """An attention module could pass for the down projection that such models lack."""
     config = MixtralConfig(**_GROUPED, num_local_experts=2, num_experts_per_tok=1)
-    folder = make(tmp_path, tiny_model, config, torch.float32)
+    folder = save_model(tmp_path, tiny_model, config, torch.float32)
     with pytest.raises(UserError, match=r"layer 0 of MixtralModel has no linear .* mixture of experts"):
-        Shard(folder, Settings("float32", "mlp", ["max"]))
-    assert sites_of(folder, "mlp:output") == ["L00.mlp.output 32"]
+        ActivationShard(folder, ActivationSettings("float32", "mlp", ["max"]))
+    assert list_sites(folder, "mlp:output") == ["L00.mlp.output 32"]
 
 
-def test_the_residual_stream_is_no_site_of_neurons(tiny_model: Path) -> None:
-    """With `mean` pooling both have the same pooling; the residual stream would pass for neurons."""
-    reading = Shard(tiny_model, Settings("float32", "mlp", ["mean"])).read([Text("A cat.", [])], 100)
+def test_the_residual_stream_is_a_separate_site(tiny_model: Path) -> None:
+    """With `mean` pooling, the residual stream could pass for neurons."""
+    reading = ActivationShard(tiny_model, ActivationSettings("float32", "mlp", ["mean"])).run(
+        [Text("A cat.", [])], 100
+    )
     assert {(pooling, site.name) for pooling, site in reading.values} == {
         ("mean", "mlp.hidden"),
         ("mean", "residual"),
         ("last", "residual"),
     }
-    only_neurons = Shard(tiny_model, Settings("float32", "mlp", ["mean"], states=False))
-    assert {site.name for _, site in only_neurons.read([Text("A cat.", [])], 100).values} == {
+    only_neurons = ActivationShard(
+        tiny_model, ActivationSettings("float32", "mlp", ["mean"], include_hidden_states=False)
+    )
+    assert {site.name for _, site in only_neurons.run([Text("A cat.", [])], 100).values} == {
         "mlp.hidden"
     }

@@ -1,5 +1,5 @@
-"""The quality gate must let through what can stand for a concept and say why the rest cannot: a
-sentence that slips through, or a good one that is lost, bends every number that comes after."""
+"""The quality filter must accept sentences that can represent a concept and give the reason for the
+others: a wrong sentence, or a lost one, biases all subsequent numbers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.text import quality
-from alignment.text.quality import Collected, Gate, collect, has_pos, is_in, split, trigrams
-from alignment.text.word_matching import Word, WordFinder, find_word
+from alignment.text.quality import (
+    CollectedSentences,
+    SentenceFilter,
+    collect_sentences,
+    has_pos,
+    is_in_language,
+    split_sentences,
+    word_trigrams,
+)
+from alignment.text.word_matching import ConceptWord, WordFinder, find_word
 from storage.readers.concepts import read_concepts
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
-CONCEPTS = [Word("cat"), Word("dog"), Word("ice cream"), Word("ice"), Word("watch", "verb")]
-GATE = Gate(CONCEPTS)
+CONCEPTS = [
+    ConceptWord("cat"),
+    ConceptWord("dog"),
+    ConceptWord("ice cream"),
+    ConceptWord("ice"),
+    ConceptWord("watch", "verb"),
+]
+FILTER = SentenceFilter(CONCEPTS)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +57,10 @@ GATE = Gate(CONCEPTS)
         ("  \n\n ", []),
     ],
 )
-def test_a_text_is_split_and_its_marks_are_taken_off(text: str, sentences: list[str]) -> None:
-    assert split(text) == sentences
+def test_text_is_split_and_stripped_of_markup(text: str, sentences: list[str]) -> None:
+    """Models write lists, emphasis and quotes, which a neuron could respond to instead of the
+    concept."""
+    assert split_sentences(text) == sentences
 
 
 @pytest.mark.parametrize(
@@ -52,7 +68,7 @@ def test_a_text_is_split_and_its_marks_are_taken_off(text: str, sentences: list[
     [
         ("The cat slept on the warm stove.", 0, None),
         ("All their cats slept on the warm stove.", 0, None),
-        ("The kitten slept on the warm stove.", 0, quality.NO_WORD),
+        ("The kitten slept on the warm stove.", 0, quality.MISSING_WORD),
         ("The cat and the dog slept there.", 0, quality.OTHER_CONCEPT),
         ("He sells the best ice cream in town.", 2, None),
         ("He sells the best ice cream in town.", 3, quality.OTHER_CONCEPT),
@@ -64,71 +80,76 @@ def test_a_text_is_split_and_its_marks_are_taken_off(text: str, sentences: list[
         ("The cat (noun: a small animal) was there.", 0, quality.REFUSAL),
         ("A cat is a noun for a small animal.", 0, quality.REFUSAL),
         ("[Name] saw a cat in the garden.", 0, quality.REFUSAL),
-        ("The cat-like robot slept on the stove.", 0, quality.NO_WORD),
-        ("The cat slept on the warm stove and", 0, quality.NOT_WHOLE),
-        ("slept beside the cat on the warm stove.", 0, quality.NOT_WHOLE),
+        ("The cat-like robot slept on the stove.", 0, quality.MISSING_WORD),
+        ("The cat slept on the warm stove and", 0, quality.INCOMPLETE),
+        ("slept beside the cat on the warm stove.", 0, quality.INCOMPLETE),
         ("Die cat schläft heute auf dem warmen Ofen.", 0, quality.OTHER_LANGUAGE),
         ("We watched the birds from the window.", 4, None),
         ("His watch stopped at ten to four.", 4, quality.OTHER_POS),
     ],
 )
-def test_each_objection_is_raised_where_it_holds(text: str, concept: int, reason: str | None) -> None:
-    assert GATE.objection(text, [concept]) == reason
+def test_every_rejection_reason_applies_where_it_should(
+    text: str, concept: int, reason: str | None
+) -> None:
+    """A reason that never applies lets bad sentences in; one that applies too often loses good ones."""
+    assert FILTER.rejection_reason(text, [concept]) == reason
 
 
-def test_a_neutral_sentence_names_no_concept() -> None:
-    assert GATE.objection("The train to the coast was late again.", []) is None
-    assert GATE.objection("The train to the coast has no dogs.", []) == quality.OTHER_CONCEPT
+def test_neutral_sentences_mention_no_concept() -> None:
+    """A negative that mentions a concept would lower the AP of its experts."""
+    assert FILTER.rejection_reason("The train to the coast was late again.", []) is None
+    assert FILTER.rejection_reason("The train to the coast has no dogs.", []) == quality.OTHER_CONCEPT
 
 
-def test_a_sentence_that_says_what_a_kept_one_says_is_dropped_and_counted() -> None:
-    """Repeats would make a neuron that knows one sentence look as if it knew the concept."""
+def test_repeated_sentences_are_rejected_and_counted() -> None:
+    """With repetitions, a neuron that responds to one sentence would look like an expert."""
     texts = [
         "The cat slept on the warm stove all day.",
         "the cat slept, on the warm stove, all day!",
         "The cat slept on the warm stove all night.",
         "Nobody had fed the cat since Monday.",
     ]
-    found = collect([texts[0], texts[1].capitalize(), *texts[2:]], GATE, [0], 10)
-    assert found.kept == [texts[0], texts[3]]
-    assert found.dropped == {quality.REPEAT: 1, quality.NEAR_REPEAT: 1}
-    assert found.examples[quality.NEAR_REPEAT] == texts[2]
-    assert collect(texts, GATE, [0], 1).kept == texts[:1]
+    collected = collect_sentences([texts[0], texts[1].capitalize(), *texts[2:]], FILTER, [0], 10)
+    assert collected.sentences == [texts[0], texts[3]]
+    assert collected.rejected == {quality.REPEAT: 1, quality.NEAR_REPEAT: 1}
+    assert collected.examples[quality.NEAR_REPEAT] == texts[2]
+    assert collect_sentences(texts, FILTER, [0], 1).sentences == texts[:1]
 
 
 WORDS = st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=8).map(" ".join)
 
 
 @given(st.lists(WORDS, max_size=8))
-def test_near_repeats_are_those_of_each_two_compared(texts: list[str]) -> None:
-    """The index of trigrams is only a faster way: against comparing with every kept sentence."""
-    found = Collected()
+def test_near_repeats_match_pairwise_comparison(texts: list[str]) -> None:
+    """The trigram index is only a shortcut for comparing with every collected sentence."""
+    collected = CollectedSentences()
     for text in texts:
-        own = trigrams(text)
-        near = any(
-            own and trigrams(kept) and 2 * len(own & trigrams(kept)) > min(len(own), len(trigrams(kept)))
-            for kept in found.kept
-        )
-        assert (found.repeats(text) is not None) == (near or text in found.kept)
-        if not found.repeats(text):
-            found.keep(text)
+        trigrams = word_trigrams(text)
+        is_repeat = text in collected.sentences
+        for other_trigrams in map(word_trigrams, collected.sentences):
+            smaller = min(len(trigrams), len(other_trigrams))
+            is_repeat |= smaller > 0 and 2 * len(trigrams & other_trigrams) > smaller
+        assert (collected.repetition_reason(text) is not None) == is_repeat
+        if not is_repeat:
+            collected.add(text)
 
 
-def test_the_demos_sentences_pass_the_gate() -> None:
+def test_the_demo_sentences_pass_the_filter() -> None:
+    """The demo must show what the filter accepts."""
     demo = read_concepts(DEMO, "demo")
     names = [concept.name for concept in demo.concepts]
-    gate = Gate([Word(name) for name in names])
-    kept: dict[str, Collected] = {}
+    sentence_filter = SentenceFilter([ConceptWord(name) for name in names])
+    collected: dict[str, CollectedSentences] = {}
     for sentence in demo.sentences:
-        (name,) = sentence.concepts
-        of_concept = kept.setdefault(name, Collected())
-        assert gate.objection(sentence.text, [names.index(name)], check_pos=False) is None, sentence.text
-        assert of_concept.repeats(sentence.text) is None, sentence.text
-        of_concept.keep(sentence.text)
+        (name,), text = sentence.concepts, sentence.text
+        earlier = collected.setdefault(name, CollectedSentences())
+        assert sentence_filter.rejection_reason(text, [names.index(name)], check_pos=False) is None, text
+        assert earlier.repetition_reason(text) is None, text
+        earlier.add(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "language", "is_it"),
+    ("text", "language", "expected"),
     [
         ("The quick brown fox jumps over the lazy dog.", "en", True),
         ("Photosynthesis turns light into sugar.", "en", True),
@@ -138,30 +159,32 @@ def test_the_demos_sentences_pass_the_gate() -> None:
         ("Le chat dort toute la journée dans la cuisine.", "en", False),
     ],
 )
-def test_a_sentence_of_another_language_is_told(text: str, language: str, is_it: bool) -> None:
-    assert is_in(text, language) == is_it
+def test_the_language_of_a_sentence_is_recognised(text: str, language: str, expected: bool) -> None:
+    """Models drift into other languages, and corpora mix them."""
+    assert is_in_language(text, language) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "word", "has"),
+    ("text", "word", "expected"),
     [
-        ("They plant trees.", Word("plant"), False),
-        ("The plants grow.", Word("plant"), True),
-        ("They plant trees.", Word("plant", "verb"), True),
-        ("Bacon is made from pork.", Word("bacon"), True),
-        ("The red house is old.", Word("red", "adjective"), True),
-        ("Pflanzen wachsen.", Word("Pflanze", "verb", "de"), True),
-        ("She went to Paris by train.", Word("Paris"), True),
-        ("He met Fox and Wolf there.", Word("fox"), False),
-        ("He gave up after a while.", Word("give up", "verb"), True),
+        ("They plant trees.", ConceptWord("plant"), False),
+        ("The plants grow.", ConceptWord("plant"), True),
+        ("They plant trees.", ConceptWord("plant", "verb"), True),
+        ("Bacon is made from pork.", ConceptWord("bacon"), True),
+        ("The red house is old.", ConceptWord("red", "adjective"), True),
+        ("Pflanzen wachsen.", ConceptWord("Pflanze", "verb", "de"), True),
+        ("She went to Paris by train.", ConceptWord("Paris"), True),
+        ("He met Fox and Wolf there.", ConceptWord("fox"), False),
+        ("He gave up after a while.", ConceptWord("give up", "verb"), True),
     ],
 )
-def test_the_part_of_speech_is_told(text: str, word: Word, has: bool) -> None:
-    assert has_pos(text, word) == has
+def test_the_part_of_speech_is_recognised(text: str, word: ConceptWord, expected: bool) -> None:
+    """The verb "watch" and the noun are different concepts."""
+    assert has_pos(text, word) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "found"),
+    ("text", "words", "matches"),
     [
         ("Ice creams melt.", ["ice", "ice cream"], {1}),
         ("Ice, ice-cream", ["ice", "ice cream"], {0, 1}),
@@ -173,54 +196,60 @@ def test_the_part_of_speech_is_told(text: str, word: Word, has: bool) -> None:
         ("concatenate", ["cat"], set()),
     ],
 )
-def test_the_words_of_many_concepts_are_found_at_once(
-    text: str, words: list[str], found: set[int]
+def test_words_of_many_concepts_are_matched_in_one_pass(
+    text: str, words: list[str], matches: set[int]
 ) -> None:
-    assert WordFinder([Word(word) for word in words]).find(text) == found
+    """A missed word lets a sentence of another concept in; a spurious one loses it."""
+    assert WordFinder([ConceptWord(word) for word in words]).find(text) == matches
 
 
 @settings(deadline=None)  # the first example loads a dictionary
 @given(st.lists(st.sampled_from(["cat", "Cats", "dog", "dogged", "ice", "cream", ",", "-", "Élèves"])))
-def test_what_is_found_at_once_is_what_is_found_one_by_one(parts: list[str]) -> None:
-    """Fast search through bytes, against a pattern for each word."""
+def test_the_one_pass_search_matches_one_pattern_per_word(parts: list[str]) -> None:
+    """The fast search in bytes must not differ from the exact search in text."""
     text = " ".join(parts)
-    words = [Word("cat"), Word("dog"), Word("élève", language="fr"), Word("cream")]
+    words = [
+        ConceptWord("cat"),
+        ConceptWord("dog"),
+        ConceptWord("élève", language="fr"),
+        ConceptWord("cream"),
+    ]
     expected = {number for number, word in enumerate(words) if find_word(text, word)}
     assert WordFinder(words).find(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "word", "found"),
+    ("text", "word", "matches"),
     [
-        ("Two mice saw a mouse's tail.", Word("mouse"), ["mice", "mouse"]),
-        ("Fish, fishes, fishing, Fisher", Word("fish"), ["Fish", "fishes"]),
-        ("Fungi and funguses grow.", Word("fungus"), ["Fungi", "funguses"]),
+        ("Two mice saw a mouse's tail.", ConceptWord("mouse"), ["mice", "mouse"]),
+        ("Fish, fishes, fishing, Fisher", ConceptWord("fish"), ["Fish", "fishes"]),
+        ("Fungi and funguses grow.", ConceptWord("fungus"), ["Fungi", "funguses"]),
         (
             "All mothers-in-law and my mother in law",
-            Word("mother-in-law"),
+            ConceptWord("mother-in-law"),
             ["mothers-in-law", "mother in law"],
         ),
         (
             "A Jack-o’-lantern, two jack-o'-lanterns",
-            Word("jack-o'-lantern"),
+            ConceptWord("jack-o'-lantern"),
             ["Jack-o’-lantern", "jack-o'-lanterns"],
         ),
-        ("CAFÉS, cafe", Word("café"), ["CAFÉS", "cafe"]),
+        ("CAFÉS, cafe", ConceptWord("café"), ["CAFÉS", "cafe"]),
         (
             "ice\N{NON-BREAKING HYPHEN}cream, Ice\ncreams",
-            Word("ice_cream"),
+            ConceptWord("ice_cream"),
             ["ice\N{NON-BREAKING HYPHEN}cream", "Ice\ncreams"],
         ),
-        ("at home--cat--and", Word("cat"), ["cat"]),
-        ("cat-like, copy-cat, concatenate", Word("cat"), []),
-        ("In .NET, not the net", Word(".NET"), [".NET"]),
-        ("She ran, runs and is running.", Word("run", "verb"), ["ran", "runs", "running"]),
-        ("They gave up; I give up.", Word("give up", "verb"), ["gave up", "give up"]),
+        ("at home--cat--and", ConceptWord("cat"), ["cat"]),
+        ("cat-like, copy-cat, concatenate", ConceptWord("cat"), []),
+        ("In .NET, not the net", ConceptWord(".NET"), [".NET"]),
+        ("She ran, runs and is running.", ConceptWord("run", "verb"), ["ran", "runs", "running"]),
+        ("They gave up; I give up.", ConceptWord("give up", "verb"), ["gave up", "give up"]),
     ],
 )
-def test_a_word_is_found_in_its_forms_and_in_no_other_word(
-    text: str, word: Word, found: list[str]
+def test_a_word_matches_its_inflections_and_no_other_word(
+    text: str, word: ConceptWord, matches: list[str]
 ) -> None:
-    """Both by its pattern and in the search for many words at once."""
-    assert [text[start:end] for start, end in find_word(text, word)] == found
-    assert WordFinder([word]).find(text) == ({0} if found else set())
+    """Both by its pattern and in the search for many words."""
+    assert [text[start:end] for start, end in find_word(text, word)] == matches
+    assert WordFinder([word]).find(text) == ({0} if matches else set())

@@ -1,5 +1,5 @@
-"""What the docs promise of SQL over a store must hold: every worked question is answered, the files of
-other sites stay closed, and an exported database needs nothing of neuralign."""
+"""SQL must work as documented: every query returns rows, files of other sites are not opened, and an
+exported database does not need neuralign."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 
 import storage
 from jobs import planner, sweep
-from jobs.config import read_sweep
-from storage.database import ask, export
+from jobs.config.loader import read_sweep
+from storage.database import export_database, run_query
 from storage.errors import UserError
 from storage.store.layout import slug
-from storage.store.paths import place
+from storage.store.paths import parse_store_path
 from tests import tiny
 from tests.faults import in_one_process
 
@@ -37,8 +37,7 @@ _TINY = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A store that holds one model's results made twice, with two sets of poolings, in a folder whose
-    name looks like a part of a path in a store."""
+    """A store with one model's results for two sets of poolings; its name looks like a part of it."""
     folder = tmp_path_factory.mktemp("queries")
     shutil.copytree(tiny_model, folder / "model")
     extra = "resamples: 100\nbaselines: []\nsimilarity: [jaccard, containment]\n"
@@ -47,25 +46,28 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     for poolings in (both, "[max]"):
         file.write_text(re.sub(r"\[max.*?\]", poolings, file.read_text()))
         read = read_sweep(file, folder / "pooling=a'b")
-        planned = planner.plan(read)
+        planned = planner.plan_sweep(read)
         with in_one_process():
             sweep.run(planned)
     return folder / "pooling=a'b"
 
 
 def test_there_are_ten_questions() -> None:
+    """A question without a query would not be tested."""
     assert re.findall(r"^## (\d+)\.", PAGE, re.MULTILINE) == [str(number) for number in range(1, 11)]
     assert len(QUESTIONS) >= 10
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_worked_question_is_answered(store: Path, question: str) -> None:
+def test_every_documented_query_returns_rows(store: Path, question: str) -> None:
+    """docs/queries.md would contain a query that fails or finds nothing."""
     with storage.open(str(store)) as connection:
-        asked = re.sub(r"'(\w+)'", lambda match: f"'{_TINY.get(match[1], match[1])}'", question)
-        assert ask(connection, asked).num_rows > 0
+        query = re.sub(r"'(\w+)'", lambda match: f"'{_TINY.get(match[1], match[1])}'", question)
+        assert run_query(connection, query).num_rows > 0
 
 
-def test_one_neurons_activations_are_read_from_its_sites_files_alone(store: Path) -> None:
+def test_a_neurons_activations_are_read_only_from_its_sites_files(store: Path) -> None:
+    """A query for one neuron would read all activations of the store."""
     with storage.open(str(store)) as connection:
         (run, label) = connection.sql(
             "SELECT run, label FROM runs WHERE stage = 'activations' ORDER BY bytes DESC LIMIT 1"
@@ -75,28 +77,31 @@ def test_one_neurons_activations_are_read_from_its_sites_files_alone(store: Path
             f"AND run = '{run}' AND pooling = 'context' AND layer = 1 AND site = 'mlp.hidden' "
             "AND unit = 7"
         )
-        found = connection.sql(query).fetchall()
+        rows = connection.sql(query).fetchall()
         plan = connection.sql(f"EXPLAIN ANALYZE {query}").fetchall()[0][1]
-        other = connection.sql("EXPLAIN ANALYZE " + query.replace("'main'", "'none'")).fetchall()[0][1]
-    assert len(found) == 36
+        other_plan = connection.sql("EXPLAIN ANALYZE " + query.replace("'main'", "'none'")).fetchall()[
+            0
+        ][1]
+    assert len(rows) == 36
     folder = store / f"activations/{slug(label)}-{run}"
     files = sorted(folder.glob("pooling=context/layer=1/site=mlp.hidden/*.parquet"))
     assert len(files) == 1
-    # the site's file and the table of files; and of a revision that is not there none at all
+    # the site's file and the table of files; for a missing revision, no file
     assert list(map(int, re.findall(r"Total Files Read: (\d+)", plan))) == [1, 1]
     assert "Scanning Files: 1/6" in plan
-    assert "Total Files Read" not in other
+    assert "Total Files Read" not in other_plan
 
 
 def test_an_exported_database_is_read_by_plain_duckdb(store: Path, tmp_path: Path) -> None:
+    """The database would need neuralign to be installed."""
     file = tmp_path / "results.duckdb"
-    export(store, file)
+    export_database(store, file)
     code = (
         "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=True);"
         "print(c.sql('SELECT count(*) FROM activations').fetchall()[0][0],"
         " c.sql('SELECT count(*) FROM runs').fetchall()[0][0])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-I", "-c", code, str(file)],
         capture_output=True,
         text=True,
@@ -107,9 +112,9 @@ def test_an_exported_database_is_read_by_plain_duckdb(store: Path, tmp_path: Pat
         counts = connection.sql(
             "SELECT (SELECT count(*) FROM activations), (SELECT count(*) FROM runs)"
         ).fetchall()[0]
-    assert done.stdout.split() == [str(count) for count in counts], done.stderr
-    with pytest.raises(UserError, match="is there already"):
-        export(place(store), file)
+    assert process.stdout.split() == [str(count) for count in counts], process.stderr
+    with pytest.raises(UserError, match="already exists"):
+        export_database(parse_store_path(store), file)
 
 
 @pytest.mark.parametrize(
@@ -130,13 +135,15 @@ def test_an_exported_database_is_read_by_plain_duckdb(store: Path, tmp_path: Pat
         "WITH gone AS (DELETE FROM runs RETURNING *) SELECT * FROM gone",
     ],
 )
-def test_no_query_writes_or_reads_beside_the_store(store: Path, query: str) -> None:
+def test_no_query_writes_or_reads_outside_the_store(store: Path, query: str) -> None:
+    """A query from elsewhere could change the store or read other files."""
     before = sorted(store.parent.rglob("*"))
     with storage.open(str(store)) as connection, pytest.raises(UserError, match="SQL"):
-        ask(connection, query.replace("STORE", str(store).replace("'", "''")))
+        run_query(connection, query.replace("STORE", str(store).replace("'", "''")))
     assert sorted(store.parent.rglob("*")) == before
 
 
-def test_the_views_of_a_plain_connection_are_those_of_the_store(store: Path) -> None:
+def test_a_connection_cannot_regain_external_access(store: Path) -> None:
+    """A query could read files outside the store."""
     with storage.open(str(store)) as connection, pytest.raises(duckdb.Error):
         connection.execute("SET enable_external_access = true")

@@ -1,5 +1,5 @@
-"""A slot must never be submitted twice, and none be lost, whoever is killed when; and slots must be when
-a user of cron expects them."""
+"""A schedule must submit every slot exactly once, even if schedulers are killed at any time, and its
+slots must be those of cron."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from jobs.commands.schedule import Cron, Scheduler, find_zone
+from jobs.commands.schedule import Cron, Scheduler, find_time_zone
 from storage.errors import UserError
-from storage.store.schedule_slots import Slots
+from storage.store.schedule_slots import ScheduleSlots
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A folder in memory: thousands of slots are flushed to it. Few of them are kept."""
-    place = Path("/dev/shm")  # noqa: S108
+    """A folder in memory, since thousands of slots are flushed to disk; few of them are retained."""
+    shared_memory = Path("/dev/shm")  # noqa: S108
     with (
-        tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as folder,
-        patch("storage.store.schedule_slots._KEPT", 20),
+        tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as folder,
+        patch("storage.store.schedule_slots._MAX_DECISIONS", 20),
     ):
         yield Path(folder)
 
@@ -38,65 +38,65 @@ class Killed(BaseException):
 
 
 class Server:
-    """Takes each id once, as Ray's does; may kill who asks, before or after it did what it is asked."""
+    """Accepts an id once, as Ray's does; may kill the caller before or after the operation."""
 
-    def __init__(self, chance: random.Random, kills: float = 0.0) -> None:
-        self.chance = chance
-        self.kills = kills
+    def __init__(self, generator: random.Random, kill_probability: float = 0.0) -> None:
+        self.generator = generator
+        self.kill_probability = kill_probability
         self.jobs: list[str] = []
-        self.known: set[str] = set()
-        self.alive: str | None = None
+        self.known_ids: set[str] = set()
+        self.running_job: str | None = None
 
-    def _may_kill(self) -> None:
-        if self.chance.random() < self.kills:
+    def maybe_kill(self) -> None:
+        if self.generator.random() < self.kill_probability:
             raise Killed
 
-    def running(self, but: str) -> str | None:
-        self._may_kill()
-        return self.alive if self.alive != but else None
+    def find_running_job(self, exclude: str) -> str | None:
+        self.maybe_kill()
+        return self.running_job if self.running_job != exclude else None
 
     def submit(self, job: str) -> bool:
-        self._may_kill()
-        is_new = job not in self.known
+        self.maybe_kill()
+        is_new = job not in self.known_ids
         if is_new:
-            self.known.add(job)
+            self.known_ids.add(job)
             self.jobs.append(job)
-        self._may_kill()
+        self.maybe_kill()
         return is_new
 
 
-class KillingSlots(Slots):
-    """Kills who records something, before or after it is recorded."""
+class KillingSlots(ScheduleSlots):
+    """Kills the caller before or after a record is written."""
 
     server: Server
 
     def decide(self, slot: datetime, decision: dict[str, Any]) -> dict[str, Any]:
-        self.server._may_kill()
-        held = super().decide(slot, decision)
-        self.server._may_kill()
-        return held
+        self.server.maybe_kill()
+        recorded = super().decide(slot, decision)
+        self.server.maybe_kill()
+        return recorded
 
     def mark_done(self, slot: datetime, job: str) -> None:
-        self.server._may_kill()
+        self.server.maybe_kill()
         super().mark_done(slot, job)
-        self.server._may_kill()
+        self.server.maybe_kill()
 
 
-def _keep(
+def _run_two_schedulers(
     store: Path, line: str, server: Server, start: datetime, end: datetime, step: timedelta
 ) -> list[datetime]:
-    """Two schedulers side by side from one day to another, who tick in random order and are started
-    again when they are killed; the slots whose jobs were submitted."""
+    """Tick two concurrent schedulers in random order and restart them when killed; return the submitted
+    slots."""
     slots = KillingSlots(store, "study")
     slots.server = server
-    keepers = [Scheduler(slots, Cron(line, BERLIN), "job", server) for _ in range(2)]
+    schedulers = [Scheduler(slots, Cron(line, BERLIN), "job", server) for _ in range(2)]
     now = start
     while now < end:
         now += step
-        for keeper in server.chance.sample(keepers, 2):
+        for scheduler in server.generator.sample(schedulers, 2):
             while True:
                 try:
-                    keeper.tick(start, now)
+                    scheduler.tick(start, now)
                     break
                 except Killed:
                     continue
@@ -106,100 +106,111 @@ def _keep(
     ]
 
 
-def test_every_slot_of_years_is_submitted_once_though_schedulers_are_killed(memory: Path) -> None:
-    """Once every local day, also on those of 23 and 25 hours, when 2:30 is not there or there twice."""
+def test_every_slot_is_submitted_once_although_schedulers_are_killed(memory: Path) -> None:
+    """A slot may be lost or run twice on days of 23 and 25 hours, when 2:30 is skipped or repeated."""
     server = Server(random.Random(0), 0.2)
     start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2029, 1, 1, tzinfo=UTC)
-    found = _keep(memory, "30 2 * * *", server, start, end, timedelta(hours=12))
-    local = [slot.astimezone(BERLIN) for slot in found]
+    slots = _run_two_schedulers(memory, "30 2 * * *", server, start, end, timedelta(hours=12))
+    local = [slot.astimezone(BERLIN) for slot in slots]
     days = [date(2026, 1, 1) + timedelta(days=n) for n in range(3 * 365 + 1)]
     assert [slot.date() for slot in local] == days
     for slot in local:
-        spring = slot.month == 3 and slot.weekday() == 6 and slot.day > 24
-        assert (slot.hour, slot.minute) == ((3, 0) if spring else (2, 30))
+        is_spring_change = slot.month == 3 and slot.weekday() == 6 and slot.day > 24
+        assert (slot.hour, slot.minute) == ((3, 0) if is_spring_change else (2, 30))
 
 
 def test_hourly_slots_are_every_real_hour(memory: Path) -> None:
-    """The hour that is there twice in autumn is two hours, and the one that is not there none."""
+    """An hour may be lost or run twice when clocks change; the repeated hour in autumn is two hours."""
     server = Server(random.Random(1), 0.05)
     start = datetime(2026, 10, 20, tzinfo=UTC)
-    found = _keep(memory, "15 * * * *", server, start, start + timedelta(days=10), timedelta(minutes=30))
+    slots = _run_two_schedulers(
+        memory, "15 * * * *", server, start, start + timedelta(days=10), timedelta(minutes=30)
+    )
     expected = [start + timedelta(minutes=15, hours=n) for n in range(240)]
-    assert found == expected
+    assert slots == expected
     start = datetime(2026, 3, 25, tzinfo=UTC)
     shutil.rmtree(memory / "_schedules")
     server = Server(random.Random(1))
-    found = _keep(memory, "15 * * * *", server, start, start + timedelta(days=10), timedelta(minutes=30))
-    assert found == [start + timedelta(minutes=15, hours=n) for n in range(240)]
+    slots = _run_two_schedulers(
+        memory, "15 * * * *", server, start, start + timedelta(days=10), timedelta(minutes=30)
+    )
+    assert slots == [start + timedelta(minutes=15, hours=n) for n in range(240)]
 
 
-def test_missed_slots_are_caught_up_once_and_no_slot_comes_again(memory: Path) -> None:
+def test_only_the_latest_missed_slot_runs_and_no_slot_runs_again(memory: Path) -> None:
     server = Server(random.Random(0))
-    slots = Slots(memory, "study")
+    slots = ScheduleSlots(memory, "study")
     start = datetime(2026, 6, 1, 12, tzinfo=UTC)
-    keeper = Scheduler(slots, Cron("0 3 * * *", UTC), "job", server)
-    keeper.tick(start, start)
-    keeper.tick(start, datetime(2026, 6, 2, 2, 59, tzinfo=UTC))
+    scheduler = Scheduler(slots, Cron("0 3 * * *", UTC), "job", server)
+    scheduler.tick(start, start)
+    scheduler.tick(start, datetime(2026, 6, 2, 2, 59, tzinfo=UTC))
     assert server.jobs == []
-    keeper.tick(start, datetime(2026, 6, 9, 8, tzinfo=UTC))
+    scheduler.tick(start, datetime(2026, 6, 9, 8, tzinfo=UTC))
     assert server.jobs == ["job-20260609T0300Z"]
-    last = slots.last()
+    last = slots.last_decision()
     assert last is not None
     assert last[1]["missed"] == 7
-    server.known.clear()  # a new cluster, which knows of no job
-    for again in (keeper, Scheduler(Slots(memory, "study"), Cron("0 3 * * *", UTC), "job", server)):
-        again.tick(start, datetime(2026, 6, 9, 9, tzinfo=UTC))
-        again.tick(start, datetime(2026, 6, 8, 9, tzinfo=UTC))  # a clock that was set back
+    server.known_ids.clear()  # a new cluster
+    for restarted in (
+        scheduler,
+        Scheduler(ScheduleSlots(memory, "study"), Cron("0 3 * * *", UTC), "job", server),
+    ):
+        restarted.tick(start, datetime(2026, 6, 9, 9, tzinfo=UTC))
+        restarted.tick(start, datetime(2026, 6, 8, 9, tzinfo=UTC))  # a clock that was set back
     assert len(server.jobs) == 1
 
 
-def test_a_slot_during_which_the_sweep_still_runs_is_skipped_and_said_so(
+def test_a_slot_is_skipped_while_the_sweep_is_still_running(
     memory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = Server(random.Random(0))
-    keeper = Scheduler(Slots(memory, "study"), Cron("0 * * * *", UTC), "job", server)
+    scheduler = Scheduler(ScheduleSlots(memory, "study"), Cron("0 * * * *", UTC), "job", server)
     start = datetime(2026, 6, 1, 0, 30, tzinfo=UTC)
-    keeper.tick(start, start + timedelta(hours=1))
-    server.alive = server.jobs[0]
-    keeper.tick(start, start + timedelta(hours=2))
-    assert "skipped, job-20260601T0100Z still runs" in capsys.readouterr().err
-    server.alive = None
-    keeper.tick(start, start + timedelta(hours=2, minutes=5))
-    keeper.tick(start, start + timedelta(hours=3))
+    scheduler.tick(start, start + timedelta(hours=1))
+    server.running_job = server.jobs[0]
+    scheduler.tick(start, start + timedelta(hours=2))
+    assert "skipped, job-20260601T0100Z is still running" in capsys.readouterr().err
+    server.running_job = None
+    scheduler.tick(start, start + timedelta(hours=2, minutes=5))
+    scheduler.tick(start, start + timedelta(hours=3))
     assert server.jobs == ["job-20260601T0100Z", "job-20260601T0300Z"]
 
 
-def test_a_cluster_that_is_gone_for_a_while_delays_a_slot_and_does_not_lose_it(memory: Path) -> None:
+def test_an_unreachable_cluster_delays_a_slot_but_does_not_lose_it(memory: Path) -> None:
     server = Server(random.Random(0))
-    keeper = Scheduler(Slots(memory, "study"), Cron("0 * * * *", UTC), "job", server)
+    scheduler = Scheduler(ScheduleSlots(memory, "study"), Cron("0 * * * *", UTC), "job", server)
     start = datetime(2026, 6, 1, 0, 30, tzinfo=UTC)
-    server.kills = 1.0
+    server.kill_probability = 1.0
     with pytest.raises(Killed):
-        keeper.tick(start, start + timedelta(hours=1))
-    server.kills = 0.0
-    keeper.tick(start, start + timedelta(hours=1, minutes=10))
+        scheduler.tick(start, start + timedelta(hours=1))
+    server.kill_probability = 0.0
+    scheduler.tick(start, start + timedelta(hours=1, minutes=10))
     assert server.jobs == ["job-20260601T0100Z"]
 
 
-def test_two_schedules_of_one_name_are_refused_while_both_are_kept(memory: Path) -> None:
+def test_two_active_schedules_of_one_name_are_rejected(memory: Path) -> None:
     now = datetime(2026, 6, 1, tzinfo=UTC)
-    first = Slots(memory, "study")
+    first = ScheduleSlots(memory, "study")
     assert first.begin({"keeps": "one", "host": "here", "pid": 1}, now) == now
     later = now + timedelta(days=1)
-    assert Slots(memory, "study").begin({"keeps": "one", "host": "here", "pid": 2}, later) == now
+    assert ScheduleSlots(memory, "study").begin({"keeps": "one", "host": "here", "pid": 2}, later) == now
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("storage.store.schedule_slots.HEARTBEAT_SECONDS", 0.2)
-        patch.setattr("storage.store.schedule_slots.time.sleep", lambda _: first.beat())
+        patch.setattr("storage.store.lease.time.sleep", lambda _: first.heartbeat())
         with pytest.raises(
-            UserError, match="another schedule named 'study' is kept by process 2 on here"
+            UserError, match="another schedule named 'study' is already run by process 2 on host here"
         ):
-            Slots(memory, "study").begin({"keeps": "two", "host": "here", "pid": 3}, later)
-        patch.setattr("storage.store.schedule_slots.time.sleep", lambda _: None)
-        assert Slots(memory, "study").begin({"keeps": "two", "host": "here", "pid": 3}, later) == now
+            ScheduleSlots(memory, "study").begin({"keeps": "two", "host": "here", "pid": 3}, later)
+        patch.setattr("storage.store.lease.time.sleep", lambda _: None)
+        assert (
+            ScheduleSlots(memory, "study").begin({"keeps": "two", "host": "here", "pid": 3}, later)
+            == now
+        )
 
 
-def test_days_of_the_week_are_those_of_cron() -> None:
-    """Sunday is 0 and 7, not Monday; and two fields of days mean either, unless one is a star."""
+def test_weekdays_are_numbered_as_in_cron() -> None:
+    """A job may run on the wrong day: 0 and 7 are Sunday, and two day fields mean either, unless one is
+    a star."""
     start = datetime(2026, 6, 1, 12, tzinfo=UTC)  # a Monday
     for line, expected in (
         ("0 3 * * 0", [7, 14]),
@@ -213,7 +224,7 @@ def test_days_of_the_week_are_those_of_cron() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("0 0 30 2 *", "never fires"),
         ("0 0 31 4,6,9,11 *", "never fires"),
@@ -224,15 +235,15 @@ def test_days_of_the_week_are_those_of_cron() -> None:
         ("a b c d e", "never fires"),
     ],
 )
-def test_a_line_that_never_fires_is_refused(line: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_line_that_never_fires_is_rejected(line: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Cron(line)
 
 
-def test_a_zone_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_zone("Europe/Berlin") == BERLIN
+def test_a_time_zone_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_time_zone("Europe/Berlin") == BERLIN
     monkeypatch.setenv("TZ", "Europe/Berlin")
-    assert find_zone(None) == BERLIN
-    for wrong in ("Nowhere/City", "../etc/passwd"):
-        with pytest.raises(UserError, match="is not known here"):
-            find_zone(wrong)
+    assert find_time_zone(None) == BERLIN
+    for name in ("Nowhere/City", "../etc/passwd"):
+        with pytest.raises(UserError, match="unknown time zone"):
+            find_time_zone(name)

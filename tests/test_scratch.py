@@ -1,5 +1,4 @@
-"""An array that is too large for memory must hold what is put into it, leave nothing behind, and say so
-before it is filled where the disk has no room for it: a file that ends early would end the process."""
+"""Large arrays must keep their values, leave no file behind, and fail early on a full disk."""
 
 from __future__ import annotations
 
@@ -12,12 +11,15 @@ import numpy as np
 import pytest
 
 from storage.errors import StoreError
-from storage.store import scratch as module
+from storage.store import scratch as scratch_module
 from storage.store.scratch import scratch
 
 
-def test_an_array_in_a_file_is_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_IN_MEMORY_BYTES", 100)
+def test_a_file_backed_array_behaves_like_an_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values could be lost, or the file left behind."""
+    monkeypatch.setattr(scratch_module, "_MAX_IN_MEMORY_BYTES", 100)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     values = np.arange(60, dtype=np.float16).reshape(3, 20)
     for shape in (values.shape, values.size):
@@ -30,7 +32,8 @@ def test_an_array_in_a_file_is_an_array(tmp_path: Path, monkeypatch: pytest.Monk
     assert scratch(0, np.uint32).shape == (0,)
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory map on a full disk would kill the process."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with (

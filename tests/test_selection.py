@@ -1,5 +1,5 @@
-"""Scoring a site reads its files once, in bounded memory, and takes nothing that is not the site's; what
-it keeps of chance and of all neurons is what the views tell."""
+"""Scoring a site reads its files once, in bounded memory, and rejects files of other sites; the tables
+of scores and chance counts agree with the views."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import pytest
 from scipy.spatial.distance import cosine
 
 import storage
-from alignment.expertise.label_permutations import shuffles
+from alignment.expertise.label_permutations import permute_labels
 from alignment.expertise.labels import labels_against_others
-from alignment.expertise.scoring import expertise
+from alignment.expertise.scoring import score_neurons
 from jobs import experts, planner, sweep
-from jobs.commands.plan import _left
-from jobs.config import read_sweep
+from jobs.commands.plan import remaining_stages
+from jobs.config.loader import read_sweep
 from jobs.engine import disk_budget
 from storage.errors import StoreError, UserError
 from storage.store import activation_files
 from storage.store import scratch as storage_scratch
-from storage.store.activation_files import SiteFiles
+from storage.store.activation_files import SiteActivations
 from storage.store.commit import write_values
 from storage.store.verify import verify
 from tests import tiny
@@ -40,65 +40,69 @@ PARAMS = {
 SITE = experts._Site("max", 0, "mlp.hidden")
 
 
-def _files(folder: Path, values: np.ndarray, sizes: list[int], units_in_group: int) -> SiteFiles:
-    """The values as files of work units of these sizes."""
+def _write_site(
+    folder: Path, values: np.ndarray, sizes: list[int], units_in_group: int
+) -> SiteActivations:
+    """Write activations as files of work units of these sizes."""
     parts = np.split(values, np.cumsum(sizes)[:-1], axis=1)
     for number, part in enumerate(parts):
         flat = np.ascontiguousarray(part)
         write_values(folder, f"site/{number:05d}.parquet", flat, units_in_group * part.shape[1])
-    return SiteFiles(sorted(folder.glob("site/*.parquet")), len(values))
+    return SiteActivations(sorted(folder.glob("site/*.parquet")), len(values))
 
 
-def _labelled(n_sentences: int, n_concepts: int = 3) -> experts._Labelled:
+def _make_inputs(n_sentences: int, n_concepts: int = 3) -> experts._ScoringInputs:
     labels = labels_against_others(
         np.arange(n_sentences), np.arange(n_sentences) % n_concepts, n_sentences, n_concepts
     )
-    return experts._Labelled(labels, np.arange(n_sentences), shuffles(labels, 2, 0), False)
+    return experts._ScoringInputs(labels, np.arange(n_sentences), permute_labels(labels, 2, 0), False)
 
 
 @pytest.mark.parametrize("units_in_group", [1, 3, 4, 100])
-@pytest.mark.parametrize("most", [1, 60 * 2 * 4, 60 * 2 * 7, 1 << 20])
-def test_blocks_are_the_site_and_each_row_group_is_read_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units_in_group: int, most: int
+@pytest.mark.parametrize("max_bytes", [1, 60 * 2 * 4, 60 * 2 * 7, 1 << 20])
+def test_blocks_cover_the_site_and_read_every_row_group_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units_in_group: int, max_bytes: int
 ) -> None:
+    """Neurons that are skipped or scored twice, blocks beyond the memory limit, or repeated reads."""
     values = np.random.default_rng(0).standard_normal((10, 60)).astype(np.float16)
-    files = _files(tmp_path, values, [25, 25, 10], units_in_group)
-    read: list[tuple[str, int]] = []
-    real = pq.ParquetFile.read_row_group
+    files = _write_site(tmp_path, values, [25, 25, 10], units_in_group)
+    reads: list[tuple[str, int]] = []
+    read_row_group = pq.ParquetFile.read_row_group
 
-    def counted(table: pq.ParquetFile, group: int) -> object:
-        read.append((str(table.metadata.num_rows), group))
-        return real(table, group)
+    def record_read(table: pq.ParquetFile, group: int) -> object:
+        reads.append((str(table.metadata.num_rows), group))
+        return read_row_group(table, group)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
-    blocks = list(files.blocks(most))
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", record_read)
+    blocks = list(files.blocks(max_bytes))
     assert [first for first, _ in blocks] == list(np.cumsum([0, *(len(b) for _, b in blocks[:-1])]))
     assert np.array_equal(np.concatenate([block for _, block in blocks]), values)
-    assert all(block.nbytes <= max(most, 120) for _, block in blocks)
-    assert len(read) == 3 * -(-10 // units_in_group)
+    assert all(block.nbytes <= max(max_bytes, 120) for _, block in blocks)
+    assert len(reads) == 3 * -(-10 // units_in_group)
 
 
-def test_some_units_are_read_in_the_order_that_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Steering forces neurons to what they were seen to do: not to what their neighbours do."""
+def test_units_are_read_in_the_requested_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steering would clamp neurons to the values of other neurons."""
     monkeypatch.setattr(activation_files, "_BLOCK_BYTES", 60 * 2 * 4)
     values = np.random.default_rng(0).standard_normal((10, 60)).astype(np.float16)
     units = np.array([7, 0, 9, 3, 4, 7])
-    assert np.array_equal(_files(tmp_path, values, [40, 20], 3).read_units(units), values[units])
+    files = _write_site(tmp_path, values, [40, 20], 3)
+    assert np.array_equal(files.read_units(units), values[units])
 
 
-def test_how_a_site_is_cut_into_blocks_and_where_they_lie_does_not_show(
+def test_results_do_not_depend_on_blocks_or_scratch_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Memory limits that change the scores."""
     values = np.random.default_rng(0).standard_normal((10, 60)).astype(np.float16)
-    files = _files(tmp_path, values, [60], 2)
-    found = []
-    for most, in_memory in ((1 << 20, 128 << 20), (60 * 2 * 4, 0)):
-        monkeypatch.setattr(experts, "_BLOCK_BYTES", most)
-        monkeypatch.setattr(storage_scratch, "_IN_MEMORY_BYTES", in_memory)
-        folder = tmp_path / str(most)
-        for record in experts._score_site(files, SITE, _labelled(60), ["a", "b", "c"], PARAMS, folder):
+    files = _write_site(tmp_path, values, [60], 2)
+    inputs = _make_inputs(60)
+    results = []
+    for block_bytes, in_memory_bytes in ((1 << 20, 128 << 20), (60 * 2 * 4, 0)):
+        monkeypatch.setattr(experts, "_MAX_BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(storage_scratch, "_MAX_IN_MEMORY_BYTES", in_memory_bytes)
+        folder = tmp_path / str(block_bytes)
+        for record in experts._score_site(files, SITE, inputs, ["a", "b", "c"], PARAMS, folder):
             assert (folder / record.path).is_file()
         rows = [
             row
@@ -107,130 +111,132 @@ def test_how_a_site_is_cut_into_blocks_and_where_they_lie_does_not_show(
         ]
         scores = [pq.read_table(path).column(0).to_numpy() for path in sorted(folder.rglob("site=*/*"))]
         chance = pq.read_table(folder / "chance/max.L00.mlp.hidden.parquet").to_pylist()
-        found.append((sorted(rows, key=repr), np.concatenate(scores).tolist(), chance, len(scores)))
-    assert found[0][:3] == found[1][:3]
-    assert [each[3] for each in found] == [1, 3]
-    ap = expertise(values, _labelled(60).labels, 0.3).ap
-    assert np.array_equal(found[0][1], ap.astype(np.float32).ravel())
+        results.append((sorted(rows, key=repr), np.concatenate(scores).tolist(), chance, len(scores)))
+    assert results[0][:3] == results[1][:3]
+    assert [n_files for *_, n_files in results] == [1, 3]
+    ap = score_neurons(values, inputs.labels, 0.3).ap
+    assert np.array_equal(results[0][1], ap.astype(np.float32).ravel())
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         ("nan", "cannot be score.*not finite"),
-        ("elsewhere", "belongs elsewhere"),
+        ("location", "was written for another location"),
         ("sentences", r"cannot be scored.*\(neurons, 60 sentences\)"),
-        ("width", "no multiple of 10 units"),
-        ("cut", "cannot be read"),
+        ("width", "expected a multiple of 10 units"),
+        ("truncation", "cannot be read"),
     ],
 )
-def test_activations_that_are_not_the_sites_are_refused(
-    tmp_path: Path, spoil: str, message: str
+def test_activations_of_other_sites_and_damaged_files_are_rejected(
+    tmp_path: Path, damage: str, message: str
 ) -> None:
-    """Files of another model, sentence set or site that came to lie there, and damaged ones."""
+    """Scores of another model, sentence set or site."""
     values = np.random.default_rng(0).standard_normal((10, 60)).astype(np.float16)
     folder = tmp_path / "run"
-    files = _files(folder, values, [30, 30], 4)
+    files = _write_site(folder, values, [30, 30], 4)
     second = files.paths[1]
-    if spoil == "nan":
-        # no writer of ours lets it pass
+    if damage == "nan":
+        # The writer would reject NaN.
         content = second.read_bytes()
-        at = content.index(values[0, 30:].tobytes())
-        second.write_bytes(content[:at] + np.float16(np.nan).tobytes() + content[at + 2 :])
-    elif spoil == "elsewhere":
-        shutil.copy(_files(tmp_path / "other", values, [30, 30], 4).paths[1], second)
-    elif spoil == "sentences":
-        files = SiteFiles(files.paths[:1], 10)
-    elif spoil == "width":
+        start = content.index(values[0, 30:].tobytes())
+        second.write_bytes(content[:start] + np.float16(np.nan).tobytes() + content[start + 2 :])
+    elif damage == "location":
+        shutil.copy(_write_site(tmp_path / "other", values, [30, 30], 4).paths[1], second)
+    elif damage == "sentences":
+        files = SiteActivations(files.paths[:1], 10)
+    elif damage == "width":
         write_values(folder, "site/00001.parquet", values[:9, :29], 29)
     else:
         second.write_bytes(second.read_bytes()[:-30])
-    with pytest.raises(StoreError, match=message) as caught:
-        experts._score_site(files, SITE, _labelled(60), ["a", "b", "c"], PARAMS, tmp_path / "out")
-    assert str(files.paths[0].parent) in str(caught.value)
+    with pytest.raises(StoreError, match=message) as raised:
+        experts._score_site(files, SITE, _make_inputs(60), ["a", "b", "c"], PARAMS, tmp_path / "out")
+    assert str(files.paths[0].parent) in str(raised.value)
 
 
-_MEASURED = """
+_MEMORY_SCRIPT = """
 import json, sys, threading, time
 from pathlib import Path
 import numpy as np
 from alignment.expertise.labels import labels_against_others
-from alignment.expertise.label_permutations import shuffles
+from alignment.expertise.label_permutations import permute_labels
 from jobs import experts
-from storage import scratch
-from storage.store.activation_files import SiteFiles
+from storage.store import scratch
+from storage.store.activation_files import SiteActivations
 folder, n, units, params = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
-scratch._IN_MEMORY_BYTES = int(sys.argv[5])
-def labelled(n):
+scratch._MAX_IN_MEMORY_BYTES = int(sys.argv[5])
+def make_inputs(n):
     labels = labels_against_others(np.arange(n), np.arange(n) % 5, n, 5)
-    _ = labels.kinds, labels.n_negative, labels.positives, labels.listed_negatives
-    return experts._Labelled(labels, np.arange(n), shuffles(labels, 1, 0), False)
-def own():
-    # not what the system may put aside
+    _ = labels.patterns, labels.n_negative, labels.positives, labels.listed_negatives
+    return experts._ScoringInputs(labels, np.arange(n), permute_labels(labels, 1, 0), False)
+def private_memory():
+    # without file-backed pages, which the system may evict
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0])
-most, ended = 0, False
+peak, is_finished = 0, False
 def watch():
-    global most
-    while not ended:
-        most = max(most, own())
+    global peak
+    while not is_finished:
+        peak = max(peak, private_memory())
         time.sleep(0.002)
-experts._score(np.zeros((1, 1000), np.float16), labelled(1000), 0.3)
-shared = labelled(n)
-files = SiteFiles(sorted(folder.glob("site/*.parquet")), units)
-before = own()
-watching = threading.Thread(target=watch)
-watching.start()
+experts._score(np.zeros((1, 1000), np.float16), make_inputs(1000), 0.3)
+inputs = make_inputs(n)
+files = SiteActivations(sorted(folder.glob("site/*.parquet")), units)
+before = private_memory()
+watcher = threading.Thread(target=watch)
+watcher.start()
 site = experts._Site("max", 0, "mlp.hidden")
-experts._score_site(files, site, shared, list("abcde"), params, folder / "out")
-ended = True
-watching.join()
-print(most - before)
+experts._score_site(files, site, inputs, list("abcde"), params, folder / "out")
+is_finished = True
+watcher.join()
+print(peak - before)
 """
 
 
-def _grows_by(folder: Path, sentences: int, units: int, of_unit: int, in_memory: int) -> float:
-    """By how many MB a worker's own memory grows when it scores a site of random activations."""
+def _memory_growth(
+    folder: Path, sentences: int, units: int, unit_sentences: int, in_memory: int
+) -> float:
+    """Growth in MB of a worker's private memory while it scores a site of random activations."""
     random = np.random.default_rng(0)
-    for number, first in enumerate(range(0, sentences, of_unit)):
-        size = min(of_unit, sentences - first)
+    for number, first in enumerate(range(0, sentences, unit_sentences)):
+        size = min(unit_sentences, sentences - first)
         values = random.integers(0, 0x7C00, (units, size), np.uint16).view(np.float16)
         write_values(folder, f"site/{number:05d}.parquet", values, max(1, units // 4) * size)
-    given = [str(folder), str(sentences), str(units), json.dumps(PARAMS), str(in_memory)]
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, *given], capture_output=True, text=True, check=False
+    arguments = [str(folder), str(sentences), str(units), json.dumps(PARAMS), str(in_memory)]
+    process = subprocess.run(
+        [sys.executable, "-c", _MEMORY_SCRIPT, *arguments], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    grown = int(done.stdout) / 1024
-    print(f"\n{sentences} sentences of {units} neurons: {grown:.0f} MB")
-    return grown
+    assert process.returncode == 0, process.stderr
+    growth = int(process.stdout) / 1024
+    print(f"\n{sentences} sentences of {units} neurons: {growth:.0f} MB")
+    return growth
 
 
-def test_memory_is_bounded_whatever_the_number_of_sentences(tmp_path: Path) -> None:
-    """400,000 sentences of 200 neurons, 160 MB: one block of neurons is held at a time. Millions: what
-    is sorted at once is held, and arrays larger than what may be in memory (here little, lest the test
-    needs a hundred million sentences) lie in files; in memory they would be 72 MB more. `pytest -s -k
-    memory_is_bounded` prints by how much memory grows."""
-    assert _grows_by(tmp_path / "wide", 400_000, 200, 4096, 128 << 20) < 200
-    assert _grows_by(tmp_path / "long", 18_000_000, 1, 1_000_000, 1 << 20) < 280
+def test_memory_is_bounded_for_any_number_of_sentences(tmp_path: Path) -> None:
+    """400,000 sentences of 200 neurons (160 MB) need one block of neurons at a time. 18 million need one
+    sorted chunk; larger arrays are in files (the memory limit is low here), without which the growth
+    would be 72 MB more. `pytest -s -k memory_is_bounded` prints the growth."""
+    assert _memory_growth(tmp_path / "wide", 400_000, 200, 4096, 128 << 20) < 200
+    assert _memory_growth(tmp_path / "long", 18_000_000, 1, 1_000_000, 1 << 20) < 280
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A store of one sweep that keeps all scores."""
+    """A store of a sweep with `experts.scores`."""
     folder = tmp_path_factory.mktemp("selection")
     shutil.copytree(tiny_model, folder / "model")
     extra = "resamples: 100\nbaselines: []\nsimilarity: [jaccard, cosine, spearman, kl]\n"
     file = tiny.write_sweep(folder, extra=f"{extra}experts: {{scores: true, permutations: 5}}\n")
     file.write_text(re.sub(r"\[max.*?\]", "[max, context]", file.read_text()))
-    read = read_sweep(file)
-    planned = planner.plan(read)
+    config = read_sweep(file)
+    plan = planner.plan_sweep(config)
     with in_one_process():
-        sweep.run(planned)
-    return read.store_path
+        sweep.run(plan)
+    return config.store_path
 
 
-def test_every_neuron_has_its_score_and_the_experts_have_theirs(store: Path) -> None:
+def test_scores_cover_all_neurons_and_agree_with_experts(store: Path) -> None:
+    """Scores of another neuron or concept than their position in the file."""
     with storage.open(str(store)) as connection:
         counts = connection.sql("SELECT count(*), count(DISTINCT concept) FROM scores").fetchall()
         joined = connection.sql(
@@ -240,72 +246,79 @@ def test_every_neuron_has_its_score_and_the_experts_have_theirs(store: Path) -> 
         above = connection.sql("SELECT count(*) FROM scores WHERE ap > 0.4").fetchall()
     assert counts == [(2 * 3 * 48 * 6, 6)]
     assert len(joined) == above[0][0] > 100
-    assert all(same and found == np.float32(exact) for exact, found, same in joined)
+    assert all(same_run and score == np.float32(ap) for ap, score, same_run in joined)
     assert not list(verify(store))
 
 
-def test_the_room_that_scores_need_is_known_before(store: Path) -> None:
+def test_disk_space_of_scores_is_checked_before_the_run(store: Path) -> None:
+    """A disk that fills up after hours, or an error about scores that are already written."""
     file = store.parent.parent / "sweep.yaml"
     expected = 2 * 3 * 48 * 6 * 4
-    for where, is_written in ((store, True), (store.parent / "other", False)):
-        planned = planner.plan(read_sweep(file, where))
-        (stage,) = planned.of_kind(experts.KIND)
-        (concepts,) = [each.concepts for each in planned.sets]
+    for path, is_written in ((store, True), (store.parent / "other", False)):
+        plan = planner.plan_sweep(read_sweep(file, path))
+        (stage,) = plan.stages_of_kind(experts.KIND)
+        (concepts,) = [concept_set.concepts for concept_set in plan.concept_sets]
         assert concepts is not None
-        assert disk_budget.score_bytes(stage, planned.weights[0], concepts) == expected
-        (left,) = [each.bytes for each in _left(planned, where) if each.stage is stage]
-        assert left == (0 if is_written else expected)
-        with patch("jobs.engine.disk_budget.free", lambda _: 100):
+        assert disk_budget.score_bytes(stage, plan.weights[0], concepts) == expected
+        (n_bytes,) = [item.bytes for item in remaining_stages(plan, path) if item.stage is stage]
+        assert n_bytes == (0 if is_written else expected)
+        with patch("jobs.engine.disk_budget.free_bytes", lambda _: 100):
             if not is_written:
-                with pytest.raises(UserError, match="make space"):
-                    disk_budget.check(planned, where)
+                with pytest.raises(UserError, match="free disk space"):
+                    sweep.check_disk_space(plan, path)
             else:
-                disk_budget.check(planned, where)
+                sweep.check_disk_space(plan, path)
 
 
-def test_the_view_of_chance_counts_what_the_experts_are(store: Path) -> None:
+def test_the_view_chance_agrees_with_the_experts(store: Path) -> None:
+    """Counts at another threshold, or p values that leave out the true labels."""
     with storage.open(str(store)) as connection:
-        found = connection.sql("SELECT * FROM chance").to_arrow_table().to_pylist()
-        counted = connection.sql(
+        chance = connection.sql("SELECT * FROM chance").to_arrow_table().to_pylist()
+        expert_counts = connection.sql(
             "SELECT pooling, concept, t / 20, count(*) FILTER (ap > t / 20), max(ap) "
             "FROM experts CROSS JOIN range(8, 20) AS r(t) GROUP BY ALL"
         ).fetchall()
-        raw = connection.sql("SELECT * FROM chance_counts").to_arrow_table().to_pylist()
-    rows = {(row["pooling"], row["concept"], row["threshold"]): row for row in found}
-    assert len(rows) == len(found) == 2 * 6 * 20
-    for pooling, concept, threshold, n_experts, best in counted:
+        counts = connection.sql("SELECT * FROM chance_counts").to_arrow_table().to_pylist()
+    rows = {(row["pooling"], row["concept"], row["threshold"]): row for row in chance}
+    assert len(rows) == len(chance) == 2 * 6 * 20
+    for pooling, concept, threshold, n_experts, best_ap in expert_counts:
         row = rows[pooling, concept, threshold]
-        assert (row["n_experts"], row["best_ap"], row["shuffles"]) == (n_experts, best, 5)
+        assert (row["n_experts"], row["best_ap"], row["shuffles"]) == (n_experts, best_ap, 5)
     for (pooling, concept, threshold), row in rows.items():
-        own = [each for each in raw if (each["pooling"], each["concept"]) == (pooling, concept)]
+        sites = [site for site in counts if (site["pooling"], site["concept"]) == (pooling, concept)]
         step = round(threshold * 20)
-        n = [sum(e["n_above"][step] for e in own if e["shuffle"] == shuffle) for shuffle in range(6)]
-        best = [max(e["best_ap"] for e in own if e["shuffle"] == shuffle) for shuffle in range(6)]
+        n = [sum(s["n_above"][step] for s in sites if s["shuffle"] == shuffle) for shuffle in range(6)]
+        best = [max(s["best_ap"] for s in sites if s["shuffle"] == shuffle) for shuffle in range(6)]
         assert row["chance_mean"] == pytest.approx(np.mean(n[1:]))
         assert row["chance_p95"] == pytest.approx(np.quantile(n[1:], 0.95))
         assert row["p"] == pytest.approx(np.mean(np.array(n) >= n[0]))
         assert row["best_p"] == pytest.approx(np.mean(np.array(best) >= best[0]))
 
 
-def test_cosines_of_scores_are_those_of_the_view(store: Path) -> None:
+def test_cosine_similarities_agree_with_the_view_scores(store: Path) -> None:
+    """Score vectors of another layer or concept, or agreement of an asymmetric measure."""
     with storage.open(str(store)) as connection:
-        found = connection.sql(
+        cosines = connection.sql(
             "SELECT pooling, layer, concept_a, concept_b, similarity FROM similarity "
             "WHERE measure = 'cosine'"
         ).fetchall()
         scores = connection.sql(
             "SELECT pooling, concept, layer, ap FROM scores ORDER BY layer, site, unit"
         ).fetchall()
-        aligned = connection.sql("SELECT DISTINCT measure FROM alignment ORDER BY ALL").fetchall()
+        measures = connection.sql("SELECT DISTINCT measure FROM alignment ORDER BY ALL").fetchall()
         kl = connection.sql("SELECT count(*), max(similarity) FROM similarity WHERE measure = 'kl'")
         n_kl, highest = kl.fetchall()[0]
-    assert len(found) == 2 * 4 * 15
-    for pooling, layer, a, b, value in found:
+    assert len(cosines) == 2 * 4 * 15
+    for pooling, layer, a, b, value in cosines:
         first, second = (
-            [ap for *of, at, ap in scores if of == [pooling, each] and layer in (None, at)]
-            for each in (a, b)
+            [
+                ap
+                for *key, row_layer, ap in scores
+                if key == [pooling, name] and layer in (None, row_layer)
+            ]
+            for name in (a, b)
         )
         assert value == pytest.approx(1 - cosine(first, second), abs=1e-12)
-    assert aligned == [("cosine",), ("jaccard",), ("spearman",)]
+    assert measures == [("cosine",), ("jaccard",), ("spearman",)]
     assert n_kl == 2 * 4 * 30
     assert highest < 0

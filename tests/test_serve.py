@@ -1,5 +1,5 @@
-"""What a served page could get wrong: let strangers read it, answer what is not in the store, or fall
-over at an odd request."""
+"""Failures of the page server: access without the token, answers about data that are not in the store,
+or a crash on a malformed request."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from jobs.page.pairs import Pairs
-from jobs.page.sections.concepts import details
-from jobs.page.serve import Server, served
-from jobs.page.study import Source, newest_study
+from jobs.page.pairs import ConceptPairs
+from jobs.page.sections.concepts import concept_details
+from jobs.page.serve import Server, make_server
+from jobs.page.study import latest_study
+from jobs.page.study_data import StudyData
 from storage.database import open_store
 from storage.errors import UserError
 from tests.hostile import HOSTILE
@@ -27,26 +28,25 @@ def get(
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     try:
         connection.request(method, path, headers=headers)
-        answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read().decode()
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), response.read().decode()
     finally:
         connection.close()
 
 
-def test_only_who_has_the_token_gets_an_answer(server: Server) -> None:
+def test_requests_without_the_token_are_rejected(server: Server) -> None:
     assert server.server_address[0] == "127.0.0.1"
     cookie = f"{server.cookie}={server.token}"
     for path in ("/", "/api/concept?name=bus", "/?token=wrong", "/?token=", "/?token=%FF"):
         assert get(server, path)[0] == 403
         assert get(server, path, Cookie=f"{server.cookie}=wrong")[0] == 403
-    status, headers, _ = get(
-        server, urlsplit(server.address).path + "?" + urlsplit(server.address).query
-    )
+    url = urlsplit(server.url)
+    status, headers, _ = get(server, f"{url.path}?{url.query}")
     assert (status, headers["Location"]) == (303, "/")
     assert headers["Set-Cookie"].startswith(cookie)
     assert "HttpOnly" in headers["Set-Cookie"]
     assert "SameSite=Strict" in headers["Set-Cookie"]
-    # a name that some other site made point here
+    # DNS rebinding: the name of another site resolves to this host.
     assert get(server, "/", Cookie=cookie, Host=f"elsewhere.example:{server.server_port}")[0] == 403
     status, headers, html = get(server, "/", Cookie=cookie)
     assert status == 200
@@ -54,21 +54,21 @@ def test_only_who_has_the_token_gets_an_answer(server: Server) -> None:
     assert server.token not in html
 
 
-def test_details_are_answered_from_the_store(server: Server, store: Path) -> None:
+def test_concept_details_come_from_the_store(server: Server, store: Path) -> None:
     cookie = f"{server.cookie}={server.token}"
     for view in (0, 1, 0):
         status, _, text = get(
             server, f"/api/concept?name={quote(HOSTILE['cat'])}&view={view}", Cookie=cookie
         )
         assert status == 200
-        found = json.loads(text)
-        study = newest_study(store)
+        details = json.loads(text)
+        study = latest_study(store)
         with open_store(store, study.runs) as connection:
-            source = Source(connection, study, view)
-            Pairs(source)
-            expected = details(source, HOSTILE["cat"])[HOSTILE["cat"]]
-        assert found == json.loads(json.dumps(expected))
-        assert all(each["excited_by"] for each in found["experts"])
+            data = StudyData(connection, study, view)
+            ConceptPairs(data)
+            expected = concept_details(data, HOSTILE["cat"])[HOSTILE["cat"]]
+        assert details == json.loads(json.dumps(expected))
+        assert all(expert["top_sentences"] for expert in details["experts"])
     for path, status in (
         ("/api/concept?name=nobody", 404),
         ("/api/concept?name=bus&view=99", 404),
@@ -90,7 +90,7 @@ def test_details_are_answered_from_the_store(server: Server, store: Path) -> Non
     assert get(server, "http://[", Cookie=cookie, Host=host)[0] == 400
 
 
-def test_nothing_but_reading_is_answered_and_readers_may_leave(
+def test_only_get_is_allowed_and_disconnects_are_ignored(
     server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cookie = f"{server.cookie}={server.token}"
@@ -99,26 +99,27 @@ def test_nothing_but_reading_is_answered_and_readers_may_leave(
     lines = ("GET / HTTP/1.1", f"Host: 127.0.0.1:{server.server_port}", f"Cookie: {cookie}", "", "")
     for _ in range(4):
         with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
-            # what is still to be read when it closes is told to the other side as a reset
+            # Closing with unread data sends a reset.
             connection.sendall("\r\n".join(lines).encode())
     assert get(server, "/api/concept?name=bus", Cookie=cookie)[0] == 200
     assert capfd.readouterr().err == ""
 
 
-def test_several_readers_at_once_get_each_what_they_asked_for(server: Server) -> None:
+def test_concurrent_requests_get_their_own_responses(server: Server) -> None:
     cookie = f"{server.cookie}={server.token}"
-    asked = [(name, view) for name in ("bus", HOSTILE["cat"]) for view in (0, 1)] * 3
+    requests = [(name, view) for name in ("bus", HOSTILE["cat"]) for view in (0, 1)] * 3
 
     def read(name: str, view: int) -> str:
         return get(server, f"/api/concept?name={quote(name)}&view={view}", Cookie=cookie)[2]
 
-    alone = {each: read(*each) for each in set(asked)}
-    with ThreadPoolExecutor(len(asked)) as pool:
-        assert list(pool.map(lambda each: read(*each), asked)) == [alone[each] for each in asked]
+    expected = {request: read(*request) for request in set(requests)}
+    with ThreadPoolExecutor(len(requests)) as pool:
+        responses = list(pool.map(lambda request: read(*request), requests))
+    assert responses == [expected[request] for request in requests]
 
 
-def test_a_port_that_is_taken_is_the_users_mistake(server: Server, store: Path) -> None:
-    with pytest.raises(UserError, match="name another one"), served(store, server.server_port):
+def test_an_unavailable_port_is_a_user_error(server: Server, store: Path) -> None:
+    with pytest.raises(UserError, match="choose another port"), make_server(store, server.server_port):
         pass
-    with pytest.raises(UserError, match="name another one"), served(store, 70000):
+    with pytest.raises(UserError, match="choose another port"), make_server(store, 70000):
         pass

@@ -1,4 +1,4 @@
-"""What is told of a store must be true from the store alone: also when what worked there is gone."""
+"""The status of a store must be correct from the store alone, even if its writer has exited."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 from jobs.commands.status import read_states
-from jobs.engine.stage import Outcome, Stage, ensure, run_missing_units
+from jobs.engine.stage import Stage, StageOutput, run_if_needed, run_missing_units
 from storage.store import layout, manifest
-from storage.store.lease import held
+from storage.store.lease import acquire_lease
 from tests.commands import neuralign
 
 
 def _stage(label: str, unit: Any) -> Stage:
-    """A stage of ten units, each as long as `unit` takes."""
+    """A stage of ten units; `unit` is called once per unit."""
 
-    def run(stage: Stage, store: Path) -> Outcome:
+    def run(stage: Stage, store: Path) -> StageOutput:
         def work(missing: Any) -> Iterator[Any]:
             for number in missing:
                 unit(number)
@@ -33,80 +33,79 @@ def _stage(label: str, unit: Any) -> Stage:
 
         units = {f"{number:05d}": number for number in range(10)}
         run_missing_units(stage.folder(store), units, work)
-        return Outcome([])
+        return StageOutput([])
 
     return Stage("experts", label, {"label": label}, run)
 
 
-def test_stages_are_shown_with_units_rates_errors_and_what_was_killed(tmp_path: Path) -> None:
-    store = layout.create(tmp_path / "store")
-    ensure(_stage("done", lambda _: None), store)
+def test_states_include_units_rates_errors_and_killed_stages(tmp_path: Path) -> None:
+    store = layout.create_store(tmp_path / "store")
+    run_if_needed(_stage("done", lambda _: None), store)
 
     def fails(number: int) -> None:
         if number == 4:
             raise ValueError("nonsense")
 
     with pytest.raises(ValueError, match="nonsense"):
-        ensure(_stage("failed", fails), store)
+        run_if_needed(_stage("failed", fails), store)
 
-    began: list[float] = []
+    start_times: list[float] = []
 
-    def look(number: int) -> None:
-        began.append(time.monotonic())
+    def check_state(number: int) -> None:
+        start_times.append(time.monotonic())
         time.sleep(0.05)
         if number == 6:
-            (state,) = (each for each in read_states(store) if each.label == "running")
+            (state,) = (state for state in read_states(store) if state.label == "running")
             assert state.state == "running"
             assert state.detail.startswith("6 of 10 units done, ")
             rate = float(state.detail.split(", ")[1].removesuffix("/s"))
-            # five units were recorded after the first, each between two of these moments
-            assert 5 / (began[6] - began[0]) * 0.9 < rate < 5 / (began[5] - began[1]) * 1.1
+            # five units were recorded after the first, between consecutive start times
+            slowest = 5 / (start_times[6] - start_times[0])
+            assert slowest * 0.9 < rate < 5 / (start_times[5] - start_times[1]) * 1.1
 
-    ensure(_stage("running", look), store)
+    run_if_needed(_stage("running", check_state), store)
     killed = _stage("killed", lambda _: None).folder(store)
-    with held(killed / layout.RUNNING, {"kind": "experts", "label": "killed"}, lambda _: None):
-        mark = json.loads((killed / layout.RUNNING).read_text())
-    # its process is gone, or it is that of another machine and silent
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for host, pid, ago in ((socket.gethostname(), gone.pid, 0), ("elsewhere", 1, 60)):
-        (killed / layout.RUNNING).write_text(json.dumps({**mark, "host": host, "pid": pid}))
-        os.utime(killed / layout.RUNNING, (time.time() - ago, time.time() - ago))
-        states = {each.label: each for each in read_states(store)}
-        assert {name: each.state for name, each in states.items()} == {
+    with acquire_lease(killed / layout.RUNNING, {"kind": "experts", "label": "killed"}, lambda _: None):
+        lease = json.loads((killed / layout.RUNNING).read_text())
+    # its process has exited, or runs on another machine without a heartbeat
+    exited = subprocess.Popen([sys.executable, "-c", ""])
+    exited.wait()
+    for host, pid, age in ((socket.gethostname(), exited.pid, 0), ("elsewhere", 1, 60)):
+        (killed / layout.RUNNING).write_text(json.dumps({**lease, "host": host, "pid": pid}))
+        os.utime(killed / layout.RUNNING, (time.time() - age, time.time() - age))
+        states = {state.label: state for state in read_states(store)}
+        assert {label: state.state for label, state in states.items()} == {
             **{"done": "done", "running": "done", "failed": "failed", "killed": "stopped"}
         }
     assert states["failed"].detail == "ValueError: nonsense; 4 units done"
 
 
-def test_a_stage_that_ends_while_it_is_looked_at_is_done(
+def test_a_stage_that_finishes_while_its_state_is_read_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its lease is given back and its units are all there, as if it had been stopped."""
-    store = layout.create(tmp_path / "store")
+    """Between two reads, a finished stage looks stopped: no lease, and complete units."""
+    store = layout.create_store(tmp_path / "store")
     stage = _stage("first", lambda _: None)
     stage.folder(store).mkdir(parents=True)
-    read_units = manifest.read_units
+    read_units = manifest.read_work_units
 
-    def then_ended(folder: Path) -> Any:
+    def finish_then_read(folder: Path) -> Any:
         monkeypatch.undo()
-        ensure(stage, store)
+        run_if_needed(stage, store)
         return read_units(folder)
 
-    monkeypatch.setattr(manifest, "read_units", then_ended)
-    assert [each.state for each in read_states(store)] == ["done"]
+    monkeypatch.setattr(manifest, "read_work_units", finish_then_read)
+    assert [state.state for state in read_states(store)] == ["done"]
 
 
-def test_a_watch_shows_what_changes_until_it_is_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = layout.create(tmp_path / "store")
-    ensure(_stage("first", lambda _: None), store)
+def test_watch_refreshes_until_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = layout.create_store(tmp_path / "store")
+    run_if_needed(_stage("first", lambda _: None), store)
 
     def pause(_: float) -> None:
         if len(read_states(store)) == 2:
             raise KeyboardInterrupt
-        ensure(_stage("second", lambda _: None), store)
+        run_if_needed(_stage("second", lambda _: None), store)
 
     monkeypatch.setattr("jobs.commands.status.time", SimpleNamespace(sleep=pause))
     done = neuralign("status", store, "--watch")

@@ -1,5 +1,5 @@
-"""Forcing must do what it says, and gradients must be those of the whole model: else attributions and
-measured effects are numbers of something else."""
+"""Clamps that miss their neurons, or gradients that differ from the full model's, would make
+attributions and effects meaningless."""
 
 from __future__ import annotations
 
@@ -13,201 +13,223 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.activations.shard import Settings
-from cluster.activations.tokens import Tokenizer
 from cluster.models.partial_model import shard_layers
-from cluster.steering.interventions import NOTHING, Batch, Forced, Reading, Row, Values, Word, cut
-from cluster.steering.pipeline import choose
-from cluster.steering.shard import SteeredShard
-from tests.test_partial import ARCHITECTURES, LAYERS, make
+from cluster.models.shard import ShardSettings
+from cluster.models.tokenizer import Tokenizer
+from cluster.steering.interventions import (
+    NO_INTERVENTION,
+    ClampedUnits,
+    Intervention,
+    PrefixSharedWords,
+    PromptedWord,
+    SteeredSequence,
+    SteeringBatch,
+    batch_sequences,
+)
+from cluster.steering.shard import SteeringShard
+from cluster.steering.tokens import sample_tokens
+from tests.test_partial import ARCHITECTURES, LAYERS, save_model
 
 PROMPTS = ["The", "Nobody knows why a", "My aunt drew one"]
 TOLERANCE = 1e-5
-_GROWN = 6
+_N_DECODED = 6
 Floats = npt.NDArray[np.float64]
 
 
-def shards_of(folder: Path, sites: str | list[str], shards: int, dtype: str = "float32") -> Any:
-    settings = Settings(dtype, sites, [])
-    return [SteeredShard(folder, settings, shard_layers(folder, at, shards)) for at in range(shards)]
+def load_shards(folder: Path, sites: str | list[str], shards: int, dtype: str = "float32") -> Any:
+    settings = ShardSettings(dtype, sites)
+    return [SteeringShard(folder, settings, shard_layers(folder, i, shards)) for i in range(shards)]
 
 
-def words(folder: Path, names: Sequence[str] = ("cat", "weatherman")) -> list[Word]:
+def make_words(folder: Path, names: Sequence[str] = ("cat", "weatherman")) -> list[PromptedWord]:
     tokenizer = Tokenizer(folder, 64)
-    return [Word(*map(tuple, tokenizer.after(prompt, name))) for name in names for prompt in PROMPTS]
+    return [
+        PromptedWord(*map(tuple, tokenizer.encode_prompt(prompt, name)))
+        for name in names
+        for prompt in PROMPTS
+    ]
 
 
-def log_p(chain: list[SteeredShard], rows: list[Row], budget: int = 60) -> list[Floats]:
-    """log P of the targets of each row, through the shards."""
-    found: dict[int, Any] = {}
-    for batch in cut(rows, budget):
-        passed: Any = None
-        for shard in chain:
-            passed = shard.run(batch, passed)
-        found |= dict(zip(batch.numbers, passed, strict=True))
-    return [found[number] for number in range(len(rows))]
+def target_log_p(
+    shards: list[SteeringShard], sequences: list[SteeredSequence], budget: int = 60
+) -> list[Floats]:
+    """log P of the targets of each sequence, through all shards."""
+    log_p: dict[int, Any] = {}
+    for batch in batch_sequences(sequences, budget):
+        output: Any = None
+        for shard in shards:
+            output = shard.run(batch, output)
+        log_p |= dict(zip(batch.indices, output, strict=True))
+    return [log_p[index] for index in range(len(sequences))]
 
 
-def slopes(chain: list[SteeredShard], batch: Batch) -> dict[Any, tuple[Floats, Floats]]:
-    """What `back` says of all sites, through the shards."""
-    tapes, passed = [], None
-    for shard in chain:
-        tapes.append(shard.tape(batch, passed))
-        passed = tapes[-1].outgoing.detach()
+def gradient_sums(shards: list[SteeringShard], batch: SteeringBatch) -> dict[Any, Floats]:
+    """Sums of gradients at all sites, through all shards."""
+    records, output = [], None
+    for shard in shards:
+        records.append(shard.forward_recorded(batch, output))
+        output = records[-1].outgoing.detach()
     gradient = None
-    found: dict[Any, tuple[Floats, Floats]] = {}
-    for shard, tape in zip(reversed(chain), reversed(tapes), strict=True):
-        gradient, sums = shard.back(tape, gradient)
-        found |= sums
-    return found
+    all_sums: dict[Any, Floats] = {}
+    for shard, record in zip(reversed(shards), reversed(records), strict=True):
+        gradient, sums = shard.backward(record, gradient)
+        all_sums |= sums
+    return all_sums
 
 
-def row(word: Word, forced: Forced = NOTHING) -> Row:
-    return Row(word.sequence, forced, word.targets)
+def to_sequence(word: PromptedWord, intervention: Intervention = NO_INTERVENTION) -> SteeredSequence:
+    return SteeredSequence(word.sequence, intervention, word.targets)
 
 
-def some_forced(chain: list[SteeredShard], per_site: int = 2, seed: int = 0) -> Forced:
+def random_intervention(shards: list[SteeringShard], per_site: int = 2, seed: int = 0) -> Intervention:
     random = np.random.default_rng(seed)
     return {
-        (site.layer, site.name): Values(
+        (site.layer, site.name): ClampedUnits(
             random.permutation(site.width)[:per_site], random.normal(0, 2, per_site).astype(np.float32)
         )
-        for shard in chain
+        for shard in shards
         for site in shard.sites[::2]
     }
 
 
-class Oracle:
-    """transformers' whole model, one sequence at a time, with hooks that are written out."""
+class ReferenceModel:
+    """transformers' full model, one sequence at a time, with explicit hooks."""
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
     def log_p(
         self,
-        word: Word,
+        word: PromptedWord,
         sites: Sequence[Any],
-        forced: Forced = NOTHING,
-        see: dict[Any, torch.Tensor] | None = None,
+        intervention: Intervention = NO_INTERVENTION,
+        activations: dict[Any, torch.Tensor] | None = None,
     ) -> Any:
-        """The sum over the word's tokens of log-softmax; `see` takes each site's values in."""
-        named = dict(self.model.named_modules())
+        """Sum of log-softmax over the word's tokens; fills `activations` by site."""
+        modules = dict(self.model.named_modules())
         hooks: list[Any] = []
         for site in sites:
-            (name,) = (each for each in named if each.endswith(f".{site.layer}.{site.module}"))
-            change = self._change((site.layer, site.name), forced, see)
+            (name,) = (path for path in modules if path.endswith(f".{site.layer}.{site.module}"))
+            clamp = self._make_clamp((site.layer, site.name), intervention, activations)
             if site.side == "input":
                 hooks.append(
-                    named[name].register_forward_pre_hook(
-                        lambda _, given, c=change: (c(given[0]), *given[1:])
+                    modules[name].register_forward_pre_hook(
+                        lambda _, args, c=clamp: (c(args[0]), *args[1:])
                     )
                 )
             else:
                 hooks.append(
-                    named[name].register_forward_hook(lambda _, __, out, c=change: _in_first(c, out))
+                    modules[name].register_forward_hook(
+                        lambda _, __, out, c=clamp: _change_first(c, out)
+                    )
                 )
-        ids = torch.tensor([word.before + word.tokens])
+        ids = torch.tensor([word.prefix + word.tokens])
         logits = self.model(ids).logits[0].log_softmax(-1)
         for hook in hooks:
             hook.remove()
-        start = len(word.before)
-        return sum(logits[start + at - 1, token] for at, token in enumerate(word.tokens))
+        prefix_length = len(word.prefix)
+        return sum(logits[prefix_length + index - 1, token] for index, token in enumerate(word.tokens))
 
     @staticmethod
-    def _change(where: Any, forced: Forced, see: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-        def change(values: torch.Tensor) -> torch.Tensor:
+    def _make_clamp(
+        key: Any, intervention: Intervention, activations: Any
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        def clamp(values: torch.Tensor) -> torch.Tensor:
             values = values.clone()
-            if where in forced:
-                for unit, value in zip(forced[where].units, forced[where].values, strict=True):
+            if key in intervention:
+                for unit, value in zip(intervention[key].units, intervention[key].values, strict=True):
                     values[..., int(unit)] = float(value)
-            if see is not None:
-                see[where] = values
+            if activations is not None:
+                activations[key] = values
             return values
 
-        return change
+        return clamp
 
 
-def _in_first(change: Callable[[torch.Tensor], torch.Tensor], out: Any) -> Any:
+def _change_first(change: Callable[[torch.Tensor], torch.Tensor], out: Any) -> Any:
     return change(out) if isinstance(out, torch.Tensor) else (change(out[0]), *out[1:])
 
 
-def test_sites_that_are_named_are_forced(tiny_model: Path) -> None:
-    """What an attention gives comes as one of several values, what goes in as one of several arguments;
-    the residual stream beside a module's input stays what it is."""
+def test_sites_selected_by_name_are_clamped(tiny_model: Path) -> None:
+    """Attention outputs are tuples, and inputs one of several arguments; clamping an input must not
+    change the residual stream."""
     for pattern in ("self_attn", "mlp.act_fn", "post_attention_layernorm:input"):
-        chain = shards_of(tiny_model, [pattern], 2)
-        sites = [site for shard in chain for site in shard.sites]
-        forced = some_forced(chain)
-        asked = words(tiny_model)
-        expected = [Oracle(tiny_model).log_p(word, sites, forced).item() for word in asked]
-        found = [each.sum() for each in log_p(chain, [row(word, forced) for word in asked])]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+        shards = load_shards(tiny_model, [pattern], 2)
+        sites = [site for shard in shards for site in shard.sites]
+        intervention = random_intervention(shards)
+        words = make_words(tiny_model)
+        expected = [ReferenceModel(tiny_model).log_p(word, sites, intervention).item() for word in words]
+        actual = [
+            values.sum()
+            for values in target_log_p(shards, [to_sequence(word, intervention) for word in words])
+        ]
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_forced_log_p_and_gradients_are_those_of_the_whole_model(
+def test_clamped_log_p_and_gradients_match_the_full_model(
     tmp_path: Path, tiny_model: Path, name: str
 ) -> None:
-    """Of every architecture, cut and not: a wrong position, head, scale of logits or site shows."""
-    folder = make(tmp_path, tiny_model, ARCHITECTURES[name], torch.float32)
-    oracle = Oracle(folder)
+    """Wrong positions, heads, logit scales or sites of an architecture, in one shard or two."""
+    folder = save_model(tmp_path, tiny_model, ARCHITECTURES[name], torch.float32)
+    reference = ReferenceModel(folder)
     for sites in ("mlp", "linears"):
-        whole, halves = (shards_of(folder, sites, shards) for shards in (1, 2))
-        forced = some_forced(whole)
-        asked = words(folder)
-        rows = [row(word, each) for word in asked for each in (NOTHING, forced)]
-        expected = [
-            oracle.log_p(word, whole[0].sites, each).item()
-            for word in asked
-            for each in (NOTHING, forced)
-        ]
-        found = [each.sum() for each in log_p(whole, rows)]
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
-        assert abs(np.diff(expected)[::2]).min() > 1e-3, "forcing should matter here"
-        in_halves = [each.sum() for each in log_p(halves, rows)]
-        np.testing.assert_allclose(in_halves, found, rtol=0, atol=TOLERANCE)
-        # words that share the reading of their prompt, in batches of one row and of several
-        reading = Reading(asked)
-        for chain, budget in ((whole, 60), (halves, 60), (halves, 1)):
-            shared = reading.log_p(log_p(chain, list(reading.rows(forced)), budget))
+        whole, halves = (load_shards(folder, sites, shards) for shards in (1, 2))
+        intervention = random_intervention(whole)
+        words = make_words(folder)
+        cases = [(word, clamps) for word in words for clamps in (NO_INTERVENTION, intervention)]
+        sequences = [to_sequence(word, clamps) for word, clamps in cases]
+        expected = [reference.log_p(word, whole[0].sites, clamps).item() for word, clamps in cases]
+        actual = [values.sum() for values in target_log_p(whole, sequences)]
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+        assert abs(np.diff(expected)[::2]).min() > 1e-3, "the intervention should matter here"
+        in_halves = [values.sum() for values in target_log_p(halves, sequences)]
+        np.testing.assert_allclose(in_halves, actual, rtol=0, atol=TOLERANCE)
+        # words that share their prompt's forward pass, in batches of one row and of several
+        shared_words = PrefixSharedWords(words)
+        for shards, budget in ((whole, 60), (halves, 60), (halves, 1)):
+            shared = shared_words.log_p(
+                target_log_p(shards, list(shared_words.sequences(intervention)), budget)
+            )
             np.testing.assert_allclose(shared, expected[1::2], rtol=0, atol=TOLERANCE)
 
-        for word in asked[::5]:
-            see: dict[Any, torch.Tensor] = {}
-            value = oracle.log_p(word, whole[0].sites, forced, see)
-            given = torch.autograd.grad(value, list(see.values()), allow_unused=True)
-            for chain in (whole, halves):
-                (batch,) = cut([row(word, forced)], 60)
-                sums = slopes(chain, batch)
-                assert sums.keys() == see.keys()
-                for where, gradient in zip(see, given, strict=True):
-                    # the oracle has also read the word's last token, of which nothing is asked
-                    values = see[where].flatten(0, -2)
+        for word in words[::5]:
+            activations: dict[Any, torch.Tensor] = {}
+            value = reference.log_p(word, whole[0].sites, intervention, activations)
+            gradients = torch.autograd.grad(value, list(activations.values()), allow_unused=True)
+            for shards in (whole, halves):
+                (batch,) = batch_sequences([to_sequence(word, intervention)], 60)
+                sums = gradient_sums(shards, batch)
+                assert sums.keys() == activations.keys()
+                for key, gradient in zip(activations, gradients, strict=True):
+                    # the reference also runs the word's last token, which has no target
+                    values = activations[key].flatten(0, -2)
                     slope = torch.zeros_like(values) if gradient is None else gradient.flatten(0, -2)
-                    expect = slope.sum(0), (slope * values.detach()).sum(0)
-                    for ours, theirs in zip(sums[where], expect, strict=True):
-                        scale = max(1.0, float(theirs.abs().max()))
+                    expected_sums = slope.sum(0), (slope * values.detach()).sum(0)
+                    for sums_of_shard, sums_of_reference in zip(sums[key], expected_sums, strict=True):
+                        scale = max(1.0, float(sums_of_reference.abs().max()))
                         np.testing.assert_allclose(
-                            ours[0], theirs.detach(), rtol=0, atol=TOLERANCE * scale
+                            sums_of_shard[0], sums_of_reference.detach(), rtol=0, atol=TOLERANCE * scale
                         )
 
 
-def test_attributions_are_what_small_steps_towards_the_on_value_do(
+def test_attributions_match_finite_differences_towards_the_on_value(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    """In float64, on an architecture that keeps to it: the neuron is moved at every token at once."""
-    folder = make(tmp_path, tiny_model, ARCHITECTURES["gpt2"], torch.float64)
+    """Attributions with a wrong sign, scale or sum over tokens. In float64, on an architecture without
+    float32 steps."""
+    folder = save_model(tmp_path, tiny_model, ARCHITECTURES["gpt2"], torch.float64)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
-    chain = shards_of(folder, "linears", 2, "float64")
-    word = words(folder, ["weatherman"])[1]
+    shards = load_shards(folder, "linears", 2, "float64")
+    word = make_words(folder, ["weatherman"])[1]
     assert len(word.tokens) > 1
-    (batch,) = cut([row(word)], 60)
-    sums = slopes(chain, batch)
-    for site in [site for shard in chain for site in shard.sites]:
+    (batch,) = batch_sequences([to_sequence(word)], 60)
+    sums = gradient_sums(shards, batch)
+    for site in [site for shard in shards for site in shard.sites]:
         unit, on = site.width // 3, 1.5
         module = model.transformer.h[site.layer].get_submodule(site.module)
 
-        def total(step: float, module: Any = module, unit: int = unit, on: float = on) -> float:
+        def log_p_after(step: float, module: Any = module, unit: int = unit, on: float = on) -> float:
             def move(_: Any, __: Any, values: torch.Tensor) -> torch.Tensor:
                 moved = values.clone()
                 moved[..., unit] += step * (on - values[..., unit])
@@ -215,57 +237,65 @@ def test_attributions_are_what_small_steps_towards_the_on_value_do(
 
             hook = module.register_forward_hook(move)
             with torch.no_grad():
-                found = model(torch.tensor([word.before + word.tokens])).logits[0].log_softmax(-1)
+                log_p = model(torch.tensor([word.prefix + word.tokens])).logits[0].log_softmax(-1)
             hook.remove()
-            first = len(word.before) - 1
-            return float(sum(found[first + at, token] for at, token in enumerate(word.tokens)))
+            first = len(word.prefix) - 1
+            return float(sum(log_p[first + index, token] for index, token in enumerate(word.tokens)))
 
-        gradient, product = (each[0, unit] for each in sums[site.layer, site.name])
-        slope = (total(1e-4) - total(-1e-4)) / 2e-4
+        gradient, product = (total[0, unit] for total in sums[site.layer, site.name])
+        slope = (log_p_after(1e-4) - log_p_after(-1e-4)) / 2e-4
         assert on * gradient - product == pytest.approx(slope, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_texts_go_on_as_the_whole_model_would_go_on(tmp_path: Path, tiny_model: Path, name: str) -> None:
-    """Through the cache, in shards: layers count from another number there."""
-    folder = make(tmp_path, tiny_model, ARCHITECTURES[name], torch.float32)
-    whole = shards_of(folder, "mlp", 1)
-    start = Tokenizer(folder, 64).after(PROMPTS[1], "")[0]
-    for forced in (NOTHING, some_forced(whole)):
-        expected = by_reading_all_again(whole, start, forced)
-        if forced is NOTHING:
+def test_continuations_match_the_full_model(tmp_path: Path, tiny_model: Path, name: str) -> None:
+    """A cache that confuses the layers of a shard with those of the full model."""
+    folder = save_model(tmp_path, tiny_model, ARCHITECTURES[name], torch.float32)
+    whole = load_shards(folder, "mlp", 1)
+    prompt = Tokenizer(folder, 64).encode_prompt(PROMPTS[1], "")[0]
+    for intervention in (NO_INTERVENTION, random_intervention(whole)):
+        expected = decode_without_cache(whole, prompt, intervention)
+        if intervention is NO_INTERVENTION:
             model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            ids = torch.tensor([start])
-            given = model.generate(
+            ids = torch.tensor([prompt])
+            generated = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
-                max_new_tokens=_GROWN,
+                max_new_tokens=_N_DECODED,
                 eos_token_id=None,
                 pad_token_id=0,
             )
-            assert given[0, len(start) :].tolist() == expected
+            assert generated[0, len(prompt) :].tolist() == expected
         for shards in (1, LAYERS):
-            assert by_cache(shards_of(folder, "mlp", shards), start, forced) == expected
+            assert (
+                decode_with_cache(load_shards(folder, "mlp", shards), prompt, intervention) == expected
+            )
 
 
-def by_reading_all_again(whole: list[SteeredShard], start: list[int], forced: Forced) -> list[int]:
-    ids = list(start)
-    for _ in range(_GROWN):
-        log_p = whole[0].grow([Row(tuple(ids), forced)], np.array([ids]), whole[0].cache())
+def decode_without_cache(
+    whole: list[SteeringShard], prompt: list[int], intervention: Intervention
+) -> list[int]:
+    ids = list(prompt)
+    for _ in range(_N_DECODED):
+        log_p = whole[0].decode_step(
+            [SteeredSequence(tuple(ids), intervention)], np.array([ids]), whole[0].new_cache()
+        )
         ids.append(int(log_p.argmax()))
-    return ids[len(start) :]
+    return ids[len(prompt) :]
 
 
-def by_cache(chain: list[SteeredShard], start: list[int], forced: Forced) -> list[int]:
-    caches = [shard.cache() for shard in chain]
-    rows = [Row(tuple(start), forced)] * 2
-    grown, given = [], np.array([start, start])
-    for _ in range(_GROWN):
-        passed: Any = given
-        for shard, cache in zip(chain, caches, strict=True):
-            passed = shard.grow(rows, passed, cache)
-        given = choose(passed, np.zeros(2), 0)
-        assert given[0] == given[1]
-        grown.append(int(given[0, 0]))
-    return grown
+def decode_with_cache(
+    shards: list[SteeringShard], prompt: list[int], intervention: Intervention
+) -> list[int]:
+    caches = [shard.new_cache() for shard in shards]
+    sequences = [SteeredSequence(tuple(prompt), intervention)] * 2
+    decoded, tokens = [], np.array([prompt, prompt])
+    for _ in range(_N_DECODED):
+        output: Any = tokens
+        for shard, cache in zip(shards, caches, strict=True):
+            output = shard.decode_step(sequences, output, cache)
+        tokens = sample_tokens(output, np.zeros(2), 0)
+        assert tokens[0] == tokens[1]
+        decoded.append(int(tokens[0, 0]))
+    return decoded

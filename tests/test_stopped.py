@@ -1,4 +1,4 @@
-"""A sweep that is stopped must go on from where it was, and end with the same rows."""
+"""An interrupted sweep must resume where it stopped and give the same rows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests import tiny
 from tests.commands import neuralign, python_m, rows
 from tests.faults import in_one_process
 
+pytestmark = pytest.mark.slow
+
 _SECONDS = 400
 
 
 def _many_sentences(folder: Path, model: Path) -> Path:
-    """A sweep with ten work units, so that a kill falls between them."""
+    """A sweep with ten work units, so that it can be killed between them."""
     shutil.copytree(model, folder / "model")
     file = tiny.write_sweep(folder)
     lines = (folder / "concepts.csv").read_text().splitlines()
@@ -31,18 +34,17 @@ def _many_sentences(folder: Path, model: Path) -> Path:
 
 _PAUSES = """
 import sys, time
-from jobs.commands.main import run_file
-from storage import manifest
-last, write_unit = sys.argv.pop(1), manifest.write_unit
+from jobs.commands.main import run_stage
+from storage.store import manifest
+last, write_unit = sys.argv.pop(1), manifest.write_work_unit
 def pausing(folder, unit, *more):
     write_unit(folder, unit, *more)
     if unit == last:
         time.sleep(600)
-manifest.write_unit = pausing
-run_file()
+manifest.write_work_unit = pausing
+run_stage()
 """
-"""A sweep that records no unit after a certain one for a while: on a machine that is busy with something
-else it could be done before it is stopped."""
+"""A sweep that pauses after a certain unit, so that it cannot finish before it is stopped."""
 
 
 def _start(file: Path, last: str) -> subprocess.Popen[bytes]:
@@ -57,12 +59,12 @@ def _start(file: Path, last: str) -> subprocess.Popen[bytes]:
 def _wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _SECONDS
     while not list(folder.rglob(pattern)):
-        assert process.poll() is None, "ended before it could be stopped"
+        assert process.poll() is None, "ended before it was stopped"
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_a_sweep_that_is_stopped_goes_on_and_ends_the_same(
+def test_an_interrupted_sweep_resumes_and_gives_the_same_rows(
     tmp_path: Path, tiny_model: Path, started: list[psutil.Process]
 ) -> None:
     """By Ctrl-C or by SIGKILL, in the middle of activations or of experts."""

@@ -1,4 +1,4 @@
-"""A sweep, from the outside: what it prints, what it leaves in the store, what it does again."""
+"""A sweep must print and store the same results however it runs, and resume after failures."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cluster.runtime.session import connect, disconnected_after
+from cluster.runtime.session import connect, shutdown_on_exit
 from storage.database import open_store
 from tests import tiny
 from tests.commands import neuralign, python_m, rows
 
 
-def test_a_sweep_prints_alignment_neighbours_and_where_to_look(study: Path) -> None:
+def test_a_sweep_prints_alignment_neighbours_and_next_steps(study: Path) -> None:
     printed = (study / "printed.txt").read_text()
     assert "Alignment with mine: Spearman's rho, 12 pairs of 6 concepts" in printed
     for label in ("neurons, max", "neurons, context", "random weights, max", "input embedding"):
         assert label in printed
     assert "Nearest concepts by shared experts" in printed
-    assert max(map(len, printed.split("Where to look next")[0].splitlines())) <= 80
+    assert max(map(len, printed.split("Next steps:")[0].splitlines())) <= 80
 
 
-def test_a_finished_sweep_computes_nothing_and_says_so(study: Path) -> None:
+def test_a_finished_sweep_computes_nothing_and_reports_it(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
-    again = neuralign("run", study / "sweep.yaml")
-    assert again.returncode == 0
-    assert "Nothing to compute: all 33 stages are done" in again.stderr
-    assert again.stdout == (study / "printed.txt").read_text()
+    rerun = neuralign("run", study / "sweep.yaml")
+    assert rerun.returncode == 0
+    assert "Nothing to compute: all 33 stages are done" in rerun.stderr
+    assert rerun.stdout == (study / "printed.txt").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
 
 
-def test_status_and_plan_tell_what_is_done(study: Path, tmp_path: Path) -> None:
+def test_status_and_plan_show_finished_stages(study: Path, tmp_path: Path) -> None:
     status = neuralign("status", study / "results/sweep").stdout
     assert status.count(" done ") == 33
     plan = neuralign("plan", study / "sweep.yaml").stdout
@@ -48,27 +48,26 @@ def test_status_and_plan_tell_what_is_done(study: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("place", ["hash-0123456789abcdef", "a b'c"])
-def test_the_name_of_a_stores_folder_means_nothing(study: Path, tmp_path: Path, place: str) -> None:
-    shutil.copytree(study / "results/sweep", tmp_path / place / "store")
-    assert rows(tmp_path / place / "store") == rows(study / "results/sweep")
+@pytest.mark.parametrize("name", ["hash-0123456789abcdef", "a b'c"])
+def test_a_store_may_be_moved_to_any_folder(study: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(study / "results/sweep", tmp_path / name / "store")
+    assert rows(tmp_path / name / "store") == rows(study / "results/sweep")
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One for the sweeps that are run in this process."""
-    with disconnected_after():
+    """One cluster for the sweeps that run in this process."""
+    with shutdown_on_exit():
         connect()
         yield
 
 
 @pytest.mark.usefixtures("cluster")
-def test_each_stage_can_be_run_alone_and_numbers_come_again(
+def test_stages_run_separately_and_results_are_reproducible(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing in a result may depend on when, in which order, with how many threads or by which process
-    it was computed: the study is made without Ray. A stage whose file is gone is done again and never
-    read."""
+    """A result must not depend on when, in which order, with how many threads or by which process it
+    was computed (the study runs without Ray). A stage with a missing file must be rerun, not read."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     for name in ("model", "encoder"):
         shutil.copytree(study / name, tmp_path / name)
@@ -78,20 +77,20 @@ def test_each_stage_can_be_run_alone_and_numbers_come_again(
     assert python_m("jobs.experts", file).returncode == 0
     stages = {path.name for path in store.iterdir() if path.is_dir()}
     assert stages == {"sentences", "activations", "experts"}
-    (lost,) = store.glob("experts/model-main-*/experts/max.L01.mlp.hidden.parquet")
-    whole = lost.read_bytes()
-    lost.unlink()
-    answer = neuralign("sql", store, "SELECT 1")
-    assert answer.returncode == 2
-    assert f"{lost}: is missing" in answer.stderr
+    (deleted,) = store.glob("experts/model-main-*/experts/max.L01.mlp.hidden.parquet")
+    content = deleted.read_bytes()
+    deleted.unlink()
+    result = neuralign("sql", store, "SELECT 1")
+    assert result.returncode == 2
+    assert f"{deleted}: is missing" in result.stderr
     assert neuralign("run", file).returncode == 0
-    assert lost.read_bytes() == whole
+    assert deleted.read_bytes() == content
     assert rows(store) == rows(study / "results/sweep")
     assert "usage: python -m jobs.experts FILE" in python_m("jobs.experts").stderr
 
 
-def _break(model: Path) -> None:
-    """Put a number that is none into the weights of layer 2."""
+def _corrupt_weights(model: Path) -> None:
+    """Put a NaN into the weights of layer 2."""
     file = model / "model.safetensors"
     weights = load_file(file)
     weights["model.layers.2.mlp.up_proj.weight"][3] = np.nan
@@ -99,39 +98,37 @@ def _break(model: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_weights_with_a_number_that_is_none_fail_the_sweep_and_write_no_result(
-    tmp_path: Path, tiny_model: Path
-) -> None:
+def test_nan_weights_fail_the_sweep_and_write_no_result(tmp_path: Path, tiny_model: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "model")
-    _break(tmp_path / "model")
-    done = neuralign("run", tiny.write_sweep(tmp_path))
-    assert done.returncode == 1
-    assert "L02.mlp.hidden" in done.stderr
-    assert "model@main" in done.stderr
-    assert "Traceback" not in done.stderr
+    _corrupt_weights(tmp_path / "model")
+    result = neuralign("run", tiny.write_sweep(tmp_path))
+    assert result.returncode == 1
+    assert "L02.mlp.hidden" in result.stderr
+    assert "model@main" in result.stderr
+    assert "Traceback" not in result.stderr
     assert not list((tmp_path / "results").rglob("activations/*/_SUCCESS.json"))
     assert "failed" in neuralign("status", tmp_path / "results/sweep").stdout
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_sweep_goes_on_without_the_model_that_fails_and_tells_of_it(
+def test_a_sweep_continues_without_a_failed_model_and_reports_it(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    """All else is computed and compared, the failure told, the exit code 1."""
+    """One failed model must not lose the results of the others, nor go unnoticed."""
     for name in ("good", "bad"):
         shutil.copytree(tiny_model, tmp_path / name)
-    _break(tmp_path / "bad")
+    _corrupt_weights(tmp_path / "bad")
     sweep = tiny.write_sweep(tmp_path, extra="resamples: 100\nbaselines: [input-embedding]\n")
     text = sweep.read_text().replace("[max, concept, context]", "[max]")
     models = ", ".join(f"{{id: {name}, dtype: float32}}" for name in ("bad", "good"))
     sweep.write_text(text.replace("{id: model, dtype: float32}", models))
-    done = neuralign("run", sweep)
-    assert done.returncode == 1, done.stderr
-    assert "activations bad@main: failed; the other models go on" in done.stderr
-    assert "1 models failed" in done.stderr
-    assert "L02.mlp.hidden" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Nearest concepts by shared experts (good@main" in done.stdout
+    result = neuralign("run", sweep)
+    assert result.returncode == 1, result.stderr
+    assert "activations bad@main: failed; continuing with the other models" in result.stderr
+    assert "1 models failed" in result.stderr
+    assert "L02.mlp.hidden" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Nearest concepts by shared experts (good@main" in result.stdout
     with open_store(tmp_path / "results/sweep") as connection:
         assert connection.sql("SELECT DISTINCT model FROM experts").fetchall() == [("good",)]
         assert connection.sql("SELECT DISTINCT model FROM alignment").fetchall() == [("good",)]

@@ -1,5 +1,5 @@
-"""WordNet's similarities are compared with neurons as people's are: an edge or a depth that is
-miscounted would pass for disagreement. NLTK counts them too, from the same files."""
+"""WordNet's similarities are compared with neurons as human ones are: a miscounted edge or depth would
+look like disagreement. NLTK computes them too, from the same files."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import pytest
 
 from alignment.statistics.taxonomy import taxonomy_similarity
 from storage.assets import ASSETS
-from storage.readers.taxonomy import Nouns, read_nouns
+from storage.readers.wordnet import find_noun, read_hypernyms
+from tests.wordnet_files import LICENCE, Synset, write_nouns
 
 WORDNET = Path("/usr/share/wordnet")
-Read = Callable[[Path], Any]
-_POS = ("noun", "verb", "adj", "adv")
+ReadWithNltk = Callable[[Path], Any]
 
 
 @pytest.fixture
-def nltks(monkeypatch: pytest.MonkeyPatch) -> Read:
-    """NLTK's reader of a folder with WordNet's files, to which it needs one that Debian leaves out."""
+def read_with_nltk(monkeypatch: pytest.MonkeyPatch) -> ReadWithNltk:
+    """NLTK's WordNet reader, which needs the file lexnames, not included by Debian."""
     import nltk
     from nltk.corpus.reader import WordNetCorpusReader
 
     class Reader(WordNetCorpusReader):  # type: ignore[misc]
         def map_wn(self, version: str = "wordnet") -> None:
-            """It would look for a second WordNet, to map this one's synsets to."""
+            """Skip the mapping to a second WordNet."""
 
     def read(folder: Path) -> Any:
         (folder / "lexnames").write_text("".join(f"{number:02}\tname\t1\n" for number in range(45)))
-        # it reads nothing outside of its folders
+        # NLTK reads only from its own folders
         monkeypatch.setattr(nltk.data, "path", [str(folder)])
         with pytest.warns(UserWarning, match="multilingual"):
             return Reader(str(folder), None)
@@ -41,82 +41,69 @@ def nltks(monkeypatch: pytest.MonkeyPatch) -> Read:
     return read
 
 
-def write_wordnet(folder: Path, hypernyms: list[list[int]]) -> None:
-    """WordNet's files for the nouns n0, n1, ...; the first is the root."""
-    head = "  1 WordNet 3.0 Copyright 2006 by Princeton University.\n"
-    at, offsets = len(head), []
-    for above in hypernyms:
-        offsets.append(at)
-        at += len(_data(0, 0, [0] * len(above)))
-    lines = [
-        _data(number, offsets[number], [offsets[up] for up in above])
-        for number, above in enumerate(hypernyms)
-    ]
-    for pos in _POS:
-        (folder / f"data.{pos}").write_text(head)
-        (folder / f"index.{pos}").write_text(head)
-        (folder / f"{pos}.exc").write_text("")
-    (folder / "data.noun").write_text(head + "".join(lines))
-    index = [f"n{number:03} n 1 1 @ 1 0 {offset:08}  \n" for number, offset in enumerate(offsets)]
-    (folder / "index.noun").write_text(head + "".join(index))
-    (folder / "cntlist.rev").write_text("")
+def compare_with_nltk(folder: Path, reader: Any, synsets: list[int]) -> float:
+    """Check both measures with NLTK's paths and depths; returns how often NLTK's Wu-Palmer is equal.
 
-
-def _data(number: int, offset: int, above: list[int]) -> str:
-    pointers = " ".join(f"@ {up:08} n 0000" for up in above)
-    return f"{offset:08} 03 n 01 n{number:03} 0 {len(above):03} {pointers} | noun {number:03}\n"
-
-
-def compare(nouns: Nouns, reader: Any, synsets: list[int]) -> float:
-    """Both measures of each two synsets against NLTK's paths and depths; returns the share of pairs for
-    which NLTK's own Wu-Palmer is the same.
-
-    That one is another number where a noun has several above it: of the common nodes it takes one whose
-    shortest way up is longest, not the one that makes the similarity highest, and it may go down to it.
+    It differs where a noun has several hypernyms: NLTK uses the common ancestor whose shortest path to
+    the root is longest, not the one that maximizes the similarity, and its path may go down to it.
     """
-    path = taxonomy_similarity(nouns.hypernyms, synsets, "path")
-    wu_palmer = taxonomy_similarity(nouns.hypernyms, synsets, "wu-palmer")
-    theirs = [reader.synset_from_pos_and_offset("n", synset) for synset in synsets]
-    same = []
+    hypernyms = read_hypernyms(folder, synsets)
+    path = taxonomy_similarity(hypernyms, synsets, "path")
+    wu_palmer = taxonomy_similarity(hypernyms, synsets, "wu-palmer")
+    nltk_synsets = [reader.synset_from_pos_and_offset("n", synset) for synset in synsets]
+    is_equal = []
     for row, column in itertools.combinations(range(len(synsets)), 2):
-        one, other = theirs[row], theirs[column]
-        assert path[row, column] == pytest.approx(one.path_similarity(other))
-        up = [sorted(each.hypernym_distances(), key=lambda way: -way[1]) for each in (one, other)]
-        edges, further = dict(up[0]), dict(up[1])
-        found = [
-            2 * depth / (2 * depth + edges[common] + further[common])
-            for common in one.common_hypernyms(other)
+        first, second = nltk_synsets[row], nltk_synsets[column]
+        assert path[row, column] == pytest.approx(first.path_similarity(second))
+        first_edges, second_edges = (
+            dict(sorted(synset.hypernym_distances(), key=lambda distance: -distance[1]))
+            for synset in (first, second)
+        )
+        expected = [
+            2 * depth / (2 * depth + first_edges[common] + second_edges[common])
+            for common in first.common_hypernyms(second)
             for depth in [common.max_depth() + 1]
         ]
-        assert wu_palmer[row, column] == pytest.approx(max(found))
-        same.append(wu_palmer[row, column] == pytest.approx(one.wup_similarity(other)))
-    return float(np.mean(same))
+        assert wu_palmer[row, column] == pytest.approx(max(expected))
+        is_equal.append(wu_palmer[row, column] == pytest.approx(first.wup_similarity(second)))
+    return float(np.mean(is_equal))
 
 
-@pytest.mark.parametrize("most_above", [1, 3])
-def test_similarities_in_random_taxonomies_are_nltks(
-    tmp_path: Path, nltks: Read, most_above: int
+@pytest.mark.parametrize("max_hypernyms", [1, 3])
+def test_similarities_in_random_taxonomies_equal_nltks(
+    tmp_path: Path, read_with_nltk: ReadWithNltk, max_hypernyms: int
 ) -> None:
-    """Trees, where both must be the same, and graphs in which a noun has up to three above it."""
-    random = np.random.default_rng(most_above)
-    hypernyms: list[list[int]] = [[]]
+    """Multiple inheritance would break them: trees, which must agree fully, and graphs."""
+    random = np.random.default_rng(max_hypernyms)
+    synsets = [Synset("n000", gloss="root")]
     for number in range(1, 60):
-        count = min(number, int(random.integers(1, most_above + 1)))
-        hypernyms.append(sorted(random.choice(number, count, replace=False).tolist()))
-    write_wordnet(tmp_path, hypernyms)
-    nouns, reader = read_nouns(tmp_path), nltks(tmp_path)
-    synsets = [nouns.senses[f"n{number:03}"][0] for number in range(60)]
-    same = compare(nouns, reader, synsets)
-    assert same == 1 if most_above == 1 else 0.5 < same < 1
+        count = min(number, int(random.integers(1, max_hypernyms + 1)))
+        hypernyms = sorted(random.choice(number, count, replace=False).tolist())
+        synsets.append(Synset(f"n{number:03}", hypernyms, f"noun {number:03}"))
+    write_nouns(tmp_path, synsets)
+    for pos in ("noun", "verb", "adj", "adv"):
+        (tmp_path / f"{pos}.exc").write_text("")
+        if pos != "noun":
+            (tmp_path / f"data.{pos}").write_text(LICENCE)
+            (tmp_path / f"index.{pos}").write_text(LICENCE)
+    (tmp_path / "cntlist.rev").write_text("")
+    offsets = [find_noun(tmp_path, synset.words, None) for synset in synsets]
+    share = compare_with_nltk(
+        tmp_path, read_with_nltk(tmp_path), [offset for offset in offsets if offset is not None]
+    )
+    assert share == 1 if max_hypernyms == 1 else 0.5 < share < 1
 
 
 @pytest.mark.skipif(not (WORDNET / "data.noun").is_file(), reason="needs Debian's wordnet-base")
-def test_similarities_of_mens_nouns_in_wordnet_are_nltks(tmp_path: Path, nltks: Read) -> None:
+def test_similarities_of_mens_nouns_in_wordnet_equal_nltks(
+    tmp_path: Path, read_with_nltk: ReadWithNltk
+) -> None:
+    """A full release may hold what the small ones do not."""
     for file in WORDNET.iterdir():
         shutil.copy(file, tmp_path)
-    nouns, reader = read_nouns(WORDNET), nltks(tmp_path)
     lines = ASSETS["men"].path().read_text().splitlines()[1:]
     words = sorted({word[:-2] for line in lines for word in line.split(",")[:2] if word.endswith("-n")})
     random = np.random.default_rng(0)
-    found = {nouns.synset(str(word), None) for word in random.choice(words, 90, replace=False)}
-    assert compare(nouns, reader, [each for each in found if each is not None]) > 0.9
+    synsets = {find_noun(WORDNET, str(word), None) for word in random.choice(words, 90, replace=False)}
+    present = [synset for synset in synsets if synset is not None]
+    assert compare_with_nltk(WORDNET, read_with_nltk(tmp_path), present) > 0.9

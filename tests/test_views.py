@@ -1,4 +1,4 @@
-"""What the views of a finished sweep hold must be what a reader makes of its files, by other means."""
+"""The views of a finished sweep must equal independent computations from its files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,30 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from cluster.models.sentence_encoder import Encoder
-from storage.database import open_store
+from cluster.models.sentence_encoder import SentenceEncoder
+from storage.database import open_store, sql_type
+from storage.tables import VIEWS
 from tests import tiny
 
 
-def test_the_views_hold_what_the_model_does(study: Path) -> None:
-    """Experts, recomputed from the activations view alone."""
+def test_every_view_has_exactly_the_described_columns(study: Path) -> None:
+    """docs/tables.md would name columns that no query finds, or give them another type."""
+    with open_store(study / "results/sweep") as connection:
+        columns = connection.sql(
+            "SELECT table_name, column_name, data_type FROM information_schema.columns"
+        ).fetchall()
+    assert set(columns) == {
+        (view.name, name, kind)
+        for view in VIEWS
+        for name, kind in [
+            *((column.name, sql_type(column.type)) for column in (*view.schema, *view.joined)),
+            *([("run", "VARCHAR")] if view.has_run else []),
+        ]
+    }
+
+
+def test_experts_equal_those_recomputed_from_the_activations_view(study: Path) -> None:
+    """The views would assign APs to the wrong neurons or concepts."""
     with open_store(study / "results/sweep") as connection:
         values = connection.sql(
             "SELECT layer, unit, value FROM activations WHERE revision = 'main' AND site = 'mlp.hidden' "
@@ -35,18 +52,18 @@ def test_the_views_hold_what_the_model_does(study: Path) -> None:
     _check_precisions(experts, concepts, values.reshape(48, 36))
 
 
-def _check_precisions(found: Any, of: Any, matrix: Any) -> None:
+def _check_precisions(rows: Any, concepts: Any, matrix: Any) -> None:
     """Rows of (concept, unit, ap_raw) against scikit-learn, on a matrix of (units, sentences)."""
     from sklearn.metrics import average_precision_score
 
-    assert len(found) > 20
-    for concept, unit, ap_raw in found:
-        expected = average_precision_score(of == concept, matrix[unit])
+    assert len(rows) > 20
+    for concept, unit, ap_raw in rows:
+        expected = average_precision_score(concepts == concept, matrix[unit])
         assert ap_raw == pytest.approx(expected, abs=1e-12)
 
 
-def test_alignment_is_that_of_a_reader_of_the_views(study: Path) -> None:
-    """Jaccard, cosines and correlations, recomputed from what the views hold of the stages before."""
+def test_alignment_equals_that_recomputed_from_the_views(study: Path) -> None:
+    """Similarities or correlations would be those of other experts or pairs."""
     with open_store(study / "results/sweep") as connection:
         query = connection.sql
         human = {
@@ -55,7 +72,7 @@ def test_alignment_is_that_of_a_reader_of_the_views(study: Path) -> None:
                 "SELECT concept_a, concept_b, score FROM human_pairs"
             ).fetchall()
         }
-        found_rows = query("SELECT * FROM alignment WHERE revision = 'main'").to_arrow_table()
+        alignment_rows = query("SELECT * FROM alignment WHERE revision = 'main'").to_arrow_table()
         experts = query(
             "SELECT pooling, concept, layer, unit, ap FROM experts WHERE revision = 'main'"
         ).fetchall()
@@ -63,63 +80,64 @@ def test_alignment_is_that_of_a_reader_of_the_views(study: Path) -> None:
             "SELECT value FROM activations WHERE site = 'residual' AND revision = 'main' "
             "ORDER BY pooling, layer, sentence_id, unit"
         ).fetchnumpy()["value"]
-        of = query(
+        concepts = query(
             "SELECT concept FROM memberships WHERE NOT contains(concept_set, 'shuffled') "
             "ORDER BY sentence_id"
         ).fetchnumpy()["concept"]
     pairs = sorted(human)
-    seen = set()
-    for row in found_rows.to_pylist():
+    checked = set()
+    for row in alignment_rows.to_pylist():
         if row["representation"] == "experts":
-            here = [each for each in experts if row["layer"] in (None, each[2])]
-            similarities = _jaccards(here, row["pooling"], row["threshold"], pairs)
+            in_layer = [expert for expert in experts if row["layer"] in (None, expert[2])]
+            similarities = _jaccards(in_layer, row["pooling"], row["threshold"], pairs)
         elif row["representation"] == "hidden state":
             by_pooling = dict(zip(("last", "mean"), states.reshape(2, 3, 36, 32), strict=True))
             state = by_pooling[row["pooling"]][row["layer"]].astype(float)
-            similarities = _cosines(state, of, row["measure"] == "centred cosine", pairs)
+            similarities = _cosines(state, concepts, row["measure"] == "centred cosine", pairs)
         else:
             continue
-        seen.add(row["representation"])
+        checked.add(row["representation"])
         assert row["n_pairs"] == len(pairs) == 12
         if len(set(similarities)) > 1:
             expected = spearmanr(similarities, [human[pair] for pair in pairs]).statistic
             assert row["rho"] == pytest.approx(expected, abs=1e-9)
         else:
             assert row["rho"] is None
-    assert seen == {"experts", "hidden state"}
+    assert checked == {"experts", "hidden state"}
 
 
 def _jaccards(experts: Any, pooling: str, threshold: float, pairs: Any) -> list[float]:
-    held = {
+    sets = {
         name: {row[2:4] for row in experts if row[:2] == (pooling, name) and row[4] > threshold}
         for name in tiny.CONCEPTS
     }
-    return [len(held[a] & held[b]) / max(1, len(held[a] | held[b])) for a, b in pairs]
+    return [len(sets[a] & sets[b]) / max(1, len(sets[a] | sets[b])) for a, b in pairs]
 
 
-def _cosines(state: Any, of: Any, centre: bool, pairs: Any) -> list[float]:
-    means = {name: state[of == name].mean(axis=0) for name in tiny.CONCEPTS}
+def _cosines(state: Any, concepts: Any, centre: bool, pairs: Any) -> list[float]:
+    means = {name: state[concepts == name].mean(axis=0) for name in tiny.CONCEPTS}
     middle = np.mean(list(means.values()), axis=0) * centre
     units = {name: (mean - middle) / np.linalg.norm(mean - middle) for name, mean in means.items()}
     return [float(units[a] @ units[b]) for a, b in pairs]
 
 
 def _sets(experts: Any, threshold: float) -> dict[Any, set[Any]]:
-    """Experts above a threshold by (who, concept), from rows of (who, concept, layer, unit, ap)."""
-    found: dict[Any, set[Any]] = {}
-    for who, concept, layer, unit, ap in experts:
+    """Experts above a threshold by (source, concept); rows are (source, concept, layer, unit, ap)."""
+    sets: dict[Any, set[Any]] = {}
+    for source, concept, layer, unit, ap in experts:
         if ap > threshold:
-            found.setdefault((who, concept), set()).add((layer, unit))
-    return found
+            sets.setdefault((source, concept), set()).add((layer, unit))
+    return sets
 
 
-def test_where_experts_sit_and_when_they_settle_is_that_of_sets(study: Path) -> None:
+def test_expert_places_and_stability_equal_set_operations(study: Path) -> None:
+    """The SQL would count experts of other revisions or thresholds."""
     with open_store(study / "results/sweep") as connection:
         query = connection.sql
         experts = query(
             "SELECT revision, concept, layer, unit, ap FROM experts WHERE pooling = 'max'"
         ).fetchall()
-        places = query(
+        place_rows = query(
             "SELECT revision, layer, n_experts, share FROM expert_places "
             "WHERE pooling = 'max' AND threshold = 0.6"
         ).fetchall()
@@ -129,26 +147,27 @@ def test_where_experts_sit_and_when_they_settle_is_that_of_sets(study: Path) -> 
         ).fetchall()
     for revision in ("main", "random-init"):
         above = [row[2] for row in experts if row[0] == revision and row[4] > 0.6]
-        found = {layer: (n, share) for who, layer, n, share in places if who == revision}
-        assert found == {
+        counts = {layer: (n, share) for source, layer, n, share in place_rows if source == revision}
+        assert counts == {
             layer: (above.count(layer), pytest.approx(above.count(layer) / len(above)))
             for layer in set(above)
         }
     sets = _sets(experts, 0.5)
     assert len(stability) == 6
     for concept, first, second, value in stability:
-        one, other = sets[first, concept], sets[second, concept]
+        first_set, second_set = sets[first, concept], sets[second, concept]
         assert (first, second) == ("main", "random-init")
-        assert value == pytest.approx(len(one & other) / len(one | other))
+        assert value == pytest.approx(len(first_set & second_set) / len(first_set | second_set))
 
 
-def test_the_halves_share_no_sentence_and_their_agreement_is_that_of_their_sets(study: Path) -> None:
+def test_reliability_equals_that_of_sets_of_the_two_halves(study: Path) -> None:
+    """Reliability would be computed from other experts than those of the halves."""
     with open_store(study / "results/sweep") as connection:
         query = connection.sql
         halves = query(
             "SELECT control, concept, layer, unit, ap FROM control_experts WHERE pooling = 'max'"
         ).fetchall()
-        found = query(
+        rows = query(
             "SELECT rho, of_all, stability, n_pairs FROM reliability "
             "WHERE pooling = 'max' AND threshold = 0.5"
         ).fetchall()
@@ -165,27 +184,29 @@ def test_the_halves_share_no_sentence_and_their_agreement_is_that_of_their_sets(
         for name in tiny.CONCEPTS
     ]
     corrected = 2 * rho / (1 + rho) if rho > 0 else rho
-    assert found == [pytest.approx((rho, corrected, np.mean(overlap), 15))]
+    assert rows == [pytest.approx((rho, corrected, np.mean(overlap), 15))]
 
 
-def test_baselines_are_those_of_a_reader_of_their_files(study: Path) -> None:
-    """Word vectors and what an encoder makes of the sentences, compared by hand."""
+def test_baselines_equal_similarities_computed_by_hand(study: Path) -> None:
+    """Vectors would be matched to the wrong words."""
     vectors = {
         word: np.array(numbers, float)
         for word, *numbers in map(str.split, (study / "vectors.txt").read_text().splitlines())
     }
-    encoder = Encoder(study / "encoder")
+    encoder = SentenceEncoder(study / "encoder")
     means: dict[str, Any] = {name: [] for name in tiny.CONCEPTS}
     for name, text in tiny.sentences():
         means[name].append(encoder([text])[0].astype(float))
-    alone = dict(zip(tiny.CONCEPTS, encoder(list(tiny.CONCEPTS)).astype(float), strict=True))
+    words_alone = dict(zip(tiny.CONCEPTS, encoder(list(tiny.CONCEPTS)).astype(float), strict=True))
     expected = {
         "word vectors": vectors,
-        "sentence encoder": {name: np.mean(rows, axis=0) for name, rows in means.items()},
-        "sentence encoder, word alone": alone,
+        "sentence encoder": {
+            name: np.mean(vectors_of_name, axis=0) for name, vectors_of_name in means.items()
+        },
+        "sentence encoder, word alone": words_alone,
     }
     with open_store(study / "results/sweep") as connection:
-        found = connection.sql(
+        rows = connection.sql(
             "SELECT representation, concept_a, concept_b, similarity FROM similarity "
             "WHERE model IN ('mine', 'tiny')"
         ).fetchall()
@@ -193,12 +214,12 @@ def test_baselines_are_those_of_a_reader_of_their_files(study: Path) -> None:
             "SELECT DISTINCT representation, model, reference FROM alignment "
             "WHERE representation IN ('word vectors', 'sentence encoder') ORDER BY ALL"
         ).fetchall()
-    assert len(found) == 3 * 15
-    for representation, a, b, similarity in found:
-        one, other = expected[representation][a], expected[representation][b]
-        cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    assert len(rows) == 3 * 15
+    for representation, a, b, similarity in rows:
+        first, second = expected[representation][a], expected[representation][b]
+        cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
         assert similarity == pytest.approx(cosine, abs=1e-6)
-    # the first word vectors of the sweep file are what others are compared with
+    # the first word vectors of the sweep file are the reference
     assert references == [
         ("sentence encoder", "tiny", "mine word vectors"),
         ("word vectors", "glove-50", "mine word vectors"),
@@ -206,43 +227,43 @@ def test_baselines_are_those_of_a_reader_of_their_files(study: Path) -> None:
     ]
 
 
-def test_shuffled_sentences_are_the_same_words_and_their_experts_a_control(study: Path) -> None:
-    """They must never pass for the sweep's own experts."""
+def test_shuffled_sentences_have_the_same_words_and_separate_experts(study: Path) -> None:
+    """The control's experts would pass for the sweep's own."""
     with open_store(study / "results/sweep") as connection:
         query = connection.sql
         pairs = query(
             "SELECT a.text, b.text, a.concept_set FROM sentences a JOIN sentences b USING (sentence_id) "
             "WHERE NOT contains(a.concept_set, 'shuffled') AND contains(b.concept_set, 'shuffled')"
         ).fetchall()
-        own = query("SELECT DISTINCT concept_set FROM experts").fetchall()
+        expert_sets = query("SELECT DISTINCT concept_set FROM experts").fetchall()
         controls = query(
             "SELECT DISTINCT concept_set FROM control_experts WHERE control = 'shuffled'"
         ).fetchall()
-        shown = query(
+        representations = query(
             "SELECT DISTINCT representation FROM alignment WHERE contains(concept_set, 'shuffled')"
         ).fetchall()
     assert len(pairs) == 36
-    assert all(Counter(one.split()) == Counter(other.split()) for one, other, _ in pairs)
-    assert sum(one != other for one, other, _ in pairs) > 30
-    assert own == [(pairs[0][2],)]
+    assert all(Counter(text.split()) == Counter(shuffled.split()) for text, shuffled, _ in pairs)
+    assert sum(text != shuffled for text, shuffled, _ in pairs) > 30
+    assert expert_sets == [(pairs[0][2],)]
     assert controls == [(f"{pairs[0][2]} shuffled",)]
-    assert shown == [("experts, shuffled",)]
+    assert representations == [("experts, shuffled",)]
     assert "neurons, max, shuffled" in (study / "printed.txt").read_text()
 
 
-def test_latents_are_selected_as_neurons_are(study: Path) -> None:
-    """Recomputed from the latents, which must not be among the neurons."""
+def test_sae_latents_are_selected_like_neurons(study: Path) -> None:
+    """Latents would be counted among the neurons."""
     with open_store(study / "results/sweep") as connection:
         query = connection.sql
         values = query(
             "SELECT value FROM activations WHERE site = 'sae' AND pooling = 'max' "
             "ORDER BY unit, sentence_id"
         ).fetchnumpy()["value"]
-        found = query(
+        rows = query(
             "SELECT concept, unit, ap_raw FROM control_experts "
             "WHERE control = 'sae latents' AND pooling = 'max' AND layer = 1 AND site = 'sae'"
         ).fetchall()
-        among_neurons = query("SELECT count(*) FROM experts WHERE site = 'sae'").fetchall()
-    assert among_neurons == [(0,)]
-    _check_precisions(found, np.array([name for name, _ in tiny.sentences()]), values.reshape(80, 36))
+        n_latents_among_experts = query("SELECT count(*) FROM experts WHERE site = 'sae'").fetchall()
+    assert n_latents_among_experts == [(0,)]
+    _check_precisions(rows, np.array([name for name, _ in tiny.sentences()]), values.reshape(80, 36))
     assert "neurons, max, sae latents" in (study / "printed.txt").read_text()

@@ -1,5 +1,4 @@
-"""When: checkpoints of one model in one folder. A checkpoint that is taken for another, or for the last
-one, would make a story of training that never happened."""
+"""Checkpoints of one model in one folder: confusing two would give a false training history."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cluster.models.hub import expand
+from cluster.models.hub import expand_revisions
 from cluster.models.weights import local_revisions, resolve
-from jobs.commands.cost_estimate import print_reckoning, read_configs
+from jobs.commands.cost_estimate import print_cost_estimate, read_configs
 from jobs.commands.main import app
-from jobs.config import read_sweep
+from jobs.config.loader import read_sweep
 from storage.database import open_store
 from storage.errors import UserError
 from tests import tiny
@@ -35,7 +34,7 @@ def test_a_revision_of_a_folder_is_its_subfolder(tmp_path: Path) -> None:
     control = resolve(str(model), "random-init", tmp_path)
     assert control.location == str(model)
     tiny.make_model(model / "step10")
-    assert expand("m", ["step*", "main"], local_revisions(str(model), tmp_path)) == [
+    assert expand_revisions("m", ["step*", "main"], local_revisions(str(model), tmp_path)) == [
         "step1",
         "step10",
         "main",
@@ -45,8 +44,8 @@ def test_a_revision_of_a_folder_is_its_subfolder(tmp_path: Path) -> None:
             resolve(str(model), wrong, tmp_path)
 
 
-def test_the_example_trains_a_model_and_its_table_is_that_of_its_checkpoints(tmp_path: Path) -> None:
-    """The example itself, on a model that is smaller still and a handful of steps."""
+def test_the_example_trains_a_model_and_prints_its_checkpoints(tmp_path: Path) -> None:
+    """The example itself, on an even smaller model and a few steps."""
     file = tiny.write_sweep(tmp_path)
     checkpoints = "dtype: float32, revisions: [step0, step2, step10]"
     file.write_text(file.read_text().replace("dtype: float32", checkpoints))
@@ -88,20 +87,20 @@ def test_the_example_trains_a_model_and_its_table_is_that_of_its_checkpoints(tmp
         (10, "step10", "step2"),
     ]
     for _, revision, before, stability, n_experts, rho in rows:
-        of_each = [sets.get((revision, name), set()) for name in concepts]
-        assert n_experts == np.median([len(each) for each in of_each])
+        current = [sets.get((revision, name), set()) for name in concepts]
+        assert n_experts == np.median([len(experts_) for experts_ in current])
         assert rho == aligned[revision]
         if before:
             earlier = [sets.get((before, name), set()) for name in concepts]
-            both = [(a, b) for a, b in zip(of_each, earlier, strict=True) if a and b]
+            both = [(a, b) for a, b in zip(current, earlier, strict=True) if a and b]
             jaccards = [len(a & b) / len(a | b) for a, b in both]
             assert stability == pytest.approx(np.mean(jaccards))
 
 
-def test_the_papers_grid_has_a_price_without_its_weights(tmp_path: Path) -> None:
-    wanted = read_sweep(ROOT / "examples/paper.yaml")
+def test_the_cost_of_the_papers_grid_is_estimated_without_its_weights(tmp_path: Path) -> None:
+    grid = read_sweep(ROOT / "examples/paper.yaml")
     out = io.StringIO()
-    print_reckoning(Console(file=out, width=80), wanted, read_configs(wanted))
+    print_cost_estimate(Console(file=out, width=80), grid, read_configs(grid))
     printed = out.getvalue()
     sentences = 645 * 400
     assert f"645 concepts, {sentences:,} sentences" in printed
@@ -126,11 +125,11 @@ def test_the_papers_grid_has_a_price_without_its_weights(tmp_path: Path) -> None
         "concepts: {source: generate, words: words.csv, model: ./writer}\n"
         f"models: [{{id: ./nowhere, config: {ROOT}/examples/pythia/70m.json}}]\n"
     )
-    told = CliRunner().invoke(app, ["plan", str(file)])
-    assert told.exit_code == 0
-    assert "It cannot run here: model './writer': there is no file or folder" in told.stdout
-    assert "2 concepts, 64 sentences" in told.stdout
-    for config, message in (("none.json", "no such file"), ("bad.json", "is no configuration")):
+    result = CliRunner().invoke(app, ["plan", str(file)])
+    assert result.exit_code == 0
+    assert "Cannot run here: model './writer': no such file or folder" in result.stdout
+    assert "2 concepts, 64 sentences" in result.stdout
+    for config, message in (("none.json", "no such file"), ("bad.json", "is not a model configuration")):
         (tmp_path / "bad.json").write_text("{}")
         (tmp_path / "sweep.yaml").write_text(
             f"concepts: a.csv\nmodels: [{{id: a/b, config: {config}}}]\n"

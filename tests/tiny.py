@@ -1,4 +1,4 @@
-"""A tiny causal language model with random weights, and a tiny concept set, made on the spot."""
+"""A tiny causal language model with random weights, and a tiny concept set, both generated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONCEPTS = {
     "bus": "vehicle",
     "boat": "vehicle",
 }
-_FRAMES = [
+_TEMPLATES = [
     "The {} was seen near the old mill this morning.",
     "Nobody knows why a {} would come here at night!",
     "My aunt drew one {} and sold the picture.",
@@ -50,12 +50,12 @@ PAIR_SCORES = [
 
 
 def sentences() -> list[tuple[str, str]]:
-    """(concept, sentence) of the tiny concept set."""
-    return [(name, frame.format(name)) for name in CONCEPTS for frame in _FRAMES]
+    """(concept, sentence) pairs of the tiny concept set."""
+    return [(name, frame.format(name)) for name in CONCEPTS for frame in _TEMPLATES]
 
 
 def make_model(folder: Path, layers: int = 3, seed: int = 0) -> Path:
-    """Save a llama with random weights whose tokenizer puts a BOS first and has no pad token."""
+    """Save a llama with random weights, whose tokenizer prepends a BOS and has no pad token."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -123,7 +123,7 @@ def make_encoder(folder: Path, pooling: str = "mean_tokens", normalise: bool = T
 
 
 def write_sweep(folder: Path, model: str = "model", extra: str = "") -> Path:
-    """A sweep over the tiny model, concept set and human scores; returns the sweep file."""
+    """Write a sweep of the tiny model, concept set and human scores; returns the sweep file."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [f"{name},{CONCEPTS[name]},{text!r}" for name, text in sentences()]
     quoted = [row.replace("'", '"') for row in rows]

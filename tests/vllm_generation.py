@@ -1,5 +1,7 @@
-"""vLLM as an engine of the `sentences` stage. Run by `make test-vllm` in an environment of its own:
-`make test` does not collect this file."""
+"""Tests vLLM as an engine of the `sentences` stage.
+
+Run by `make test-vllm` in a separate environment; `make test` does not collect this file.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runtime.session import disconnected_after
+from cluster.runtime.session import shutdown_on_exit
 from jobs import planner, sentences
-from jobs.config import read_sweep
-from jobs.engine.stage import ensure
+from jobs.config.loader import read_sweep
+from jobs.engine.stage import run_if_needed
 from storage.store import layout
 
 WORDS = """concept,sense
@@ -20,9 +22,9 @@ airplane,a machine with wings that flies people over long distances
 
 
 @pytest.mark.filterwarnings("default")
-def test_vllm_writes_the_sentences_of_a_sweep(tmp_path: Path) -> None:
-    """vLLM in a Ray actor could fail to start, fail at more prompts than it takes in at once, ignore the
-    prompt or be given a second BOS; then no sentence would pass the gate."""
+def test_vllm_generates_the_sentences_of_a_sweep(tmp_path: Path) -> None:
+    """vLLM in a Ray actor could fail to start, fail with more prompts than a batch, ignore the prompt
+    or add a second BOS; then no sentence would pass the gate."""
     (tmp_path / "words.csv").write_text(WORDS)
     file = tmp_path / "sweep.yaml"
     file.write_text(
@@ -30,14 +32,14 @@ def test_vllm_writes_the_sentences_of_a_sweep(tmp_path: Path) -> None:
         "rounds: 1, fewest: 2}\n"
         "models: [smollm2-135m-instruct]\n"
     )
-    planned = planner.plan(read_sweep(file))
+    planned = planner.plan_sweep(read_sweep(file))
     (stage,) = planned.stages
     assert stage.params["engine"] == "vllm"
-    store = layout.create(planned.sweep.store_path)
-    with disconnected_after():
-        ensure(stage, store)
-    made = sentences.read_set(stage, store)
-    assert set(made.counts()) == {"cat", "airplane"}
-    assert {each.prompt for each in made.sentences} == {"fact", "story"}
-    assert not any(each.flags for each in made.sentences)
-    print("\n".join(each.text for each in made.sentences))
+    store = layout.create_store(planned.sweep.store_path)
+    with shutdown_on_exit():
+        run_if_needed(stage, store)
+    concept_set = sentences.read_concept_set(stage, store)
+    assert set(concept_set.count_sentences()) == {"cat", "airplane"}
+    assert {sentence.prompt for sentence in concept_set.sentences} == {"fact", "story"}
+    assert not any(sentence.flags for sentence in concept_set.sentences)
+    print("\n".join(sentence.text for sentence in concept_set.sentences))

@@ -1,1 +1,1 @@
-"""How well neurons detect concepts."""
+"""How well each neuron detects each concept."""

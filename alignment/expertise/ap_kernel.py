@@ -1,221 +1,221 @@
-"""The compiled parts of expertise: the walks over a neuron's sentences, highest activation first, that
-serve all concepts at once."""
+"""Numba kernels for AP and AUROC: one pass over a neuron's sorted sentences scores all concepts."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-Unsigned = npt.NDArray[np.unsignedinteger[Any]]
-"""Unsigned, so that an index needs no look at its sign."""
-Ids = npt.NDArray[np.uint32]
+from alignment.arrays import Floats, Ints, UInt32s, UInts
 
-STEPS = 20
-"""Neurons are counted above AP 0, 1/STEPS, 2/STEPS, ..."""
+N_AP_BINS = 20
+"""Neurons are counted above AP 0, 1/N_AP_BINS, 2/N_AP_BINS, ..."""
 
-WHOLE, COUNT, LIST, SCORE = range(4)
-"""What a walk does with a piece: all of it; or, where the sentences of one threshold do not fit in one
-piece, in walks over all of them one after another: count them, count those that are listed, and score;
-then the threshold is left with a whole piece, be it empty."""
+FULL, COUNT, COUNT_LISTED, SCORE = range(4)
+"""What a pass does with a chunk: everything; or, where the ties at one threshold span several chunks,
+one pass over all of these for each of the following: count them, count their listed negatives, and
+score. An empty FULL chunk then moves past the threshold."""
 
 
-class Seen(NamedTuple):
-    """What a walk carries from one piece of a neuron's sentences to the next; zero before the first.
+class ScanState(NamedTuple):
+    """What a pass carries from one chunk of a neuron's sentences to the next; zero before the first.
 
-    Of each concept, and of none: positives so far, negatives that are listed, and the sums that make AP,
-    raw AP and AUROC. And how many shared negatives lie above the present threshold, and at or above it.
+    Per concept, plus one entry for "none": true positives, listed negatives, and the sums behind AP, raw
+    AP and AUROC. `shared_fp` counts the shared negatives above the threshold, and at or above it.
     """
 
-    tp: Integers
-    extra: Integers
+    tp: Ints
+    listed_fp: Ints
     precision: Floats
-    raw: Floats
-    twice: Integers
-    marked: Integers
+    raw_precision: Floats
+    negatives_above_x2: Ints
+    shared_fp: Ints
 
 
-def nothing_seen(n_concepts: int) -> Seen:
-    """What a walk begins with."""
-    whole = np.zeros((3, n_concepts + 1), np.int64)
+def initial_state(n_concepts: int) -> ScanState:
+    """The state before a neuron's first sentence."""
+    counts = np.zeros((3, n_concepts + 1), np.int64)
     sums = np.zeros((2, n_concepts + 1))
-    return Seen(whole[0], whole[1], sums[0], sums[1], whole[2], np.zeros(2, np.int64))
+    return ScanState(counts[0], counts[1], sums[0], sums[1], counts[2], np.zeros(2, np.int64))
 
 
-class SeenShuffled(NamedTuple):
-    """What a walk with shuffled labels carries. What belongs to a shuffle and a concept is at their
-    common place; there are shared negatives of each shuffle, and sentences at or above the threshold."""
+class PermutedScanState(NamedTuple):
+    """What a pass over permuted labels carries, with one slot per (permutation, concept).
+
+    Shared negatives are counted per permutation, `n_scanned` all sentences at or above the threshold.
+    """
 
     tp: npt.NDArray[np.int32]
-    extra: npt.NDArray[np.int32]
+    listed_fp: npt.NDArray[np.int32]
     precision: Floats
-    marked: Floats
-    sentences: Integers
+    shared_fp: Floats
+    n_scanned: Ints
 
 
-def nothing_seen_shuffled(n_shuffles: int, n_concepts: int) -> SeenShuffled:
-    """What a walk with shuffled labels begins with."""
-    size = n_shuffles * (n_concepts + 1)
-    tp, extra = np.zeros(size, np.int32), np.zeros(size, np.int32)
-    return SeenShuffled(tp, extra, np.zeros(size), np.zeros(n_shuffles), np.zeros(1, np.int64))
+def initial_permuted_state(n_permutations: int, n_concepts: int) -> PermutedScanState:
+    """The state of a pass over permuted labels before a neuron's first sentence."""
+    tp, listed_fp = np.zeros((2, n_permutations * (n_concepts + 1)), np.int32)
+    precision, shared_fp = np.zeros(len(tp)), np.zeros(n_permutations)
+    return PermutedScanState(tp, listed_fp, precision, shared_fp, np.zeros(1, np.int64))
 
 
 @numba.njit(cache=True, nogil=True)
-def relabel(order: Unsigned, shift: int, ids: Unsigned) -> None:
-    """Put `ids[id]` in the place of each id of a packed order."""
+def replace_ids(order: UInts, shift: int, ids: UInts) -> None:
+    """Replace each id of a packed order by `ids[id]`."""
     one = np.uint64(1)
     low = (one << np.uint64(shift)) - one
     for row in range(order.shape[0]):
-        for place in range(order.shape[1]):
-            packed = np.uint64(order[row, place])
-            order[row, place] = (packed & ~low) | np.uint64(ids[packed & low])
+        for column in range(order.shape[1]):
+            packed = np.uint64(order[row, column])
+            order[row, column] = (packed & ~low) | np.uint64(ids[packed & low])
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def walk(
-    order: Unsigned,
+def accumulate_ap(
+    order: UInts,
     shift: int,
     phase: int,
-    ends: bool,
-    first_of: Ids,
-    mark: Integers,
-    more_starts: Integers,
-    more: Ids,
-    listed_starts: Integers,
-    listed: Ids,
-    own: Integers,
+    is_last: bool,
+    first_concept: UInt32s,
+    in_shared_pool: Ints,
+    more_starts: Ints,
+    more_concepts: UInt32s,
+    listed_starts: Ints,
+    listed_concepts: UInt32s,
+    positives_in_pool: Ints,
     weight: Floats,
-    seen: Seen,
+    state: ScanState,
     ap: Floats,
     ap_raw: Floats,
-    above: Integers,
+    negatives_above_x2: Ints,
 ) -> None:
-    """Fill `ap`, `ap_raw` and `above`, of shape (neurons, concepts), with sums over each concept's
-    positives: of the precision at their threshold, weighted and not, and of twice the number of
-    negatives that lie above them (a tie counts half).
+    """Sum over each concept's positives what its AP and AUROC need.
 
-    `order` holds, a row a neuron, (key << shift | kind), highest activation first; sentences with one
-    key are one threshold. It and what follows are those of an `alignment.expertise.sorted_chunks.Piece`: where it does
-    not end the neuron, `seen` carries what the next piece goes on from, and is zero again at the end.
-    Then come the tables of `alignment.expertise.labels.Kinds`. `own` is 1 for the concepts whose positives are
-    marked, and are therefore counted among the negatives first.
+    Fills `ap` and `ap_raw` with the weighted and unweighted precision at the positives' thresholds, and
+    `negatives_above_x2` with twice the number of negatives above them, ties counting half; all three
+    have shape (neurons, concepts).
+
+    `order` has one row per neuron of (key << shift | pattern), highest activation first; equal keys form
+    one threshold. It and the next three arguments are those of a `sorted_chunks.SortedChunk`: before the
+    last chunk of a neuron, `state` carries over to the next; after it, `state` is zero again. The arrays
+    that follow are those of `labels.LabelPatterns`. `positives_in_pool` is 1 for concepts whose
+    positives are in the shared pool, and are therefore counted among the negatives first.
     """
-    n_concepts, n_sentences = len(own) - 1, order.shape[1]
-    with_more, with_listed = len(more) > 0, len(listed) > 0
-    counting = phase in (WHOLE, COUNT)
+    n_concepts, n_sentences = len(positives_in_pool) - 1, order.shape[1]
+    has_more, has_listed = len(more_concepts) > 0, len(listed_concepts) > 0
+    counting = phase in (FULL, COUNT)
     high = np.uint64(shift)
     low = (np.uint64(1) << high) - np.uint64(1)
-    tp, extra, precision, raw, twice = seen.tp, seen.extra, seen.precision, seen.raw, seen.twice
+    tp, listed_fp, precision = state.tp, state.listed_fp, state.precision
+    raw_precision, above_x2 = state.raw_precision, state.negatives_above_x2
     for row in range(order.shape[0]):
         keys = order[row]
-        before, marked = seen.marked[0], seen.marked[1]
+        shared_above, shared_fp = state.shared_fp[0], state.shared_fp[1]
         first = 0
         while first < n_sentences:
             key = np.uint64(keys[first]) >> high
             last = first
             while counting:
-                kind = np.uint64(keys[last]) & low
-                concept = first_of[kind]
-                marked += mark[kind]
+                pattern = np.uint64(keys[last]) & low
+                concept = first_concept[pattern]
+                shared_fp += in_shared_pool[pattern]
                 tp[concept] += 1
-                twice[concept] += extra[concept]
-                if with_more:
-                    for entry in range(more_starts[kind], more_starts[kind + 1]):
-                        concept = more[entry]
+                above_x2[concept] += listed_fp[concept]
+                if has_more:
+                    for entry in range(more_starts[pattern], more_starts[pattern + 1]):
+                        concept = more_concepts[entry]
                         tp[concept] += 1
-                        twice[concept] += extra[concept]
+                        above_x2[concept] += listed_fp[concept]
                 last += 1
                 if last == n_sentences or np.uint64(keys[last]) >> high != key:
                     break
             if not counting:
                 last = n_sentences
-            if with_listed and phase in (WHOLE, LIST):
-                for place in range(first, last):
-                    kind = np.uint64(keys[place]) & low
-                    for entry in range(listed_starts[kind], listed_starts[kind + 1]):
-                        extra[listed[entry]] += 1
-            if phase not in (WHOLE, SCORE):
+            if has_listed and phase in (FULL, COUNT_LISTED):
+                for column in range(first, last):
+                    pattern = np.uint64(keys[column]) & low
+                    for entry in range(listed_starts[pattern], listed_starts[pattern + 1]):
+                        listed_fp[listed_concepts[entry]] += 1
+            if phase not in (FULL, SCORE):
                 break
-            for place in range(first, last):
-                kind = np.uint64(keys[place]) & low
-                concept = first_of[kind]
+            for column in range(first, last):
+                pattern = np.uint64(keys[column]) & low
+                concept = first_concept[pattern]
                 true = np.float64(tp[concept])
-                false = marked - tp[concept] * own[concept] + extra[concept]
+                false = shared_fp - tp[concept] * positives_in_pool[concept] + listed_fp[concept]
                 precision[concept] += true / (true + weight[concept] * false)
-                raw[concept] += true / (true + false)
-                twice[concept] += before + marked + extra[concept]
-                if with_more:
-                    for entry in range(more_starts[kind], more_starts[kind + 1]):
-                        concept = more[entry]
+                raw_precision[concept] += true / (true + false)
+                above_x2[concept] += shared_above + shared_fp + listed_fp[concept]
+                if has_more:
+                    for entry in range(more_starts[pattern], more_starts[pattern + 1]):
+                        concept = more_concepts[entry]
                         true = np.float64(tp[concept])
-                        false = marked - tp[concept] * own[concept] + extra[concept]
+                        false = shared_fp - tp[concept] * positives_in_pool[concept] + listed_fp[concept]
                         precision[concept] += true / (true + weight[concept] * false)
-                        raw[concept] += true / (true + false)
-                        twice[concept] += before + marked + extra[concept]
-            before = marked
+                        raw_precision[concept] += true / (true + false)
+                        above_x2[concept] += shared_above + shared_fp + listed_fp[concept]
+            shared_above = shared_fp
             first = last
-        seen.marked[1] = marked
-        if phase == WHOLE:
-            seen.marked[0] = marked
-        if not ends:
+        state.shared_fp[1] = shared_fp
+        if phase == FULL:
+            state.shared_fp[0] = shared_fp
+        if not is_last:
             continue
         for concept in range(n_concepts):
             ap[row, concept] = precision[concept]
-            ap_raw[row, concept] = raw[concept]
-            # of its own positives each two are one above the other, and each is a tie with itself
-            own_pairs = own[concept] * tp[concept] * tp[concept]
-            above[row, concept] = twice[concept] - own_pairs
+            ap_raw[row, concept] = raw_precision[concept]
+            # positives in the pool: one of any two is above the other, and each ties with itself
+            own_pairs = positives_in_pool[concept] * tp[concept] * tp[concept]
+            negatives_above_x2[row, concept] = above_x2[concept] - own_pairs
         tp[:] = 0
-        extra[:] = 0
+        listed_fp[:] = 0
         precision[:] = 0.0
-        raw[:] = 0.0
-        twice[:] = 0
-        seen.marked[:] = 0
+        raw_precision[:] = 0.0
+        above_x2[:] = 0
+        state.shared_fp[:] = 0
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def walk_shuffled(
-    order: Unsigned,
+def accumulate_permuted_ap(
+    order: UInts,
     shift: int,
     phase: int,
-    ends: bool,
-    places: Unsigned,
-    kinds: Unsigned,
-    mark: Integers,
-    more_starts: Integers,
-    more: Ids,
-    listed_starts: Integers,
-    listed: Ids,
-    own: Integers,
+    is_last: bool,
+    slots: UInts,
+    patterns: UInts,
+    in_shared_pool: Ints,
+    more_starts: Ints,
+    more_concepts: UInt32s,
+    listed_starts: Ints,
+    listed_concepts: UInt32s,
+    positives_in_pool: Ints,
     weight: Floats,
-    n_positive: Integers,
-    seen: SeenShuffled,
-    best: Floats,
-    counts: Integers,
+    n_positive: Ints,
+    state: PermutedScanState,
+    max_ap: Floats,
+    counts: Ints,
 ) -> None:
-    """Count neurons by their AP under shuffled labels, all shuffles in one walk.
+    """Count neurons by their AP under permuted labels, all permutations in one pass.
 
-    `order` holds (key << shift | sentence); `places` and `kinds` are those of an
-    `alignment.expertise.label_permutations.Given`; the rest is as for `walk`. Raises `best`, of shape (shuffles,
-    concepts), to the highest AP, and adds each neuron to `counts`, of shape (shuffles, concepts,
-    STEPS), in the last step that its AP is strictly above.
+    `order` holds (key << shift | sentence); `slots` and `patterns` are those of a
+    `label_permutations.PermutedLabels`; the rest is as for `accumulate_ap`. Raises `max_ap`, of shape
+    (permutations, concepts), to the highest AP, and adds each neuron to `counts`, of shape
+    (permutations, concepts, N_AP_BINS), in the last bin whose lower edge its AP strictly exceeds.
     """
-    n_concepts, n_sentences, n_shuffles = len(own) - 1, order.shape[1], places.shape[1]
-    with_more, with_listed = len(more) > 0, len(listed) > 0
-    counting = phase in (WHOLE, COUNT)
+    n_concepts, n_sentences, n_permutations = len(positives_in_pool) - 1, order.shape[1], slots.shape[1]
+    has_more, has_listed = len(more_concepts) > 0, len(listed_concepts) > 0
+    counting = phase in (FULL, COUNT)
     high = np.uint64(shift)
     low = (np.uint64(1) << high) - np.uint64(1)
     width = n_concepts + 1
-    all_marked = mark.min() == 1
-    owned, weights = np.empty(n_shuffles * width), np.empty(n_shuffles * width)
-    for place in range(n_shuffles * width):
-        weights[place] = weight[place % width]
-        owned[place] = own[place % width]
-    tp, extra, precision, marked = seen.tp, seen.extra, seen.precision, seen.marked
+    all_shared = in_shared_pool.min() == 1
+    own_in_pool, weights = np.empty(n_permutations * width), np.empty(n_permutations * width)
+    for slot in range(n_permutations * width):
+        weights[slot] = weight[slot % width]
+        own_in_pool[slot] = positives_in_pool[slot % width]
+    tp, listed_fp, precision, shared_fp = state.tp, state.listed_fp, state.precision, state.shared_fp
     for row in range(order.shape[0]):
         keys = order[row]
         first = 0
@@ -224,62 +224,62 @@ def walk_shuffled(
             last = first
             while counting:
                 sentence = np.uint64(keys[last]) & low
-                given = places[sentence]
-                for shuffle in range(n_shuffles):
-                    tp[given[shuffle]] += 1
-                if not all_marked:
-                    for shuffle in range(n_shuffles):
-                        marked[shuffle] += mark[kinds[sentence, shuffle]]
-                if with_more or with_listed:
-                    for shuffle in range(n_shuffles):
-                        kind = kinds[sentence, shuffle]
-                        for entry in range(more_starts[kind], more_starts[kind + 1]):
-                            tp[more[entry] + shuffle * width] += 1
-                        for entry in range(listed_starts[kind], listed_starts[kind + 1]):
-                            extra[listed[entry] + shuffle * width] += 1
+                sentence_slots = slots[sentence]
+                for permutation in range(n_permutations):
+                    tp[sentence_slots[permutation]] += 1
+                if not all_shared:
+                    for permutation in range(n_permutations):
+                        shared_fp[permutation] += in_shared_pool[patterns[sentence, permutation]]
+                if has_more or has_listed:
+                    for permutation in range(n_permutations):
+                        pattern = patterns[sentence, permutation]
+                        for entry in range(more_starts[pattern], more_starts[pattern + 1]):
+                            tp[more_concepts[entry] + permutation * width] += 1
+                        for entry in range(listed_starts[pattern], listed_starts[pattern + 1]):
+                            listed_fp[listed_concepts[entry] + permutation * width] += 1
                 last += 1
                 if last == n_sentences or np.uint64(keys[last]) >> high != key:
                     break
             if counting:
-                seen.sentences[0] += last - first
+                state.n_scanned[0] += last - first
             else:
                 last = n_sentences
-            if phase not in (WHOLE, SCORE):
+            if phase not in (FULL, SCORE):
                 break
-            if all_marked:
-                marked[:] = seen.sentences[0]
-            for at in range(first, last):
-                sentence = np.uint64(keys[at]) & low
-                given = places[sentence]
-                for shuffle in range(n_shuffles):
-                    place = given[shuffle]
-                    true = np.float64(tp[place])
-                    false = marked[shuffle] - true * owned[place] + extra[place]
-                    precision[place] += true / (true + weights[place] * false)
-                if with_more:
-                    for shuffle in range(n_shuffles):
-                        kind = kinds[sentence, shuffle]
-                        for entry in range(more_starts[kind], more_starts[kind + 1]):
-                            place = more[entry] + shuffle * width
-                            true = np.float64(tp[place])
-                            false = marked[shuffle] - true * owned[place] + extra[place]
-                            precision[place] += true / (true + weights[place] * false)
+            if all_shared:
+                shared_fp[:] = state.n_scanned[0]
+            for column in range(first, last):
+                sentence = np.uint64(keys[column]) & low
+                sentence_slots = slots[sentence]
+                for permutation in range(n_permutations):
+                    slot = sentence_slots[permutation]
+                    true = np.float64(tp[slot])
+                    false = shared_fp[permutation] - true * own_in_pool[slot] + listed_fp[slot]
+                    precision[slot] += true / (true + weights[slot] * false)
+                if has_more:
+                    for permutation in range(n_permutations):
+                        pattern = patterns[sentence, permutation]
+                        for entry in range(more_starts[pattern], more_starts[pattern + 1]):
+                            slot = more_concepts[entry] + permutation * width
+                            true = np.float64(tp[slot])
+                            false = shared_fp[permutation] - true * own_in_pool[slot] + listed_fp[slot]
+                            precision[slot] += true / (true + weights[slot] * false)
             first = last
-        if not ends:
+        if not is_last:
             continue
-        for shuffle in range(n_shuffles):
+        for permutation in range(n_permutations):
             for concept in range(n_concepts):
-                score = precision[shuffle * width + concept] / n_positive[concept]
-                best[shuffle, concept] = max(best[shuffle, concept], score)
-                step = min(int(score * STEPS), STEPS - 1)
-                # the product is rounded: an AP that is a step itself is not above it
-                if step / STEPS >= score:
+                score = precision[permutation * width + concept] / n_positive[concept]
+                max_ap[permutation, concept] = max(max_ap[permutation, concept], score)
+                step = min(int(score * N_AP_BINS), N_AP_BINS - 1)
+                # the product is rounded, and an AP equal to an edge does not exceed it
+                if step / N_AP_BINS >= score:
                     step -= 1
-                elif step + 1 < STEPS and (step + 1) / STEPS < score:
+                elif step + 1 < N_AP_BINS and (step + 1) / N_AP_BINS < score:
                     step += 1
-                counts[shuffle, concept, step] += 1
+                counts[permutation, concept, step] += 1
         tp[:] = 0
-        extra[:] = 0
+        listed_fp[:] = 0
         precision[:] = 0.0
-        marked[:] = 0.0
-        seen.sentences[0] = 0
+        shared_fp[:] = 0.0
+        state.n_scanned[0] = 0

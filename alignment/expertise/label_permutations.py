@@ -1,4 +1,4 @@
-"""Labels that mean nothing: those that there are, dealt anew among the sentences by lot."""
+"""Permuted labels, the chance baseline of expertise."""
 
 from __future__ import annotations
 
@@ -8,151 +8,146 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alignment.expertise.ap_kernel import Ids, Integers, Unsigned
-from alignment.expertise.labels import Kinds, Labels
-from alignment.expertise.sorted_chunks import Room
+from alignment.arrays import Allocator, Ints, UInt32s, UInts
+from alignment.expertise.labels import LabelPatterns, Labels
 
-_HELD_BYTES = 128 << 20
-"""What shuffled labels may take at once, unless a single shuffle is more."""
+_MAX_CACHED_BYTES = 128 << 20
+"""Maximum size of the permuted labels in memory, unless a single permutation is larger."""
 
 _DRAWN_AT_ONCE = 1 << 18
-_DEALT_AT_ONCE = 4 << 20
+_PERMUTED_AT_ONCE = 4 << 20
 
 
-class Given(NamedTuple):
-    """What sentences are given in some of the shuffles: arrays of shape (sentences, shuffles).
+class PermutedLabels(NamedTuple):
+    """Labels of all sentences in a batch of permutations: arrays of shape (sentences, permutations).
 
-    `places` has the first concept, or the number of concepts for none, beside those of other shuffles:
-    plus the shuffle times one more than there are concepts. `kinds` has the kind of the labels, or
-    nothing where labels are plain.
+    `slots` has the first concept (the number of concepts for none) plus the permutation's offset in a
+    `PermutedScanState`. `patterns` has the label pattern, or is empty if `slots` determines it.
     """
 
-    shuffles: slice
-    places: Unsigned
-    kinds: Unsigned
+    permutations: slice
+    slots: UInts
+    patterns: UInts
 
 
 @dataclass
-class Shuffles:
-    """Ways to deal the labels anew: each, of shape (sentences,), has whose labels each sentence gets.
+class LabelPermutations:
+    """Random permutations of labels, of shape (sentences,): the sentence whose labels each one receives.
 
-    They are drawn when asked for, the same every time. `kinds` are those of the labels. `group` numbers
-    the sentences that trade labels with each other, and `order` has the sentences group by group: those
-    of group g are `order[starts[g]:starts[g + 1]]`. Those without labels are in one group more.
+    They are drawn on demand, deterministically. `group` numbers the sentences that exchange labels, and
+    `order` lists the sentences by group: `order[starts[g]:starts[g + 1]]`. The last group is unlabelled.
     """
 
     count: int
     seed: int
-    kinds: Kinds
-    group: Ids
-    order: Ids
-    starts: Integers
-    _held: Given | None = field(default=None, repr=False)
+    patterns: LabelPatterns
+    group: UInt32s
+    order: UInt32s
+    starts: Ints
+    _cache: PermutedLabels | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[Ids]:
+    def __iter__(self) -> Iterator[UInt32s]:
         for number in range(self.count):
-            dealt = np.empty(len(self.group), np.uint32)
-            for sentences, givers in self._dealt(number):
-                dealt[sentences] = givers
-            yield dealt
+            permutation = np.empty(len(self.group), np.uint32)
+            for sentences, sources in self._permute(number):
+                permutation[sentences] = sources
+            yield permutation
 
-    def given(self, room: Room = np.empty) -> Iterator[Given]:
-        """What sentences are given, some shuffles at a time. It is kept for the next time if it is
-        little; otherwise what was given is no longer good when the next is drawn."""
-        if self._held is not None:
-            yield self._held
+    def permuted_labels(self, allocate: Allocator = np.empty) -> Iterator[PermutedLabels]:
+        """Yield the permuted labels in batches of permutations. A small result is cached; otherwise the
+        next batch overwrites the previous one."""
+        if self._cache is not None:
+            yield self._cache
             return
-        width, n_sentences = len(self.kinds.own), len(self.group)
-        place = np.dtype(np.uint16 if self.count * width <= 1 << 16 else np.uint32)
-        with_kinds = 0 if self.kinds.plain else n_sentences
-        size = n_sentences * place.itemsize + with_kinds * self.kinds.of.itemsize
-        at_once = min(self.count, max(1, _HELD_BYTES // max(1, size)))
-        # one room for all of them, so that no two are there at once
-        places = room(n_sentences * at_once, place)
-        kinds = room(with_kinds * at_once, self.kinds.of.dtype)
-        for first in range(0, self.count, at_once):
-            part = slice(first, min(first + at_once, self.count))
-            of_part = part.stop - part.start
-            given = Given(
-                part,
-                places[: n_sentences * of_part].reshape(-1, of_part),
-                kinds[: with_kinds * of_part].reshape(-1, of_part),
+        width, n_sentences = len(self.patterns.positives_in_pool), len(self.group)
+        slot_type = np.dtype(np.uint16 if self.count * width <= 1 << 16 else np.uint32)
+        n_patterns = 0 if self.patterns.is_single_label else n_sentences
+        size = n_sentences * slot_type.itemsize + n_patterns * self.patterns.pattern.itemsize
+        max_batch = min(self.count, max(1, _MAX_CACHED_BYTES // max(1, size)))
+        # one buffer for all batches, so that two never coexist
+        slots = allocate(n_sentences * max_batch, slot_type)
+        patterns = allocate(n_patterns * max_batch, self.patterns.pattern.dtype)
+        for first in range(0, self.count, max_batch):
+            n_batch = min(max_batch, self.count - first)
+            batch = PermutedLabels(
+                slice(first, first + n_batch),
+                slots[: n_sentences * n_batch].reshape(-1, n_batch),
+                patterns[: n_patterns * n_batch].reshape(-1, n_batch),
             )
-            for shuffle in range(of_part):
-                for sentences, givers in self._dealt(first + shuffle):
-                    of = self.kinds.of[givers]
-                    given.places[sentences, shuffle] = self.kinds.first[of] + shuffle * width
-                    if with_kinds:
-                        given.kinds[sentences, shuffle] = of
-            if size * self.count <= _HELD_BYTES:
-                self._held = given
-            yield given
+            for index in range(n_batch):
+                for sentences, sources in self._permute(first + index):
+                    pattern = self.patterns.pattern[sources]
+                    batch.slots[sentences, index] = self.patterns.first_concept[pattern] + index * width
+                    if n_patterns:
+                        batch.patterns[sentences, index] = pattern
+            if size * self.count <= _MAX_CACHED_BYTES:
+                self._cache = batch
+            yield batch
 
-    def _dealt(self, number: int) -> Iterator[tuple[Ids, Ids]]:
-        """Sentences, and those whose labels they get, some at a time: each sentence draws a lot, and the
-        labels of a group go to its sentences in the order of the lots."""
-        begins = np.append(self.starts[:-1], np.inf)
+    def _permute(self, number: int) -> Iterator[tuple[UInt32s, UInt32s]]:
+        """Yield sentences and the sentences whose labels they receive, in batches: every sentence draws
+        a random sort key, and the labels of a group go to its sentences in the order of the keys."""
+        group_starts = np.append(self.starts[:-1], np.inf)
         sizes = np.append(np.diff(self.starts), 0)
         n_labelled = self.starts[-1]
-        done = 0
-        for low in range(0, n_labelled, _DEALT_AT_ONCE):
-            high = low + _DEALT_AT_ONCE if low + _DEALT_AT_ONCE < n_labelled else np.inf
+        n_done = 0
+        for low in range(0, n_labelled, _PERMUTED_AT_ONCE):
+            high = low + _PERMUTED_AT_ONCE if low + _PERMUTED_AT_ONCE < n_labelled else np.inf
             random = np.random.default_rng([self.seed, number])
-            found, lots = [], []
+            batch_sources, batch_keys = [], []
             for first in range(0, len(self.group), _DRAWN_AT_ONCE):
                 group = self.group[first : first + _DRAWN_AT_ONCE]
-                lot = random.random(len(group))
-                # about the place that the lot has in the order: exact ones never go the other way round
-                place = begins[group] + lot * sizes[group]
-                inside = np.flatnonzero((low <= place) & (place < high))
-                found.append((first + inside).astype(np.uint32))
-                lots.append(lot[inside])
-            givers = np.concatenate(found)
-            givers = givers[np.lexsort((np.concatenate(lots), self.group[givers]))]
-            yield self.order[done : done + len(givers)], givers
-            done += len(givers)
-        for first in range(n_labelled, len(self.order), _DEALT_AT_ONCE):
-            rest = self.order[first : first + _DEALT_AT_ONCE]
-            yield rest, rest
+                sort_keys = random.random(len(group))
+                # approximate, but monotone in the exact ranks
+                rank = group_starts[group] + sort_keys * sizes[group]
+                in_batch = np.flatnonzero((low <= rank) & (rank < high))
+                batch_sources.append((first + in_batch).astype(np.uint32))
+                batch_keys.append(sort_keys[in_batch])
+            sources = np.concatenate(batch_sources)
+            sources = sources[np.lexsort((np.concatenate(batch_keys), self.group[sources]))]
+            yield self.order[n_done : n_done + len(sources)], sources
+            n_done += len(sources)
+        for first in range(n_labelled, len(self.order), _PERMUTED_AT_ONCE):
+            unlabelled = self.order[first : first + _PERMUTED_AT_ONCE]
+            yield unlabelled, unlabelled
 
 
-def shuffles(labels: Labels, count: int, seed: int) -> Shuffles:
-    """So many ways to deal the labels anew.
+def permute_labels(labels: Labels, count: int, seed: int) -> LabelPermutations:
+    """Draw `count` random permutations of the labels.
 
-    Labels go together, so that sentences of several concepts stay such, and only among sentences that
-    concepts link: two that are positives or negatives of one concept are linked, and so are those that
-    a third links. With shared negatives these are all sentences; concepts with positives and negatives
-    that nobody else has are shuffled each by itself. A sentence without a label keeps none.
+    A sentence's labels move together, so that sentences of several concepts remain such, and only among
+    sentences connected through concepts: two sentences with a concept in common, as positives or
+    negatives, are connected. With shared negatives all sentences are; concepts whose positives and
+    negatives belong to no other concept are permuted separately. Unlabelled sentences remain unlabelled.
     """
-    n_groups, group = _linked(labels)
+    n_groups, group = _connected_groups(labels)
     order = np.argsort(group, kind="stable").astype(np.uint32)
-    starts = np.zeros(n_groups + 1, np.int64)
-    np.cumsum(np.bincount(group, minlength=n_groups + 1)[:-1], out=starts[1:])
-    return Shuffles(count, seed, labels.kinds, group, order, starts)
+    starts = np.append(0, np.cumsum(np.bincount(group, minlength=n_groups + 1)[:-1]))
+    return LabelPermutations(count, seed, labels.patterns, group, order, starts)
 
 
-def _linked(labels: Labels) -> tuple[int, Ids]:
-    """How many groups of sentences concepts link, and the group of each sentence; those without labels
-    are in one more."""
-    positive, negative = np.diff(labels.positive_starts), np.diff(labels.negative_starts)
-    labelled = (positive > 0) | (negative > 0) | labels.shared
-    if labels.shared.any():
-        # a shared negative is one of all concepts
-        return 1, np.where(labelled, 0, 1).astype(np.uint32)
-    # slow to import, and what only plans a sweep needs none of it
+def _connected_groups(labels: Labels) -> tuple[int, UInt32s]:
+    """The number of groups of sentences connected through concepts, and the group of each sentence;
+    unlabelled sentences get the next number."""
+    n_positive, n_negative = np.diff(labels.positive_starts), np.diff(labels.negative_starts)
+    is_labelled = (n_positive > 0) | (n_negative > 0) | labels.in_shared_pool
+    if labels.in_shared_pool.any():
+        # a shared negative is a negative of all concepts
+        return 1, np.where(is_labelled, 0, 1).astype(np.uint32)
+    # slow to import, and not needed to plan a sweep
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    sentence = np.arange(labels.n_sentences)
-    rows = np.concatenate([np.repeat(sentence, positive), np.repeat(sentence, negative)])
-    places = labels.n_sentences + np.concatenate([labels.positive_concepts, labels.negative_concepts])
+    sentences = np.arange(labels.n_sentences)
+    rows = np.concatenate([np.repeat(sentences, n_positive), np.repeat(sentences, n_negative)])
+    columns = labels.n_sentences + np.concatenate([labels.positive_concepts, labels.negative_concepts])
     size = labels.n_sentences + labels.n_concepts
-    links = coo_array((np.ones(len(rows), np.bool_), (rows, places)), shape=(size, size))
-    linked = connected_components(links, directed=False)[1][: labels.n_sentences]
-    groups, of = np.unique(linked[labelled], return_inverse=True)
-    group = np.full(labels.n_sentences, len(groups), np.uint32)
-    group[labelled] = of
-    return len(groups), group
+    graph = coo_array((np.ones(len(rows), np.bool_), (rows, columns)), shape=(size, size))
+    component = connected_components(graph, directed=False)[1][: labels.n_sentences]
+    components, labelled_group = np.unique(component[is_labelled], return_inverse=True)
+    group = np.full(labels.n_sentences, len(components), np.uint32)
+    group[is_labelled] = labelled_group
+    return len(components), group

@@ -1,352 +1,321 @@
-"""Which sentences are positives and negatives of which concepts, in each of the ways that negatives are
-had."""
+"""Which sentences are positives and negatives of which concepts, for each way to choose negatives."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
-from alignment.expertise.ap_kernel import Ids, Integers, Unsigned
+from alignment.arrays import Bools, Ints, UInt32s, UInts
 
-_LENGTHS = 10
+_N_LENGTH_BINS = 10
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Which sentences are the positives and which the negatives of each concept.
+    """The positives and negatives of each concept.
 
-    The positives are listed by sentence (compressed rows): sentence `s` is a positive of the
-    concepts `positive_concepts[positive_starts[s]:positive_starts[s + 1]]`.
+    Positives are in compressed sparse rows (CSR): sentence `s` is a positive of the concepts
+    `positive_concepts[positive_starts[s]:positive_starts[s + 1]]`.
 
-    The negatives are given in two ways that add up. A sentence that `shared` marks is a negative of
-    every concept of which it is no positive; further negatives are listed just as the positives are.
+    Negatives are the union of two sets. A sentence `in_shared_pool` is a negative of every concept of
+    which it is not a positive; further negatives are listed in CSR, as positives are.
     """
 
     n_concepts: int
-    positive_starts: Integers
-    positive_concepts: Integers
-    shared: npt.NDArray[np.bool_]
-    negative_starts: Integers
-    negative_concepts: Integers
+    positive_starts: Ints
+    positive_concepts: Ints
+    in_shared_pool: Bools
+    negative_starts: Ints
+    negative_concepts: Ints
 
     @property
     def n_sentences(self) -> int:
         return len(self.positive_starts) - 1
 
     @cached_property
-    def positives(self) -> list[Integers]:
-        """Sentences that are positives, for each concept."""
-        return _by_concept(self.positive_starts, self.positive_concepts, self.n_concepts)
+    def positives(self) -> list[Ints]:
+        """The positive sentences of each concept."""
+        return _group_by_concept(self.positive_starts, self.positive_concepts, self.n_concepts)
 
     @cached_property
-    def listed_negatives(self) -> list[Integers]:
-        """Sentences that are listed as negatives, for each concept."""
-        return _by_concept(self.negative_starts, self.negative_concepts, self.n_concepts)
+    def listed_negatives(self) -> list[Ints]:
+        """The sentences listed as negatives of each concept."""
+        return _group_by_concept(self.negative_starts, self.negative_concepts, self.n_concepts)
 
     @property
-    def negatives(self) -> list[Integers]:
-        """Sentences that are negatives, for each concept."""
-        marked = np.flatnonzero(self.shared)
+    def negatives(self) -> list[Ints]:
+        """All negative sentences of each concept."""
+        pool = np.flatnonzero(self.in_shared_pool)
         return [
-            np.union1d(np.setdiff1d(marked, own), extra)
-            for own, extra in zip(self.positives, self.listed_negatives, strict=True)
+            np.union1d(np.setdiff1d(pool, positives), listed)
+            for positives, listed in zip(self.positives, self.listed_negatives, strict=True)
         ]
 
-    def of(self, sentences: Integers | Ids) -> Labels:
-        """The labels with those of sentence `sentences[s]` given to each sentence s."""
-        positive_starts, positive_concepts = _taken(
-            self.positive_starts, self.positive_concepts, sentences
-        )
-        negative_starts, negative_concepts = _taken(
-            self.negative_starts, self.negative_concepts, sentences
-        )
+    def take(self, sentences: Ints | UInt32s) -> Labels:
+        """Labels in which sentence s has the labels of sentence `sentences[s]`."""
         return Labels(
             self.n_concepts,
-            positive_starts,
-            positive_concepts,
-            self.shared[sentences],
-            negative_starts,
-            negative_concepts,
+            *_select_rows(self.positive_starts, self.positive_concepts, sentences),
+            self.in_shared_pool[sentences],
+            *_select_rows(self.negative_starts, self.negative_concepts, sentences),
         )
 
     @cached_property
-    def n_positive(self) -> Integers:
-        """How many positives each concept has."""
+    def n_positive(self) -> Ints:
+        """The number of positives of each concept."""
         return np.bincount(self.positive_concepts, minlength=self.n_concepts)
 
     @cached_property
-    def n_negative(self) -> Integers:
-        """How many negatives each concept has."""
+    def n_negative(self) -> Ints:
+        """The number of negatives of each concept."""
         listed = np.bincount(self.negative_concepts, minlength=self.n_concepts)
-        counts: Integers = self.shared.sum() - self._n_marked + listed
-        return counts
+        return np.asarray(self.in_shared_pool.sum() - self._n_positive_in_pool + listed, np.int64)
 
     @cached_property
-    def _n_marked(self) -> Integers:
-        marked = np.repeat(self.shared, np.diff(self.positive_starts))
-        return np.bincount(self.positive_concepts[marked], minlength=self.n_concepts)
+    def _n_positive_in_pool(self) -> Ints:
+        in_pool = np.repeat(self.in_shared_pool, np.diff(self.positive_starts))
+        return np.bincount(self.positive_concepts[in_pool], minlength=self.n_concepts)
 
     @cached_property
-    def kinds(self) -> Kinds:
-        """The kinds of sentences that the labels tell apart.
+    def patterns(self) -> LabelPatterns:
+        """The distinct label patterns of the sentences.
 
-        Raises ValueError for a concept of which some positives are marked and others are not.
+        Raises:
+            ValueError: if some but not all positives of a concept are in the shared pool.
         """
-        own = self._n_marked > 0
-        if (self._n_marked[own] != self.n_positive[own]).any():
+        in_pool = self._n_positive_in_pool > 0
+        if (self._n_positive_in_pool[in_pool] != self.n_positive[in_pool]).any():
             raise ValueError("some positives of a concept are shared negatives and others are not")
         n_positive = np.diff(self.positive_starts)
         n_listed = np.diff(self.negative_starts)
         first = np.full(self.n_sentences, self.n_concepts)
         first[n_positive > 0] = self.positive_concepts[self.positive_starts[:-1][n_positive > 0]]
-        code = 2 * first + self.shared
+        code = 2 * first + self.in_shared_pool
         rows: dict[tuple[bytes, bytes, bool], int] = {}
         for sentence in np.flatnonzero((n_positive > 1) | (n_listed > 0)):
             row = (
                 self.positive_concepts[slice(*self.positive_starts[sentence : sentence + 2])].tobytes(),
                 self.negative_concepts[slice(*self.negative_starts[sentence : sentence + 2])].tobytes(),
-                bool(self.shared[sentence]),
+                bool(self.in_shared_pool[sentence]),
             )
             code[sentence] = 2 * (self.n_concepts + 1) + rows.setdefault(row, len(rows))
-        _, example, of = np.unique(code, return_index=True, return_inverse=True)
-        starts, members = _taken(self.positive_starts, self.positive_concepts, example)
-        has_one = np.diff(starts) > 0
-        later = np.ones(len(members), np.bool_)
-        later[starts[:-1][has_one]] = False
-        more_starts = np.concatenate([[0], np.cumsum(later)])[starts]
-        listed_starts, listed = _taken(self.negative_starts, self.negative_concepts, example)
-        return Kinds(
-            of=of.astype(np.uint16 if len(example) <= 1 << 16 else np.uint32),
-            first=first[example].astype(np.uint32),
-            mark=self.shared[example].astype(np.int64),
-            more_starts=more_starts,
-            more=members[later].astype(np.uint32),
+        _, example, pattern = np.unique(code, return_index=True, return_inverse=True)
+        starts, concepts = _select_rows(self.positive_starts, self.positive_concepts, example)
+        has_positive = np.diff(starts) > 0
+        is_further = np.ones(len(concepts), np.bool_)
+        is_further[starts[:-1][has_positive]] = False
+        listed_starts, listed = _select_rows(self.negative_starts, self.negative_concepts, example)
+        return LabelPatterns(
+            pattern=pattern.astype(np.uint16 if len(example) <= 1 << 16 else np.uint32),
+            first_concept=first[example].astype(np.uint32),
+            in_shared_pool=self.in_shared_pool[example].astype(np.int64),
+            more_starts=np.append(0, np.cumsum(is_further))[starts],
+            more_concepts=concepts[is_further].astype(np.uint32),
             listed_starts=listed_starts,
-            listed=listed.astype(np.uint32),
-            own=np.append(own, False).astype(np.int64),
+            listed_concepts=listed.astype(np.uint32),
+            positives_in_pool=np.append(in_pool, False).astype(np.int64),
         )
 
 
 @dataclass(frozen=True)
-class Kinds:
-    """Sentences with the very same labels are of one kind: all that a score can tell of them.
+class LabelPatterns:
+    """The distinct label patterns: sentences with the same labels are interchangeable in a score.
 
-    `of` has the kind of each sentence. A kind has a first positive concept (`n_concepts` for none) and
-    further ones, compressed rows; it is marked (1) where its sentences are shared negatives; and it has
-    the concepts of which its sentences are listed negatives. `own` is 1 for each concept whose
-    positives are marked, and has one number more, for none.
+    `pattern` has the pattern of each sentence. A pattern has a first positive concept (`n_concepts` for
+    none), further ones in CSR, and the concepts of which its sentences are listed negatives, in CSR; its
+    `in_shared_pool` is 1 if they are shared negatives. `positives_in_pool` is 1 for concepts whose
+    positives are in the shared pool, with a last entry for "none".
     """
 
-    of: Unsigned
-    first: Ids
-    mark: Integers
-    more_starts: Integers
-    more: Ids
-    listed_starts: Integers
-    listed: Ids
-    own: Integers
-
-    def __len__(self) -> int:
-        return len(self.first)
+    pattern: UInts
+    first_concept: UInt32s
+    in_shared_pool: Ints
+    more_starts: Ints
+    more_concepts: UInt32s
+    listed_starts: Ints
+    listed_concepts: UInt32s
+    positives_in_pool: Ints
 
     @property
-    def plain(self) -> bool:
-        """Whether the first concept is all there is to tell of a kind."""
-        return not len(self.more) and not len(self.listed) and bool(self.mark.all())
+    def is_single_label(self) -> bool:
+        """Whether the first concept determines the pattern."""
+        has_lists = len(self.more_concepts) or len(self.listed_concepts)
+        return not has_lists and bool(self.in_shared_pool.all())
 
 
 def labels_against_others(
-    sentences: Integers,
-    concepts: Integers,
+    sentences: Ints,
+    concepts: Ints,
     n_sentences: int,
     n_concepts: int,
     sampled: int | None = None,
     seed: int = 0,
 ) -> Labels:
-    """Labels in which the negatives of a concept are the positives of all the others.
+    """Labels in which the negatives of a concept are the positives of all others.
 
     `sentences[i]` is a positive of `concepts[i]`; a sentence may belong to several concepts, and is
-    never a negative of its own. With `sampled`, each concept gets that many negatives, drawn without
+    never a negative of any of them. With `sampled`, each concept gets that many negatives, drawn without
     replacement and as evenly over the other concepts as their sizes allow.
 
-    Raises ValueError for a concept without positives or without negatives, or with fewer negatives
-    than asked for.
+    Raises:
+        ValueError: if a concept has no positives, no negatives, or fewer than `sampled` negatives.
     """
-    starts, members = _compress(sentences, concepts, n_sentences)
-    positives = _by_concept(starts, members, n_concepts)
-    labelled = np.diff(starts) > 0
-    for concept, own in enumerate(positives):
-        if not len(own):
-            raise ValueError(f"concept {concept} has no positive sentence")
-        if len(own) == labelled.sum():
-            raise ValueError(f"concept {concept} has no negative sentence")
+    starts, members = _to_csr(sentences, concepts, n_sentences)
+    labels = _with_shared_pool(n_concepts, starts, members, np.diff(starts) > 0)
     if sampled is None:
-        no_starts, nothing = np.zeros(n_sentences + 1, np.int64), np.zeros(0, np.int64)
-        return Labels(n_concepts, starts, members, labelled, no_starts, nothing)
-    drawn = [
-        _draw_evenly(positives, concept, sampled, np.random.default_rng([seed, concept]))
+        return labels
+    draws = [
+        _sample_evenly(labels.positives, concept, sampled, np.random.default_rng([seed, concept]))
         for concept in range(n_concepts)
     ]
-    negative_starts, negative_members = _compress(
-        np.concatenate(drawn), np.repeat(np.arange(n_concepts), sampled), n_sentences
-    )
-    unmarked = np.zeros(n_sentences, np.bool_)
-    return Labels(n_concepts, starts, members, unmarked, negative_starts, negative_members)
+    return _with_listed_negatives(starts, members, draws)
 
 
-def labels_of_own(
-    sentences: Integers,
-    concepts: Integers,
-    negative_sentences: Integers,
-    negative_concepts: Integers,
+def labels_from_own_negatives(
+    sentences: Ints,
+    concepts: Ints,
+    negative_sentences: Ints,
+    negative_concepts: Ints,
     n_sentences: int,
     n_concepts: int,
 ) -> Labels:
-    """Labels in which each concept has negatives of its own: `negative_sentences[i]` is one of
-    `negative_concepts[i]`. No other sentence is a negative.
+    """Labels in which each concept has its own negatives.
 
-    Raises ValueError for a concept without positives or without negatives, and for a sentence that is
-    both of one concept.
+    `negative_sentences[i]` is a negative of `negative_concepts[i]`; no other sentence is a negative.
+
+    Raises:
+        ValueError: if a concept has no positives or no negatives, or a sentence is both for one concept.
     """
-    starts, members = _compress(sentences, concepts, n_sentences)
-    negative_starts, negatives = _compress(negative_sentences, negative_concepts, n_sentences)
-    unmarked = np.zeros(n_sentences, np.bool_)
-    labels = Labels(n_concepts, starts, members, unmarked, negative_starts, negatives)
-    _check_own(labels)
-    return labels
+    csr = _to_csr(sentences, concepts, n_sentences)
+    negative_csr = _to_csr(negative_sentences, negative_concepts, n_sentences)
+    return _validated(Labels(n_concepts, *csr, np.zeros(n_sentences, np.bool_), *negative_csr))
 
 
 def labels_against_pool(
-    sentences: Integers, concepts: Integers, pool: Integers, n_sentences: int, n_concepts: int
+    sentences: Ints, concepts: Ints, pool: Ints, n_sentences: int, n_concepts: int
 ) -> Labels:
-    """Labels in which the sentences of a pool are the negatives of every concept, and no others are.
+    """Labels in which the negatives of every concept are the sentences of a pool.
 
-    Raises ValueError for a concept without positives, an empty pool, and a positive in the pool.
+    Raises:
+        ValueError: if a concept has no positives, the pool is empty, or a positive is in the pool.
     """
-    starts, members = _compress(sentences, concepts, n_sentences)
-    shared = np.zeros(n_sentences, np.bool_)
-    shared[pool] = True
-    if (shared & (np.diff(starts) > 0)).any():
+    starts, members = _to_csr(sentences, concepts, n_sentences)
+    in_pool = np.zeros(n_sentences, np.bool_)
+    in_pool[pool] = True
+    if (in_pool & (np.diff(starts) > 0)).any():
         raise ValueError("a positive sentence is in the pool of negatives")
-    no_starts, nothing = np.zeros(n_sentences + 1, np.int64), np.zeros(0, np.int64)
-    labels = Labels(n_concepts, starts, members, shared, no_starts, nothing)
-    _check_own(labels)
+    return _with_shared_pool(n_concepts, starts, members, in_pool)
+
+
+def _validated(labels: Labels) -> Labels:
+    for concept, positives in enumerate(labels.positives):
+        if not len(positives):
+            raise ValueError(f"concept {concept} has no positive sentence")
+        if not labels.n_negative[concept]:
+            raise ValueError(f"concept {concept} has no negative sentence")
+        if np.intersect1d(positives, labels.listed_negatives[concept]).size:
+            raise ValueError(f"a sentence is both a positive and a negative of concept {concept}")
     return labels
 
 
-def _check_own(labels: Labels) -> None:
-    pairs = zip(labels.positives, labels.negatives, strict=True)
-    for concept, (positives, negatives) in enumerate(pairs):
-        if not len(positives):
-            raise ValueError(f"concept {concept} has no positive sentence")
-        if not len(negatives):
-            raise ValueError(f"concept {concept} has no negative sentence")
-        if np.intersect1d(positives, negatives).size:
-            raise ValueError(f"a sentence is a positive and a negative of concept {concept}")
-
-
-def labels_matched_in_length(
-    sentences: Integers,
-    concepts: Integers,
-    lengths: Integers,
-    n_concepts: int,
-    seed: int = 0,
+def labels_matched_by_length(
+    sentences: Ints, concepts: Ints, lengths: Ints, n_concepts: int, seed: int = 0
 ) -> Labels:
-    """Labels in which each concept's negatives are as long as its positives.
+    """Labels in which each concept's negatives match its positives in length.
 
-    `sentences[i]` is a positive of `concepts[i]`; `lengths` has one number a sentence. Lengths are cut
-    at their deciles; from each part as many sentences of other concepts are drawn, without replacement,
-    as keep the shares that the parts have among the positives, and the most that do.
+    `sentences[i]` is a positive of `concepts[i]`; `lengths` has one entry per sentence. Lengths are
+    binned at their deciles; from each bin, sentences of other concepts are drawn without replacement in
+    proportion to the positives in that bin, as many as this allows.
 
-    Raises ValueError for a concept without positives, or for which no negative is long enough.
+    Raises:
+        ValueError: if a concept has no positives, or no negatives of matching length.
     """
-    starts, members = _compress(sentences, concepts, len(lengths))
+    starts, members = _to_csr(sentences, concepts, len(lengths))
     labelled = np.flatnonzero(np.diff(starts) > 0)
-    cuts = np.unique(np.quantile(lengths[labelled], np.arange(1, _LENGTHS) / _LENGTHS))
-    part = np.searchsorted(cuts, lengths, side="left")
-    drawn = []
-    for concept, own in enumerate(_by_concept(starts, members, n_concepts)):
+    edges = np.unique(np.quantile(lengths[labelled], np.arange(1, _N_LENGTH_BINS) / _N_LENGTH_BINS))
+    bins = np.searchsorted(edges, lengths, side="left")
+    draws = []
+    for concept, own in enumerate(_group_by_concept(starts, members, n_concepts)):
         if not len(own):
             raise ValueError(f"concept {concept} has no positive sentence")
         random = np.random.default_rng([seed, concept])
         others = random.permutation(np.setdiff1d(labelled, own))
-        wanted = np.bincount(part[own], minlength=_LENGTHS)
-        there = np.bincount(part[others], minlength=_LENGTHS)
-        times = (there[wanted > 0] / wanted[wanted > 0]).min()
-        counts = np.floor(wanted * times).astype(np.int64)
+        target = np.bincount(bins[own], minlength=_N_LENGTH_BINS)
+        available = np.bincount(bins[others], minlength=_N_LENGTH_BINS)
+        ratio = (available[target > 0] / target[target > 0]).min()
+        counts = np.floor(target * ratio).astype(np.int64)
         if not counts.any():
             raise ValueError(f"concept {concept} has no negatives as long as its positives")
-        kept = [others[part[others] == each][:count] for each, count in enumerate(counts)]
-        drawn.append(np.concatenate(kept))
-    sizes = [len(each) for each in drawn]
-    negative_starts, negative_members = _compress(
-        np.concatenate(drawn), np.repeat(np.arange(n_concepts), sizes), len(lengths)
-    )
-    unmarked = np.zeros(len(lengths), np.bool_)
-    return Labels(n_concepts, starts, members, unmarked, negative_starts, negative_members)
+        matches = [others[bins[others] == number][:count] for number, count in enumerate(counts)]
+        draws.append(np.concatenate(matches))
+    return _with_listed_negatives(starts, members, draws)
 
 
-def split_half(sentences: Integers, concepts: Integers, n_sentences: int, seed: int) -> Integers:
-    """The half, 0 or 1, that each sentence falls into: half of each concept's sentences, by lot.
+def split_half(sentences: Ints, concepts: Ints, n_sentences: int, seed: int) -> Ints:
+    """Assign each sentence to half 0 or 1, so that each concept's sentences are halved at random.
 
-    `sentences[i]` is a positive of `concepts[i]`; a sentence of several concepts is dealt with the first
-    of them.
+    `sentences[i]` is a positive of `concepts[i]`; a sentence of several concepts counts for the first.
     """
     random = np.random.default_rng(seed)
-    first_of = np.full(n_sentences, -1)
-    first_of[sentences[::-1]] = concepts[::-1]
+    first_concept = np.full(n_sentences, -1)
+    first_concept[sentences[::-1]] = concepts[::-1]
     order = random.permutation(n_sentences)
-    order = order[np.argsort(first_of[order], kind="stable")]
-    # dealt in turn, each concept from where the one before stopped
-    half: Integers = np.empty(n_sentences, np.int64)
+    order = order[np.argsort(first_concept[order], kind="stable")]
+    # alternating across concepts too, so that the halves differ by at most one sentence in total
+    half = np.empty(n_sentences, np.int64)
     half[order] = np.arange(n_sentences) % 2
     return half
 
 
-def _compress(sentences: Integers, concepts: Integers, n_sentences: int) -> tuple[Integers, Integers]:
-    """Pairs of (sentence, concept) as compressed rows over the sentences."""
+def _to_csr(sentences: Ints, concepts: Ints, n_sentences: int) -> tuple[Ints, Ints]:
+    """(sentence, concept) pairs as (starts, concepts) in CSR, one row per sentence."""
     order = np.lexsort((concepts, sentences))
-    starts = np.zeros(n_sentences + 1, np.int64)
-    np.cumsum(np.bincount(sentences, minlength=n_sentences), out=starts[1:])
+    starts = np.append(0, np.cumsum(np.bincount(sentences, minlength=n_sentences)))
     return starts, np.asarray(concepts, np.int64)[order]
 
 
-def _by_concept(starts: Integers, members: Integers, n_concepts: int) -> list[Integers]:
+def _with_shared_pool(n_concepts: int, starts: Ints, members: Ints, in_pool: Bools) -> Labels:
+    no_listed = np.zeros(len(starts), np.int64), np.zeros(0, np.int64)
+    return _validated(Labels(n_concepts, starts, members, in_pool, *no_listed))
+
+
+def _with_listed_negatives(starts: Ints, members: Ints, negatives: Sequence[Ints]) -> Labels:
+    """Labels from positives in CSR and the negatives of each concept."""
+    n_concepts, n_sentences = len(negatives), len(starts) - 1
+    concepts = np.repeat(np.arange(n_concepts), [len(sentences) for sentences in negatives])
+    negative_csr = _to_csr(np.concatenate(negatives), concepts, n_sentences)
+    return Labels(n_concepts, starts, members, np.zeros(n_sentences, np.bool_), *negative_csr)
+
+
+def _group_by_concept(starts: Ints, members: Ints, n_concepts: int) -> list[Ints]:
     sentences = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     order = np.argsort(members, kind="stable")
     cuts = np.cumsum(np.bincount(members, minlength=n_concepts))[:-1]
     return np.split(sentences[order], cuts)
 
 
-def _draw_evenly(
-    positives: list[Integers], concept: int, wanted: int, random: np.random.Generator
-) -> Integers:
-    """`wanted` sentences of the other concepts, one of each concept in turn while they last."""
-    own = positives[concept]
-    queues = [
-        random.permutation(np.setdiff1d(sentences, own))
-        for other, sentences in enumerate(positives)
-        if other != concept
-    ]
+def _sample_evenly(positives: list[Ints], concept: int, count: int, random: np.random.Generator) -> Ints:
+    """`count` sentences of the other concepts, one per concept in turn while they last."""
+    # the concept's own queue is empty
+    queues = [random.permutation(np.setdiff1d(queue, positives[concept])) for queue in positives]
     turn = np.concatenate([np.arange(len(queue)) for queue in queues])
-    tie = random.random(len(turn))
-    candidates = np.concatenate(queues)[np.lexsort((tie, turn))]
-    _, first_seen = np.unique(candidates, return_index=True)
-    distinct: Integers = candidates[np.sort(first_seen)]
-    if len(distinct) < wanted:
+    tie_breaker = random.random(len(turn))
+    candidates = np.concatenate(queues)[np.lexsort((tie_breaker, turn))]
+    _, first_index = np.unique(candidates, return_index=True)
+    distinct: Ints = candidates[np.sort(first_index)]
+    if len(distinct) < count:
         raise ValueError(
-            f"concept {concept} has {len(distinct)} possible negatives; {wanted} were asked for"
+            f"concept {concept} has {len(distinct)} possible negatives; {count} were requested"
         )
-    return distinct[:wanted]
+    return distinct[:count]
 
 
-def _taken(starts: Integers, members: Integers, rows: Integers | Ids) -> tuple[Integers, Integers]:
-    """Some of the rows of compressed rows, in the order given."""
+def _select_rows(starts: Ints, members: Ints, rows: Ints | UInt32s) -> tuple[Ints, Ints]:
+    """The selected rows of a CSR structure, in that order."""
     sizes = np.diff(starts)[rows]
-    taken = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(sizes, out=taken[1:])
-    within = np.arange(taken[-1]) - np.repeat(taken[:-1], sizes)
-    return taken, members[np.repeat(starts[:-1][rows], sizes) + within]
+    new_starts = np.append(0, np.cumsum(sizes))
+    within = np.arange(new_starts[-1]) - np.repeat(new_starts[:-1], sizes)
+    return new_starts, members[np.repeat(starts[:-1][rows], sizes) + within]

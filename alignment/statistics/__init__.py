@@ -1,1 +1,1 @@
-"""Correlations, intervals and tests."""
+"""Correlations, confidence intervals and tests."""

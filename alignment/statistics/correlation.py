@@ -1,98 +1,91 @@
-"""How well representations agree with humans over pairs of concepts, and what chance gives."""
+"""Agreement of representations with human judgments over pairs of concepts, and permutation tests."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from alignment.statistics.rank_correlation import Measure, agreement_of_prepared, prepare
-from alignment.statistics.resampling import Estimates, Method, blocks, estimate
+from alignment.arrays import Floats, Ints
+from alignment.statistics.rank_correlation import CorrelationMeasure, correlate_prepared, prepare
+from alignment.statistics.resampling import IntervalMethod, ResampledStatistic, index_blocks, resample
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+MIN_PAIRS = 10
+"""No correlation is reported for fewer pairs."""
 
-FEWEST_PAIRS = 10
-"""Below this many pairs no correlation is reported."""
-
-_ROUNDING = 1e-9
+_TOLERANCE = 1e-9
 
 
 def correlate(
     x: Floats,
     y: Floats,
-    first: Integers,
-    second: Integers,
-    measure: Measure = "spearman",
-    method: Method = "jackknife",
+    first: Ints,
+    second: Ints,
+    measure: CorrelationMeasure = "spearman",
+    method: IntervalMethod = "jackknife",
     resamples: int = 2000,
     seed: int = 0,
-) -> Estimates:
-    """Correlations of each row of `x` with `y` over pairs of concepts, and what their intervals need.
+) -> ResampledStatistic:
+    """Correlate each row of `x` with `y` over pairs of concepts, with resamples for intervals.
 
-    `x` has shape (representations, pairs); pair `i` is of the concepts numbered `first[i]` and
-    `second[i]`. A representation that is constant has the value NaN.
+    `x` has shape (representations, pairs); pair `i` consists of concepts `first[i]` and `second[i]`. A
+    constant representation has the value NaN.
 
-    Raises ValueError below 10 pairs, for values that are not finite, and for a constant `y`.
+    Raises:
+        ValueError: if there are fewer than MIN_PAIRS pairs, a value is not finite, or `y` is constant.
     """
-    _check(x, y)
-    rows, scores = [prepare(measure, each) for each in x], prepare(measure, y)
+    if len(y) < MIN_PAIRS:
+        raise ValueError(f"a correlation needs at least {MIN_PAIRS} pairs, got {len(y)}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("a similarity is not finite")
+    if (y == y[0]).all():
+        raise ValueError("all scores are equal, so the correlation is undefined")
+    rows, scores = [prepare(measure, row) for row in x], prepare(measure, y)
 
     def statistic(weights: Floats) -> Floats:
-        return np.stack([agreement_of_prepared(measure, each, scores, weights) for each in rows])
+        return np.stack([correlate_prepared(measure, row, scores, weights) for row in rows])
 
-    return estimate(statistic, np.stack([first, second], 1), (-1, 1), method, resamples, seed)
+    return resample(statistic, np.stack([first, second], 1), (-1, 1), method, resamples, seed)
 
 
-def mantel(
+def mantel_test(
     matrix: Floats,
     y: Floats,
-    first: Integers,
-    second: Integers,
-    measure: Measure = "spearman",
+    first: Ints,
+    second: Ints,
+    measure: CorrelationMeasure = "spearman",
     permutations: int = 2000,
     seed: int = 0,
 ) -> float:
     """Two-sided p value of the correlation of a similarity matrix with scores of some of its pairs.
 
-    The names of the matrix's concepts are permuted (Mantel 1967, Cancer Research 27), so `matrix` must
-    hold the similarity of every two concepts, rated or not: symmetric, (concepts, concepts). The
-    p value counts the correlation itself among the permutations, so it is never 0. NaN where the
-    correlation is undefined.
+    Permutes the concepts of the matrix (Mantel 1967, Cancer Research 27), so `matrix`, of shape
+    (concepts, concepts), must be symmetric and hold the similarity of all pairs, rated or not. The
+    observed correlation counts as one of the permutations, so p is never 0. NaN if it is undefined.
     """
     values, scores = prepare(measure, matrix), prepare(measure, y)
-    once = np.ones((1, len(y)))
-    observed = agreement_of_prepared(measure, values[first, second], scores, once)[0]
+    weights = np.ones((1, len(y)))
+    observed = correlate_prepared(measure, values[first, second], scores, weights)[0]
     if np.isnan(observed):
         return float("nan")
     random = np.random.default_rng(seed)
-    as_large = 0
-    for rows in blocks(permutations, max(len(y), len(matrix))):
-        names = random.permuted(np.tile(np.arange(len(matrix)), (len(rows), 1)), axis=1)
-        permuted = agreement_of_prepared(
-            measure, values[names[:, first], names[:, second]], scores, once
-        )
-        # one that is undefined speaks for no effect as well as any
-        as_large += int((~(np.abs(permuted) < np.abs(observed) - _ROUNDING)).sum())
-    return (1 + as_large) / (1 + permutations)
+    n_as_large = 0
+    for rows in index_blocks(permutations, max(len(y), len(matrix))):
+        order = random.permuted(np.tile(np.arange(len(matrix)), (len(rows), 1)), axis=1)
+        matrices = values[order[:, first], order[:, second]]
+        permuted = correlate_prepared(measure, matrices, scores, weights)
+        # an undefined correlation counts as evidence for the null hypothesis
+        n_as_large += int((~(np.abs(permuted) < np.abs(observed) - _TOLERANCE)).sum())
+    return (1 + n_as_large) / (1 + permutations)
 
 
 def benjamini_hochberg(p: Floats) -> Floats:
-    """The smallest false discovery rates at which each p value is found (Benjamini and Hochberg 1995).
+    """Smallest false discovery rate at which each p value is significant (Benjamini and Hochberg 1995).
 
-    `p` has shape (tests,); a NaN stays one and counts as no test.
+    `p` has shape (tests,); NaN stays NaN and does not count as a test.
     """
+    # not SciPy's false_discovery_control: it rejects NaN, and scales by a rounded n / rank
     q = np.full(len(p), np.nan)
     tested = np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested])]
     scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
     q[order] = np.minimum.accumulate(scaled[::-1])[::-1]
     return q
-
-
-def _check(x: Floats, y: Floats) -> None:
-    if len(y) < FEWEST_PAIRS:
-        raise ValueError(f"{len(y)} pairs; a correlation needs at least {FEWEST_PAIRS}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("a similarity is not finite")
-    if (y == y[0]).all():
-        raise ValueError("all scores are equal: there is nothing to correlate with")

@@ -1,4 +1,4 @@
-"""Similarity of things in a given taxonomy: a graph from each thing to the more general ones."""
+"""Similarity of nodes in a taxonomy: a graph from each node to its hypernyms."""
 
 from __future__ import annotations
 
@@ -7,52 +7,53 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
+
+from alignment.arrays import Floats
 
 TaxonomyMeasure = Literal["path", "wu-palmer"]
 
 
 def taxonomy_similarity(
-    above: Mapping[int, Sequence[int]], nodes: Sequence[int], measure: TaxonomyMeasure
-) -> npt.NDArray[np.float64]:
-    """Similarity of each two of `nodes`; 0 where they have nothing above them in common.
+    hypernyms: Mapping[int, Sequence[int]], nodes: Sequence[int], measure: TaxonomyMeasure
+) -> Floats:
+    """Similarity of every pair of `nodes`; 0 without a common ancestor.
 
-    `above` gives the nodes right above each node. `path` is 1 / (1 + edges of the shortest path over a
-    common node above). `wu-palmer` is 2 d(c) / (2 d(c) + edges to c from both), with c the common node
-    that makes it highest and d its depth, the root having 1 (Wu and Palmer 1994, ACL, section 4).
+    `hypernyms` maps nodes to their direct hypernyms. `path` is 1 / (1 + edges of the shortest path via a
+    common ancestor). `wu-palmer` is 2 d(c) / (2 d(c) + edges to c from both), with c the common ancestor
+    that maximises it and d its depth, 1 for the root (Wu and Palmer 1994, ACL, section 4).
 
-    Raises ValueError for a graph with a cycle.
+    Raises:
+        ValueError: if the graph has a cycle.
     """
 
     @cache
     def depth(node: int) -> int:
-        return 1 + max((depth(parent) for parent in above.get(node, ())), default=0)
+        return 1 + max((depth(parent) for parent in hypernyms.get(node, ())), default=0)
 
     try:
-        steps = [_steps_up(above, node) for node in nodes]
-        for node in {each for found in steps for each in found}:
+        distances = [_ancestor_distances(hypernyms, node) for node in nodes]
+        for node in {ancestor for ancestors in distances for ancestor in ancestors}:
             depth(node)
     except RecursionError as error:
         raise ValueError("the taxonomy has a cycle, or a chain of a thousand nodes") from error
     similarity = np.eye(len(nodes))
-    for row, one in enumerate(steps):
-        for column, other in enumerate(steps[:row]):
+    for row, ancestors in enumerate(distances):
+        for column, column_ancestors in enumerate(distances[:row]):
             best = 0.0
-            for node in one.keys() & other.keys():
-                edges = one[node] + other[node]
-                twice = 2 * depth(node)
-                best = max(best, 1 / (1 + edges) if measure == "path" else twice / (twice + edges))
+            for node in ancestors.keys() & column_ancestors.keys():
+                edges = ancestors[node] + column_ancestors[node]
+                depth_x2 = 2 * depth(node)
+                best = max(best, 1 / (1 + edges) if measure == "path" else depth_x2 / (depth_x2 + edges))
             similarity[row, column] = similarity[column, row] = best
     return similarity
 
 
-def _steps_up(above: Mapping[int, Sequence[int]], node: int) -> dict[int, int]:
-    """Fewest edges from a node to each node above it, itself included."""
-    steps = {node: 0}
+def _ancestor_distances(hypernyms: Mapping[int, Sequence[int]], node: int) -> dict[int, int]:
+    """The fewest edges from a node to each of its ancestors, itself included."""
+    distances = {node: 0}
     front = [node]
     while front:
-        front = list(
-            dict.fromkeys(up for each in front for up in above.get(each, ()) if up not in steps)
-        )
-        steps |= dict.fromkeys(front, max(steps.values()) + 1)
-    return steps
+        parents = (parent for child in front for parent in hypernyms.get(child, ()))
+        front = list(dict.fromkeys(parent for parent in parents if parent not in distances))
+        distances |= dict.fromkeys(front, max(distances.values()) + 1)
+    return distances

@@ -1,33 +1,31 @@
-"""Similarity of concepts that are given as vectors."""
+"""Similarity of concepts represented by vectors."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
+
+from alignment.arrays import AnyFloats, Floats
 
 
-def cosine_matrix(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Cosine similarity of each two rows of `vectors`, in float64.
+def cosine_matrix(vectors: AnyFloats) -> Floats:
+    """Cosine similarity of every pair of rows of `vectors`, in float64.
 
-    Raises ValueError for a row that is zero or not finite: it has no direction.
+    Raises:
+        ValueError: if a row is zero or not finite.
     """
     exact = vectors.astype(np.float64)
     norms = np.linalg.norm(exact, axis=1, keepdims=True)
     if not (np.isfinite(norms).all() and (norms > 0).all()):
         raise ValueError("a vector is zero or not finite, so its cosine is undefined")
-    unit = exact / norms
-    cosines: npt.NDArray[np.float64] = unit @ unit.T
-    return cosines
+    normalised = exact / norms
+    return np.asarray(normalised @ normalised.T, np.float64)
 
 
-def centred(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """The vectors less their mean, which takes away the direction that all of them share.
+def subtract_mean(vectors: AnyFloats) -> Floats:
+    """Subtract the mean vector, and with it the direction common to all vectors.
 
-    Hidden states of a language model are nearly parallel (Ethayarajh 2019, arXiv 1909.00512), so the
-    plain cosine hides their differences.
+    A language model's hidden states are nearly parallel (Ethayarajh 2019, arXiv 1909.00512), which hides
+    their differences from the plain cosine.
     """
     exact = vectors.astype(np.float64)
-    shifted: npt.NDArray[np.float64] = exact - exact.mean(axis=0, keepdims=True)
-    return shifted
+    return np.asarray(exact - exact.mean(axis=0, keepdims=True), np.float64)

@@ -1,1 +1,1 @@
-"""Words and sentences."""
+"""Concept words and sentences."""

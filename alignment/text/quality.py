@@ -1,4 +1,4 @@
-"""The quality gate: from raw text to sentences that can stand for a concept, and why others cannot."""
+"""The quality filter: splits raw text into sentences and keeps those that can represent a concept."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import sentencex
 import simplemma
 from simplemma.strategies.dictionaries.dictionary_factory import SUPPORTED_LANGUAGES
 
-from alignment.text.word_matching import NOUN, VERB, Word, WordFinder, find_word
+from alignment.text.word_matching import NOUN, VERB, ConceptWord, WordFinder, find_word
 
-NO_WORD = "the concept's word is not in it"
-OTHER_CONCEPT = "names another concept"
+MISSING_WORD = "the concept's word is missing"
+OTHER_CONCEPT = "mentions another concept"
 SHORT = "too short"
 LONG = "too long"
-NOT_WHOLE = "no whole sentence"
-REFUSAL = "a refusal or talk about the task"
+INCOMPLETE = "not a complete sentence"
+REFUSAL = "a refusal or a comment on the task"
 OTHER_LANGUAGE = "another language"
 OTHER_POS = "another part of speech"
-REPEAT = "repeats another"
-NEAR_REPEAT = "nearly repeats another"
+REPEAT = "a duplicate"
+NEAR_REPEAT = "a near-duplicate"
 
 LANGUAGES = frozenset(SUPPORTED_LANGUAGES)
-TAGGED = {"noun": ("NN",), "verb": ("VV", "VB", "VD", "VH"), "adjective": ("AJ",), "adverb": ("AV",)}
-"""The parts of speech that are told apart in English, with the C5 tags (their start) of each."""
+POS_TAGS = {"noun": ("NN",), "verb": ("VV", "VB", "VD", "VH"), "adjective": ("AJ",), "adverb": ("AV",)}
+"""The parts of speech distinguished in English, with the prefixes of their C5 tags."""
 
-FEWEST_WORDS, MOST_WORDS = 5, 40
-_KNOWN_SHARE = 0.7
-_SHARED_TRIGRAMS = 0.5
+MIN_WORDS, MAX_WORDS = 5, 40
+_MIN_KNOWN_SHARE = 0.7
+_MAX_SHARED_TRIGRAMS = 0.5
 
-_MARK = re.compile(
+_LIST_MARKER = re.compile(
     r"^\s*(?:(?:[-*•●▪◦‣·–—>#]+|\(?\d{1,3}[.):]|\(?[a-z]\)|"
     r"(?:the )?(?:answer|example|fact|sentence|story)(?: is)?[ \d]*:)\s+)+",
     re.IGNORECASE,
@@ -44,7 +44,7 @@ _APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
 _QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "„": "“"}
 _ENDINGS = tuple(".!?…。！？")
 _CLOSERS = "\"'”’»)]"
-_TALK = re.compile(
+_REFUSAL_PATTERN = re.compile(
     r"^(?:(?:unfortunately, )?i(?:['’]m| am) (?:sorry|(?:not able|unable) to)|sorry,|i apologi[sz]e|"
     r"(?:unfortunately, )?i can(?:['’]t|not| not)\b|(?:sure|certainly|okay|of course)[,!.]|"
     r"here(?: is| are|['’]s)\b|please (?:provide|let me)|the (?:sentence|story) (?:is|will|begins)\b|"
@@ -56,163 +56,163 @@ _TALK = re.compile(
 _TOKEN = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
 
 
-def split(text: str, language: str = "en") -> list[str]:
-    """The sentences of a text, each without the mark of a list, emphasis or quotes around it."""
-    found = []
-    for line in text.splitlines():
-        for sentence in sentencex.segment(language, _MARK.sub("", line)):
-            cleaned = clean(sentence)
-            if cleaned:
-                found.append(cleaned)
-    return found
+def split_sentences(text: str, language: str = "en") -> list[str]:
+    """Split a text into sentences without list markers, emphasis and enclosing quotes."""
+    lines = (_LIST_MARKER.sub("", line) for line in text.splitlines())
+    sentences = (clean_sentence(part) for line in lines for part in sentencex.segment(language, line))
+    return [sentence for sentence in sentences if sentence]
 
 
-def clean(sentence: str) -> str:
-    """A sentence on one line, without the mark of a list, emphasis, quotes around it or half of them."""
-    plain = _MARK.sub("", " ".join(_EMPHASIS.sub("", _MARK.sub("", sentence)).split()))
-    # of brackets and quotations that were split, one half is left
+def clean_sentence(sentence: str) -> str:
+    """Put a sentence on one line and strip list markers, emphasis, enclosing and unpaired quotes."""
+    plain = _LIST_MARKER.sub("", " ".join(_EMPHASIS.sub("", _LIST_MARKER.sub("", sentence)).split()))
+    # splitting into sentences leaves unpaired brackets and quotes
     if plain.count("(") != plain.count(")"):
         plain = plain.lstrip("() ") if plain[:1] in "()" else plain.rstrip("() ")
     for opening, closing in _QUOTES.items():
-        # an apostrophe may be a letter's ("'Tis")
+        # an apostrophe may replace a letter ("'Tis")
         inner = _APOSTROPHE.sub("", plain)
         marks = inner.count(opening) + (inner.count(closing) if closing != opening else 0)
         begins, ends = plain.startswith(opening), plain.rstrip(".!?").endswith(closing)
         if (begins and ends and marks == 2) or (marks == 1 and (begins or ends) and opening not in "'‘"):
-            head = plain.removeprefix(opening)
-            at = head.rfind(closing) if ends else len(head)
-            return (head[:at] + head[at + 1 :]).strip()
+            rest = plain.removeprefix(opening)
+            end = rest.rfind(closing) if ends else len(rest)
+            return (rest[:end] + rest[end + 1 :]).strip()
     return plain
 
 
-def words(text: str) -> list[str]:
-    """The words of a text, in small letters."""
+def lowercase_words(text: str) -> list[str]:
+    """The words of a text in lower case."""
     return re.findall(r"\w+(?:['’]\w+)?", text.lower())
 
 
-def trigrams(text: str) -> set[tuple[str, str, str]]:
-    """Each three words that follow each other."""
-    found = words(text)
-    return set(zip(found, found[1:], found[2:], strict=False))
+def word_trigrams(text: str) -> set[tuple[str, str, str]]:
+    """The trigrams of words of a text."""
+    words = lowercase_words(text)
+    return set(zip(words, words[1:], words[2:], strict=False))
 
 
-class Gate:
-    """What makes a sentence fit for one of the concepts of a set."""
+class SentenceFilter:
+    """Decides which sentences can represent a concept of a set."""
 
-    def __init__(self, concepts: Sequence[Word], language: str = "en") -> None:
+    def __init__(self, concepts: Sequence[ConceptWord], language: str = "en") -> None:
         self._finder = WordFinder(concepts)
         self.language = language
         self.concepts = list(concepts)
 
-    def objection(self, text: str, concepts: Collection[int], check_pos: bool = True) -> str | None:
-        """Why a sentence cannot stand for the concepts of these numbers or, for none of them, be a
-        negative of all; None if it can."""
-        own = [self.concepts[number] for number in concepts]
+    def rejection_reason(
+        self, text: str, concepts: Collection[int], check_pos: bool = True
+    ) -> str | None:
+        """Why a sentence cannot represent the concepts or, if there are none, be a negative; or None."""
+        own_words = [self.concepts[number] for number in concepts]
         checks: list[tuple[str, Callable[[], bool]]] = [
-            (REFUSAL, lambda: bool(_TALK.search(text))),
-            (SHORT, lambda: len(text.split()) < FEWEST_WORDS),
-            (LONG, lambda: len(text.split()) > MOST_WORDS),
-            (NOT_WHOLE, lambda: not _is_whole(text)),
-            (NO_WORD, lambda: not all(find_word(text, word) for word in own)),
+            (REFUSAL, lambda: bool(_REFUSAL_PATTERN.search(text))),
+            (SHORT, lambda: len(text.split()) < MIN_WORDS),
+            (LONG, lambda: len(text.split()) > MAX_WORDS),
+            (INCOMPLETE, lambda: not _is_complete(text)),
+            (MISSING_WORD, lambda: not all(find_word(text, word) for word in own_words)),
             (OTHER_CONCEPT, lambda: bool(self._finder.find(text).difference(concepts))),
-            (OTHER_LANGUAGE, lambda: not is_in(text, self.language)),
-            (OTHER_POS, lambda: check_pos and not all(has_pos(text, word) for word in own)),
+            (OTHER_LANGUAGE, lambda: not is_in_language(text, self.language)),
+            (OTHER_POS, lambda: check_pos and not all(has_pos(text, word) for word in own_words)),
         ]
-        return next((reason for reason, is_wrong in checks if is_wrong()), None)
+        return next((reason for reason, fails in checks if fails()), None)
 
 
 @dataclass
-class Collected:
-    """The sentences kept for one concept, and how many were dropped for which reason."""
+class CollectedSentences:
+    """The sentences collected for one concept, and the number rejected for each reason."""
 
-    kept: list[str] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
+    sentences: list[str] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     _seen: set[tuple[str, ...]] = field(default_factory=set)
     _sizes: list[int] = field(default_factory=list)
-    _holding: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
+    _by_trigram: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
 
-    def repeats(self, text: str) -> str | None:
-        """Why a sentence says what a kept one says; None if it does not.
+    def repetition_reason(self, text: str) -> str | None:
+        """Whether a sentence repeats or nearly repeats a collected one, as a reason; None if not.
 
-        Two nearly repeat each other when they share more than half of the trigrams of words of the
-        one that has fewer.
+        Two sentences nearly repeat each other if they share more than half of the word trigrams of the
+        one with fewer.
         """
-        if tuple(words(text)) in self._seen:
+        if tuple(lowercase_words(text)) in self._seen:
             return REPEAT
-        own = trigrams(text)
-        shared = Counter(number for each in own for number in self._holding.get(each, ()))
-        near = (
-            count > _SHARED_TRIGRAMS * min(len(own), self._sizes[number])
-            for number, count in shared.items()
+        trigrams = word_trigrams(text)
+        shared = Counter(index for trigram in trigrams for index in self._by_trigram.get(trigram, ()))
+        is_near = any(
+            count > _MAX_SHARED_TRIGRAMS * min(len(trigrams), self._sizes[index])
+            for index, count in shared.items()
         )
-        return NEAR_REPEAT if any(near) else None
+        return NEAR_REPEAT if is_near else None
 
-    def keep(self, text: str) -> None:
-        """Take a sentence in."""
-        own = trigrams(text)
-        for each in own:
-            self._holding.setdefault(each, []).append(len(self.kept))
-        self._sizes.append(len(own))
-        self._seen.add(tuple(words(text)))
-        self.kept.append(text)
+    def add(self, text: str) -> None:
+        """Add a sentence."""
+        trigrams = word_trigrams(text)
+        for trigram in trigrams:
+            self._by_trigram.setdefault(trigram, []).append(len(self.sentences))
+        self._sizes.append(len(trigrams))
+        self._seen.add(tuple(lowercase_words(text)))
+        self.sentences.append(text)
 
-    def drop(self, text: str, reason: str) -> None:
-        """Count a sentence that is not kept; the first of each reason is its example."""
-        self.dropped[reason] += 1
+    def reject(self, text: str, reason: str) -> None:
+        """Count a rejected sentence; the first for each reason is its example."""
+        self.rejected[reason] += 1
         self.examples.setdefault(reason, text)
 
 
-def collect(
+def collect_sentences(
     texts: Iterable[str],
-    gate: Gate,
+    sentence_filter: SentenceFilter,
     concepts: Collection[int],
-    wanted: int,
-    into: Collected | None = None,
-) -> Collected:
-    """Keep the sentences of raw texts that pass the gate for the concepts, until `wanted` are kept."""
-    collected = into or Collected()
-    for sentence in (each for text in texts for each in split(text, gate.language)):
-        if len(collected.kept) >= wanted:
+    target: int,
+    collected: CollectedSentences | None = None,
+) -> CollectedSentences:
+    """Collect up to `target` sentences of raw texts that pass the filter for the concepts."""
+    collected = collected or CollectedSentences()
+    language = sentence_filter.language
+    for text in (sentence for raw in texts for sentence in split_sentences(raw, language)):
+        if len(collected.sentences) >= target:
             break
-        reason = gate.objection(sentence, concepts) or collected.repeats(sentence)
+        reason = sentence_filter.rejection_reason(text, concepts) or collected.repetition_reason(text)
         if reason is None:
-            collected.keep(sentence)
+            collected.add(text)
         else:
-            collected.drop(sentence, reason)
+            collected.reject(text, reason)
     return collected
 
 
-def is_in(text: str, language: str) -> bool:
-    """Whether at least 70% of a text's words are in a language's dictionary: a heuristic, since kin
-    languages share words. Of English sentences it loses 3 in 1,000, those full of foreign names."""
-    return bool(simplemma.in_target_language(text, language) >= _KNOWN_SHARE)
+def is_in_language(text: str, language: str) -> bool:
+    """Whether at least 70% of a text's words are in a language's dictionary.
 
-
-def has_pos(text: str, word: Word) -> bool:
-    """Whether the word stands in the text in its own part of speech at least once.
-
-    Judged by a tagger for English; in other languages, and for parts of speech that TAGGED does not
-    have, always. A name is no noun unless the concept is one ("Paris"), but the first word of a sentence
-    only looks like a name.
+    A heuristic: related languages share words; 0.3% of English sentences fail, for foreign names.
     """
-    wanted = TAGGED.get(word.pos)
-    if word.language != "en" or wanted is None:
+    return bool(simplemma.in_target_language(text, language) >= _MIN_KNOWN_SHARE)
+
+
+def has_pos(text: str, word: ConceptWord) -> bool:
+    """Whether the word occurs in the text at least once as its part of speech.
+
+    Uses a tagger for English; always true in other languages and for parts of speech not in POS_TAGS. A
+    proper noun does not count as a noun unless the concept is one ("Paris"), except at the start of a
+    sentence, where any noun may be tagged as one.
+    """
+    prefixes = POS_TAGS.get(word.pos)
+    if word.language != "en" or prefixes is None:
         return True
     tokens = list(_TOKEN.finditer(text))
     tags = _tagger().tag_sent([token.group() for token in tokens], taglevel=0)
-    # of a name of several words the one that is inflected: the verb comes first ("gave up")
+    # the inflected word of a multi-word name: the first of a verb ("gave up"), else the last
     heads = [start if word.pos == VERB else end - 1 for start, end in find_word(text, word)]
-    is_name = word.pos == NOUN and word.name != word.name.lower()
+    is_proper = word.pos == NOUN and word.name != word.name.lower()
     return any(
-        tag.startswith(wanted) or (tag == "NP0" and (is_name or (word.pos == NOUN and number == 0)))
-        for number, (token, tag) in enumerate(zip(tokens, tags, strict=True))
+        tag.startswith(prefixes) or (tag == "NP0" and (is_proper or (word.pos == NOUN and index == 0)))
+        for index, (token, tag) in enumerate(zip(tokens, tags, strict=True))
         if any(token.start() <= head < token.end() for head in heads)
     )
 
 
-def _is_whole(text: str) -> bool:
-    """Whether a text begins as a sentence and ends as one."""
+def _is_complete(text: str) -> bool:
+    """Whether a text begins and ends like a sentence."""
     first = re.search(r"\w+", text)
     return text.rstrip(_CLOSERS).endswith(_ENDINGS) and not (first and first.group().islower())
 

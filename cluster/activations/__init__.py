@@ -1,1 +1,1 @@
-"""Reading activations: shards, their actors and pipelines, tokens and pooling."""
+"""Activations: shards that pool them, their actors and pipelines, batching and pooling."""

@@ -1,33 +1,61 @@
-"""How a work unit's sentences are put into batches: a function of the unit alone.
+"""Batches of a work unit's sentences: a function of the unit alone.
 
-In bfloat16 some values depend on the batch, so a unit that is done again must be cut the same way.
+In bfloat16 some values depend on the batch, so a retried unit must be split the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from cluster.models.tokenizer import TokenizedText
 
 _FULL_ENOUGH = 4
 
 
-def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Positions of the sentences of each batch, shortest sentences first.
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Sentences padded on the right to one length; each tensor has shape (sentences, tokens)."""
 
-    A batch padded to its longest sentence holds at most `budget` tokens; a sentence longer than
-    that is a batch of its own. Sentences of another length come into a batch only while it is less
-    than a quarter full: padding costs as much as text, and without any the attention needs no mask.
+    ids: torch.Tensor
+    attention: torch.Tensor
+    real: torch.Tensor
+    concept: torch.Tensor
+
+
+def batch_sentences(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of the sentences of each batch, shortest sentences first.
+
+    A padded batch holds at most `budget` tokens, or one longer sentence. Lengths mix only in batches
+    less than a quarter full: padding costs as much as text, and attention without it needs no mask.
     """
-    order = sorted(range(len(lengths)), key=lambda position: (lengths[position], position))
-    cut: list[list[int]] = []
-    for position in order:
-        if cut and _takes(len(cut[-1]), lengths[cut[-1][-1]], lengths[position], budget):
-            cut[-1].append(position)
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], index)):
+        if batches and _fits(len(batches[-1]), lengths[batches[-1][-1]], lengths[index], budget):
+            batches[-1].append(index)
         else:
-            cut.append([position])
-    return cut
+            batches.append([index])
+    return batches
 
 
-def _takes(count: int, longest: int, length: int, budget: int) -> bool:
-    """Whether a batch of so many sentences takes one more, at least as long as its longest."""
-    wanted = length == longest or count * longest < budget // _FULL_ENOUGH
-    return wanted and (count + 1) * length <= budget
+def pad(sentences: Sequence[TokenizedText], pad_id: int, device: torch.device) -> PaddedBatch:
+    """A batch, padded on the right with `pad_id`, which attention masks."""
+
+    def pad_rows(rows: Iterable[Sequence[int]], filler: int = 0) -> torch.Tensor:
+        return pad_sequence(list(map(torch.tensor, rows)), True, filler).to(device)
+
+    return PaddedBatch(
+        ids=pad_rows((sentence.ids for sentence in sentences), pad_id),
+        attention=pad_rows([1] * len(sentence.ids) for sentence in sentences),
+        real=pad_rows(sentence.real for sentence in sentences),
+        concept=pad_rows(sentence.concept for sentence in sentences),
+    )
+
+
+def _fits(count: int, longest: int, length: int, budget: int) -> bool:
+    """Whether a sentence of `length` tokens, at least `longest`, fits a batch of `count` sentences."""
+    mixable = length == longest or count * longest < budget // _FULL_ENOUGH
+    return mixable and (count + 1) * length <= budget

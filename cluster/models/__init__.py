@@ -1,1 +1,1 @@
-"""Models: where their weights come from and how they are loaded."""
+"""Models: weights, partial loading, sites, encoders and text generation."""

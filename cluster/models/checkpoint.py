@@ -1,4 +1,4 @@
-"""The tensors of a safetensors checkpoint: found and opened, but not read."""
+"""Opens the tensors of a safetensors checkpoint lazily."""
 
 from __future__ import annotations
 
@@ -12,39 +12,33 @@ from safetensors import SafetensorError, safe_open
 
 from storage.errors import UserError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 
 Backend = Literal["mmap", "pread"]
-"""Whether tensors are mapped into memory, or read into memory of their own."""
+"""Whether tensors are memory-mapped or copied into memory."""
 
-_NUMBER = re.compile(r"\.(\d+)\.")
-
-
-def is_pickled(folder: Path) -> bool:
-    """Whether the weights are there as pickles only."""
-    return any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
+_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
-def of_layers(layers: range) -> Callable[[str], bool]:
-    """Tells whether a tensor, by its name, is of one of these layers or of none: the first number in
-    the name is that of the layer."""
+def layer_filter(layers: range) -> Callable[[str], bool]:
+    """Predicate that rejects names of tensors of other layers; a name's first number is its layer."""
 
     def keep(name: str) -> bool:
-        found = _NUMBER.search(name)
-        return found is None or int(found[1]) in layers
+        match = _LAYER_NUMBER.search(name)
+        return match is None or int(match[1]) in layers
 
     return keep
 
 
 def open_tensors(folder: Path, keep: Callable[[str], bool], backend: Backend) -> dict[str, Any]:
-    """The tensors whose names `keep` accepts, to be read when they are sliced. Files without any of them
-    are not even opened.
+    """Open the tensors whose names `keep` accepts, as slices that are read on access.
 
-    Raises UserError, naming the file, for one that is missing, truncated or corrupt.
+    Files without any of them are not opened. Raises UserError, naming the file, if one is missing,
+    truncated or corrupt.
     """
     tensors = {}
-    for file, names in _files(folder).items():
+    for file, names in _tensor_names_by_file(folder).items():
         if names is not None and not any(map(keep, names)):
             continue
         try:
@@ -53,20 +47,20 @@ def open_tensors(folder: Path, keep: Callable[[str], bool], backend: Backend) ->
                 tensors[name] = handle.get_slice(name)
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"{folder / file}: cannot be read: {error}; is it cut short or damaged? get it again"
+                f"{folder / file}: cannot be read: {error}; truncated or corrupt? download it again"
             ) from error
     return tensors
 
 
-def _files(folder: Path) -> dict[str, list[str] | None]:
-    """The checkpoint's files with the names of their tensors, None where only the file knows them."""
-    index = folder / INDEX
+def _tensor_names_by_file(folder: Path) -> dict[str, list[str] | None]:
+    """Tensor names by file of the checkpoint; None if only the file itself lists them."""
+    index = folder / INDEX_FILE
     if not index.is_file():
-        return {SINGLE: None}
+        return {WEIGHTS_FILE: None}
     files: dict[str, list[str] | None] = {}
     try:
         for name, file in json.loads(index.read_text())["weight_map"].items():
             files.setdefault(Path(file).name, []).append(name)  # type: ignore[union-attr]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: cannot be read: {error}; get it again") from error
+        raise UserError(f"{index}: cannot be read: {error}; download it again") from error
     return files

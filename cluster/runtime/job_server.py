@@ -1,4 +1,4 @@
-"""The job server of a cluster's head: submitting jobs to it, following them, and what it refuses."""
+"""Client of a Ray cluster's job server: submits jobs and follows their logs."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from cluster.environment import environment_variable
 from storage.errors import NeuralignError, UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
-_ANSWER_SECONDS = 8.0  # a wrong address is told within ten
+_TIMEOUT_SECONDS = 8.0  # a wrong address is reported within ten seconds
 _POLL_SECONDS = 0.5
-_SECONDS_TO_END = 30.0
-_LIVING = ("PENDING", "RUNNING")
-_TALKERS = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")
+_RECONNECT_SECONDS = 30.0
+_ACTIVE_STATUSES = ("PENDING", "RUNNING")
+_NOISY_LOGGERS = ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")
 _EXISTS = "already exists"
 _NOT_FOUND = "status code 404"
-_MOST_ATTEMPTS = 10_000
-_environment = threading.Lock()
+_MAX_ATTEMPTS = 10_000
+_environment_lock = threading.Lock()
 
 
 class JobServer:
-    """A head's job server that answered, of the versions of Ray and Python that run here.
+    """A responding job server with this process's versions of Ray and Python.
 
-    Raises UserError, within seconds, when nobody answers, the token is wrong or the versions differ.
+    Raises UserError, within seconds, on no response, a wrong token or different versions.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -46,17 +47,18 @@ class JobServer:
         self.check()
         from ray.job_submission import JobSubmissionClient
 
-        for name in _TALKERS:
+        for name in _NOISY_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
-        with _only(self.address):
+        # Ray prefers the address in the environment over the argument.
+        with _environment_lock, environment_variable(_ADDRESS, self.address):
             self._client = JobSubmissionClient(self.address, headers=dict(self._headers))
 
     def jobs(self) -> list[Any]:
-        """Ray's details of every job that was submitted."""
+        """Ray's details of all submitted jobs."""
         return [job for job in self._client.list_jobs() if job.submission_id]
 
     def job(self, submission_id: str) -> Any | None:
-        """Ray's details of a job; None where there is none of this id."""
+        """Ray's details of a job; None if the id is unknown."""
         try:
             return self._client.get_job_info(submission_id)
         except RuntimeError as error:
@@ -66,83 +68,84 @@ class JobServer:
 
     def submit(
         self,
-        base: str,
+        base_id: str,
         entrypoint: str,
         working_dir: Path,
         metadata: Mapping[str, str],
-        again: Callable[[Any], bool],
+        should_rerun: Callable[[Any], bool],
     ) -> tuple[str, bool]:
-        """Submit a job under an id that starts with `base`, unless one of its jobs is under way.
+        """Submit a job as `base_id`, `base_id-2`, ..., unless one of these jobs is active.
 
-        The attempts of one base are numbered: `base`, `base-2`, ... The server takes each id once, so of
-        several who submit at the same time just one starts the next attempt and the others are given the
-        same job. `again(job)` says of a job that has ended whether another attempt is wanted. Returns
-        the id, and whether this call submitted it.
+        The server accepts each id once, so concurrent submissions start only one job, whose id all of
+        them return. `should_rerun(job)` decides whether a completed job is followed by another attempt.
+        Returns the id, and whether this call submitted the job.
         """
-        for attempt in range(1, _MOST_ATTEMPTS):
-            name = base if attempt == 1 else f"{base}-{attempt}"
-            job = self.job(name)
+        for attempt in range(1, _MAX_ATTEMPTS):
+            submission_id = base_id if attempt == 1 else f"{base_id}-{attempt}"
+            job = self.job(submission_id)
             if job is None:
-                if self._put(name, entrypoint, working_dir, metadata):
-                    return name, True
-                job = self.job(name)
-            if job is not None and (is_living(job) or not again(job)):
-                return name, False
-        raise NeuralignError(f"{base}: {_MOST_ATTEMPTS} attempts have ended")
+                if self._try_submit(submission_id, entrypoint, working_dir, metadata):
+                    return submission_id, True
+                job = self.job(submission_id)
+            if job is not None and (is_active(job) or not should_rerun(job)):
+                return submission_id, False
+        raise NeuralignError(f"{base_id}: {_MAX_ATTEMPTS} attempts have ended")
 
     def follow(self, submission_id: str, write: Callable[[str], Any]) -> int:
-        """Write a job's output until it ends, and give its exit code."""
+        """Write a job's output until it ends, and return its exit code."""
         from aiohttp import ClientError
 
         written = 0
 
         async def tail() -> None:
             nonlocal written
-            seen = 0
-            async for piece in self._client.tail_job_logs(submission_id):
-                # after a lost connection the server begins anew
-                fresh = piece[max(0, written - seen) :]
-                seen += len(piece)
-                if fresh:
-                    written = max(written, seen)
-                    write(fresh)
+            received = 0
+            async for chunk in self._client.tail_job_logs(submission_id):
+                # After a lost connection the server resends the log from the start.
+                unwritten = chunk[max(0, written - received) :]
+                received += len(chunk)
+                if unwritten:
+                    written = max(written, received)
+                    write(unwritten)
 
         while True:
             with suppress(RuntimeError, OSError, ClientError):
                 asyncio.run(tail())
-            job = self._job_or_lost(submission_id)
-            if not is_living(job):
+            job = self._poll_job(submission_id)
+            if not is_active(job):
                 return exit_code(job)
             time.sleep(_POLL_SECONDS)
 
     def logs(self, submission_id: str) -> str:
-        """What a job has written so far. Raises UserError for an id that the server does not know."""
+        """Output of a job so far. Raises UserError for an unknown id."""
         if self.job(submission_id) is None:
             known = ", ".join(job.submission_id for job in self.jobs()) or "none"
             raise UserError(f"{self.address}: has no job {submission_id!r}; it has: {known}")
         return str(self._client.get_job_logs(submission_id))
 
-    def _job_or_lost(self, submission_id: str) -> Any:
-        deadline = time.monotonic() + _SECONDS_TO_END
+    def _poll_job(self, submission_id: str) -> Any:
+        deadline = time.monotonic() + _RECONNECT_SECONDS
         while True:
             try:
                 job = self.job(submission_id)
             except (OSError, RuntimeError) as error:
                 if time.monotonic() > deadline:
                     raise NeuralignError(
-                        f"{self.address}: no longer answers; how {submission_id} goes on is not known; "
-                        "submit it again when the cluster is back: it goes on from what is committed"
+                        f"{self.address}: no longer responds; status of {submission_id} unknown; submit "
+                        "it again when the cluster is back to resume from the committed results"
                     ) from error
                 time.sleep(_POLL_SECONDS)
                 continue
             if job is None:
-                raise NeuralignError(f"{self.address}: no longer knows the job {submission_id}")
+                raise NeuralignError(f"{self.address}: no longer has the job {submission_id}")
             return job
 
-    def _put(self, name: str, entrypoint: str, working_dir: Path, metadata: Mapping[str, str]) -> bool:
+    def _try_submit(
+        self, submission_id: str, entrypoint: str, working_dir: Path, metadata: Mapping[str, str]
+    ) -> bool:
         try:
             self._client.submit_job(
-                submission_id=name,
+                submission_id=submission_id,
                 entrypoint=entrypoint,
                 runtime_env={"working_dir": str(working_dir)},
                 metadata=dict(metadata),
@@ -150,54 +153,54 @@ class JobServer:
         except RuntimeError as error:
             if _EXISTS in str(error):
                 return False
-            last = str(error).strip().splitlines()[-1]
-            raise NeuralignError(f"{self.address}: refuses the job: {last}") from error
+            reason = str(error).strip().splitlines()[-1]
+            raise NeuralignError(f"{self.address}: rejected the job: {reason}") from error
         return True
 
     def check(self) -> None:
-        """Raise UserError unless the server answers, with the versions that run here."""
-        found = self._ask("/api/version")
-        metadata = self._ask("/api/v0/cluster_metadata").get("data", {})
-        theirs = {"Ray": found.get("ray_version"), "Python": _minor(metadata.get("pythonVersion"))}
-        here = {"Ray": ray.__version__, "Python": _minor(platform.python_version())}
-        if theirs != here:
+        """Raise UserError unless the server responds and has this process's versions."""
+        version = self._request("/api/version").get("ray_version")
+        metadata = self._request("/api/v0/cluster_metadata").get("data", {})
+        remote = {"Ray": version, "Python": _minor_version(metadata.get("pythonVersion"))}
+        local = {"Ray": ray.__version__, "Python": _minor_version(platform.python_version())}
+        if remote != local:
             raise UserError(
-                f"{self.address}: runs {_versions(theirs)}, here is {_versions(here)}; install the same "
-                "on both sides"
+                f"{self.address}: runs {_format_versions(remote)}, but this machine runs "
+                f"{_format_versions(local)}; versions must match"
             )
 
-    def _ask(self, path: str) -> dict[str, Any]:
+    def _request(self, path: str) -> dict[str, Any]:
         request = urllib.request.Request(self.address + path, headers=self._headers)  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
-                content = json.load(answer)
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310
+                content = json.load(response)
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 raise UserError(
-                    f"{self.address}: asks for a token ({error.reason}); set RAY_AUTH_TOKEN or "
+                    f"{self.address}: requires a token ({error.reason}); set RAY_AUTH_TOKEN or "
                     "RAY_AUTH_TOKEN_PATH to that of the cluster"
                 ) from error
-            raise UserError(f"{self.address}: is no Ray job server: {error}") from error
+            raise UserError(f"{self.address}: is not a Ray job server: {error}") from error
         except ValueError as error:
-            raise UserError(f"{self.address}: is no Ray job server: it does not speak JSON") from error
+            raise UserError(f"{self.address}: is not a Ray job server: response is not JSON") from error
         except OSError as error:
             reason = getattr(error, "reason", error)
             raise UserError(
-                f"{self.address}: nobody answers ({reason}); give the address of the head's job server, "
-                "http://HOST:8265 unless `ray start` was told another --dashboard-port"
+                f"{self.address}: connection failed ({reason}); use the address of the head's job "
+                "server, http://HOST:8265 unless `ray start` was given another --dashboard-port"
             ) from error
         if not isinstance(content, dict):
-            raise UserError(f"{self.address}: is no Ray job server")
+            raise UserError(f"{self.address}: is not a Ray job server")
         return content
 
 
-def is_living(job: Any) -> bool:
-    """Whether a job waits or runs."""
-    return str(job.status) in _LIVING
+def is_active(job: Any) -> bool:
+    """Whether a job is waiting or running."""
+    return str(job.status) in _ACTIVE_STATUSES
 
 
 def exit_code(job: Any) -> int:
-    """The exit code of a job that has ended, as a shell gives it."""
+    """Exit code of a completed job, as in a shell."""
     if str(job.status) == "SUCCEEDED":
         return 0
     code = job.driver_exit_code
@@ -205,8 +208,10 @@ def exit_code(job: Any) -> int:
 
 
 def _url(address: str | None) -> str:
-    named = address or os.environ.get(_ADDRESS) or _http(os.environ.get("RAY_ADDRESS"))
-    url = (named or DEFAULT_ADDRESS).rstrip("/")
+    # RAY_ADDRESS may instead be the GCS address, which has no job server.
+    ray_address = os.environ.get("RAY_ADDRESS", "")
+    http_address = ray_address if ray_address.startswith(("http://", "https://")) else None
+    url = (address or os.environ.get(_ADDRESS) or http_address or DEFAULT_ADDRESS).rstrip("/")
     url = url if "://" in url else f"http://{url}"
     scheme, _, host = url.partition("://")
     if scheme not in ("http", "https") or not host:
@@ -214,13 +219,8 @@ def _url(address: str | None) -> str:
     return url
 
 
-def _http(address: str | None) -> str | None:
-    # RAY_ADDRESS may also be the address that drivers connect to, where no job server listens
-    return address if address and address.startswith(("http://", "https://")) else None
-
-
 def _token_header() -> dict[str, str]:
-    """The header that shows Ray's token, where there is one in the places where Ray keeps it."""
+    """Authorization header with the Ray token, if one is configured."""
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if not token:
         path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -229,24 +229,9 @@ def _token_header() -> dict[str, str]:
     return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
 
 
-@contextmanager
-def _only(address: str) -> Iterator[None]:
-    """Ray lets RAY_ADDRESS overrule the address that a client is given."""
-    with _environment:
-        before = os.environ.get(_ADDRESS)
-        os.environ[_ADDRESS] = address
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[_ADDRESS]
-            else:
-                os.environ[_ADDRESS] = before
-
-
-def _minor(version: str | None) -> str | None:
+def _minor_version(version: str | None) -> str | None:
     return version and ".".join(version.split(".")[:2])
 
 
-def _versions(versions: Mapping[str, str | None]) -> str:
+def _format_versions(versions: Mapping[str, str | None]) -> str:
     return " and ".join(f"{name} {version}" for name, version in versions.items())

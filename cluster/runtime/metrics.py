@@ -1,39 +1,39 @@
-"""Progress as Ray's metrics, which the nodes of a cluster show to Prometheus."""
+"""Progress as Ray metrics, which Prometheus can scrape."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from cluster.runtime.session import is_shared
+from cluster.runtime.session import uses_external_cluster
 
 _TAGS = ("stage", "of")
 
 
-def counted(stage: str, of: str, total: int, already: int) -> Callable[[int], None]:
-    """What to call with how much more of a stage is done. On a cluster that others use too it shows
+def progress_counter(stage: str, unit_name: str, total: int, already: int) -> Callable[[int], None]:
+    """Return a function that is called with the amount of newly completed work.
 
-    - `ray_neuralign_done_total`: how much was done by this run
-    - `ray_neuralign_left`: how much is left
-    - `ray_neuralign_per_second`: the rate since this run began with it
+    On an external cluster it updates these metrics, with the tags `stage` and `of` (sentences, sites):
 
-    with the tags `stage` and `of` (sentences, sites); elsewhere it does nothing.
+    - `ray_neuralign_done_total`: completed by this run
+    - `ray_neuralign_left`: remaining
+    - `ray_neuralign_per_second`: mean rate of this run
     """
-    if not is_shared():
+    if not uses_external_cluster():
         return lambda _: None
     from ray.util.metrics import Counter, Gauge
 
-    tags = {"stage": stage, "of": of}
-    done = Counter("neuralign_done", "Done by this run", _TAGS)
-    left = Gauge("neuralign_left", "Left to do", _TAGS)
-    rate = Gauge("neuralign_per_second", "Done in a second", _TAGS)
-    started, so_far = time.monotonic(), 0
+    tags = {"stage": stage, "of": unit_name}
+    done = Counter("neuralign_done", "Completed by this run", _TAGS)
+    left = Gauge("neuralign_left", "Remaining", _TAGS)
+    rate = Gauge("neuralign_per_second", "Completed per second", _TAGS)
+    started, done_by_run = time.monotonic(), 0
 
-    def count(more: int) -> None:
-        nonlocal so_far
-        so_far += more
-        done.inc(more, tags)
-        left.set(total - already - so_far, tags)
-        rate.set(so_far / max(time.monotonic() - started, 1e-9), tags)
+    def advance(amount: int) -> None:
+        nonlocal done_by_run
+        done_by_run += amount
+        done.inc(amount, tags)
+        left.set(total - already - done_by_run, tags)
+        rate.set(done_by_run / max(time.monotonic() - started, 1e-9), tags)
 
-    return count
+    return advance

@@ -1,4 +1,4 @@
-"""How many shards and replicas of a model run, and what each shard asks of Ray."""
+"""Chooses the number of shards and replicas of a model, and the resources of each shard."""
 
 from __future__ import annotations
 
@@ -9,72 +9,73 @@ from typing import Literal
 import ray
 
 from cluster.models.weights import Weights, load_config
-from cluster.runtime.session import cpus, gpus, result
+from cluster.runtime import session
 from storage.errors import UserError
 
 _HEADROOM = 1.5
-"""A device holds a shard's weights and, beside them, its activations."""
+"""Memory of a device relative to its weights, so that activations fit too."""
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """So many replicas of so many shards; each shard is given `resources`."""
+    """Number of replicas, shards per replica, and Ray resources per shard."""
 
     shards: int
     replicas: int
     resources: dict[str, float]
 
 
-def place(
+def plan_placement(
     weights: Weights,
     dtype: str,
     shards: int | Literal["auto"],
     replicas: int | Literal["auto"],
     gpus_per_shard: float,
 ) -> Placement:
-    """Where a model goes: on GPUs where the cluster has any, else one CPU core a shard. A shard on a GPU
-    asks for no CPU, so that experts that are scored on all CPUs never keep it waiting.
+    """Place a model on the cluster's GPUs or, without GPUs, on one CPU core per shard.
 
-    Left to itself, a model is cut into as many shards as its weights need on such GPUs, and into one on
-    CPUs; and there are as many replicas as fit. Raises UserError for more than the cluster has.
+    A shard on a GPU requests no CPU, so that expert scoring on all CPUs never delays it. `auto` means as
+    few shards as the weights fit into (one on CPUs), and as many replicas as fit the cluster.
+
+    Raises UserError if the cluster is too small.
     """
-    on_gpus = gpus() > 0 and gpus_per_shard > 0
+    on_gpus = session.cluster_gpus() > 0 and gpus_per_shard > 0
     resources = {"GPU": gpus_per_shard} if on_gpus else {"CPU": 1.0}
     if shards == "auto":
-        shards = _needed(weights, dtype, gpus_per_shard) if on_gpus else 1
+        shards = _shards_for_gpus(weights, dtype, gpus_per_shard) if on_gpus else 1
     layers = load_config(weights).get_text_config().num_hidden_layers
     if shards > layers:
         raise UserError(f"model {weights.label}: has {layers} layers, too few for {shards} shards")
-    room = gpus() / gpus_per_shard if on_gpus else cpus()
-    fit = int(room // shards)
-    if fit < (1 if replicas == "auto" else replicas):
-        asked = f"{shards} shards" + ("" if replicas == "auto" else f" x {replicas} replicas")
+    slots = session.cluster_gpus() / gpus_per_shard if on_gpus else session.cluster_cpus()
+    max_replicas = int(slots // shards)
+    if max_replicas < (1 if replicas == "auto" else replicas):
+        requested = f"{shards} shards" + ("" if replicas == "auto" else f" x {replicas} replicas")
         raise UserError(
-            f"model {weights.label}: {asked} of {resources} each do not fit the cluster, which has "
-            f"{cpus()} CPUs and {gpus()} GPUs"
+            f"model {weights.label}: {requested} x {session.format_resources(resources)} do not fit the "
+            f"cluster, which has {session.describe_cluster()}"
         )
-    return Placement(shards, fit if replicas == "auto" else replicas, resources)
+    return Placement(shards, max_replicas if replicas == "auto" else replicas, resources)
 
 
-def _needed(weights: Weights, dtype: str, gpus_per_shard: float) -> int:
-    measure = ray.remote(_bytes_of_model_and_gpu).options(num_gpus=gpus_per_shard)
-    model, gpu = result(measure.remote(weights, dtype))
-    return shards_for(model, gpu * gpus_per_shard)
+def _shards_for_gpus(weights: Weights, dtype: str, gpus_per_shard: float) -> int:
+    measure = ray.remote(_measure_model_and_gpu).options(num_gpus=gpus_per_shard)
+    model_bytes, gpu_bytes = session.get_result(measure.remote(weights, dtype))
+    return count_shards(model_bytes, gpu_bytes * gpus_per_shard)
 
 
-def shards_for(model: int, device: float) -> int:
-    """Shards of a model of so many bytes on devices of so many bytes each."""
-    return max(1, math.ceil(model * _HEADROOM / device))
+def count_shards(model_bytes: int, device_bytes: float) -> int:
+    """Smallest number of shards that fit on one device each."""
+    return max(1, math.ceil(model_bytes * _HEADROOM / device_bytes))
 
 
-def _bytes_of_model_and_gpu(weights: Weights, dtype: str) -> tuple[int, int]:
+def _measure_model_and_gpu(weights: Weights, dtype: str) -> tuple[int, int]:
     import torch
-    from transformers import AutoModel
 
-    with torch.device("meta"):
-        model = AutoModel.from_config(load_config(weights), trust_remote_code=weights.remote_code)
+    from cluster.models.sites import build_without_memory
+
+    model = build_without_memory(load_config(weights), weights.trust_remote_code)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else (0, 1 << 62)
-    return parameters * _BYTES[dtype], total
+    return parameters * _BYTES_PER_WEIGHT[dtype], total

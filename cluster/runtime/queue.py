@@ -1,8 +1,7 @@
-"""The work queue: every unit is done once for good, whatever dies on the way.
+"""Fault-tolerant work queue: every work unit either completes exactly once or is reported as failed.
 
-A unit is tried again, after a growing pause, when its worker dies or it raises; after some attempts
-it is set aside with its error and the rest goes on. What neuralign itself finds wrong is not tried
-again, and what a user has to mend (UserError) stops the work.
+A work unit is retried with exponential backoff when its worker dies or raises; after MAX_ATTEMPTS it is
+recorded as failed and the others continue. NeuralignError is not retried, and UserError stops the queue.
 """
 
 from __future__ import annotations
@@ -14,177 +13,187 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RayError,
-    WorkerCrashedError,
-)
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, WorkerCrashedError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.runtime.session import raised
+from cluster.runtime.session import describe_cluster, format_resources, root_cause
 from storage.errors import NeuralignError, UserError, WorkFailed
 
-ATTEMPTS = 3
-_PAUSE_SECONDS = 1.0
+MAX_ATTEMPTS = 3
+_BACKOFF_SECONDS = 1.0
 _POLL_SECONDS = 0.2
-_HELD_PER_WORKER = 2
-_DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
-"""What a worker's death looks like: that of a process, of its node, or of what it left on the node."""
+_MAX_IN_FLIGHT_PER_WORKER = 2
+_WORKER_LOST_ERRORS = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+"""Loss of a process, of its node, or of an object stored on the node."""
 
-Unit = TypeVar("Unit")
-Result = TypeVar("Result")
+UnitT = TypeVar("UnitT")
+ResultT = TypeVar("ResultT")
+
+
+class Worker:
+    """A worker of the queue: one actor per tuple of arguments, packed on one node if they fit.
+
+    `resources` are those of each actor; `placed` is a reference that resolves once all are placed.
+    """
+
+    def __init__(
+        self, actor_class: Any, arguments: Sequence[Any], resources: dict[str, float], **options: Any
+    ) -> None:
+        self.resource_request = f"{len(arguments)} x {format_resources(resources)}"
+        self._group = placement_group([resources] * len(arguments), strategy="PACK")
+        self.actors: list[Any] = [
+            actor_class.options(
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+                **options,
+            ).remote(*actor_arguments)
+            for index, actor_arguments in enumerate(arguments)
+        ]
+        self.placed = self._group.ready()
+
+    def stop(self) -> None:
+        """Kill the actors and release their resources."""
+        for actor in self.actors:
+            ray.kill(actor)
+        remove_placement_group(self._group)
 
 
 @dataclass(frozen=True, eq=False)
-class _Task(Generic[Unit]):
-    unit: Unit
-    attempt: int = 1
+class _Attempt(Generic[UnitT]):
+    work_unit: UnitT
+    number: int = 1
     not_before: float = 0.0
 
 
 @dataclass(eq=False)
-class _Worker:
-    handle: Any
-    ready: Any
-    placed: bool = False
-    held: list[_Task[Any]] = field(default_factory=list)
-    suspect: _Task[Any] | None = None
+class _WorkerState:
+    worker: Worker
+    is_placed: bool = False
+    in_flight: list[_Attempt[Any]] = field(default_factory=list)
+    suspect: _Attempt[Any] | None = None
 
 
-class WorkQueue(Generic[Unit, Result]):
-    """Runs units on workers, which may be whole pipelines of actors.
+@dataclass(eq=False)
+class WorkQueue(Generic[UnitT, ResultT]):
+    """Runs work units on workers.
 
-    `start_worker` makes a worker, which has `asks`, what it asks of the cluster in words, `ready()`, a
-    reference that is there as soon as it is placed, and `stop()`; `submit(worker, unit)` gives the
-    reference of the unit's result; `name(unit)` stands for the unit in errors; `smaller(unit)` is the
-    unit to try where memory ran out.
+    `submit(worker, work_unit)` returns a reference to the result, `describe(work_unit)` names the unit
+    in errors, and `shrink(work_unit)` returns the unit to retry when memory ran out.
     """
 
-    def __init__(
-        self,
-        start_worker: Callable[[], Any],
-        submit: Callable[[Any, Unit], Any],
-        name: Callable[[Unit], str],
-        smaller: Callable[[Unit], Unit],
-    ) -> None:
-        self._start_worker = start_worker
-        self._submit = submit
-        self._name = name
-        self._smaller = smaller
-        self._todo: deque[_Task[Unit]] = deque()
-        self._workers: list[_Worker] = []
-        self._flying: dict[Any, tuple[_Task[Unit], _Worker]] = {}
-        self._failures: list[str] = []
+    start_worker: Callable[[], Worker]
+    submit: Callable[[Any, UnitT], Any]
+    describe: Callable[[UnitT], str]
+    shrink: Callable[[UnitT], UnitT]
+    _pending: deque[_Attempt[UnitT]] = field(default_factory=deque, init=False)
+    _workers: list[_WorkerState] = field(default_factory=list, init=False)
+    _in_flight: dict[Any, tuple[_Attempt[UnitT], _WorkerState]] = field(default_factory=dict, init=False)
+    _failures: list[str] = field(default_factory=list, init=False)
 
     def run(
-        self, units: Sequence[Unit], n_workers: int, wait_seconds: float = 60.0
-    ) -> Iterator[tuple[Unit, Result]]:
-        """Give (unit, result) as each unit is done, in any order.
+        self, work_units: Sequence[UnitT], n_workers: int, wait_seconds: float = 60.0
+    ) -> Iterator[tuple[UnitT, ResultT]]:
+        """Yield (work_unit, result) as work units complete, in any order.
 
-        A worker holds at most two units, so memory stays flat however many there are.
+        Each worker has at most two units in flight, so memory stays constant. Workers that are not yet
+        placed, initially or after a failure, receive none.
 
-        A worker that waits for its place, at the start or after a death, gets no unit; the others go on.
-
-        Raises UserError at once when a unit does, or when for `wait_seconds` no worker has a place;
-        WorkFailed at the end when units were set aside.
+        Raises:
+            UserError: immediately, if a work unit raises it or no worker is placed for `wait_seconds`.
+            WorkFailed: at the end, if any work units failed.
         """
-        self._todo.extend(_Task(unit) for unit in units)
-        self._workers = [self._new_worker() for _ in range(n_workers)]
-        had_a_place = time.monotonic()
+        self._pending.extend(_Attempt(work_unit) for work_unit in work_units)
+        self._workers = [_WorkerState(self.start_worker()) for _ in range(n_workers)]
+        last_placed = time.monotonic()
         try:
-            while self._todo or self._flying:
+            while self._pending or self._in_flight:
                 if self._any_placed():
-                    had_a_place = time.monotonic()
-                elif time.monotonic() > had_a_place + wait_seconds:
-                    raise _no_place(self._workers[0].handle.asks, wait_seconds)
-                self._hand_out()
-                if not self._flying:
+                    last_placed = time.monotonic()
+                elif time.monotonic() > last_placed + wait_seconds:
+                    raise _no_resources_error(self._workers[0].worker.resource_request, wait_seconds)
+                self._dispatch()
+                if not self._in_flight:
                     time.sleep(_POLL_SECONDS)
                     continue
-                done, _ = ray.wait(list(self._flying), timeout=_POLL_SECONDS)
+                done, _ = ray.wait(list(self._in_flight), timeout=_POLL_SECONDS)
                 for reference in done:
-                    unit = self._flying[reference][0].unit
+                    work_unit = self._in_flight[reference][0].work_unit
                     if self._succeeded(reference):
-                        yield unit, ray.get(reference)
+                        yield work_unit, ray.get(reference)
         finally:
-            for worker in self._workers:
-                worker.handle.stop()
+            for state in self._workers:
+                state.worker.stop()
         if self._failures:
-            raise WorkFailed(f"{len(self._failures)} of {len(units)} units failed", self._failures)
-
-    def _new_worker(self) -> _Worker:
-        handle = self._start_worker()
-        return _Worker(handle, handle.ready())
+            raise WorkFailed(f"{len(self._failures)} of {len(work_units)} units failed", self._failures)
 
     def _any_placed(self) -> bool:
-        for worker in self._workers:
-            if not worker.placed:
-                worker.placed = bool(ray.wait([worker.ready], timeout=0)[0])
-        return any(worker.placed for worker in self._workers)
+        for state in self._workers:
+            if not state.is_placed:
+                state.is_placed = bool(ray.wait([state.worker.placed], timeout=0)[0])
+        return any(state.is_placed for state in self._workers)
 
-    def _hand_out(self) -> None:
-        placed = [worker for worker in self._workers if worker.placed]
-        for _ in range(len(self._todo)):
-            worker = min(placed, key=lambda candidate: len(candidate.held), default=None)
-            if worker is None or len(worker.held) >= _HELD_PER_WORKER:
+    def _dispatch(self) -> None:
+        placed = [state for state in self._workers if state.is_placed]
+        for _ in range(len(self._pending)):
+            state = min(placed, key=lambda candidate: len(candidate.in_flight), default=None)
+            if state is None or len(state.in_flight) >= _MAX_IN_FLIGHT_PER_WORKER:
                 return
-            task = self._todo.popleft()
-            if task.not_before > time.monotonic():
-                self._todo.append(task)
+            attempt = self._pending.popleft()
+            if attempt.not_before > time.monotonic():
+                self._pending.append(attempt)
                 continue
-            worker.held.append(task)
-            self._flying[self._submit(worker.handle, task.unit)] = (task, worker)
+            state.in_flight.append(attempt)
+            self._in_flight[self.submit(state.worker, attempt.work_unit)] = (attempt, state)
 
     def _succeeded(self, reference: Any) -> bool:
-        """Take a finished reference in; a failed unit is queued again or set aside."""
-        task, worker = self._flying.pop(reference)
+        """Process a completed reference; on failure, retry its work unit or record it as failed."""
+        attempt, state = self._in_flight.pop(reference)
         try:
             ray.get(reference)
         except RayError as error:
-            cause = raised(error)
+            cause = root_cause(error)
             if isinstance(cause, UserError):
                 raise cause from None
-            if isinstance(cause, _DEATHS):
-                self._bury(worker)
-                if task is not worker.suspect:
-                    # it waited behind the unit that the worker died of
-                    self._todo.append(task)
+            if isinstance(cause, _WORKER_LOST_ERRORS):
+                self._replace_lost_worker(state)
+                if attempt is not state.suspect:
+                    # It was queued behind the unit that killed the worker.
+                    self._pending.append(attempt)
                     return False
-            self._try_again_or_set_aside(task, cause)
+            self._retry_or_fail(attempt, cause)
             return False
         finally:
-            if worker.suspect is None:
-                worker.held.remove(task)
+            if state.suspect is None:
+                state.in_flight.remove(attempt)
         return True
 
-    def _bury(self, worker: _Worker) -> None:
-        """Put a new worker in a dead one's place. The oldest unit that it held is what it died of."""
-        if worker.suspect is None:
-            worker.suspect = worker.held[0]
-            worker.handle.stop()
-            self._workers[self._workers.index(worker)] = self._new_worker()
+    def _replace_lost_worker(self, state: _WorkerState) -> None:
+        """Replace a lost worker, and suspect its oldest work unit of killing it."""
+        if state.suspect is None:
+            state.suspect = state.in_flight[0]
+            state.worker.stop()
+            self._workers[self._workers.index(state)] = _WorkerState(self.start_worker())
 
-    def _try_again_or_set_aside(self, task: _Task[Unit], cause: BaseException) -> None:
-        # what neuralign itself found wrong with a unit is wrong the next time too
-        if task.attempt < ATTEMPTS and not isinstance(cause, NeuralignError):
-            pause = _PAUSE_SECONDS * 2 ** (task.attempt - 1)
-            unit = self._smaller(task.unit) if _out_of_memory(cause) else task.unit
-            self._todo.append(_Task(unit, task.attempt + 1, time.monotonic() + pause))
+    def _retry_or_fail(self, attempt: _Attempt[UnitT], cause: BaseException) -> None:
+        # Errors that neuralign itself raises are deterministic.
+        if attempt.number < MAX_ATTEMPTS and not isinstance(cause, NeuralignError):
+            pause = _BACKOFF_SECONDS * 2 ** (attempt.number - 1)
+            work_unit = attempt.work_unit
+            message = str(cause).lower()
+            if "out of memory" in message or "can't allocate memory" in message:
+                work_unit = self.shrink(work_unit)
+            self._pending.append(_Attempt(work_unit, attempt.number + 1, time.monotonic() + pause))
         else:
             reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
-            tried = f" (tried {task.attempt} times)" if task.attempt > 1 else ""
-            self._failures.append(f"{self._name(task.unit)}: {reason}{tried}")
+            count = f" ({attempt.number} attempts)" if attempt.number > 1 else ""
+            self._failures.append(f"{self.describe(attempt.work_unit)}: {reason}{count}")
 
 
-def _out_of_memory(cause: BaseException) -> bool:
-    return "out of memory" in str(cause).lower() or "can't allocate memory" in str(cause).lower()
-
-
-def _no_place(asks: str, seconds: float) -> UserError:
-    has, free = ray.cluster_resources(), ray.available_resources()
+def _no_resources_error(resource_request: str, seconds: float) -> UserError:
+    free = ray.available_resources()
     return UserError(
-        f"no place was found within {seconds:.0f} s for {asks}: the cluster has "
-        f"{has.get('CPU', 0):.0f} CPUs and {has.get('GPU', 0):.0f} GPUs, of which "
-        f"{free.get('CPU', 0):.0f} and {free.get('GPU', 0):.0f} are free"
+        f"timed out after {seconds:.0f} s waiting for {resource_request}: the cluster has "
+        f"{describe_cluster()}, of which {free.get('CPU', 0):.0f} and {free.get('GPU', 0):.0f} are free"
     )

@@ -1,11 +1,11 @@
-"""The Ray session: the cluster that the environment names, or one of our own on this machine."""
+"""The Ray session: an external cluster (RAY_ADDRESS) or a private one on this machine."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,75 +15,68 @@ from ray.exceptions import RayTaskError
 from storage.errors import NeuralignError, UserError
 
 _ADDRESS = "RAY_ADDRESS"
-_ANSWER_SECONDS = 8.0  # a wrong address is told within ten
-_SETTINGS = b"\x04"
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
-"""How HTTP/2 begins, which a cluster's drivers speak: both sides send their settings (RFC 9113, 3.4)."""
+_TIMEOUT_SECONDS = 8.0  # a wrong address is reported within ten seconds
+_SETTINGS_FRAME = b"\x04"
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS_FRAME + bytes(5)
+"""Start of HTTP/2 (gRPC), to which the server replies with its settings (RFC 9113, section 3.4)."""
 _OBJECT_STORE_BYTES = 256 << 20
 
 
 def connect() -> None:
-    """Connect to the cluster of RAY_ADDRESS, or start one on this machine that is ours alone.
+    """Connect to the cluster of RAY_ADDRESS, or start a private one on this machine.
 
-    Does nothing when a session is open already. Raises UserError, within seconds, for an address that
-    nobody answers and a cluster of another Ray or Python.
+    Does nothing if a session is open. Raises UserError, within seconds, if the address does not respond
+    or the cluster runs another version of Ray or Python.
     """
     if ray.is_initialized():
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    # Ray would print the traceback of each piece of a unit that failed, of which the last one tells
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # The work queue reports a failure once; Ray would print a traceback for each dependent task.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    if is_shared():
-        _check_answer(os.environ[_ADDRESS])
-        try:
-            ray.init(**quiet)
-        except (ConnectionError, RuntimeError) as error:
-            raise UserError(f"{_ADDRESS} {os.environ[_ADDRESS]}: {_one_line(error)}") from error
-    else:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            **quiet,
-        )
+    if not uses_external_cluster():
+        memory = _OBJECT_STORE_BYTES
+        ray.init(address="local", include_dashboard=False, object_store_memory=memory, **options)
+        return
+    _check_reachable(os.environ[_ADDRESS])
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{_ADDRESS} {os.environ[_ADDRESS]}: {message}") from error
 
 
-def is_shared() -> bool:
-    """Whether sweeps run on a cluster that was there before, and not on one of their own."""
+def uses_external_cluster() -> bool:
+    """Whether sweeps run on an existing cluster instead of a private one."""
     return bool(os.environ.get(_ADDRESS))
 
 
-def _check_answer(address: str) -> None:
+def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
-        # "auto" is for Ray to find
+        # Ray resolves "auto".
         return
     try:
-        with socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS) as connection:
+        with socket.create_connection((host, int(port)), timeout=_TIMEOUT_SECONDS) as connection:
             if os.environ.get("RAY_USE_TLS") == "1":
                 return
-            connection.sendall(_HELLO)
-            answer = connection.recv(9)
+            connection.sendall(_HTTP2_PREFACE)
+            response = connection.recv(9)
     except OSError as error:
         raise UserError(
-            f"{_ADDRESS} {address}: nobody answers ({error}); give the HOST:PORT that "
-            "`ray start --head` printed, or leave it out to run on this machine"
+            f"{_ADDRESS} {address}: connection failed ({error}); set the HOST:PORT printed by "
+            "`ray start --head`, or unset it to run on this machine"
         ) from error
-    if answer[3:4] != _SETTINGS:
+    if response[3:4] != _SETTINGS_FRAME:
         raise UserError(
-            f"{_ADDRESS} {address}: is not where a cluster takes drivers; give the HOST:PORT that "
-            "`ray start --head` printed, or submit to its job server with `neuralign submit --address`"
+            f"{_ADDRESS} {address}: is not a Ray GCS address; set the HOST:PORT printed by "
+            "`ray start --head`, or submit to the cluster's job server with `neuralign submit --address`"
         )
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 @contextmanager
-def disconnected_after() -> Iterator[None]:
-    """Close the session at the end, if the work inside has opened one."""
+def shutdown_on_exit() -> Iterator[None]:
+    """Close the Ray session on exit if it was opened inside the block."""
     was_open = ray.is_initialized()
     try:
         yield
@@ -92,29 +85,39 @@ def disconnected_after() -> Iterator[None]:
             ray.shutdown()
 
 
-def cpus() -> int:
-    """CPUs of the cluster."""
+def cluster_cpus() -> int:
+    """Number of CPUs of the cluster."""
     return int(ray.cluster_resources().get("CPU", 0))
 
 
-def gpus() -> int:
-    """GPUs of the cluster."""
+def cluster_gpus() -> int:
+    """Number of GPUs of the cluster."""
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def result(reference: Any) -> Any:
-    """The value of a reference; what a worker raised for the user is raised as it was."""
+def describe_cluster() -> str:
+    """Capacity of the cluster, for messages."""
+    return f"{cluster_cpus()} CPUs and {cluster_gpus()} GPUs"
+
+
+def format_resources(resources: Mapping[str, float]) -> str:
+    """Format Ray resources for messages, such as "1 CPU + 2 GPU"."""
+    return " + ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def get_result(reference: Any) -> Any:
+    """Get the value of a reference; re-raise a worker's NeuralignError unwrapped."""
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        cause = raised(error)
+        cause = root_cause(error)
         if isinstance(cause, NeuralignError):
             raise cause from None
         raise
 
 
-def raised(error: BaseException) -> BaseException:
-    """What was raised first, in whichever of the tasks that a result depends on."""
+def root_cause(error: BaseException) -> BaseException:
+    """Exception raised first, in any of the tasks that a result depends on."""
     while isinstance(error, RayTaskError) and error.cause is not None:
         error = error.cause
     return error

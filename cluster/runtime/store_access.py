@@ -1,4 +1,4 @@
-"""Whether every node of a cluster sees the store: what one writes there, another reads."""
+"""Checks that all nodes of a cluster can read and write the same store."""
 
 from __future__ import annotations
 
@@ -13,73 +13,72 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from storage.errors import UserError
 from storage.store.commit import TEMPORARY_SUFFIX, write_bytes
-from storage.store.paths import read_bytes, remove
+from storage.store.paths import read_bytes, remove_file
 
-_ANSWER_SECONDS = 180.0  # a node may have to start a process first, while it does much else
+_TIMEOUT_SECONDS = 180.0  # a busy node may first have to start a process
 
 
-def check_reach(store: Path) -> None:
-    """Raise UserError, naming the nodes, unless each can read and write in the store.
+def check_store_visible(store: Path) -> None:
+    """Raise UserError, naming the nodes, unless every node can read and write the store.
 
-    Nodes that die meanwhile are none of this check's business.
+    Nodes that die during the check are ignored.
     """
-    here = ray.get_runtime_context().get_node_id()
-    others = {
+    this_node = ray.get_runtime_context().get_node_id()
+    addresses = {
         node["NodeID"]: node["NodeManagerAddress"]
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] != here
+        if node["Alive"] and node["NodeID"] != this_node
     }
-    if not others:
+    if not addresses:
         return
     name = f".probe.{uuid.uuid4().hex}"
-    written = [f"{name}{TEMPORARY_SUFFIX}"]
+    files = [f"{name}{TEMPORARY_SUFFIX}"]
     try:
-        write_bytes(store, written[0], name.encode())
-        asked = {}
-        for number, node in enumerate(others):
-            answer = f"{name}.{number}{TEMPORARY_SUFFIX}"
-            written.append(answer)
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            task = ray.remote(_answer).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            asked[task.remote(store, written[0], answer)] = (node, answer)
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
-        problems = {asked[each][0]: "does not answer" for each in silent}
-        for each in answered:
-            node, answer = asked[each]
-            if problem := _problem(each, store / answer):
+        write_bytes(store, files[0], name.encode())
+        probes = {}
+        for number, node in enumerate(addresses):
+            reply = f"{name}.{number}{TEMPORARY_SUFFIX}"
+            files.append(reply)
+            affinity = NodeAffinitySchedulingStrategy(node, soft=False)
+            task = ray.remote(_echo).options(num_cpus=0, max_retries=0, scheduling_strategy=affinity)
+            probes[task.remote(store, files[0], reply)] = (node, reply)
+        ready, pending = ray.wait(list(probes), num_returns=len(probes), timeout=_TIMEOUT_SECONDS)
+        problems = {probes[reference][0]: "does not respond" for reference in pending}
+        for reference in ready:
+            node, reply = probes[reference]
+            if problem := _probe_problem(reference, store / reply):
                 problems[node] = problem
     finally:
-        for each in written:
-            remove(store / each)
+        for file in files:
+            remove_file(store / file)
     if problems:
-        listed = "; ".join(f"{others[node]}: {problem}" for node, problem in problems.items())
+        listed = "; ".join(f"{addresses[node]}: {problem}" for node, problem in problems.items())
         raise UserError(
-            f"{store}: not all nodes of the cluster see it ({listed}); name a folder that all of them "
-            "mount at this path, or s3://bucket/prefix"
+            f"{store}: not visible from every node ({listed}); use a folder that all nodes mount at "
+            "this path, or s3://bucket/prefix"
         )
 
 
-def _answer(store: Path, asked: str, answer: str) -> str | None:
+def _echo(store: Path, probe: str, reply: str) -> str | None:
     try:
-        content = read_bytes(store / asked)
+        content = read_bytes(store / probe)
         if not os.access(store, os.W_OK) and "://" not in str(store):
-            return "may not write there"
-        write_bytes(store, answer, content)
+            return "no write permission"
+        write_bytes(store, reply, content)
     except (OSError, UserError) as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
 
-def _problem(reference: Any, answer: Path) -> str | None:
+def _probe_problem(reference: Any, reply: Path) -> str | None:
     try:
         problem: str | None = ray.get(reference)
+        if problem is None:
+            read_bytes(reply)
     except RayTaskError as error:
         return str(error).strip().splitlines()[-1]
     except ray.exceptions.RayError:
         return None
-    if problem is None:
-        try:
-            read_bytes(answer)
-        except OSError:
-            problem = "what it writes there is not seen here"
+    except OSError:
+        return "its writes are not visible here"
     return problem

@@ -1,1 +1,1 @@
-"""Steering: interventions, and the shards and pipelines that apply them."""
+"""Steering: interventions, and the shards, actors and pipelines that apply them."""

@@ -1,8 +1,7 @@
-"""What steering is asked: sequences of tokens, the neurons forced while they are read, and the tokens
-whose probability is wanted.
+"""Interventions on neurons, and the sequences whose log-probabilities are measured under them.
 
-Sequences of one length go together, so that nothing is ever padded. A word's probability needs the
-prompt and all but the last of the word's tokens; all words share the reading of their prompt.
+Sequences of one length are batched, so nothing is padded. A word's probability needs the prompt and all
+but the last of the word's tokens; words after the same prompt share its forward pass.
 """
 
 from __future__ import annotations
@@ -10,193 +9,190 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Ids = tuple[int, ...]
-Where = tuple[int, str]
+TokenIds = tuple[int, ...]
+SiteKey = tuple[int, str]
 """A layer and the name of a site in it."""
 
 
 @dataclass(frozen=True)
-class Values:
-    """Units of one site, each once, and the value that each is forced to."""
+class ClampedUnits:
+    """Distinct units of one site, and the value to which each is clamped."""
 
     units: Integers
     values: npt.NDArray[np.float32]
 
 
-Forced = Mapping[Where, Values]
-"""The neurons that are forced in one sequence, by their place; none in most places."""
+Intervention = Mapping[SiteKey, ClampedUnits]
+"""The neurons that are clamped in one sequence, by site; most sites have none."""
 
-NOTHING: Forced = {}
+NO_INTERVENTION: Intervention = {}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A token whose log-probability is wanted after the token at a position of a sequence."""
+    """A token whose log-probability is measured, after the token at `position` of a sequence."""
 
     position: int
     token: int
 
 
 @dataclass(frozen=True)
-class Word:
-    """A word after a prompt: the tokens before it and its own."""
+class PromptedWord:
+    """A word after a prompt: the token ids of both."""
 
-    before: Ids
-    tokens: Ids
+    prefix: TokenIds
+    tokens: TokenIds
 
     @property
-    def sequence(self) -> Ids:
-        """What is read to know the probabilities of all its tokens."""
-        return self.before + self.tokens[:-1]
+    def sequence(self) -> TokenIds:
+        """Input that gives the probabilities of all the word's tokens."""
+        return self.prefix + self.tokens[:-1]
 
     @property
     def targets(self) -> list[Target]:
-        first = len(self.before) - 1
-        return [Target(first + at, token) for at, token in enumerate(self.tokens)]
+        start = len(self.prefix) - 1
+        return [Target(start + index, token) for index, token in enumerate(self.tokens)]
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Tokens that follow a sequence, each branch as if it were alone, and what is wanted of them, at
-    positions that count from the first of them."""
+    """Tokens that continue a sequence, apart from its other branches; targets count from the first."""
 
-    ids: Ids
+    ids: TokenIds
     targets: Sequence[Target]
 
 
 @dataclass(frozen=True)
-class Row:
-    """A sequence that is read under a forcing, what is wanted of it, and its branches, the shortest
-    first. Rows of one group are added up in attributions."""
+class SteeredSequence:
+    """A sequence to run under an intervention, with its targets and its branches, shortest first.
+    Attributions are summed over the sequences of a group."""
 
-    ids: Ids
-    forced: Forced = field(default_factory=dict)
+    ids: TokenIds
+    intervention: Intervention = field(default_factory=dict)
     targets: Sequence[Target] = ()
     group: int = 0
     branches: Sequence[Branch] = ()
 
     @property
-    def tokens(self) -> int:
-        """How many tokens are read."""
+    def n_tokens(self) -> int:
+        """Tokens to run, with those of the branches."""
         return len(self.ids) + sum(len(branch.ids) for branch in self.branches)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows whose sequences have one length, and where they stand among all rows."""
+class SteeringBatch:
+    """Sequences of one length, and their indices among all sequences."""
 
-    rows: list[Row]
-    numbers: list[int]
+    rows: list[SteeredSequence]
+    indices: list[int]
 
     @property
     def length(self) -> int:
         return len(self.rows[0].ids)
 
     @property
-    def wanted(self) -> int:
-        """How many of the last positions have a target."""
+    def n_scored_positions(self) -> int:
+        """Number of last positions that include every target."""
         positions = [target.position for row in self.rows for target in row.targets]
         return self.length - min(positions, default=self.length)
 
     @cached_property
-    def branches(self) -> list[Batch]:
-        """The branches of all rows, those of one length together; their numbers are those of the rows of
-        this batch that they follow."""
-        of_length: dict[int, Batch] = {}
-        for number, row in enumerate(self.rows):
+    def branches(self) -> list[SteeringBatch]:
+        """The branches of all rows, batched by length, with the indices of their rows in this batch."""
+        batches: dict[int, SteeringBatch] = {}
+        for index, row in enumerate(self.rows):
             for branch in row.branches:
-                batch = of_length.setdefault(len(branch.ids), Batch([], []))
-                batch.rows.append(Row(branch.ids, row.forced, branch.targets))
-                batch.numbers.append(number)
-        return [batch for _, batch in sorted(of_length.items())]
+                batch = batches.setdefault(len(branch.ids), SteeringBatch([], []))
+                batch.rows.append(SteeredSequence(branch.ids, row.intervention, branch.targets))
+                batch.indices.append(index)
+        return [batch for _, batch in sorted(batches.items())]
 
-    def joined(self, found: Sequence[Sequence[Floats]]) -> list[Floats]:
-        """What was found of each row's own targets, then of those of its branches: `found` has a list
-        for the batch and for each of `branches`."""
-        parts = [[own] for own in found[0]]
-        for batch, of_branches in zip(self.branches, found[1:], strict=True):
-            for number, values in zip(batch.numbers, of_branches, strict=True):
-                parts[number].append(values)
-        return [np.concatenate(some) for some in parts]
+    def merge_branches(self, values: Sequence[Sequence[Floats]]) -> list[Floats]:
+        """Values of each row's targets followed by those of its branches; `values` has one list for the
+        batch and one for each of `branches`."""
+        parts = [[row_values] for row_values in values[0]]
+        for batch, branch_values in zip(self.branches, values[1:], strict=True):
+            for index, row_values in zip(batch.indices, branch_values, strict=True):
+                parts[index].append(row_values)
+        return [np.concatenate(row_parts) for row_parts in parts]
 
 
-def cut(rows: Sequence[Row], budget: int) -> list[Batch]:
-    """Batches of at most `budget` tokens (one row at least), each of sequences of one length."""
-    of_length: dict[int, list[int]] = {}
-    for number, row in enumerate(rows):
-        of_length.setdefault(len(row.ids), []).append(number)
+def batch_sequences(sequences: Sequence[SteeredSequence], budget: int) -> list[SteeringBatch]:
+    """Batches of sequences of one length, of at most `budget` tokens but at least one sequence."""
+
+    def length(index: int) -> int:
+        return len(sequences[index].ids)
+
     batches = []
-    for _, numbers in sorted(of_length.items()):
+    for _, indices in groupby(sorted(range(len(sequences)), key=length), key=length):
         room = 0
-        for number in numbers:
-            room -= rows[number].tokens
+        for index in indices:
+            room -= sequences[index].n_tokens
             if room < 0:
-                batches.append(Batch([], []))
-                room = budget - rows[number].tokens
-            batches[-1].rows.append(rows[number])
-            batches[-1].numbers.append(number)
+                batches.append(SteeringBatch([], []))
+                room = budget - sequences[index].n_tokens
+            batches[-1].rows.append(sequences[index])
+            batches[-1].indices.append(index)
     return batches
 
 
-class Reading:
-    """Words after prompts as the fewest tokens: each prompt is read once and followed by its words, all
-    but their last token, as branches; words that begin another are read with it."""
+class PrefixSharedWords:
+    """Words after prompts, in as few tokens as possible: each prompt runs once, with its words (without
+    their last tokens) as branches; a word that is a prefix of another shares its branch."""
 
-    def __init__(self, words: Iterable[Word]) -> None:
+    def __init__(self, words: Iterable[PromptedWord]) -> None:
         self.words = list(words)
-        after: dict[Ids, list[int]] = {}
-        for number, word in enumerate(self.words):
-            after.setdefault(word.before, []).append(number)
-        self._rows: list[Row] = []
-        self._places: list[tuple[int, list[int]]] = [(0, [])] * len(self.words)
-        for before, numbers in after.items():
-            row, places = _follow(before, [self.words[number] for number in numbers])
-            for number, place in zip(numbers, places, strict=True):
-                self._places[number] = (len(self._rows), place)
-            self._rows.append(row)
+        indices_by_prefix: dict[TokenIds, list[int]] = {}
+        for index, word in enumerate(self.words):
+            indices_by_prefix.setdefault(word.prefix, []).append(index)
+        self._sequences: list[SteeredSequence] = []
+        self._value_indices: list[tuple[int, list[int]]] = [(0, [])] * len(self.words)
+        for prefix, indices in indices_by_prefix.items():
+            sequence, value_indices = _share_prefix(prefix, [self.words[index] for index in indices])
+            for index, word_values in zip(indices, value_indices, strict=True):
+                self._value_indices[index] = (len(self._sequences), word_values)
+            self._sequences.append(sequence)
 
-    def rows(self, forced: Forced) -> Iterator[Row]:
-        """What is to be read under a forcing."""
-        for row in self._rows:
-            yield replace(row, forced=forced)
+    def sequences(self, intervention: Intervention) -> Iterator[SteeredSequence]:
+        """The sequences to run under an intervention."""
+        for sequence in self._sequences:
+            yield replace(sequence, intervention=intervention)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._sequences)
 
-    def log_p(self, found: Sequence[Floats]) -> Floats:
-        """log P of each word, of shape (words,), from the log-probabilities of the targets of each of
-        the rows and its branches."""
-        return np.array([found[row][places].sum() for row, places in self._places])
+    def log_p(self, target_log_p: Sequence[Floats]) -> Floats:
+        """log P of each word, of shape (words,), from those of each sequence's targets and branches."""
+        return np.array([target_log_p[row][indices].sum() for row, indices in self._value_indices])
 
 
-def _follow(before: Ids, words: Sequence[Word]) -> tuple[Row, list[list[int]]]:
-    """The words after one prompt as a row, and which of its values are those of each word's tokens."""
-    branch_of: dict[Ids, Ids] = {}
-    branches: dict[Ids, list[Target]] = {}
+def _share_prefix(
+    prefix: TokenIds, words: Sequence[PromptedWord]
+) -> tuple[SteeredSequence, list[list[int]]]:
+    """One sequence for all words after a prompt, and the indices of each word's tokens in its values."""
+    branch_of: dict[TokenIds, TokenIds] = {}
+    longest_first: list[TokenIds] = []
     for tail in sorted({word.tokens[:-1] for word in words}, key=lambda tail: (-len(tail), tail)):
         if tail and tail not in branch_of:
-            branches[tail] = []
+            longest_first.append(tail)
             branch_of |= {tail[:end]: tail for end in range(1, len(tail) + 1)}
-    own: list[Target] = []
-    later: list[tuple[Ids, slice]] = []
-    for word in words:
-        own.append(Target(len(before) - 1, word.tokens[0]))
-        branch = branch_of.get(word.tokens[:-1], ())
-        asked = branches.get(branch, [])
-        later.append((branch, slice(len(asked), len(asked) + len(word.tokens) - 1)))
-        asked += [Target(at, token) for at, token in enumerate(word.tokens[1:])]
-    shortest_first = list(reversed(branches))
-    values_of: dict[Ids, list[int]] = {(): []}
-    at = len(own)
-    for branch in shortest_first:
-        values_of[branch] = list(range(at, at + len(branches[branch])))
-        at += len(branches[branch])
-    places = [[first, *values_of[branch][part]] for first, (branch, part) in enumerate(later)]
-    followed = [Branch(branch, branches[branch]) for branch in shortest_first]
-    return Row(before, targets=own, branches=followed), places
+    value_indices = [[first] for first in range(len(words))]
+    n_values = len(words)
+    branches = []
+    for ids in reversed(longest_first):
+        targets: list[Target] = []
+        for word, indices in zip(words, value_indices, strict=True):
+            if branch_of.get(word.tokens[:-1]) == ids:
+                targets += [Target(index, token) for index, token in enumerate(word.tokens[1:])]
+                indices += range(n_values, n_values + len(word.tokens) - 1)
+                n_values += len(word.tokens) - 1
+        branches.append(Branch(ids, targets))
+    first_targets = [word.targets[0] for word in words]
+    return SteeredSequence(prefix, targets=first_targets, branches=branches), value_indices

@@ -1,7 +1,6 @@
-"""A contiguous range of a model's layers whose neurons can be forced. Knows nothing of Ray.
+"""A shard whose neurons can be clamped, with gradients of log-probabilities. Imports no Ray.
 
-The last shard has the model's head. A neuron is forced where it is read: at every token, whatever the
-module that computes it says.
+The last shard has the language-model head. A neuron is clamped where it is read, at every token.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,274 +16,212 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from cluster.activations.shard import Settings
-from cluster.activations.tokens import Tokenizer
-from cluster.models.partial_model import layer_count, load_layers
-from cluster.models.sites import Site, find_sites, hidden_values, with_hidden
-from cluster.steering.interventions import Batch, Floats, Integers, Row, Where
+from cluster.models.shard import ForwardState, ModelShard
+from cluster.models.sites import Site, extract_hidden_state, replace_hidden_state
+from cluster.steering.interventions import Floats, Integers, SiteKey, SteeredSequence, SteeringBatch
 from storage.errors import NeuralignError
 
-LONGEST = 512
+_Clamps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Rows, units and values, of equal length."""
 
 
-class _Cache(DynamicCache):
-    """Keys and values of a shard's layers; a layer goes by its number in the whole model."""
+class _ShardCache(DynamicCache):
+    """Keys and values of a shard's layers, which are numbered as in the full model."""
 
-    def __init__(self, config: Any, first: int) -> None:
+    def __init__(self, config: Any, first_layer: int) -> None:
         super().__init__(config=config)
-        self._first = first
+        self._first_layer = first_layer
 
     def update(
         self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any
     ) -> Any:
-        return super().update(key_states, value_states, layer_idx - self._first, *args, **kwargs)
+        return super().update(key_states, value_states, layer_idx - self._first_layer, *args, **kwargs)
 
-    def of(self, rows: Sequence[int]) -> _Cache:
-        """What is remembered of some of the rows, of each as often as it is named."""
-        chosen = copy.copy(self)
-        chosen.layers = [copy.copy(layer) for layer in self.layers]
-        chosen.batch_select_indices(torch.tensor(rows))
-        return chosen
+    def select(self, rows: Sequence[int]) -> _ShardCache:
+        """A copy of some rows, which may repeat."""
+        selected = copy.copy(self)
+        selected.layers = [copy.copy(layer) for layer in self.layers]
+        selected.batch_select_indices(torch.tensor(rows))
+        return selected
 
 
 @dataclass
-class Tape:
-    """One batch's way through a shard, kept to go back over it."""
+class ForwardRecord:
+    """A batch's forward pass through a shard, kept for the backward pass."""
 
     incoming: torch.Tensor
     outgoing: torch.Tensor
-    seen: dict[Where, torch.Tensor]
+    activations: dict[SiteKey, torch.Tensor]
 
 
-@dataclass
-class _Now:
-    """What the hooks are to do with the batch that runs."""
-
-    shape: tuple[int, int]
-    incoming: torch.Tensor | None
-    forced: dict[Where, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    taped: bool
-    entered: torch.Tensor | None = None
-    outgoing: torch.Tensor | None = None
-    seen: dict[Where, torch.Tensor] = field(default_factory=dict)
+@dataclass(kw_only=True)
+class _SteeringState(ForwardState):
+    clamps: dict[SiteKey, _Clamps]
+    is_recorded: bool
+    entry: torch.Tensor | None = None
+    activations: dict[SiteKey, torch.Tensor] = field(default_factory=dict)
 
 
-class SteeredShard:
-    """Layers [a, b) of a model, with the sites in them; the last shard gives log-probabilities."""
+class SteeringShard(ModelShard[_SteeringState]):
+    """Layers [a, b) of a model, whose sites can be clamped; the last shard gives log-probabilities."""
 
-    def __init__(
-        self, folder: Path, settings: Settings, layers: range | None = None, device: str = "cpu"
-    ) -> None:
-        self.device = torch.device(device)
-        self.dtype: torch.dtype = getattr(torch, settings.dtype)
-        count = layer_count(folder, settings.remote_code)
-        self.layers = range(count) if layers is None else layers
-        self.first, self.last = self.layers.start == 0, self.layers.stop == count
-        self.model, numbered = load_layers(
-            folder, self.layers, self.dtype, settings.remote_code, head=self.last
-        )
-        self.model.eval().requires_grad_(False).to(self.device)
-        self._config = self.model.config.get_text_config()
-        self.sites = find_sites(self.model, numbered, settings.sites)
-        self.tokenizer = Tokenizer(folder, LONGEST, settings.remote_code)
-        self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        self._now: _Now | None = None
-        self._watch(numbered)
+    with_head = True
 
     def run(
-        self, batch: Batch, incoming: Sequence[torch.Tensor] | None
+        self, batch: SteeringBatch, incoming: Sequence[torch.Tensor] | None
     ) -> list[torch.Tensor] | list[Floats]:
-        """The hidden states after the shard; of the last shard, log P of each row's targets and those of
-        its branches.
-
-        There is a hidden state, of shape (rows, tokens, width), for the batch and for each of its
-        `branches`. `incoming` are those before the shard, None for the first.
-        """
-        parts = [batch, *batch.branches]
-        cache = self.cache() if batch.branches else None
+        """Hidden states after the shard, (rows, tokens, width), one of the batch and one of each of its
+        `branches`, from those before it (None for the first shard). From the last shard, log P of the
+        targets of each row and its branches."""
+        cache = self.new_cache() if batch.branches else None
         states: list[torch.Tensor] = []
-        found: list[list[Floats]] = []
+        log_p: list[list[Floats]] = []
         with torch.inference_mode():
-            for at, part in enumerate(parts):
-                given = _ids(part.rows) if incoming is None else incoming[at]
-                past = cache if cache is None or part is batch else cache.of(part.numbers)
-                now, logits = self._forward(part.rows, given, part.wanted, cache=past)
+            for index, part in enumerate([batch, *batch.branches]):
+                inputs = _token_ids(part.rows) if incoming is None else incoming[index]
+                past = cache if cache is None or part is batch else cache.select(part.indices)
+                state, logits = self._forward(part.rows, inputs, part.n_scored_positions, cache=past)
                 if logits is None:
-                    states.append(_outgoing(now))
+                    states.append(self._outgoing(state))
                 else:
-                    found.append(_split(self._log_p(part, logits), part))
-        return batch.joined(found) if self.last else states
+                    log_p.append(_split_by_row(self._target_log_p(part, logits), part))
+        return batch.merge_branches(log_p) if self.is_last else states
 
-    def tape(self, batch: Batch, incoming: torch.Tensor | None) -> Tape:
-        """Run a batch so that `back` can go over it. In the last shard `outgoing` is the sum of the log
-        P of all targets."""
-        given = _ids(batch.rows) if incoming is None else incoming
-        now, logits = self._forward(batch.rows, given, batch.wanted, taped=True)
-        outgoing = _outgoing(now) if logits is None else self._log_p(batch, logits).sum()
-        if now.entered is None:
+    def forward_recorded(self, batch: SteeringBatch, incoming: torch.Tensor | None) -> ForwardRecord:
+        """Run a batch for a later `backward`. The outgoing value of the last shard is the sum of log P
+        over all targets."""
+        inputs = _token_ids(batch.rows) if incoming is None else incoming
+        state, logits = self._forward(batch.rows, inputs, batch.n_scored_positions, is_recorded=True)
+        outgoing = self._outgoing(state) if logits is None else self._target_log_p(batch, logits).sum()
+        if state.entry is None:
             raise NeuralignError(f"{type(self.model).__name__}: its first layer did not run")
-        return Tape(now.entered, outgoing, now.seen)
+        return ForwardRecord(state.entry, outgoing, state.activations)
 
-    def back(
-        self, tape: Tape, gradient: torch.Tensor | None
-    ) -> tuple[torch.Tensor, dict[Where, tuple[Floats, Floats]]]:
-        """Gradients of the sum of log P: at the hidden state before the shard; and, for each site and
-        summed over the tokens, at its neurons, and that times their activations, each (rows, units).
-
-        `gradient` is that at the hidden state after the shard, None for the last.
-        """
-        places = list(tape.seen)
-        given = None if gradient is None else gradient.to(self.device)
-        found = torch.autograd.grad(
-            tape.outgoing, [tape.incoming, *tape.seen.values()], given, allow_unused=True
+    def backward(
+        self, record: ForwardRecord, gradient: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[SiteKey, Floats]]:
+        """Gradients of the sum of log P: of the hidden state before the shard, from that after it (None
+        for the last shard); and, by site, (2, rows, units), of the neurons, alone and times their
+        activations, summed over tokens."""
+        inputs = [record.incoming, *record.activations.values()]
+        if gradient is not None:
+            gradient = gradient.to(self.device)
+        incoming_gradient, *site_gradients = torch.autograd.grad(
+            record.outgoing, inputs, gradient, allow_unused=True
         )
         sums = {}
-        for place, slope in zip(places, found[1:], strict=True):
-            seen = tape.seen[place].detach()
-            exact = torch.zeros_like(seen) if slope is None else slope.double()
-            slopes, products = exact.sum(1), (exact * seen.double()).sum(1)
-            sums[place] = (slopes.cpu().numpy(), products.cpu().numpy())
-        return found[0], sums
+        for key, site_gradient in zip(record.activations, site_gradients, strict=True):
+            values = record.activations[key].detach().double()
+            gradients = torch.zeros_like(values) if site_gradient is None else site_gradient.double()
+            sums[key] = torch.stack([gradients.sum(1), (gradients * values).sum(1)]).cpu().numpy()
+        return incoming_gradient, sums
 
-    def cache(self) -> Any:
-        """Room for what is remembered of the tokens that were read."""
-        return _Cache(self._config, self.layers.start)
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values."""
+        return _ShardCache(self._config, self.layers.start)
 
-    def grow(self, rows: Sequence[Row], given: Integers | torch.Tensor, cache: Any) -> torch.Tensor:
-        """Read further tokens, of shape (rows, tokens), or the hidden state before the shard, after what
-        is in the cache. Gives the hidden state after the shard; the last shard, log P of all tokens that
-        may come next, (rows, vocabulary)."""
+    def decode_step(
+        self, sequences: Sequence[SteeredSequence], inputs: Integers | torch.Tensor, cache: Any
+    ) -> torch.Tensor:
+        """Run further tokens, (rows, tokens), or the hidden state before the shard, after the cached
+        tokens: the hidden state after the shard or, from the last shard, log P of the next token,
+        (rows, vocabulary)."""
         with torch.inference_mode():
-            now, logits = self._forward(rows, given, 1, cache=cache)
-            return _outgoing(now) if logits is None else logits[:, -1].float().log_softmax(-1)
+            state, logits = self._forward(sequences, inputs, 1, cache=cache)
+            return self._outgoing(state) if logits is None else logits[:, -1].float().log_softmax(-1)
 
-    def stops(self) -> set[int]:
+    def eos_token_ids(self) -> set[int]:
         """Tokens that end a text."""
-        found = self._config.eos_token_id
-        return set(found if isinstance(found, list) else [found]) - {None}
+        ids = self._config.eos_token_id
+        return set(ids if isinstance(ids, list) else [ids]) - {None}
 
     def _forward(
         self,
-        rows: Sequence[Row],
-        given: Integers | torch.Tensor,
-        wanted: int,
-        taped: bool = False,
+        sequences: Sequence[SteeredSequence],
+        inputs: Integers | torch.Tensor,
+        n_logits: int,
+        is_recorded: bool = False,
         cache: Any = None,
-    ) -> tuple[_Now, torch.Tensor | None]:
-        """Run tokens or a hidden state; the last shard gives logits of the last `wanted` positions
-        or of more."""
-        count, tokens = given.shape[:2]
-        incoming = None
-        inputs: dict[str, Any] = {}
-        if isinstance(given, torch.Tensor):
-            # the model makes its masks and positions from these; the first layer gets the real ones
-            inputs["inputs_embeds"] = torch.zeros(given.shape, dtype=self.dtype, device=self.device)
-            incoming = given.to(self.device)
-        else:
-            inputs["input_ids"] = torch.from_numpy(given).to(self.device)
-        past = 0 if cache is None else cache.get_seq_length()
-        mask = torch.ones(count, past + tokens, dtype=torch.int64, device=self.device)
-        if self.last and self._keeps:
-            inputs["logits_to_keep"] = max(1, wanted)
-        now = self._now = _Now((count, tokens), incoming, self._forcing(rows), taped)
-        try:
-            found = self.model(
-                **inputs, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
-            )
-        finally:
-            # without a batch the hooks do nothing
-            self._now = None
-        return now, found.logits if self.last else None
+    ) -> tuple[_SteeringState, torch.Tensor | None]:
+        """Run token ids or a hidden state; the last shard gives logits of at least the last `n_logits`
+        positions."""
+        n_rows, n_tokens = inputs.shape[:2]
+        n_past = 0 if cache is None else cache.get_seq_length()
+        mask = torch.ones(n_rows, n_past + n_tokens, dtype=torch.int64, device=self.device)
+        options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
+        if self.is_last and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            options["logits_to_keep"] = max(1, n_logits)
+        state = _SteeringState(clamps=self._make_clamps(sequences), is_recorded=is_recorded)
+        output = self._run_model(state, inputs, attention_mask=mask, **options)
+        return state, output.logits if self.is_last else None
 
-    def _forcing(
-        self, rows: Sequence[Row]
-    ) -> dict[Where, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """For each site where some row forces units: these rows, the units and values, side by side."""
-        forced = {}
+    def _make_clamps(self, sequences: Sequence[SteeredSequence]) -> dict[SiteKey, _Clamps]:
+        """The clamped rows, units and values of each site that has any."""
+        interventions = [sequence.intervention for sequence in sequences]
+        tensors = {}
         for site in self.sites:
-            where = (site.layer, site.name)
-            found = [(at, row.forced[where]) for at, row in enumerate(rows) if where in row.forced]
-            if not found:
+            key = (site.layer, site.name)
+            clamped = [(row, clamps[key]) for row, clamps in enumerate(interventions) if key in clamps]
+            if not clamped:
                 continue
-            numbers = np.repeat([at for at, _ in found], [len(each.units) for _, each in found])
-            units = np.concatenate([each.units for _, each in found]).astype(np.int64)
-            values = np.concatenate([each.values for _, each in found]).astype(np.float32)
+            rows = np.repeat([row for row, _ in clamped], [len(clamp.units) for _, clamp in clamped])
+            units = np.concatenate([clamp.units for _, clamp in clamped]).astype(np.int64)
+            values = np.concatenate([clamp.values for _, clamp in clamped]).astype(np.float32)
             if len(units) and not 0 <= units.min() <= units.max() < site.width:
-                raise NeuralignError(f"{site}: has {site.width} units; asked for {units.max()}")
-            forced[where] = (
-                torch.from_numpy(numbers).to(self.device),
+                raise NeuralignError(f"{site}: has {site.width} units; cannot clamp unit {units.max()}")
+            tensors[key] = (
+                torch.from_numpy(rows).to(self.device),
                 torch.from_numpy(units).to(self.device),
                 torch.from_numpy(values).to(self.device, self.dtype),
             )
-        return forced
+        return tensors
 
-    def _log_p(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
-        """log P of the targets of all rows, side by side."""
+    def _target_log_p(self, batch: SteeringBatch, logits: torch.Tensor) -> torch.Tensor:
+        """log P of the targets of all rows, concatenated."""
         offset = batch.length - logits.shape[1]
-        where = [
-            (at, target.position - offset, target.token)
-            for at, row in enumerate(batch.rows)
-            for target in row.targets
+        indices = [
+            (row, target.position - offset, target.token)
+            for row, sequence in enumerate(batch.rows)
+            for target in sequence.targets
         ]
-        rows, positions, tokens = torch.tensor(where, device=self.device).reshape(-1, 3).unbind(1)
+        rows, positions, tokens = torch.tensor(indices, device=self.device).reshape(-1, 3).unbind(1)
         return logits.float().log_softmax(-1)[rows, positions, tokens]
 
-    def _watch(self, numbered: dict[int, nn.Module]) -> None:
-        numbered[self.layers.start].register_forward_pre_hook(self._enter, with_kwargs=True)
-        for site in self.sites:
-            module = numbered[site.layer].get_submodule(site.module)
-            if site.side == "input":
-                module.register_forward_pre_hook(lambda _, given, site=site: self._steer(site, given))
-            else:
-                module.register_forward_hook(lambda _, __, given, site=site: self._steer(site, given))
-        numbered[self.layers.stop - 1].register_forward_hook(self._leave)
-
-    def _enter(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        now = self._now
-        if now is None or (now.incoming is None and not now.taped):
+    def _on_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state = self._state
+        if state is None or not state.is_recorded:
+            return super()._on_entry(module, args, kwargs)
+        hidden = state.incoming
+        if hidden is None:
+            hidden = extract_hidden_state(args or (kwargs["hidden_states"],))
+        if hidden is None:
             return None
-        hidden = (
-            now.incoming
-            if now.incoming is not None
-            else hidden_values(inputs or (named["hidden_states"],))
-        )
-        if now.taped and hidden is not None:
-            hidden = now.entered = hidden.detach().requires_grad_()
-        return None if hidden is None else with_hidden(hidden, inputs, named)
+        state.entry = hidden.detach().requires_grad_()
+        return replace_hidden_state(state.entry, args, kwargs)
 
-    def _steer(self, site: Site, given: Any) -> Any:
-        """What a site's module is given, or gives, with the forced values in their places."""
-        now, hidden = self._now, hidden_values(given)
-        where = (site.layer, site.name)
-        if now is None or hidden is None or not (now.taped or where in now.forced):
+    def _on_site(self, site: Site, values: Any) -> Any:
+        """Replace a site's values by the clamped ones."""
+        state, hidden = self._state, extract_hidden_state(values)
+        key = (site.layer, site.name)
+        if state is None or hidden is None or not (state.is_recorded or key in state.clamps):
             return None
-        # some layers run their MLP on all tokens in one row; a copy is seen by this module alone
-        changed = hidden.reshape(*now.shape, hidden.shape[-1]).clone()
-        if where in now.forced:
-            rows, units, values = now.forced[where]
-            changed[rows, :, units] = values.unsqueeze(1)
-        if now.taped:
-            now.seen[where] = changed
-        changed = changed.reshape(hidden.shape)
-        if isinstance(given, list):
-            return [changed, *given[1:]]
-        return (changed, *given[1:]) if isinstance(given, tuple) else changed
-
-    def _leave(self, _: nn.Module, __: tuple[Any, ...], given: Any) -> None:
-        if self._now is not None:
-            self._now.outgoing = hidden_values(given)
+        # A copy, which only this module sees; some layers flatten rows and tokens for their MLP.
+        steered = hidden.reshape(*state.shape, hidden.shape[-1]).clone()
+        if key in state.clamps:
+            rows, units, clamped = state.clamps[key]
+            steered[rows, :, units] = clamped.unsqueeze(1)
+        if state.is_recorded:
+            state.activations[key] = steered
+        steered = steered.reshape(hidden.shape)
+        if isinstance(values, list):
+            return [steered, *values[1:]]
+        return (steered, *values[1:]) if isinstance(values, tuple) else steered
 
 
-def _outgoing(now: _Now) -> torch.Tensor:
-    if now.outgoing is None:
-        raise NeuralignError("the last layer of a shard did not run")
-    return now.outgoing
+def _token_ids(sequences: Sequence[SteeredSequence]) -> Integers:
+    return np.array([sequence.ids for sequence in sequences], np.int64)
 
 
-def _ids(rows: Sequence[Row]) -> Integers:
-    return np.array([row.ids for row in rows], np.int64)
-
-
-def _split(values: torch.Tensor, batch: Batch) -> list[Floats]:
-    counts = np.cumsum([len(row.targets) for row in batch.rows])[:-1]
-    return list(np.split(values.double().cpu().numpy(), counts))
+def _split_by_row(values: torch.Tensor, batch: SteeringBatch) -> list[Floats]:
+    ends = np.cumsum([len(row.targets) for row in batch.rows])[:-1]
+    return list(np.split(values.double().cpu().numpy(), ends))

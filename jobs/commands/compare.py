@@ -1,33 +1,24 @@
-"""Models and baselines side by side: how well each agrees with one human data set."""
+"""The command `neuralign compare`: how well models and baselines align with one human data set."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
-from alignment.statistics.resampling import Interval
-from jobs.alignment import TRIPLETS
-from jobs.results.differences import differences
-from jobs.results.summary import (
-    INTERVALS,
-    STATISTICS,
-    Labelled,
-    headline,
-    is_shown,
-    print_of_few,
-    with_interval,
-)
+from jobs.commands.options import StorePath, stdout_console, text_table
+from jobs.commands.summary import LEGEND, print_coverage_warning
+from jobs.results import rows as results
+from jobs.results.differences import compute_differences
+from jobs.results.rows import LabelledRow, Row, format_estimate
 from jobs.similarity import EXPERTS
 from storage.assets import ASSETS
-from storage.database import ask, open_store
+from storage.database import open_store, run_query
 from storage.errors import UserError
-from storage.readers.human import known_set, known_sets
+from storage.readers.human import builtin_human_sets
+from storage.store.paths import parse_store_path
 
 JACCARD = "jaccard"
 
@@ -40,146 +31,103 @@ ORDER BY finished
 """
 
 
-def print_comparison(
-    console: Console,
-    store: Path,
-    human_set: str,
-    agreement: str | None,
-    threshold: float,
-    against: str | None,
+def compare(
+    store: StorePath,
+    human: Annotated[str, typer.Option("--human", metavar="NAME", help="Human data set.")],
+    agreement: Annotated[str | None, typer.Option(help="spearman, kendall or pearson (default: the sweep's first).")] = None,
+    threshold: Annotated[float, typer.Option(help="AP above which a neuron is an expert.")] = 0.5,
+    against: Annotated[
+        str | None, typer.Option(metavar="ROW", help="Show differences from this row (its label or part of it).")
+    ] = None,
 ) -> None:
-    """Print the last comparison of each of a store's concept sets with a human data set, best first, to
-    fit 80 columns; with `against`, a row's label or a part of it, how much better each row is than that.
-
-    Raises UserError where the store has none, naming what it has.
-    """
-    with open_store(store) as connection:
-        found = ask(connection, _RUNS).to_pylist()
-        runs = [run for run in found if run["human_set"] == human_set]
+    """Compare models and baselines on the same pairs, best first."""
+    console, root = stdout_console(), parse_store_path(store)
+    with open_store(root) as connection:
+        all_runs = run_query(connection, _RUNS).to_pylist()
+        runs = [run for run in all_runs if run["human_set"] == human]
         if not runs:
-            there = ", ".join(dict.fromkeys(run["human_set"] for run in found)) or "none"
+            available = ", ".join(dict.fromkeys(run["human_set"] for run in all_runs)) or "none"
             raise UserError(
-                f"{store}: holds no comparison with {human_set!r}; it has: {there}. A set with fewer "
-                "than 10 rated pairs of the concepts has none"
+                f"{root}: no comparison with {human!r}; available: {available}. A set with fewer than "
+                "10 rated pairs of the concepts is not compared"
             )
-        measures = list(dict.fromkeys(run["agreement"] for run in runs))
-        if agreement is not None and agreement not in measures:
-            raise UserError(
-                f"{store}: has no {agreement} for {human_set!r}; it has {', '.join(measures)}"
-            )
-        # the last of each concept set
-        asked = agreement or runs[0]["agreement"]
-        last = {_name(run["concepts"]): run for run in runs if run["agreement"] == asked}
-        shown = [run for run in last.values() if threshold in run["thresholds"]]
-        if not shown:
-            known = sorted(
-                {each for run in last.values() for each in run["thresholds"] if each is not None}
-            )
-            there = ", ".join(map(str, known))
-            raise UserError(f"{store}: has no experts at the threshold {threshold}; it has {there}")
-        for run in shown:
-            rows = [
-                row
-                for row in ask(connection, f"FROM alignment WHERE run = '{run['run']}'").to_pylist()
-                if (row["human_set"], row["agreement"]) == (human_set, asked)
-            ]
-            of = f"{_name(run['concepts'])}, " if len(last) > 1 else ""
-            _print(console, store, rows, threshold, of, against)
-    older = len({each["run"] for each in runs}) - len(shown)
-    if older:
-        console.print(f"{older} more runs: SQL shows them.", markup=False)
+        statistics = list(dict.fromkeys(run["agreement"] for run in runs))
+        statistic = agreement or statistics[0]
+        if statistic not in statistics:
+            raise UserError(f"{root}: no {statistic} for {human!r}; available: {', '.join(statistics)}")
+        latest = {
+            # without the hash
+            (run["concepts"] or "").rpartition("@")[0]: run
+            for run in runs
+            if run["agreement"] == statistic
+        }
+        selection = {name: run for name, run in latest.items() if threshold in run["thresholds"]}
+        if not selection:
+            thresholds = {value for run in latest.values() for value in run["thresholds"]} - {None}
+            available = ", ".join(map(str, sorted(thresholds)))
+            raise UserError(f"{root}: no experts at the threshold {threshold}; available: {available}")
+        for name, run in selection.items():
+            all_rows = run_query(connection, f"FROM alignment WHERE run = '{run['run']}'").to_pylist()
+            key = human, statistic
+            rows = [row for row in all_rows if (row["human_set"], row["agreement"]) == key]
+            _print_run(console, root, rows, threshold, f"{name}, " if len(latest) > 1 else "", against)
+    n_older = len({run["run"] for run in runs}) - len(selection)
+    if n_older:
+        console.print(f"{n_older} older runs not shown; query the view `alignment`.")
 
 
-def _name(concept_set: str | None) -> str:
-    """The name of a concept set, without the start of its hash."""
-    return (concept_set or "").rpartition("@")[0]
-
-
-def _print(
-    console: Console,
-    store: Path,
-    rows: list[dict[str, Any]],
-    threshold: float,
-    of: str,
-    against: str | None,
+def _print_run(
+    console: Console, store: Path, rows: list[Row], threshold: float, prefix: str, against: str | None
 ) -> None:
-    """Print the rows of one run, under a title that begins with what they are `of`."""
-    by = sorted({row["measure"] for row in rows if row["representation"] == EXPERTS})
-    measure = JACCARD if JACCARD in by else by[0]
-    shown = headline([row for row in rows if is_shown(row, measure)], threshold)
-    # those without a value come last
-    shown.sort(key=lambda each: (each[1]["rho"] is None, -(each[1]["rho"] or 0)))
-    first = rows[0]
-    human_set = first["human_set"]
-    things = TRIPLETS if first["agreement"] == TRIPLETS else "pairs"
+    """Print the rows of one run, to fit 80 columns; the title begins with `prefix`."""
+    measures = sorted({row["measure"] for row in rows if row["representation"] == EXPERTS})
+    measure = JACCARD if JACCARD in measures else measures[0]
+    rows_of_measure = [row for row in rows if results.uses_measure(row, measure)]
+    selection = results.select_rows(rows_of_measure, threshold)
+    # undefined values last
+    selection.sort(key=lambda labelled: (labelled[1]["rho"] is None, -(labelled[1]["rho"] or 0)))
+    first, human_set = rows[0], rows[0]["human_set"]
     if against is None:
-        name, meaning = "p", "p permutes the concepts"
-        last = ["-" if row["p"] is None else f"{row['p']:.4f}" for _, row in shown]
+        column, meaning = "p", "p: permutation test over concepts"
+        cells = ["-" if row["p"] is None else f"{row['p']:.4f}" for _, row in selection]
     else:
-        label, other = _one_of(shown, against)
-        name, meaning = "difference", f"Difference: less that of {label}"
-        apart = differences(store, shown, other)
-        last = [
-            "" if row is other else _apart(each) for (_, row), each in zip(shown, apart, strict=True)
+        label, reference = _find_reference(selection, against)
+        column, meaning = "difference", f"Difference: relative to {label}"
+        compared = [row for _, row in selection]
+        cells = [
+            "-" if item is None else format_estimate(item.value, item.low, item.high, sign="+")
+            for item in compute_differences(store, compared, reference)
         ]
-    console.print(
-        f"{of}{human_set}: {STATISTICS[first['agreement']]} on the same "
-        f"{first['n_pairs']} {things} of {first['n_concepts']} concepts, AP > {threshold}",
-        markup=False,
-    )
-    table = Table(box=None, pad_edge=False)
-    table.add_column("representation")
-    for column in ("", "95% interval", name):
-        table.add_column(column, justify="right")
-    for (label, row), cell in zip(shown, last, strict=True):
+        cells[compared.index(reference)] = ""
+    console.print(f"{prefix}{human_set}: {results.describe_comparison(first, threshold)}")
+    lines = []
+    for (label, row), cell in zip(selection, cells, strict=True):
         value = "-" if row["rho"] is None else f"{row['rho']:.2f}"
-        interval = with_interval(row["rho"], row["ci_low"], row["ci_high"]).removeprefix(value).strip()
-        table.add_row(escape(label), *map(escape, (value, interval, cell)))
-    console.print(table)
-    console.print(
-        f"Intervals: {INTERVALS[first['ci_by']]}. {meaning}. What is best is chosen on these very "
-        "pairs. *: less the mean over all concepts.",
-        markup=False,
-    )
-    print_of_few(console, first["n_concepts"])
+        interval = format_estimate(row["rho"], row["ci_low"], row["ci_high"]).removeprefix(value).strip()
+        lines.append((label, value, interval, cell))
+    console.print(text_table("lrrr", ("representation", "", "95% CI", column), lines, "ellipsis"))
+    method = results.INTERVAL_METHODS[first["ci_by"]]
+    console.print(f"All rows use the same pairs. CIs: {method}. {meaning}. {LEGEND}")
+    print_coverage_warning(console, first["n_concepts"])
     if first["ceiling"] is not None:
-        source = first["ceiling_source"]
-        console.print(f"People with people: {first['ceiling']:.2f} ({source}).", markup=False)
-    if human_set in known_sets():
+        console.print(f"Human noise ceiling: {first['ceiling']:.2f} ({first['ceiling_source']}).")
+    if human_set in builtin_human_sets():
         asset = ASSETS[human_set]
-        console.print(f"{human_set}: {asset.citation}; {asset.licence}.", markup=False)
-    if len(by) > 1:
-        console.print(f"Experts are compared by {measure}; SQL shows {', '.join(by)}.", markup=False)
+        console.print(f"{human_set}: {asset.citation}; {asset.licence}.")
+    if len(measures) > 1:
+        others = ", ".join(measures)
+        console.print(f"Similarity of experts: {measure}; the view `alignment` has {others}.")
 
 
-def _one_of(shown: list[Labelled], against: str) -> Labelled:
-    """The row whose label is so, or has that in it."""
-    same = [each for each in shown if each[0].casefold() == against.casefold()]
-    found = same or [each for each in shown if against.casefold() in each[0].casefold()]
-    if len(found) != 1:
-        labels = "; ".join(label for label, _ in found or shown)
-        raise UserError(f"--against {against!r}: {'several' if found else 'none'} of the rows: {labels}")
-    if found[0][1]["rho"] is None:
-        raise UserError(f"--against {against!r}: {found[0][0]} has no value to compare with")
-    return found[0]
-
-
-def _apart(found: Interval | None) -> str:
-    return "-" if found is None else with_interval(found.value, found.low, found.high, sign="+")
-
-
-def print_human_sets(console: Console) -> None:
-    """Print the human data sets that packages carry, with citation and licence; of one whose package is
-    not there, how to install it."""
-    for name in known_sets():
-        asset = ASSETS[name]
-        try:
-            human = known_set(name)
-        except UserError as error:
-            told, below = f"{name}:", [str(error)]
-        else:
-            ceiling = "" if human.ceiling is None else f"; people with people {human.ceiling.value}"
-            told, below = f"{name}: {human.kind}{ceiling}", []
-        console.print(told, markup=False)
-        for line in (*below, asset.citation, f"{asset.licence}; {asset.requirement}"):
-            console.print(Padding(Text(line), (0, 0, 0, 4), expand=False))
+def _find_reference(selection: list[LabelledRow], against: str) -> LabelledRow:
+    """The row with this label, or else the only row whose label contains it."""
+    name = against.casefold()
+    exact = [labelled for labelled in selection if labelled[0].casefold() == name]
+    matches = exact or [labelled for labelled in selection if name in labelled[0].casefold()]
+    if len(matches) != 1:
+        labels = "; ".join(label for label, _ in matches or selection)
+        problem = "ambiguous; it matches" if matches else "no row matches; rows"
+        raise UserError(f"--against {against!r}: {problem}: {labels}")
+    if matches[0][1]["rho"] is None:
+        raise UserError(f"--against {against!r}: {matches[0][0]} has no value to compare with")
+    return matches[0]

@@ -1,4 +1,4 @@
-"""What a sweep comes to before its sentences are made, reckoned from its models' configurations."""
+"""Cost estimates of models: neurons, bytes, FLOPs, and the work that run times are proportional to."""
 
 from __future__ import annotations
 
@@ -8,136 +8,135 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from cluster.models.size import Size
+from cluster.models.size import ModelSize, measure_size
 from cluster.models.weights import RANDOM_INIT
-from jobs.alignment import why_not
-from jobs.config import Brought, Generate, Harvest, Model, Sweep
+from jobs.alignment import reason_not_comparable
+from jobs.commands.options import text_table
+from jobs.config.concepts import HarvestedSentences, ProvidedSentences
+from jobs.config.sweep import Sweep
 from jobs.engine import disk_budget
-from jobs.sources.human_judgments import Judgments, judge
+from jobs.sources.human_judgments import Judgments, load_judgments
 from storage.errors import UserError
-from storage.readers.concepts import named, read_concepts, read_words
+from storage.readers.concepts import concepts_from_names, read_concept_names, read_concepts
 
 TOKENS = 24
-"""Tokens that a sentence is reckoned to have."""
+"""Assumed number of tokens of a sentence."""
 
 
 @dataclass(frozen=True)
-class _Cost:
-    """One model at one revision."""
+class CostEstimate:
+    """Cost of one model at one revision on a number of sentences."""
 
-    revisions: int
-    layers: int
-    neurons: int
-    bytes: int
-    flop: float
+    size: ModelSize
+    n_sentences: int
+
+    @property
+    def n_values(self) -> int:
+        """Activations by one pooling; the time of scoring is proportional to it."""
+        return self.size.neurons * self.n_sentences
+
+    @property
+    def forward_work(self) -> float:
+        """What the time of a forward pass over the sentences is proportional to."""
+        return float(self.n_values) * self.size.hidden_size
+
+    def activation_bytes(self, n_poolings: int, with_states: bool) -> int:
+        """Bytes of the activations, with hidden states or without."""
+        per_sentence = disk_budget.activation_bytes_per_sentence(self.size, n_poolings, with_states)
+        return per_sentence * self.n_sentences
+
+    def n_scores(self, n_concepts: int, n_poolings: int) -> int:
+        """Average precisions: one per neuron, concept and pooling."""
+        return self.size.neurons * n_concepts * n_poolings
+
+    def forward_flop(self, layer_weights: int) -> float:
+        """FLOPs of a forward pass: two per weight of the layers and token."""
+        return 2.0 * layer_weights * TOKENS * self.n_sentences
 
 
 def read_configs(sweep: Sweep) -> dict[str, Any]:
-    """The configurations that the sweep file gives beside the models, by the models' ids.
+    """Configurations that the sweep file has for the models, by model id.
 
-    Raises UserError for a file that is none.
+    Raises:
+        UserError: if one is missing or not a model configuration.
     """
     from transformers import AutoConfig
 
-    found = {}
+    configs = {}
     for model in sweep.models:
         path = sweep.folder / (model.config or "")
         if not path.is_file():
             raise UserError(f"models: {model.id!r}: config: {path}: no such file")
         try:
-            found[model.id] = AutoConfig.from_pretrained(path)
+            configs[model.id] = AutoConfig.from_pretrained(path)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{path}: is no configuration of a model: {error}".splitlines()[0]
-            ) from error
-    return found
+            raise UserError(f"{path}: is not a model configuration: {error}".splitlines()[0]) from error
+    return configs
 
 
-def print_reckoning(console: Console, sweep: Sweep, configs: Mapping[str, Any]) -> None:
-    """Print for each model its neurons, the bytes of its activations and the work of its forward pass;
-    and what all of them come to. `configs` are by the models' ids."""
-    sets = [_size(one) for one in sweep.each_set()]
-    n_sentences = sum(sentences for _, sentences in sets)
-    n_concepts = sum(len(names) for names, _ in sets)
+def print_cost_estimate(console: Console, sweep: Sweep, configs: Mapping[str, Any]) -> None:
+    """Print the cost of every model and of the whole sweep; `configs` are by model id.
+
+    Neither models nor sentences need to exist yet.
+    """
+    from cluster.models.sites import count_layer_weights
+
+    set_sizes = [_set_size(single) for single in sweep.per_concept_set()]
+    n_sentences = sum(count for _, count in set_sizes)
+    n_concepts = sum(len(names) for names, _ in set_sizes)
+    n_poolings, with_states = len(sweep.neurons.pooling), "contextual" in sweep.baselines
     console.print(
-        f"{n_concepts:,} concepts, {n_sentences:,} sentences of some {TOKENS} tokens. Of each revision:"
+        f"{n_concepts:,} concepts, {n_sentences:,} sentences, ~{TOKENS} tokens each. Per revision:"
     )
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    for name in ("revisions", "layers", "neurons", "activations", "forward"):
-        table.add_column(name, justify="right")
-    costs = []
+    rows, model_bytes, total_bytes, total_flop, total_scores = [], list[int](), 0, 0.0, 0
     for model in sweep.models:
-        cost = _cost(sweep, model, configs[model.id], n_sentences)
-        costs.append(cost)
-        table.add_row(
-            escape(model.id),
-            str(cost.revisions),
-            str(cost.layers),
-            f"{cost.neurons:,}",
-            f"{cost.bytes / 1e9:,.1f} GB",
-            f"{cost.flop / 1e15:,.1f} PFLOP",
-        )
-    console.print(table)
-    written = sum(cost.bytes * cost.revisions for cost in costs)
-    scores = sum(cost.neurons * cost.revisions for cost in costs) * n_concepts
-    scores *= len(sweep.neurons.pooling)
+        config = configs[model.id]
+        cost = CostEstimate(measure_size(config, sweep.neurons.sites), n_sentences)
+        control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
+        n_revisions = len(model.revisions) + control
+        n_bytes = cost.activation_bytes(n_poolings, with_states)
+        flop = cost.forward_flop(count_layer_weights(config))
+        size = (n_revisions, cost.size.layers, f"{cost.size.neurons:,}")
+        rows.append((model.id, *size, f"{n_bytes / 1e9:,.1f} GB", f"{flop / 1e15:,.1f} PFLOP"))
+        model_bytes.append(n_bytes)
+        total_bytes += n_bytes * n_revisions
+        total_flop += flop * n_revisions
+        total_scores += cost.n_scores(n_concepts, n_poolings) * n_revisions
+    columns = ("model", "revisions", "layers", "neurons", "activations", "forward")
+    console.print(text_table("lrrrrr", columns, rows))
     console.print(
-        f"In all: {written / 1e12:,.2f} TB of activations, "
-        f"{sum(cost.flop * cost.revisions for cost in costs) / 1e18:,.2f} EFLOP, "
-        f"{scores / 1e9:,.1f} billion scores of a neuron."
+        f"Total: {total_bytes / 1e12:,.2f} TB of activations, {total_flop / 1e18:,.2f} EFLOP, "
+        f"{total_scores / 1e9:,.1f} billion neuron scores."
     )
     if not sweep.experts.keep_activations:
-        most = max(cost.bytes for cost in costs)
         console.print(
-            f"At a time at most {most / 1e9:,.0f} GB are on disk: activations are deleted once scored."
+            f"At most {max(model_bytes) / 1e9:,.0f} GB on disk per model at a time: activations are "
+            "deleted after scoring."
         )
-    for one, (names, _) in zip(sweep.each_set(), sets, strict=True):
-        of = "" if len(sets) == 1 else f"{one.concept_set}: "
-        for human in one.human_sets():
-            print_human(console, judge(human, names), of)
+    for single, (names, _) in zip(sweep.per_concept_set(), set_sizes, strict=True):
+        prefix = "" if len(set_sizes) == 1 else f"{single.concept_set}: "
+        for human in single.human:
+            judgments = load_judgments(human.resolve(sweep.folder), names)
+            print_judgment_notes(console, judgments, prefix)
 
 
-def print_human(console: Console, judgments: Judgments, of: str = "") -> None:
-    """Print what a human set says of the concepts, what is odd in it, and why it will give no agreement;
-    `of` opens each line."""
-    reason = why_not(judgments, judgments.groups)
+def print_judgment_notes(console: Console, judgments: Judgments, prefix: str = "") -> None:
+    """Print the notes on a human data set, and a warning if it cannot be compared with the concepts."""
+    reason = reason_not_comparable(judgments, judgments.groups)
     for line in (*judgments.notes, *([f"warning: {reason}"] if reason else [])):
-        console.print(f"{of}{line}", markup=False, soft_wrap=True)
+        console.print(f"{prefix}{line}", soft_wrap=True)
 
 
-def _size(sweep: Sweep) -> tuple[list[str], int]:
-    """The concepts of the only set, and how many sentences there are or will be."""
-    (wanted,) = sweep.concepts
-    if isinstance(wanted, Brought):
-        found = read_concepts(sweep.folder / wanted.source, sweep.concept_set, wanted.columns)
-        return [concept.name for concept in found.concepts], len(found.sentences)
-    words = _words(sweep, wanted)
-    neutral = wanted.pool if isinstance(wanted, Harvest) else 0
-    return words, len(words) * wanted.sentences + neutral
-
-
-def _words(sweep: Sweep, wanted: Harvest | Generate) -> list[str]:
-    if isinstance(wanted.words, str):
-        return [concept.name for concept in read_words(sweep.folder / Path(wanted.words))]
-    return [concept.name for concept in named(wanted.words, f"{sweep.file}: concepts.words")]
-
-
-def _cost(sweep: Sweep, model: Model, config: Any, n_sentences: int) -> _Cost:
-    from cluster.models.sites import body_size, describe
-
-    sites, hidden_size = describe(config, sweep.neurons.sites)
-    size = Size(len({site.layer for site in sites}), sum(site.width for site in sites), hidden_size)
-    control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
-    states = "contextual" in sweep.baselines
-    each = disk_budget.sentence_bytes(size, len(sweep.neurons.pooling), states)
-    return _Cost(
-        revisions=len(model.revisions) + control,
-        layers=size.layers,
-        neurons=size.neurons,
-        bytes=each * n_sentences,
-        flop=2.0 * body_size(config) * TOKENS * n_sentences,
-    )
+def _set_size(sweep: Sweep) -> tuple[list[str], int]:
+    """Concepts and number of sentences, existing or planned, of a sweep with one concept set."""
+    (config,) = sweep.concepts
+    if isinstance(config, ProvidedSentences):
+        concept_set = read_concepts(sweep.folder / config.source, sweep.concept_set, config.columns)
+        return [concept.name for concept in concept_set.concepts], len(concept_set.sentences)
+    if isinstance(config.words, str):
+        concepts = read_concept_names(sweep.folder / Path(config.words))
+    else:
+        concepts = concepts_from_names(config.words, f"{sweep.file}: concepts.words")
+    n_neutral = config.pool if isinstance(config, HarvestedSentences) else 0
+    return [concept.name for concept in concepts], len(concepts) * config.sentences + n_neutral

@@ -1,4 +1,4 @@
-"""Is everything here that a sweep needs, and what to do about what is not."""
+"""The command `neuralign doctor`: checks of the environment, with a fix for each that fails."""
 
 from __future__ import annotations
 
@@ -9,210 +9,212 @@ import shutil
 import socket
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
+from jobs.commands.options import ServerAddress, stdout_console
 from storage.errors import NeuralignError
 
 _GB = 1e9
-_LEAST_MEMORY = 4 * _GB
-_LEAST_DISK = 5 * _GB
-_LEAST_SHARED = 0.3 * _GB
-_HUB_SECONDS = 5.0
-_PYTHON = (3, 11)
+_MIN_MEMORY = 4 * _GB
+_MIN_DISK = 5 * _GB
+_MIN_SHARED_MEMORY = 0.3 * _GB
+_HUB_TIMEOUT_SECONDS = 5.0
+_MIN_PYTHON = (3, 11)
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: what it is, whether it is well, and else what to do."""
+class Check:
+    """One check: what was checked, what was found and, if it failed, how to fix it."""
 
-    what: str
-    found: str
-    advice: str = ""
+    name: str
+    value: str
+    fix: str = ""
 
 
-def examine(console: Console, file: Path | None, address: str | None) -> int:
-    """Print what was found, a line each; the exit code, 1 where something is wrong."""
-    looks: list[Callable[[], Iterator[Finding]]] = [_versions, _devices, _memory, _cache, _ray, _hub]
+def doctor(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Also check this sweep file.")
+    ] = None,
+    address: ServerAddress = None,
+) -> int:
+    """Check versions, devices, Ray, memory, disk, store and Hub, and suggest fixes."""
+    console = stdout_console()
+    groups = [_versions(), _devices(), _memory(), _disk(), _ray(), _hub()]
     if address is not None:
-        looks.append(lambda: _job_server(address))
+        groups.append(_job_server(address))
     if file is not None:
-        looks.append(lambda: _sweep(file))
-    wrong = 0
-    for look in looks:
-        for each in look():
-            wrong += bool(each.advice)
-            console.print(
-                f"{'WRONG' if each.advice else 'well '}  {each.what}: {each.found}",
-                markup=False,
-                soft_wrap=True,
-            )
-            if each.advice:
-                console.print(f"       {each.advice}", markup=False, soft_wrap=True)
-    console.print(f"{wrong} things to mend" if wrong else "all is well")
-    return 1 if wrong else 0
+        groups.append(_sweep(file))
+    failures = 0
+    for check in chain.from_iterable(groups):
+        outcome = "FAIL" if check.fix else "ok  "
+        console.print(f"{outcome}  {check.name}: {check.value}", soft_wrap=True)
+        if check.fix:
+            failures += 1
+            console.print(f"      {check.fix}", soft_wrap=True)
+    console.print(f"{failures} problems" if failures else "all checks passed")
+    return 1 if failures else 0
 
 
-def _versions() -> Iterator[Finding]:
-    found = platform.python_version()
-    advice = "" if sys.version_info >= _PYTHON else "install Python 3.11 or newer"
-    yield Finding("Python", found, advice)
-    lacking, other = list[str](), list[str]()
+def _versions() -> Iterator[Check]:
+    fix = "" if sys.version_info >= _MIN_PYTHON else "install Python 3.11 or newer"
+    yield Check("Python", platform.python_version(), fix)
+    missing, mismatched = list[str](), list[str]()
     for line in _requirements():
         requirement, _, marker = line.partition(";")
         if "extra" in marker:
             continue
-        problem = _problem(requirement)
+        problem = _find_problem(requirement)
         if problem:
-            (lacking if problem == "missing" else other).append(f"{requirement.strip()} ({problem})")
-    advice = "pip install -c constraints.txt -e ." if lacking or other else ""
-    yield Finding("packages", ", ".join([*lacking, *other]) or "all there", advice)
+            problems = missing if problem == "missing" else mismatched
+            problems.append(f"{requirement.strip()} ({problem})")
+    fix = "pip install -c constraints.txt -e ." if missing or mismatched else ""
+    yield Check("packages", ", ".join([*missing, *mismatched]) or "all installed", fix)
 
 
 def _requirements() -> list[str]:
     try:
         return importlib.metadata.requires("neuralign") or []
     except importlib.metadata.PackageNotFoundError:
-        # a job's working folder is not installed
+        # the code of a submitted job is not installed as a package
         return []
 
 
-def _problem(requirement: str) -> str:
+def _find_problem(line: str) -> str:
     from packaging.requirements import Requirement
 
-    wanted = Requirement(requirement)
+    requirement = Requirement(line)
     try:
-        version = importlib.metadata.version(wanted.name)
+        version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
         return "missing"
-    return "" if wanted.specifier.contains(version, prereleases=True) else f"{version} is installed"
+    is_met = requirement.specifier.contains(version, prereleases=True)
+    return "" if is_met else f"{version} is installed"
 
 
-def _devices() -> Iterator[Finding]:
+def _devices() -> Iterator[Check]:
     import torch
 
-    from cluster.runtime.devices import native_dtype, visible_gpus
+    from cluster.runtime.devices import count_gpus, default_dtype
 
-    gpus = visible_gpus()
-    advice = ""
-    if gpus and not torch.cuda.is_available():
-        advice = f"torch {torch.__version__} does not use them; install a torch for CUDA"
-    found = f"{gpus} GPUs" if gpus else "no GPU"
-    yield Finding("devices", f"{found}, {os.cpu_count()} CPU cores, fast in {native_dtype()}", advice)
+    n_gpus = count_gpus()
+    fix = ""
+    if n_gpus and not torch.cuda.is_available():
+        fix = f"torch {torch.__version__} does not support CUDA; install a CUDA build"
+    gpus = f"{n_gpus} GPUs" if n_gpus else "no GPU"
+    yield Check("devices", f"{gpus}, {os.cpu_count()} CPU cores, default dtype {default_dtype()}", fix)
 
 
-def _memory() -> Iterator[Finding]:
-    available = _available_memory()
-    if available is not None:
-        advice = "a model's weights must fit; close other programs" if available < _LEAST_MEMORY else ""
-        yield Finding("memory", f"{available / _GB:,.1f} GB available", advice)
+def _memory() -> Iterator[Check]:
+    memory_file = Path("/proc/meminfo")
+    if memory_file.is_file():
+        fields = dict(line.split(":") for line in memory_file.read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+        fix = "model weights must fit; close other programs" if available < _MIN_MEMORY else ""
+        yield Check("memory", f"{available / _GB:,.1f} GB available", fix)
     shared = Path("/dev/shm")  # noqa: S108
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
-        advice = "give the container more, as with `docker run --shm-size=2g`: Ray keeps objects there"
-        yield Finding(
-            "shared memory", f"{free / _GB:,.1f} GB free", advice if free < _LEAST_SHARED else ""
-        )
+        is_small = free < _MIN_SHARED_MEMORY
+        fix = "Ray keeps objects there; enlarge it, e.g. with `docker run --shm-size=2g`"
+        yield Check("shared memory", f"{free / _GB:,.1f} GB free", fix if is_small else "")
 
 
-def _available_memory() -> int | None:
-    information = Path("/proc/meminfo")
-    if not information.is_file():
-        return None
-    lines = dict(line.split(":") for line in information.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
-
-
-def _cache() -> Iterator[Finding]:
+def _disk() -> Iterator[Check]:
     import platformdirs
 
-    for what, folder in (
-        ("cache", Path(platformdirs.user_cache_dir("neuralign"))),
-        ("temporary files", Path("/tmp")),  # noqa: S108
-    ):
-        place = folder
-        while not place.exists():
-            place = place.parent
-        free = shutil.disk_usage(place).free
-        advice = "make space" if free < _LEAST_DISK else ""
-        if not os.access(place, os.W_OK):
-            advice = f"give this user the right to write in {place}"
-        yield Finding(what, f"{folder}, {free / _GB:,.0f} GB free", advice)
+    folders = {
+        "cache": Path(platformdirs.user_cache_dir("neuralign")),
+        "temporary files": Path("/tmp"),  # noqa: S108
+    }
+    for name, folder in folders.items():
+        existing = folder
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free
+        fix = "free disk space" if free < _MIN_DISK else ""
+        if not os.access(existing, os.W_OK):
+            fix = f"this user cannot write to {existing}; change its permissions"
+        yield Check(name, f"{folder}, {free / _GB:,.0f} GB free", fix)
 
 
-def _ray() -> Iterator[Finding]:
+def _ray() -> Iterator[Check]:
     import ray
 
-    from cluster.runtime.session import connect, cpus, disconnected_after, gpus, is_shared
+    from cluster.runtime import session
 
-    where = f"cluster {os.environ['RAY_ADDRESS']}" if is_shared() else "on this machine"
-    what = f"Ray {ray.__version__}, {where}"
-    with _told(what) as told, disconnected_after():
-        connect()
+    is_external = session.uses_external_cluster()
+    location = f"cluster {os.environ['RAY_ADDRESS']}" if is_external else "local"
+    name = f"Ray {ray.__version__}, {location}"
+    with _catch_errors(name) as checks, session.shutdown_on_exit():
+        session.connect()
         nodes = sum(node["Alive"] for node in ray.nodes())
-        told.append(Finding(what, f"{nodes} nodes, {cpus()} CPUs, {gpus()} GPUs"))
-    yield from told
+        resources = f"{session.cluster_cpus()} CPUs, {session.cluster_gpus()} GPUs"
+        checks.append(Check(name, f"{nodes} nodes, {resources}"))
+    yield from checks
 
 
-def _hub() -> Iterator[Finding]:
+def _hub() -> Iterator[Check]:
     from huggingface_hub import constants
 
-    what = f"Hugging Face hub {constants.ENDPOINT}"
+    name = f"Hugging Face Hub {constants.ENDPOINT}"
     if constants.HF_HUB_OFFLINE:
-        yield Finding(what, "not used (HF_HUB_OFFLINE); models that were downloaded are")
+        yield Check(name, "offline (HF_HUB_OFFLINE); only downloaded models are available")
         return
+    value, fix = "reachable", ""
     try:
         url = f"{constants.ENDPOINT}/api/models?limit=1"
-        urllib.request.urlopen(url, timeout=_HUB_SECONDS).close()  # noqa: S310
+        urllib.request.urlopen(url, timeout=_HUB_TIMEOUT_SECONDS).close()  # noqa: S310
     except (OSError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        yield Finding(what, reason, "models by hub id need it, or HF_HUB_OFFLINE=1 and their download")
-        return
-    yield Finding(what, "answers")
+        value = f"{type(error).__name__}: {error}".splitlines()[0]
+        fix = "needed for Hub models; or download them and set HF_HUB_OFFLINE=1"
+    yield Check(name, value, fix)
 
 
-def _job_server(address: str) -> Iterator[Finding]:
+def _job_server(address: str) -> Iterator[Check]:
     from cluster.runtime.job_server import JobServer
 
-    with _told("job server") as told:
+    with _catch_errors("job server") as checks:
         server = JobServer(address)
-        told.append(Finding("job server", f"{server.address} answers, {len(server.jobs())} jobs"))
-    yield from told
+        checks.append(Check("job server", f"{server.address} is reachable, {len(server.jobs())} jobs"))
+    yield from checks
 
 
-def _sweep(file: Path) -> Iterator[Finding]:
-    from jobs.config import read_sweep
-    from jobs.planner import plan
+def _sweep(file: Path) -> Iterator[Check]:
+    from jobs.config.loader import read_sweep
+    from jobs.planner import plan_sweep
     from storage.store import layout
-    from storage.store.paths import size
+    from storage.store.paths import file_size
 
-    with _told(f"sweep {file}") as told:
-        planned = plan(read_sweep(file))
-        told.append(Finding(f"sweep {file}", f"{len(planned.weights)} models are found"))
-    yield from told
-    with _told("store") as told:
+    name = f"sweep {file}"
+    with _catch_errors(name) as checks:
+        n_models = len(plan_sweep(read_sweep(file)).weights)
+        checks.append(Check(name, f"{n_models} models found"))
+    yield from checks
+    with _catch_errors("store") as checks:
         store = read_sweep(file).store_path
-        if size(store / layout.MARK) is None:
-            told.append(Finding("store", f"{store}: is not there yet; a run makes it"))
+        if file_size(store / layout.STORE_FILE) is None:
+            checks.append(Check("store", f"{store}: does not exist yet; created by the first run"))
         else:
-            layout.check(store)
-            writable = os.access(store, os.W_OK) or "://" in str(store)
-            advice = "" if writable else "give this user the right to write there"
-            told.append(Finding("store", str(store), advice))
-    yield from told
+            layout.check_store(store)
+            is_writable = os.access(store, os.W_OK) or "://" in str(store)
+            fix = "" if is_writable else "this user cannot write to it; change its permissions"
+            checks.append(Check("store", str(store), fix))
+    yield from checks
 
 
 @contextmanager
-def _told(what: str) -> Iterator[list[Any]]:
-    """Findings of a look; what it raises for the user becomes one."""
-    findings: list[Any] = []
+def _catch_errors(name: str) -> Iterator[list[Check]]:
+    """Collect checks; an expected error becomes a failed check."""
+    checks = list[Check]()
     try:
-        yield findings
+        yield checks
     except (NeuralignError, OSError) as error:
-        first, _, _ = str(error).partition("\n")
-        findings.append(Finding(what, f"on {socket.gethostname()}", first))
+        first_line, _, _ = str(error).partition("\n")
+        checks.append(Check(name, f"on {socket.gethostname()}", first_line))

@@ -1,247 +1,259 @@
-"""What a sweep would run: its grid of models and stages, with what is done and what is left, the bytes
-on disk and the time, before it runs.
+"""The command `neuralign plan`: stages that are done and remaining, with bytes on disk and time.
 
-A stage counts as done here when its manifest is there; a run looks at its files too. Times are those of
-the stages of this store, in proportion to the work.
+A stage counts as done if its manifest exists; a run checks its files too. Times are extrapolated from
+finished stages of the same kind in this store.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from cluster.models.size import Size, size_of
+from cluster.models.size import ModelSize, model_size
 from cluster.models.weights import load_config
-from cluster.runtime.devices import visible_gpus
+from cluster.runtime.devices import count_gpus
 from jobs import activations, experts
-from jobs.commands.cost_estimate import print_human, print_reckoning
+from jobs.commands.cost_estimate import (
+    CostEstimate,
+    print_cost_estimate,
+    print_judgment_notes,
+    read_configs,
+)
+from jobs.commands.options import SweepFile, stdout_console, text_table
+from jobs.config.loader import read_sweep
 from jobs.engine import disk_budget
-from jobs.engine.duration import duration
+from jobs.engine.progress import format_duration
 from jobs.engine.stage import Stage
-from jobs.planner import LATENTS, Plan, PlannedSet
+from jobs.planner import LATENTS_SUFFIX, Plan, PlannedConceptSet, plan_sweep
+from storage.errors import UserError
 from storage.store import layout, manifest
-from storage.store.paths import entries, size
+from storage.store.paths import file_size, list_dir
 
-_MOST_ROWS = 60
-_MEASURED_PER_KIND = 20
-_ALL = "(all models)"
+_MAX_ROWS = 60
+_MAX_TIMED_PER_KIND = 20
+_ALL_MODELS = "(all models)"
+_REMAINING_COLUMNS = ("units left", "to write", "time")
 
 
 @dataclass(frozen=True)
-class _Left:
-    """What is left of a stage; `seconds` is None where no such stage has been measured."""
+class RemainingStage:
+    """What remains of a stage; `seconds` is None if the store has no timing data for its kind."""
 
     stage: Stage
-    done: bool
-    units: int = 0
+    is_done: bool
+    work_units: int = 0
     bytes: int = 0
     seconds: float | None = 0.0
 
 
-def print_outlook(console: Console, planned: Plan) -> None:
-    """Print a row for each stage of a sweep; for each model where those are too many."""
+def plan(file: SweepFile) -> None:
+    """Show what a sweep would run, without running it."""
+    console, sweep = stdout_console(), read_sweep(file)
+    # the millions of objects of a large plan all stay alive; scanning them takes a third of the time
+    gc.disable()
+    try:
+        planned = plan_sweep(sweep)
+    except UserError as error:
+        if not all(model.config for model in sweep.models):
+            raise
+        console.print(f"Cannot run here: {error}", soft_wrap=True)
+        print_cost_estimate(console, sweep, read_configs(sweep))
+    else:
+        _print_plan(console, planned)
+    finally:
+        gc.enable()
+
+
+def _print_plan(console: Console, planned: Plan) -> None:
+    """Print one row per stage, or per model if there are too many."""
     store = planned.sweep.store_path
-    gpus = visible_gpus()
-    devices = f"{gpus} GPUs" if gpus else f"{os.cpu_count()} CPU cores"
-    sizes = "; ".join(_size(each, len(planned.sets)) for each in planned.sets)
+    n_gpus = count_gpus()
+    devices = f"{n_gpus} GPUs" if n_gpus else f"{os.cpu_count()} CPU cores"
+    several_sets = len(planned.concept_sets) > 1
+    sizes = "; ".join(_describe_set(concept_set, several_sets) for concept_set in planned.concept_sets)
     console.print(
-        f"{escape(sizes)}, {len(planned.weights)} models; on {devices} here; into {escape(str(store))}",
+        f"{sizes}, {len(planned.weights)} models; {devices} on this machine; results in {store}",
         soft_wrap=True,
     )
-    left = list(_left(planned, store))
-    console.print(_by_stage(left, planned) if len(left) <= _MOST_ROWS else _by_model(left, planned))
-    if not planned.is_whole:
+    stages = list(remaining_stages(planned, store))
+    by_stage = len(stages) <= _MAX_ROWS
+    console.print(_stage_table(stages, several_sets) if by_stage else _model_table(stages, planned))
+    if not planned.is_complete:
         configs = {weights.model: load_config(weights) for weights in planned.weights}
-        print_reckoning(console, planned.sweep, configs)
+        print_cost_estimate(console, planned.sweep, configs)
         return
-    for each in planned.sets:
-        for judgments in each.human:
-            print_human(console, judgments, f"{each.name}: " if len(planned.sets) > 1 else "")
-    kinds = Counter(each.stage.kind for each in left)
-    done = Counter(each.stage.kind for each in left if each.done)
-    counted = ", ".join(f"{kind} {done[kind]} of {kinds[kind]}" for kind in kinds)
-    console.print(f"Stages done: {counted}.", soft_wrap=True)
-    free = disk_budget.free(store)
-    there = "" if free is None else f"; free there: {free / 1e9:,.0f} GB"
-    to_write = sum(each.bytes for each in left)
-    what = "Activations and scores" if planned.sweep.experts.scores else "Activations"
-    console.print(f"{what} to write: {to_write / 1e9:,.2f} GB{there}.")
-    if done != kinds:
-        console.print(_time_left(left), soft_wrap=True)
+    for concept_set in planned.concept_sets:
+        for judgments in concept_set.judgments:
+            print_judgment_notes(console, judgments, f"{concept_set.name}: " if several_sets else "")
+    done = Counter(item.stage.kind for item in stages if item.is_done)
+    kinds = Counter(item.stage.kind for item in stages)
+    counts = ", ".join(f"{kind} {done[kind]} of {count}" for kind, count in kinds.items())
+    console.print(f"Stages done: {counts}.", soft_wrap=True)
+    free = disk_budget.free_bytes(store)
+    suffix = "" if free is None else f"; free disk space: {free / 1e9:,.0f} GB"
+    n_bytes = sum(item.bytes for item in stages)
+    files = "Activations and scores" if planned.sweep.experts.scores else "Activations"
+    console.print(f"{files} to write: {n_bytes / 1e9:,.2f} GB{suffix}.")
+    seconds, n_unknown = _total_time(stages)
+    if seconds is not None:
+        unknown = f", plus {n_unknown} stages without timing data" if n_unknown else ""
+        duration = format_duration(seconds)
+        console.print(f"About {duration} at the rates measured in this store{unknown}.", soft_wrap=True)
+    elif n_unknown:
+        console.print("No time estimate: no such stage has run in this store yet.")
 
 
-def _by_stage(left: list[_Left], planned: Plan) -> Table:
-    several = len(planned.sets) > 1
-    table = _table("stage", *(["concepts"] if several else []), "for", "state")
-    for each in left:
-        units = each.stage.params.get("units")
-        table.add_row(
-            each.stage.kind,
-            *([escape(each.stage.of_set)] if several else []),
-            escape(each.stage.label),
-            "done" if each.done else "to do",
-            f"{each.units} of {units}" if units else "",
-            _amount(each.bytes),
-            _time([each]),
+def _stage_table(stages: list[RemainingStage], several_sets: bool) -> Table:
+    rows = []
+    for item in stages:
+        stage, total = item.stage, item.stage.params.get("units")
+        rows.append(
+            (
+                *((stage.kind, stage.concept_set_name) if several_sets else (stage.kind,)),
+                stage.label,
+                "done" if item.is_done else "to do",
+                f"{item.work_units} of {total}" if total else "",
+                *_format_cost([item]),
+            )
         )
-    return table
+    names = ("stage", *(["concepts"] if several_sets else []), "for", "state", *_REMAINING_COLUMNS)
+    return text_table("l" * (len(names) - 3) + "rrr", names, rows)
 
 
-def _by_model(left: list[_Left], planned: Plan) -> Table:
-    """Rows for the revisions of each model, or for each model where those are too many too."""
+def _model_table(stages: list[RemainingStage], planned: Plan) -> Table:
+    """One row per revision, or per model if those are too many as well."""
     labels = {
-        weights.label: weights.label if len(planned.weights) <= _MOST_ROWS else weights.model
+        weights.label: weights.label if len(planned.weights) <= _MAX_ROWS else weights.model
         for weights in planned.weights
     }
-    rows = defaultdict[str, list[_Left]](list)
-    for each in left:
-        of = _model(each.stage)
-        rows[_ALL if of is None else labels[of]].append(each)
-    table = _table("for", "stages done")
-    for label, of_model in sorted(rows.items(), key=lambda row: row[0] == _ALL):
-        done = sum(each.done for each in of_model)
-        units = sum(each.units for each in of_model)
-        table.add_row(
-            escape(label),
-            f"{done} of {len(of_model)}",
-            str(units) if units else "",
-            _amount(sum(each.bytes for each in of_model)),
-            _time(of_model),
+    rows = defaultdict[str, list[RemainingStage]](list)
+    for item in stages:
+        model = _find_model(item.stage)
+        rows[_ALL_MODELS if model is None else labels[model]].append(item)
+    cells = [
+        (
+            label,
+            f"{sum(item.is_done for item in items)} of {len(items)}",
+            sum(item.work_units for item in items) or "",
+            *_format_cost(items),
         )
-    return table
+        for label, items in sorted(rows.items(), key=lambda row: row[0] == _ALL_MODELS)
+    ]
+    return text_table("llrrr", ("for", "stages done", *_REMAINING_COLUMNS), cells)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for name in ("units left", "to write", "time"):
-        table.add_column(name, justify="right")
-    return table
+def remaining_stages(planned: Plan, store: Path) -> Iterator[RemainingStage]:
+    """What remains of every stage of a plan."""
+    weights = {weights.label: weights for weights in planned.weights}
+    folders = {kind: {path.name for path in list_dir(store / kind)} for kind in layout.STAGE_KINDS}
+    estimator = _WorkEstimator(planned)
+    rates = _measure_rates(planned, store, estimator)
+    for concept_set in planned.concept_sets:
+        concepts = concept_set.concepts
+        for stage in concept_set.stages:
+            folder = stage.folder(store)
+            is_started = folder.name in folders[stage.kind]
+            if is_started and file_size(folder / layout.SUCCESS) is not None:
+                yield RemainingStage(stage, is_done=True)
+                continue
+            share, work_units, n_bytes = 1.0, 0, 0
+            if stage.kind == activations.KIND and concepts is not None:
+                total = stage.params["units"]
+                work_units = disk_budget.remaining_units(stage, store) if is_started else total
+                share = work_units / total
+                n_bytes = disk_budget.activation_bytes(stage, weights[stage.label], concepts)
+                n_bytes = int(share * n_bytes)
+            elif stage.kind == experts.KIND and concepts is not None:
+                n_bytes = disk_budget.score_bytes(stage, weights[stage.label], concepts)
+            work, rate = estimator.work(stage.kind, stage.params), rates.get(stage.kind)
+            seconds = None if work is None or rate is None else share * work * rate
+            yield RemainingStage(stage, False, work_units, n_bytes, seconds)
 
 
-def _left(planned: Plan, store: Path) -> Iterator[_Left]:
-    models = {weights.label: weights for weights in planned.weights}
-    there = {kind: {path.name for path in entries(store / kind)} for kind in layout.KINDS}
-    sizes = _Sizes(planned)
-    rates = _rates(planned, store, sizes)
-    for concepts, stage in [(each.concepts, stage) for each in planned.sets for stage in each.stages]:
-        folder = stage.folder(store)
-        started = folder.name in there[stage.kind]
-        if started and size(folder / layout.SUCCESS) is not None:
-            yield _Left(stage, done=True)
-            continue
-        share, units, bytes_left = 1.0, 0, 0
-        if stage.kind == activations.KIND and concepts is not None:
-            units = disk_budget.units_left(stage, store) if started else stage.params["units"]
-            share = units / stage.params["units"]
-            bytes_left = int(share * disk_budget.bytes_of(stage, models[stage.label], concepts))
-        elif stage.kind == experts.KIND and concepts is not None:
-            bytes_left = disk_budget.score_bytes(stage, models[stage.label], concepts)
-        work, rate = sizes.work(stage.kind, stage.params), rates.get(stage.kind)
-        seconds = None if work is None or rate is None else share * work * rate
-        yield _Left(stage, False, units, bytes_left, seconds)
-
-
-class _Sizes:
-    """How much work a stage is, in what its time grows with."""
+class _WorkEstimator:
+    """Work of stages, in units that their run time is proportional to."""
 
     def __init__(self, planned: Plan) -> None:
-        self._sentences = {
-            each.stages[0].concept_set: len(each.concepts.sentences)
-            for each in planned.sets
-            if each.concepts is not None
+        self._n_sentences = {
+            concept_set.stages[0].concept_set: len(concept_set.concepts.sentences)
+            for concept_set in planned.concept_sets
+            if concept_set.concepts is not None
         }
         self._sites = planned.sweep.neurons.sites
-        self._weights = {(each.model, each.revision): each for each in planned.weights}
-        self._known: dict[str, Size] = {}
+        self._weights = {(weights.model, weights.revision): weights for weights in planned.weights}
+        self._sizes: dict[str, ModelSize] = {}
 
     def work(self, kind: str, params: Any) -> float | None:
-        """Neurons x sentences for experts, and x the model's width for activations; 1 for others. None
-        for a model or sentences that are not in the plan, and for latents."""
+        """Work of a stage: a forward pass for activations, values for experts, 1 for other kinds.
+
+        None for a model or sentences that the plan does not have, and for sparse autoencoders.
+        """
         if kind not in (activations.KIND, experts.KIND, experts.CONTROL_KIND):
             return 1.0
         weights = self._weights.get((params["model"], params["revision"]))
-        latents = "dictionary" in params or str(params.get("control")).endswith(LATENTS)
-        sentences = self._sentences.get(params["concept_set"])
-        if latents or weights is None or sentences is None:
+        is_sae = "dictionary" in params or str(params.get("control")).endswith(LATENTS_SUFFIX)
+        n_sentences = self._n_sentences.get(params["concept_set"])
+        if is_sae or weights is None or n_sentences is None:
             return None
-        if weights.model not in self._known:
-            self._known[weights.model] = size_of(weights, self._sites)
-        found = self._known[weights.model]
-        neurons = float(found.neurons * sentences)
-        return neurons * found.hidden if kind == activations.KIND else neurons
+        if weights.model not in self._sizes:
+            self._sizes[weights.model] = model_size(weights, self._sites)
+        cost = CostEstimate(self._sizes[weights.model], n_sentences)
+        return cost.forward_work if kind == activations.KIND else float(cost.n_values)
 
 
-def _rates(planned: Plan, store: Path, sizes: _Sizes) -> dict[str, float]:
-    """Seconds a unit of work of each kind of stage, as measured in this store."""
+def _measure_rates(planned: Plan, store: Path, estimator: _WorkEstimator) -> dict[str, float]:
+    """Seconds per unit of work of each kind of stage, from the finished stages of this store."""
     seconds, work = defaultdict[str, float](float), defaultdict[str, float](float)
     for kind in {stage.kind for stage in planned.stages}:
-        for done in _some_done(store, kind):
-            amount = sizes.work(kind, done.params)
+        for done in islice(manifest.completed(store, kind), _MAX_TIMED_PER_KIND):
+            amount = estimator.work(kind, done.params)
             if amount is not None:
                 seconds[kind] += done.seconds
                 work[kind] += amount
     return {kind: seconds[kind] / work[kind] for kind in work if work[kind]}
 
 
-def _some_done(store: Path, kind: str) -> Iterator[manifest.Manifest]:
-    found = 0
-    for folder in manifest.stages(store, kind):
-        done = manifest.read(folder)
-        if done is not None:
-            yield done
-            found += 1
-        if found == _MEASURED_PER_KIND:
-            return
+def _find_model(stage: Stage) -> str | None:
+    """The label of a stage's model; None if it has several or none."""
+    labels = {item.label for item in _sample_ancestors(stage) if item.kind == activations.KIND}
+    return labels.pop() if len(labels) == 1 else None
 
 
-def _model(stage: Stage) -> str | None:
-    """The label of the model that a stage is of; None where it is of several or none."""
-    reads = {each.label for each in _near(stage) if each.kind == activations.KIND}
-    return reads.pop() if len(reads) == 1 else None
-
-
-def _near(stage: Stage) -> Iterator[Stage]:
-    # what compares all models reads thousands of stages: two are enough to tell
+def _sample_ancestors(stage: Stage) -> Iterator[Stage]:
+    # a stage that compares all models has thousands of inputs; two models are enough to tell
     yield stage
-    for each in list(stage.inputs.values())[:4]:
-        yield from _near(each)
+    for parent in list(stage.inputs.values())[:4]:
+        yield from _sample_ancestors(parent)
 
 
-def _size(planned: PlannedSet, sets: int) -> str:
-    name = f"{planned.name}: " if sets > 1 else ""
+def _describe_set(planned: PlannedConceptSet, with_name: bool) -> str:
+    prefix = f"{planned.name}: " if with_name else ""
     if planned.concepts is None:
-        (texts,) = planned.stages
-        n_concepts, each = len(texts.params["concepts"]), texts.params["sentences"]
-        return f"{name}{n_concepts} concepts, {each} sentences of each to be made"
+        (stage,) = planned.stages
+        n_concepts, per_concept = len(stage.params["concepts"]), stage.params["sentences"]
+        return f"{prefix}{n_concepts} concepts, {per_concept} sentences of each to be made"
     concepts = planned.concepts
-    return f"{name}{len(concepts.concepts)} concepts, {len(concepts.sentences):,} sentences"
+    return f"{prefix}{len(concepts.concepts)} concepts, {len(concepts.sentences):,} sentences"
 
 
-def _amount(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB" if count else ""
+def _total_time(stages: list[RemainingStage]) -> tuple[float | None, int]:
+    """Seconds of the remaining stages with timing data, None if there are none; the number of others."""
+    remaining = [item.seconds for item in stages if not item.is_done]
+    known = [seconds for seconds in remaining if seconds is not None]
+    return sum(known) if known else None, len(remaining) - len(known)
 
 
-def _time(left: Iterable[_Left]) -> str:
-    to_do = [each.seconds for each in left if not each.done]
-    known = [seconds for seconds in to_do if seconds is not None]
-    return "" if not to_do else duration(sum(known)) if len(known) == len(to_do) else "?"
-
-
-def _time_left(left: list[_Left]) -> str:
-    to_do = [each.seconds for each in left if not each.done]
-    known = [seconds for seconds in to_do if seconds is not None]
-    if not known:
-        return "How long it takes can be told when such stages have run into this store."
-    measured = f"About {duration(sum(known))} at the rates measured in this store"
-    others = len(to_do) - len(known)
-    return f"{measured}, and {others} stages of which none was measured." if others else f"{measured}."
+def _format_cost(stages: list[RemainingStage]) -> tuple[str, str]:
+    """Bytes to write and time, for a table."""
+    n_bytes, (seconds, n_unknown) = sum(item.bytes for item in stages), _total_time(stages)
+    time = "?" if n_unknown else "" if seconds is None else format_duration(seconds)
+    return f"{n_bytes / 1e6:,.0f} MB" if n_bytes else "", time

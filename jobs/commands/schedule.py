@@ -1,8 +1,8 @@
-"""Submitting a sweep again and again, at the times of a cron line.
+"""The command `neuralign schedule`: submits a sweep on a cron schedule.
 
-Of each slot it is decided once for good in the store whether its job is submitted; the job's id is made
-from the sweep's name and the slot, and a job server takes an id once. So it does not matter when the
-scheduler is killed, and several may run side by side.
+Whether the job of a slot is submitted is decided once, in the store; the job's id is derived from the
+sweep's name and the slot, and a job server accepts an id once. So a scheduler may be killed at any time,
+and several may run concurrently.
 """
 
 from __future__ import annotations
@@ -10,26 +10,29 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Annotated, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import typer
 from cronsim import CronSim, CronSimError
 
-from jobs.config import Sweep, read_sweep
-from jobs.engine.progress import say
+from cluster.runtime.job_server import JobServer
+from jobs.commands.options import ServerAddress, SweepFile
+from jobs.commands.submit import find_running_job, submit_sweep
+from jobs.config.loader import read_sweep
+from jobs.config.sweep import Sweep
+from jobs.engine.progress import print_line
 from storage.errors import NeuralignError, UserError
 from storage.store import layout
 from storage.store.fingerprint import fingerprint
 from storage.store.lease import HEARTBEAT_SECONDS
-from storage.store.paths import absolute
-from storage.store.schedule_slots import Slots, slot_name
-
-if TYPE_CHECKING:
-    from cluster.runtime.job_server import JobServer
+from storage.store.paths import absolute_path
+from storage.store.schedule_slots import ScheduleSlots, slot_name
 
 _FIELDS = 5
 _LOCAL_ZONE = Path("/etc/localtime")
@@ -37,18 +40,22 @@ _RETRY_SECONDS = 30.0
 
 
 class Submitter(Protocol):
-    """What a scheduler submits through. Both raise NeuralignError or OSError when nobody answers."""
+    """What a scheduler submits through; raises NeuralignError or OSError if it is unreachable."""
 
-    def running(self, but: str) -> str | None:
-        """The id of a job of this sweep that has not ended, other than `but`."""
+    def find_running_job(self, exclude: str) -> str | None:
+        """The id of an active job of this sweep, other than `exclude`."""
 
     def submit(self, job: str) -> bool:
-        """Submit under an id; whether it was new."""
+        """Submit under an id; return whether it was new."""
 
 
 @dataclass(frozen=True)
 class Cron:
-    """A cron line in a time zone. Raises UserError for one that never fires."""
+    """A cron expression in a time zone.
+
+    Raises:
+        UserError: if it is invalid or never fires.
+    """
 
     line: str
     zone: tzinfo = UTC
@@ -67,136 +74,138 @@ class Cron:
             raise UserError(f"--cron {self.line!r}: never fires") from None
 
     def after(self, moment: datetime) -> Iterator[datetime]:
-        """The slots after a moment, as Debian's cron has them: what a change of the clocks skips is run
-        right after it, and what it repeats is not run twice, unless it is run every hour or minute."""
+        """The slots after a moment, with Debian cron's rules for clock changes: a skipped slot runs
+        right after the change, and a repeated one runs once, unless it is hourly or by the minute."""
         last = moment
         for slot in CronSim(self.line, moment.astimezone(self.zone)):
-            # two slots that a change of the clocks makes one
+            # a clock change can make two slots coincide
             if slot.astimezone(UTC) > last.astimezone(UTC):
                 last = slot
                 yield slot
 
     def due(self, after: datetime, now: datetime) -> list[datetime]:
-        """The slots after a moment and not after now."""
-        found = []
-        for slot in self.after(after):
-            if slot.astimezone(UTC) > now.astimezone(UTC):
-                break
-            found.append(slot)
-        return found
+        """The slots after a moment, up to and including now."""
+        slots = self.after(after)
+        return list(takewhile(lambda slot: slot.astimezone(UTC) <= now.astimezone(UTC), slots))
 
 
+@dataclass(frozen=True)
 class Scheduler:
-    """Decides of each slot of a schedule, and submits what is to be submitted."""
+    """Decides which slots of a schedule run, and submits their jobs."""
 
-    def __init__(self, slots: Slots, cron: Cron, job_base: str, submitter: Submitter) -> None:
-        self._slots = slots
-        self._cron = cron
-        self._job_base = job_base
-        self._submitter = submitter
+    slots: ScheduleSlots
+    cron: Cron
+    job_base: str
+    submitter: Submitter
 
     def tick(self, since: datetime, now: datetime) -> None:
-        """Do what is due: of all slots since the last that was decided, the latest alone is run.
+        """Decide the slots that are due, of which only the latest runs, and submit its job.
 
-        What the submitter raises is raised; nothing is lost by it, the next tick does what this did not.
+        Errors of the submitter propagate; the next tick resumes.
         """
-        last = self._slots.last()
-        due = self._cron.due(last[0] if last else since, now)
+        last = self.slots.last_decision()
+        due = self.cron.due(last[0] if last else since, now)
         if due:
             self._decide(due)
-            last = self._slots.last()
-        if last is not None and last[1]["submit"] and not self._slots.is_done(last[0]):
+            last = self.slots.last_decision()
+        if last is not None and last[1]["submit"] and not self.slots.is_done(last[0]):
             self._submit(last[0])
 
     def _decide(self, due: list[datetime]) -> None:
         *missed, slot = due
-        job = self._job(slot)
-        other = self._submitter.running(but=job)
-        decision = {"submit": other is None, "job": job, "missed": len(missed), "running": other}
-        held = self._slots.decide(slot, decision)
-        if held != decision:
-            # another scheduler was first
+        job = self._job_id(slot)
+        running = self.submitter.find_running_job(exclude=job)
+        decision = {"submit": running is None, "job": job, "missed": len(missed), "running": running}
+        if self.slots.decide(slot, decision) != decision:
+            # another scheduler decided first
             return
         if missed:
-            say(f"{len(missed)} slots were missed, since {missed[0].isoformat()}; they are not run")
-        if other is not None:
-            say(f"{slot.isoformat()}: skipped, {other} still runs")
+            print_line(f"missed {len(missed)} runs since {missed[0].isoformat()}; skipped")
+        if running is not None:
+            print_line(f"{slot.isoformat()}: skipped, {running} is still running")
 
     def _submit(self, slot: datetime) -> None:
-        job = self._job(slot)
-        is_new = self._submitter.submit(job)
-        self._slots.mark_done(slot, job)
-        say(f"{slot.isoformat()}: {'submitted' if is_new else 'was submitted before'} as {job}")
+        job = self._job_id(slot)
+        is_new = self.submitter.submit(job)
+        self.slots.mark_done(slot, job)
+        print_line(f"{slot.isoformat()}: {'submitted' if is_new else 'already submitted'} as {job}")
 
-    def _job(self, slot: datetime) -> str:
-        return f"{self._job_base}-{slot_name(slot)}"
-
-
-def keep(file: Path, line: str, zone: str | None, connect: Callable[[], JobServer]) -> None:
-    """Keep the schedule of a sweep file until the process is ended.
-
-    Raises UserError for what is wrong with the line, the zone, the file, the store or the job server.
-    """
-    sweep = read_sweep(file)
-    cron = Cron(line, find_zone(zone))
-    submitter = _ToServer(file, sweep, connect())
-    slots = Slots(layout.create(sweep.store_path), sweep.name)
-    who = {"host": socket.gethostname(), "pid": os.getpid()}
-    since = slots.begin({**who, "keeps": f"{file.resolve()} at {line!r} {cron.zone}"}, datetime.now(UTC))
-    where = fingerprint([sweep.name, absolute(sweep.store_path)])[:8]
-    scheduler = Scheduler(slots, cron, f"neuralign-{layout.slug(sweep.name)}-{where}", submitter)
-    say(f"{sweep.name}: next at {next(cron.after(datetime.now(UTC))).isoformat()} ({cron.zone})")
-    silent_until = 0.0  # after an error
-    while True:
-        try:
-            if time.monotonic() >= silent_until:
-                slots.beat()
-                scheduler.tick(since, datetime.now(UTC))
-        except (NeuralignError, OSError, RuntimeError) as error:
-            say(f"{error}; tried again in {_RETRY_SECONDS:.0f} s")
-            silent_until = time.monotonic() + _RETRY_SECONDS
-        time.sleep(_pause(cron))
+    def _job_id(self, slot: datetime) -> str:
+        return f"{self.job_base}-{slot_name(slot)}"
 
 
-def find_zone(name: str | None) -> tzinfo:
-    """The time zone of a name; without one that of this machine. Raises UserError."""
-    local = os.environ.get("TZ", "").lstrip(":")
-    if name is None and not local and _LOCAL_ZONE.is_symlink():
-        _, _, local = str(_LOCAL_ZONE.resolve()).partition("zoneinfo/")
-    wanted = name or local or "UTC"
-    try:
-        return UTC if wanted in ("UTC", "Etc/UTC") else ZoneInfo(wanted)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise UserError(
-            f"--timezone {wanted}: is not known here; expected a name such as Europe/Berlin"
-        ) from error
+@dataclass(frozen=True)
+class JobServerSubmitter:
+    """Submits the current version of a sweep file to a job server."""
 
+    file: Path
+    sweep: Sweep
+    server: JobServer
 
-class _ToServer:
-    """Submits a sweep file, as it is at the time, to a job server."""
-
-    def __init__(self, file: Path, sweep: Sweep, server: JobServer) -> None:
-        self._file = file
-        self._sweep = sweep
-        self._server = server
-
-    def running(self, but: str) -> str | None:
-        from jobs.commands.submit import running
-
-        # Ray's own client would wait for an answer without end
-        self._server.check()
-        return running(self._server, self._sweep, but)
+    def find_running_job(self, exclude: str) -> str | None:
+        # Ray's own client would wait indefinitely
+        self.server.check()
+        return find_running_job(self.server, self.sweep, exclude)
 
     def submit(self, job: str) -> bool:
-        from jobs.commands.submit import submit
-
-        self._server.check()
-        _, is_new = submit(self._server, read_sweep(self._file), job)
+        self.server.check()
+        _, is_new = submit_sweep(self.server, read_sweep(self.file), job)
         return is_new
 
 
-def _pause(cron: Cron) -> float:
-    """Seconds until there is something to do: a beat, or the next slot."""
+def schedule(
+    file: SweepFile,
+    cron: Annotated[str, typer.Option(metavar="EXPR", help="Cron expression (five fields).")],
+    timezone: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Time zone, e.g. Europe/Berlin (default: local)."),
+    ] = None,
+    address: ServerAddress = None,
+) -> None:
+    """Submit a sweep on a cron schedule, until interrupted."""
+    sweep = read_sweep(file)
+    times = Cron(cron, find_time_zone(timezone))
+    submitter = JobServerSubmitter(file, sweep, JobServer(address))
+    slots = ScheduleSlots(layout.create_store(sweep.store_path), sweep.name)
+    schedule_id = f"{file.resolve()} at {cron!r} {times.zone}"
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "keeps": schedule_id}
+    since = slots.begin(owner, datetime.now(UTC))
+    identity = fingerprint([sweep.name, absolute_path(sweep.store_path)])[:8]
+    scheduler = Scheduler(slots, times, f"neuralign-{layout.slug(sweep.name)}-{identity}", submitter)
+    next_slot = next(times.after(datetime.now(UTC)))
+    print_line(f"{sweep.name}: next run at {next_slot.isoformat()} ({times.zone})")
+    retry_at = 0.0
+    while True:
+        try:
+            if time.monotonic() >= retry_at:
+                slots.heartbeat()
+                scheduler.tick(since, datetime.now(UTC))
+        except (NeuralignError, OSError, RuntimeError) as error:
+            print_line(f"{error}; retrying in {_RETRY_SECONDS:.0f} s")
+            retry_at = time.monotonic() + _RETRY_SECONDS
+        time.sleep(_seconds_to_next(times))
+
+
+def find_time_zone(name: str | None) -> tzinfo:
+    """A time zone by name; the local one without a name.
+
+    Raises:
+        UserError: if it is unknown.
+    """
+    local = os.environ.get("TZ", "").lstrip(":")
+    if name is None and not local and _LOCAL_ZONE.is_symlink():
+        _, _, local = str(_LOCAL_ZONE.resolve()).partition("zoneinfo/")
+    zone = name or local or "UTC"
+    try:
+        return UTC if zone in ("UTC", "Etc/UTC") else ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise UserError(
+            f"--timezone {zone}: unknown time zone; expected a name such as Europe/Berlin"
+        ) from error
+
+
+def _seconds_to_next(cron: Cron) -> float:
+    """Seconds until the next heartbeat or slot, whichever is first."""
     now = datetime.now(UTC)
     to_slot = (next(cron.after(now)).astimezone(UTC) - now) / timedelta(seconds=1)
     return max(0.05, min(HEARTBEAT_SECONDS, to_slot))

@@ -1,71 +1,97 @@
-"""What `neuralign sentences` prints: the concepts of a sweep, or a sample of one concept's sentences."""
+"""The command `neuralign sentences`: the concepts of a sweep, or a sample of one concept's sentences."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from jobs import sentences
+from jobs import sentences as sentences_stage
+from jobs.commands.options import ConceptSetName, SweepFile, stdout_console, text_table
+from jobs.commands.run import run_stages
 from jobs.engine.stage import Stage
 from storage.errors import UserError
-from storage.readers.concepts import ConceptSet
+from storage.readers.concepts import ConceptSet, write_concepts
 
-SAMPLE = 10
+_SAMPLE_SIZE = 10
+
+
+def sentences(
+    file: SweepFile,
+    show: Annotated[str | None, typer.Option(help="Print sentences of this concept instead.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the set: .csv, .jsonl, .parquet or a folder.")
+    ] = None,
+    concepts: ConceptSetName = None,
+) -> None:
+    """Harvest or generate missing sentences, then list the concepts."""
+    planned = run_stages(file, sentences_stage.KIND).plan
+    store = planned.sweep.store_path
+    names = ", ".join(item.name for item in planned.concept_sets)
+    selection = [item for item in planned.concept_sets if concepts in (None, item.name)]
+    if not selection:
+        raise UserError(f"--concepts {concepts}: no such concept set; the sweep has {names}")
+    if len(selection) > 1 and not (show is None and out is None):
+        raise UserError(f"the sweep has several concept sets; choose one with --concepts: {names}")
+    console = stdout_console()
+    for planned_set in selection:
+        stage = planned_set.stages[0]
+        concept_set = sentences_stage.read_concept_set(stage, store)
+        if out is not None:
+            write_concepts(out, concept_set)
+        if len(selection) > 1:
+            console.print(f"{planned_set.name}:")
+        if show is None:
+            print_concepts(console, stage, store)
+        else:
+            print_sample(console, concept_set, show, planned.sweep.seed)
 
 
 def print_concepts(console: Console, stage: Stage, store: Path) -> None:
-    """One line a concept: its sentences, and what the quality gate dropped or objects to, and why."""
-    concepts = sentences.read_set(stage, store)
-    objected: dict[str, Counter[str]] = {}
-    for row in sentences.read_dropped(stage, store):
-        objected.setdefault(row["concept"], Counter())[row["reason"]] = row["dropped"]
-    made = stage.params.get("source") is not None
-    if not made:
-        for sentence in concepts.sentences:
+    """Print one line per concept: its sentences, how many are flagged or were dropped, and why."""
+    concept_set = sentences_stage.read_concept_set(stage, store)
+    reasons: dict[str, Counter[str]] = {}
+    for row in sentences_stage.read_dropped(stage, store):
+        reasons.setdefault(row["concept"], Counter())[row["reason"]] = row["dropped"]
+    is_collected = stage.params.get("source") is not None
+    if not is_collected:
+        for sentence in concept_set.sentences:
             for name in sentence.concepts:
-                objected.setdefault(name, Counter()).update(sentence.flags)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("concept", overflow="fold")
-    table.add_column("sentences", justify="right")
-    table.add_column("dropped" if made else "flagged", justify="right")
-    table.add_column("mostly because", overflow="fold")
-    counts = concepts.counts()
-    for concept in concepts.concepts:
-        why = objected.get(concept.name, Counter())
-        table.add_row(
-            escape(concept.name),
-            str(counts[concept.name]),
-            str(why.total()),
-            why.most_common(1)[0][0] if why else "",
-        )
-    console.print(table)
-    pool = sum(sentence.pool for sentence in concepts.sentences)
+                reasons.setdefault(name, Counter()).update(sentence.flags)
+    counts, rows = concept_set.count_sentences(), []
+    for concept in concept_set.concepts:
+        counter = reasons.get(concept.name, Counter())
+        main_reason = counter.most_common(1)[0][0] if counter else ""
+        rows.append((concept.name, counts[concept.name], counter.total(), main_reason))
+    names = ("concept", "sentences", "dropped" if is_collected else "flagged", "main reason")
+    console.print(text_table("lrrl", names, rows))
+    n_neutral = sum(sentence.pool for sentence in concept_set.sentences)
     console.print(
         f"{len(counts)} concepts, {sum(counts.values()):,} sentences"
-        + (f", {pool:,} neutral ones" if pool else "")
+        + (f", {n_neutral:,} neutral sentences" if n_neutral else "")
     )
 
 
-def print_sample(console: Console, concepts: ConceptSet, name: str, seed: int) -> None:
-    """Some sentences of a concept, drawn with the seed, in the order of the set.
+def print_sample(console: Console, concept_set: ConceptSet, name: str, seed: int) -> None:
+    """Print randomly drawn sentences of a concept, in the order of the set.
 
-    Raises UserError for a concept that the set does not have.
+    Raises:
+        UserError: if the set does not have the concept.
     """
-    names = [concept.name for concept in concepts.concepts]
+    names = [concept.name for concept in concept_set.concepts]
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names[:10])} ..."
         raise UserError(f"--show {name}: the set has no such concept; {hint}")
-    own = [sentence for sentence in concepts.sentences if name in sentence.concepts]
-    size = min(SAMPLE, len(own))
-    drawn = np.sort(np.random.default_rng(seed).choice(len(own), size, replace=False))
-    for sentence in (own[place] for place in drawn):
-        about = ", ".join(each for each in (sentence.prompt, *sentence.flags) if each)
-        console.print(f"- {sentence.text}" + (f"  [{about}]" if about else ""), markup=False)
-    console.print(f"{size} of {len(own)} sentences of {name}", markup=False)
+    candidates = [sentence for sentence in concept_set.sentences if name in sentence.concepts]
+    size = min(_SAMPLE_SIZE, len(candidates))
+    indices = np.sort(np.random.default_rng(seed).choice(len(candidates), size, replace=False))
+    for sentence in (candidates[index] for index in indices):
+        details = ", ".join(detail for detail in (sentence.prompt, *sentence.flags) if detail)
+        console.print(f"- {sentence.text}" + (f"  [{details}]" if details else ""))
+    console.print(f"{size} of {len(candidates)} sentences of {name}")

@@ -1,21 +1,22 @@
-"""Answers to SQL, as a table, CSV or JSON."""
+"""The command `neuralign sql`: query results as a table, CSV or JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections import Counter
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.csv
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+import typer
 
-from storage.database import ask, open_store
+from jobs.commands.options import StorePath, stdout_console, text_table
+from storage.database import export_database, open_store, run_query
+from storage.errors import UserError
+from storage.store.paths import parse_store_path
 
 _VIEWS = """
 SELECT table_name AS "view", string_agg(column_name, ', ' ORDER BY column_index) AS columns
@@ -23,33 +24,56 @@ FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name
 """
 
 
-def print_rows(console: Console, store: Path, query: str | None, form: str) -> None:
-    """Print what a query gives; without a query, the views and their columns."""
-    with open_store(store) as connection:
-        rows = ask(connection, query or _VIEWS)
-    rows = rows.rename_columns(_told_apart(rows.column_names))
-    if form == "csv":
-        pyarrow.csv.write_csv(_flat(rows), sys.stdout.buffer)
-    elif form == "json":
-        plain = [{name: _plain(value) for name, value in row.items()} for row in rows.to_pylist()]
-        print(json.dumps(plain, indent=1, default=str, allow_nan=False))
+class Format(StrEnum):
+    """Output format of rows."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
+def sql(
+    store: StorePath,
+    query: Annotated[str | None, typer.Argument(metavar="QUERY", help="SQL query (default: list the views).")] = None,
+    output_format: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.table,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FILE", help="Export all views to a DuckDB file.")
+    ] = None,
+) -> None:
+    """Query the results with DuckDB SQL."""
+    root = parse_store_path(store)
+    if export is not None:
+        if query is not None:
+            raise UserError("--export takes no query; it exports all views")
+        export_database(root, export)
+        return
+    with open_store(root) as connection:
+        rows = run_query(connection, query or _VIEWS)
+    rows = rows.rename_columns(_unique_names(rows.column_names))
+    if output_format is Format.csv:
+        pyarrow.csv.write_csv(_flatten(rows), sys.stdout.buffer)
+    elif output_format is Format.json:
+        records = [{name: _json_value(value) for name, value in row.items()} for row in rows.to_pylist()]
+        print(json.dumps(records, indent=1, default=str, allow_nan=False))
     else:
-        console.print(_table(rows))
+        console = stdout_console()
+        alignment = [
+            "r" if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) else "l"
+            for field in rows.schema
+        ]
+        cells = (map(_format_cell, row.values()) for row in rows.to_pylist())
+        console.print(text_table(alignment, rows.column_names, cells))
         console.print(f"{rows.num_rows:,} rows")
 
 
-def _told_apart(names: list[str]) -> list[str]:
-    """Names of columns, numbered where a query gives one twice."""
-    seen: Counter[str] = Counter()
-    told = []
-    for name in names:
-        seen[name] += 1
-        told.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return told
+def _unique_names(names: list[str]) -> list[str]:
+    """Column names, with a number appended to repeated ones."""
+    counts = [names[: index + 1].count(name) for index, name in enumerate(names)]
+    return [name if n == 1 else f"{name}_{n}" for name, n in zip(names, counts, strict=True)]
 
 
-def _flat(rows: pa.Table) -> pa.Table:
-    """Lists and the like as JSON text, since a cell of CSV holds one value."""
+def _flatten(rows: pa.Table) -> pa.Table:
+    """Nested values as JSON text, since a CSV cell holds one value."""
     columns = [
         pa.array([json.dumps(value, default=str) for value in column.to_pylist()])
         if pa.types.is_nested(column.type)
@@ -59,22 +83,12 @@ def _flat(rows: pa.Table) -> pa.Table:
     return pa.table(columns, names=rows.column_names)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """JSON has no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _table(rows: pa.Table) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for field in rows.schema:
-        numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        table.add_column(escape(field.name), justify="right" if numeric else "left", overflow="fold")
-    for row in rows.to_pylist():
-        table.add_row(*(_cell(value) for value in row.values()))
-    return table
-
-
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return ""
-    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

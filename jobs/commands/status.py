@@ -1,4 +1,4 @@
-"""What a store holds and what is under way in it, from the store alone."""
+"""The command `neuralign status`: the state of every stage, from the store alone."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console, Group
+import typer
+from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
-from jobs.engine.duration import duration
+from jobs.commands.options import StorePath, stdout_console, text_table
+from jobs.engine.progress import format_duration
 from storage.store import layout, manifest
-from storage.store.lease import SILENT_SECONDS, is_gone, silent_for
-from storage.store.paths import read_bytes
+from storage.store.lease import LEASE_TIMEOUT_SECONDS, holder_has_exited, seconds_since_heartbeat
+from storage.store.paths import parse_store_path, read_bytes
 from storage.store.throughput import units_per_second
 
-_WATCH_SECONDS = 2.0
-_MOST_ROWS = 60
+_REFRESH_SECONDS = 2.0
+_MAX_ROWS = 60
 _STATES = ("failed", "stopped", "running", "done")
 
 
 @dataclass(frozen=True)
-class State:
-    """One stage as the store shows it."""
+class StageState:
+    """State of one stage."""
 
     kind: str
     label: str
@@ -37,98 +38,89 @@ class State:
     detail: str
 
 
-def read_states(store: Path) -> list[State]:
-    """Every stage of a store, in the order of the pipeline."""
-    layout.check(store)
-    sets = dict[str, str]()
+def status(
+    store: StorePath,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds.")] = False,
+) -> None:
+    """Show which stages of a store are done, running, stopped or failed."""
+    console, path = stdout_console(), parse_store_path(store)
+    if not watch:
+        console.print(_render(read_states(path)))
+        return
+    with Live(_render(read_states(path)), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(_REFRESH_SECONDS)
+            live.update(_render(read_states(path)), refresh=True)
+
+
+def read_states(store: Path) -> list[StageState]:
+    """States of all stages of a store, in pipeline order."""
+    layout.check_store(store)
+    concept_sets = dict[str, str]()
     return [
         state
-        for kind in layout.KINDS
-        for folder in manifest.stages(store, kind)
-        for state in _state(kind, folder, sets)
+        for kind in layout.STAGE_KINDS
+        for folder in manifest.stage_folders(store, kind)
+        for state in _read_state(kind, folder, concept_sets)
     ]
 
 
-def print_status(console: Console, store: Path) -> None:
-    """Print the state of every stage, and the errors of those that failed."""
-    console.print(_shown(read_states(store)))
+def _render(states: list[StageState]) -> Group:
+    """One row per stage; if they are too many, one per unfinished stage, and counts per kind."""
+    counts = Counter((state.kind, state.state) for state in states)
+    rows = states
+    if len(states) > _MAX_ROWS:
+        rows = [state for state in states if state.state != "done"]
+    columns = {"stage": "kind", "for": "label", "state": "state", "": "detail"}
+    if len({state.concept_set for state in states if state.concept_set}) > 1:
+        columns = {"stage": "kind", "concepts": "concept_set"} | columns
+    table = text_table("l" * len(columns), columns, map(attrgetter(*columns.values()), rows[:_MAX_ROWS]))
+    lines = []
+    if len(rows) < len(states):
+        lines = [
+            f"{kind}: "
+            + ", ".join(f"{counts[kind, state]} {state}" for state in _STATES if counts[kind, state])
+            for kind in layout.STAGE_KINDS
+            if any(counts[kind, state] for state in _STATES)
+        ]
+    if len(rows) > _MAX_ROWS:
+        lines.append(f"and {len(rows) - _MAX_ROWS} more unfinished stages")
+    return Group(*([table] if rows else []), *lines)
 
 
-def watch(console: Console, store: Path) -> None:
-    """Show the state of every stage again and again, until interrupted."""
-    with Live(_shown(read_states(store)), console=console, auto_refresh=False) as live:
-        while True:
-            time.sleep(_WATCH_SECONDS)
-            live.update(_shown(read_states(store)), refresh=True)
-
-
-def _shown(states: list[State]) -> Group:
-    """A row for each stage; where those are too many, for each that is not done, and how many there are
-    of each kind."""
-    counts = Counter((each.kind, each.state) for each in states)
-    rows = states if len(states) <= _MOST_ROWS else [each for each in states if each.state != "done"]
-    several = len({each.concept_set for each in states if each.concept_set}) > 1
-    table = Table(box=None, pad_edge=False)
-    for column in ("stage", *(["concepts"] if several else []), "for", "state", ""):
-        table.add_column(column, overflow="fold")
-    for state in rows[:_MOST_ROWS]:
-        concepts = [escape(state.concept_set)] if several else []
-        table.add_row(state.kind, *concepts, escape(state.label), state.state, escape(state.detail))
-    lines = [
-        f"{kind}: "
-        + ", ".join(f"{counts[kind, state]} {state}" for state in _STATES if counts[kind, state])
-        for kind in layout.KINDS
-        if any(counts[kind, state] for state in _STATES)
-    ]
-    if len(rows) == len(states):
-        lines = []
-    if len(rows) > _MOST_ROWS:
-        lines.append(f"and {len(rows) - _MOST_ROWS} more that are not done")
-    return Group(table, *(Text(line) for line in lines)) if rows else Group(*map(Text, lines))
-
-
-def _state(kind: str, folder: Path, sets: dict[str, str]) -> Iterator[State]:
-    """The state of a stage, if it was begun; `sets` are the concept sets of those that are done, which
-    it is added to."""
-    done = manifest.read(folder)
-    if done is not None:
-        first = next(iter(done.inputs.values()), None)
-        sets[folder.name] = sets.get(first or "") or str(done.params.get("concept_set", ""))
-        size = sum(record.bytes for record in done.kept)
-        detail = f"{len(done.kept):,} files, {size / 1e6:,.1f} MB, {done.seconds:,.1f} s"
-        if done.dropped:
-            detail += f"; {len(done.dropped):,} files of activations dropped"
-        yield State(kind, done.label, sets[folder.name], "done", detail)
+def _read_state(kind: str, folder: Path, concept_sets: dict[str, str]) -> Iterator[StageState]:
+    """The state of a stage, if it was started; `concept_sets` collects those of finished stages."""
+    stage = manifest.read(folder)
+    if stage is not None:
+        first_input = next(iter(stage.inputs.values()), None)
+        concept_set = concept_sets.get(first_input or "") or str(stage.params.get("concept_set", ""))
+        concept_sets[folder.name] = concept_set
+        size = sum(record.bytes for record in stage.present_records)
+        detail = f"{len(stage.present_records):,} files, {size / 1e6:,.1f} MB, {stage.seconds:,.1f} s"
+        if stage.dropped:
+            detail += f"; {len(stage.dropped):,} activation files deleted"
+        yield StageState(kind, stage.label, concept_set, "done", detail)
         return
-    units = len(manifest.read_units(folder))
+    n_done = len(manifest.read_work_units(folder))
     for name, state in ((layout.FAILED, "failed"), (layout.RUNNING, "running")):
         path = folder / name
         try:
-            mark, silent = json.loads(read_bytes(path)), silent_for(path)
+            lease, age = json.loads(read_bytes(path)), seconds_since_heartbeat(path)
         except FileNotFoundError:
             continue
-        shown = state
-        total = mark.get("units")
-        of = f" of {total}" if total else ""
-        detail = f"{units}{of} units done"
+        is_stopped = state == "running" and (age > LEASE_TIMEOUT_SECONDS or holder_has_exited(lease))
+        total = lease.get("units")
+        detail = f"{n_done} of {total} units done" if total else f"{n_done} units done"
         if state == "failed":
-            detail = f"{mark['error']}; {detail}"
-        elif silent > SILENT_SECONDS or is_gone(mark):
-            shown = "stopped"
-        elif total:
-            detail += _pace(folder, total - units)
-        yield State(kind, mark["label"], mark.get("concept_set", ""), shown, detail)
+            detail = f"{lease['error']}; {detail}"
+        elif total and not is_stopped and (rate := units_per_second(folder)) is not None:
+            detail += f", {rate:.2g}/s, {format_duration((total - n_done) / rate)} left"
+        state_name = "stopped" if is_stopped else state
+        yield StageState(kind, lease["label"], lease.get("concept_set", ""), state_name, detail)
         return
     if manifest.read(folder) is not None:
-        # it was done meanwhile
-        yield from _state(kind, folder, sets)
-    elif units:
+        # finished since the first look
+        yield from _read_state(kind, folder, concept_sets)
+    elif n_done:
         label = folder.name.rpartition("-")[0]
-        yield State(kind, label, "", "stopped", f"{units} units done")
-
-
-def _pace(folder: Path, left: int) -> str:
-    rate = units_per_second(folder)
-    if rate is None:
-        return ""
-    return f", {rate:.2g}/s, {duration(left / rate)} left"
+        yield StageState(kind, label, "", "stopped", f"{n_done} units done")

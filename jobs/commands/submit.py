@@ -1,80 +1,91 @@
-"""Submitting a sweep to a cluster: the same sweep submitted twice is one job."""
+"""The command `neuralign submit`: a sweep as a Ray job; submission is idempotent."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jobs.commands.working_dir import identity, make_bundle
-from jobs.config import Sweep
+from cluster.runtime.job_server import JobServer, is_active
+from jobs.commands.options import Follow, ServerAddress, SweepFile, write_log
+from jobs.commands.working_dir import sweep_identity, write_working_dir
+from jobs.config.loader import read_sweep
+from jobs.config.sweep import Sweep
+from jobs.engine.progress import print_line
 from storage.errors import UserError
 from storage.store.layout import slug
-from storage.store.paths import absolute
-
-if TYPE_CHECKING:
-    from cluster.runtime.job_server import JobServer
+from storage.store.paths import absolute_path
 
 SWEEP, STORE, IDENTITY = "neuralign sweep", "neuralign store", "neuralign identity"
-"""Keys of what a job says of itself."""
+"""Keys of a job's metadata."""
 
 
-def base_id(sweep: Sweep) -> str:
-    """What the ids of a sweep's jobs begin with."""
-    return f"neuralign-{slug(sweep.name)}-{identity(sweep)}"
+def submit(file: SweepFile, address: ServerAddress = None, follow: Follow = False) -> int:
+    """Submit a sweep as a Ray job (idempotent)."""
+    sweep = read_sweep(file)
+    server = JobServer(address)
+    job, is_new = submit_sweep(server, sweep)
+    action = "submitted" if is_new else "already submitted"
+    print_line(f"{job}: {action} to {server.address}; results: {sweep.store_path}")
+    if follow:
+        return server.follow(job, write_log)
+    print(job)
+    return 0
 
 
-def submit(server: JobServer, sweep: Sweep, slot: str | None = None) -> tuple[str, bool]:
-    """Submit a sweep unless it is under way, or done with nothing left to compute.
+def submit_sweep(server: JobServer, sweep: Sweep, slot_job: str | None = None) -> tuple[str, bool]:
+    """Submit a sweep unless its job is running, or succeeded and left nothing to compute.
 
-    A job that failed or was stopped gets another attempt. The job of a `slot` of a schedule, whose id
-    that is, is submitted once whatever becomes of it. Returns the job's id, and whether this call
-    submitted it. Raises UserError where another sweep of the same name runs into the same store.
+    A failed or stopped job is retried. A schedule submits each slot once, under the id `slot_job`,
+    whatever its outcome. Returns the job's id and whether this call submitted it.
+
+    Raises:
+        UserError: if another sweep of the same name is writing to the same store.
     """
-    facts = {SWEEP: sweep.name, STORE: absolute(sweep.store_path), IDENTITY: identity(sweep)}
-    _check_name(server, facts)
+    identity = sweep_identity(sweep)
+    for job in _active_jobs(server, sweep):
+        if job.metadata.get(IDENTITY) != identity:
+            raise UserError(
+                f"another sweep named {sweep.name!r} is writing to {absolute_path(sweep.store_path)} as "
+                f"{job.submission_id}; rename this one, or wait"
+            )
 
-    def again(job: Any) -> bool:
-        return slot is None and (str(job.status) != "SUCCEEDED" or _has_work(sweep))
+    def should_retry(job: Any) -> bool:
+        return slot_job is None and (str(job.status) != "SUCCEEDED" or _has_work(sweep))
 
     with tempfile.TemporaryDirectory(prefix="neuralign-") as folder:
-        file = make_bundle(sweep, Path(folder))
+        file = write_working_dir(sweep, Path(folder))
         entrypoint = f"python -m jobs.sweep '{file}'"
-        return server.submit(slot or base_id(sweep), entrypoint, Path(folder), facts, again)
+        job_id = slot_job or f"neuralign-{slug(sweep.name)}-{identity}"
+        metadata = _target(sweep) | {IDENTITY: identity}
+        return server.submit(job_id, entrypoint, Path(folder), metadata, should_retry)
 
 
-def running(server: JobServer, sweep: Sweep, but: str) -> str | None:
-    """The id of a job, other than `but`, that runs a sweep of this name into its store."""
-    from cluster.runtime.job_server import is_living
-
-    wanted = {SWEEP: sweep.name, STORE: absolute(sweep.store_path)}
-    for job in server.jobs():
-        is_other = is_living(job) and job.submission_id != but
-        if is_other and wanted.items() <= (job.metadata or {}).items():
-            return str(job.submission_id)
-    return None
+def find_running_job(server: JobServer, sweep: Sweep, exclude: str) -> str | None:
+    """The id of a job, other than `exclude`, that runs a sweep of this name into its store."""
+    ids = (str(job.submission_id) for job in _active_jobs(server, sweep))
+    return next((job_id for job_id in ids if job_id != exclude), None)
 
 
-def _check_name(server: JobServer, facts: dict[str, str]) -> None:
-    from cluster.runtime.job_server import is_living
+def _active_jobs(server: JobServer, sweep: Sweep) -> list[Any]:
+    """Active jobs that run a sweep of this name into its store."""
+    target = _target(sweep).items()
+    return [job for job in server.jobs() if is_active(job) and target <= (job.metadata or {}).items()]
 
-    for job in server.jobs():
-        theirs = job.metadata or {}
-        same_name = all(theirs.get(key) == facts[key] for key in (SWEEP, STORE))
-        if is_living(job) and same_name and theirs.get(IDENTITY) != facts[IDENTITY]:
-            raise UserError(
-                f"another sweep named {facts[SWEEP]!r} runs into {facts[STORE]} as {job.submission_id}; "
-                "give this one another name, or wait"
-            )
+
+def _target(sweep: Sweep) -> dict[str, str]:
+    return {SWEEP: sweep.name, STORE: absolute_path(sweep.store_path)}
 
 
 def _has_work(sweep: Sweep) -> bool:
-    """Whether a sweep that was done has something left: a model has a new revision, or the store is
-    gone. Where that cannot be told from here it has not."""
-    from jobs.planner import plan
+    """Whether a finished sweep has work left: a model has a new revision, or the store is gone.
+
+    False if the sweep cannot be planned on this machine.
+    """
+    from jobs.planner import plan_sweep
 
     try:
-        planned = plan(sweep)
+        planned = plan_sweep(sweep)
         return not all(stage.is_done(sweep.store_path) for stage in planned.stages)
     except UserError:
         return False

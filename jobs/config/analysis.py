@@ -1,4 +1,5 @@
-"""What is asked of neurons: which are experts, how alike two concepts' are, what forcing them does."""
+"""How neurons are analysed: which are experts, how similar concepts are by them, and what clamping
+does."""
 
 from __future__ import annotations
 
@@ -8,72 +9,87 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from alignment.expertise.scoring import REFERENCE_PREVALENCE
-from jobs.config.base import Count, Part
+from jobs.config.base import ConfigError, ConfigModel, Count
 from jobs.config.models import Pooling
 from storage.readers.concepts import POOL
 
 Threshold = Annotated[float, Field(ge=0, lt=1)]
 SimilarityMeasure = Literal["jaccard", "overlap", "dice", "containment", "cosine", "spearman", "kl"]
 VECTOR_MEASURES = ("cosine", "spearman", "kl")
-"""Measures on the APs of all neurons, which must then be kept."""
+"""Measures on the APs of all neurons; they need `experts.scores`."""
 Scope = Literal["model", "layer", "site"]
 
 OTHERS = "others"
 OWN = "own"
+_NEGATIVES = rf"^({OTHERS}(:[1-9]\d*)?|{OWN}|{POOL})$"
 
 
-class Experts(Part):
+class ExpertSettings(ConfigModel):
     """How expert neurons are found."""
 
-    negatives: str = OTHERS
+    negatives: str = Field(default=OTHERS, json_schema_extra={"pattern": _NEGATIVES})
+    """Negative sentences of a concept: all other concepts' positives (others), N of these (others:N), or
+    the sentences with the role negative (own) or pool (pool)."""
     threshold: list[Threshold] = Field(default=[0.5, 0.6, 0.7, 0.8, 0.9], min_length=1)
+    """APs above which a neuron is an expert; each is analysed separately."""
     prevalence: float = Field(default=REFERENCE_PREVALENCE, gt=0, lt=1)
+    """Share of positives at which AP is computed; default 400/1400, as in the papers' data."""
     floor: Threshold = 0.4
+    """AP above which a neuron is stored; at most the lowest threshold."""
     top: list[Count] = []
+    """Numbers of best neurons per concept that are also analysed as experts, whatever their AP."""
     permutations: int = Field(default=19, ge=0)
+    """Permutations of the labels, for the number of experts expected by chance; 0: none."""
     scores: bool = False
+    """Store the APs of all neurons, not only of those above `floor`."""
     gpus: float = Field(default=0.0, ge=0)
+    """GPUs per scoring task; 0: score on CPUs."""
     keep_activations: bool = True
+    """Keep the raw activations after scoring; false deletes them."""
 
     @field_validator("negatives")
     @classmethod
-    def _negatives(cls, value: str) -> str:
-        if not re.fullmatch(rf"{OTHERS}(:[1-9]\d*)?|{OWN}|{POOL}", value):
+    def _check_negatives(cls, value: str) -> str:
+        if not re.fullmatch(_NEGATIVES, value):
             raise ValueError(
-                "allowed: others, others:N for N sampled negatives, own for the sentences of role "
-                "negative, or pool for those of role pool"
+                "expected others, others:N for N sampled negatives, own for the sentences with the role "
+                "negative, or pool for those with the role pool"
             )
         return value
 
     @model_validator(mode="after")
-    def _floor(self) -> Experts:
+    def _check_floor(self) -> ExpertSettings:
         if self.floor > min(self.threshold):
-            raise ValueError(f"floor {self.floor} is above the threshold {min(self.threshold)}")
+            raise ConfigError(
+                f"{self.floor}: must not be above the lowest threshold, {min(self.threshold)}", "floor"
+            )
         return self
 
     @property
-    def sampled(self) -> int | None:
-        """How many negatives are sampled for each concept; None for all of them."""
+    def n_negatives(self) -> int | None:
+        """Number of negatives sampled per concept; None for all of them."""
         _, _, number = self.negatives.partition(":")
         return int(number) if number else None
 
 
-class Similarity(Part):
-    """How the experts of two concepts, or the APs of all neurons, are compared: by which measures, and
-    among the neurons of the whole model, of each layer or, where there are several, of each kind of
-    site. The first measure is the one that is reported."""
+class SimilaritySettings(ConfigModel):
+    """How the similarity of two concepts is measured by their experts, or by the APs of all neurons."""
 
     measures: list[SimilarityMeasure] = Field(default=["jaccard"], min_length=1)
+    """Measures of similarity. The first is reported, so it must be symmetric and based on experts."""
     scopes: list[Scope] = Field(default=["model", "layer", "site"], min_length=1)
+    """Neurons that are compared: those of the entire model (required), of each layer, of each kind of
+    site."""
 
     @model_validator(mode="after")
-    def _whole(self) -> Similarity:
+    def _check_reported(self) -> SimilaritySettings:
+        measure = self.measures[0]
         if "model" not in self.scopes:
-            raise ValueError("scopes: model is missing; the report shows the whole model")
-        if self.measures[0] == "containment":
-            raise ValueError("measures: containment is not symmetric; name another one first")
-        if self.measures[0] in VECTOR_MEASURES:
-            raise ValueError(f"measures: {self.measures[0]} has no threshold; name another one first")
+            raise ConfigError("must contain model, the scope that is reported", "scopes")
+        if measure == "containment":
+            raise ConfigError("containment is not symmetric; list another measure first", "measures", 0)
+        if measure in VECTOR_MEASURES:
+            raise ConfigError(f"{measure} has no threshold; list another measure first", "measures", 0)
         return self
 
 
@@ -89,28 +105,36 @@ NEUTRAL_PROMPTS = [
 ]
 
 
-class Steering(Part):
-    """Forcing experts, to see whether they make the model say the concept's word: after which prompts,
-    of which concepts (all by default) and by which pooling (the first by default), how many neurons at a
-    time; what becomes of how many other concepts' words; how many neurons one at a time, for how many
-    concepts; and how texts go on (at temperature 0 with the likeliest token)."""
+class SteeringSettings(ConfigModel):
+    """Clamping of experts, to test whether they make the model say the concept's word."""
 
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(default=NEUTRAL_PROMPTS, min_length=2)
+    """Prompts after which the word's probability is measured; default: eight neutral prompts."""
     concepts: list[str] | None = Field(default=None, min_length=1)
+    """Concepts to steer; default: all."""
     pooling: Pooling | None = None
+    """The pooling whose experts are clamped; default: the first of neurons.pooling."""
     k: list[Count] = Field(default=[1, 3, 10, 30, 100, 300], min_length=1)
+    """Numbers of neurons clamped together; k = 0 is always measured."""
     others: int = Field(default=20, ge=0)
+    """Control words per concept: other concepts' words, drawn at random."""
     singles: int = Field(default=100, ge=0)
+    """Experts clamped one at a time, the best by AP; 0: none."""
     single_concepts: Count = 8
+    """Number of concepts whose experts are clamped one at a time."""
     samples: int = Field(default=2, ge=0)
+    """Texts generated per prompt; 0: none."""
     tokens: Count = 12
+    """Tokens per generated text."""
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Sampling temperature of the texts; 0: greedy decoding."""
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    """Data type of the weights."""
 
     @field_validator("prompts")
     @classmethod
-    def _bare(cls, value: list[str]) -> list[str]:
-        for prompt in value:
+    def _no_outer_whitespace(cls, value: list[str]) -> list[str]:
+        for index, prompt in enumerate(value):
             if prompt != prompt.strip():
-                raise ValueError(f"{prompt!r} begins or ends with white space; the word brings its own")
+                raise ConfigError(f"{prompt!r} has leading or trailing whitespace", index)
         return value

@@ -1,4 +1,4 @@
-"""What neurons are compared with: human judgments, baselines and controls."""
+"""Human judgments, baselines and controls."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from jobs.config.base import Count, Part
+from jobs.config.base import ConfigError, ConfigModel, Count
 from storage.readers.human import (
     DEFAULT_COLUMNS,
-    Comparison,
     HumanSet,
-    Kind,
-    Taxonomy,
-    known_set,
-    known_sets,
+    HumanSetKind,
+    TaxonomyMeasure,
+    VectorComparison,
+    builtin_human_set,
+    builtin_human_sets,
 )
-from storage.readers.tabular import Column
+from storage.readers.tabular import ColumnRef
 
 KnownBaseline = Literal[
     "glove", "input-embedding", "contextual", "sentence-encoder", "shuffled", "random-init"
 ]
 Control = Literal["split-half", "length-matched"]
 
-_OF_ALL = {"name", "lemma"}
-_OPTIONS: dict[Kind, set[str]] = {
+_COMMON_OPTIONS = {"name", "lemma"}
+_OPTIONS: dict[HumanSetKind, set[str]] = {
     "pairs": {"columns", "raters", "scores", "suffix"},
     "matrix": {"items", "scores"},
     "embeddings": {"items", "vectors"},
@@ -37,45 +37,69 @@ _OPTIONS: dict[Kind, set[str]] = {
 }
 
 
-class Human(Part):
-    """Human judgments: a known data set by its name, or a file with how to read it."""
+class HumanData(ConfigModel):
+    """Human similarity judgments: a built-in data set, or a file and how to read it."""
 
     name: str = Field(min_length=1)
+    """Name of a built-in data set; with `path`, any other name."""
     path: str | None = None
-    kind: Kind = "pairs"
-    columns: list[Column] | None = None
-    raters: list[Column] = []
+    """File with the judgments (kind wordnet: a folder); default: the built-in data set."""
+    kind: HumanSetKind = "pairs"
+    """Format of the file."""
+    columns: list[ColumnRef] | None = None
+    """Columns of the file, all by name or all by number from 1. Default: pairs a, b, score; categories
+    category, word; triplets a, b, odd. Features need three: item, feature, value."""
+    raters: list[ColumnRef] = []
+    """Columns with individual raters' scores, for the noise ceiling (kind pairs)."""
     items: str | None = None
+    """File with the items' names, one per row (matrix, embeddings, features, triplets)."""
     scores: Literal["similarity", "dissimilarity"] = "similarity"
-    vectors: Comparison = "cosine"
-    taxonomy: Taxonomy = "path"
+    """Meaning of a high score (pairs, matrix)."""
+    vectors: VectorComparison = "cosine"
+    """Similarity of two vectors (embeddings, features): cosine, dot product, or the probability of being
+    chosen as the similar pair of a triplet (softmax)."""
+    taxonomy: TaxonomyMeasure = "path"
+    """Similarity in a taxonomy (wordnet)."""
     lemma: bool = False
+    """Also match words by their singular."""
     suffix: str = ""
+    """Part-of-speech suffix, such as -n; only words with it are used (pairs)."""
 
     @model_validator(mode="after")
-    def _known(self) -> Human:
-        if self.path is None and self.name not in known_sets():
-            raise ValueError(f"allowed: {', '.join(known_sets())}, or a file: {{name, path, columns}}")
-        given = self.model_fields_set - _OF_ALL
-        if self.path is None and given:
-            raise ValueError(f"{self.name!r} is a known data set; only a file is told how to be read")
-        if self.path is not None and self.name in known_sets():
-            raise ValueError(f"name: {self.name!r} is that of a known data set; call the file otherwise")
-        if other := sorted(given - {"path", "kind", *_OPTIONS[self.kind]}):
-            raise ValueError(f"{other[0]}: {self.kind} have none")
-        wanted = 3 if self.kind == "features" else len(DEFAULT_COLUMNS[self.kind])
-        if self.columns is not None and len(self.columns) != wanted:
-            raise ValueError(f"columns: {self.kind} have {wanted}, here are {len(self.columns)}")
-        named = [*(self.columns or DEFAULT_COLUMNS[self.kind]), *self.raters]
-        numbers = [each for each in named if isinstance(each, int)]
-        if numbers and (len(numbers) < len(named) or min(numbers) < 1):
-            raise ValueError("columns, raters: name all by name, or all by number from 1 on")
+    def _check_options(self) -> HumanData:
+        builtin = builtin_human_sets()
+        options = self.model_fields_set - _COMMON_OPTIONS
+        if self.path is None and self.name not in builtin:
+            raise ConfigError(
+                f"{self.name!r}: expected {', '.join(builtin)}, or a file: {{name, path, columns}}",
+                "name",
+            )
+        if self.path is None and options:
+            raise ConfigError(
+                f"not allowed for the built-in {self.name!r}, only for a file", min(options)
+            )
+        if self.path is not None and self.name in builtin:
+            raise ConfigError(f"{self.name!r} is a built-in data set; choose another name", "name")
+        if unused := options - {"path", "kind", *_OPTIONS[self.kind]}:
+            raise ConfigError(f"not allowed for kind {self.kind}", min(unused))
+        n_columns = 3 if self.kind == "features" else len(DEFAULT_COLUMNS[self.kind])
+        if self.columns is not None and len(self.columns) != n_columns:
+            raise ConfigError(
+                f"expected {n_columns} columns for kind {self.kind}, got {len(self.columns)}", "columns"
+            )
+        columns = [*(self.columns or DEFAULT_COLUMNS[self.kind]), *self.raters]
+        numbers = [column for column in columns if isinstance(column, int)]
+        if numbers and (len(numbers) < len(columns) or min(numbers) < 1):
+            raise ConfigError(
+                "columns and raters must be all names, or all numbers from 1",
+                "columns" if self.columns else "raters",
+            )
         return self
 
-    def where(self, folder: Path) -> HumanSet:
-        """The data set, its paths relative to a folder."""
+    def resolve(self, folder: Path) -> HumanSet:
+        """The data set, with paths relative to `folder`."""
         if self.path is None:
-            return replace(known_set(self.name), lemma=self.lemma)
+            return replace(builtin_human_set(self.name), lemma=self.lemma)
         return HumanSet(
             self.name,
             folder / self.path,
@@ -91,43 +115,56 @@ class Human(Part):
         )
 
 
-class WordVectors(Part):
-    """A baseline: word vectors in a file."""
+class WordVectorsBaseline(ConfigModel):
+    """Baseline: word vectors in a file."""
 
     name: str = Field(min_length=1)
+    """Name of the baseline."""
     path: str = Field(min_length=1)
+    """File in the format of word2vec, GloVe or fastText (.vec, .bin), optionally compressed (.gz,
+    .bz2)."""
 
 
-class SentenceEncoder(Part):
-    """A baseline: a sentence encoder, in a folder or on the hub."""
+class SentenceEncoderBaseline(ConfigModel):
+    """Baseline: a sentence encoder."""
 
     name: str = Field(min_length=1)
+    """Name of the baseline."""
     encoder: str = Field(min_length=1)
+    """Repository on the Hugging Face Hub, or a folder (relative paths: see `models_in`)."""
     revision: str = "main"
+    """Revision of the encoder."""
 
 
-class Latents(Part):
-    """A baseline: the latents of a sparse autoencoder's encoder, in the place of a model's neurons. `at`
-    is a module of the layer with `:input` or `:output`; without it, the hidden state after the layer."""
+class SparseAutoencoderBaseline(ConfigModel):
+    """Baseline: the latents of a sparse autoencoder, instead of a model's neurons."""
 
     name: str = Field(min_length=1)
+    """Name of the baseline."""
     dictionary: str = Field(min_length=1)
+    """Safetensors file with the weights of the autoencoder."""
     layer: int = Field(ge=0)
+    """Layer that the autoencoder was trained on, from 0."""
     at: str = ""
+    """Module of the layer with `:input` or `:output`; default: the hidden state after the layer."""
     activation: Literal["relu", "jumprelu", "topk"] = "relu"
+    """Activation function of the encoder."""
     k: Count | None = None
+    """Active latents per token; required for, and only allowed with, activation topk."""
     b_dec: Literal["subtract", "ignore"] | None = None
+    """Whether the decoder bias is subtracted from the input; required if the file has a `b_dec`."""
     model: str | None = None
+    """Id of the model that the autoencoder was trained on; required if the sweep has several."""
 
     @model_validator(mode="after")
-    def _k(self) -> Self:
+    def _check_k(self) -> Self:
         if (self.k is None) == (self.activation == "topk"):
-            raise ValueError("k: goes with activation: topk, and topk with it")
+            raise ConfigError("required for, and only allowed with, activation: topk", "k")
         return self
 
 
 def _baseline_kind(value: Any) -> str:
-    if isinstance(value, dict | Part):
+    if isinstance(value, dict | ConfigModel):
         keys = value if isinstance(value, dict) else vars(value)
         return next((key for key in ("encoder", "dictionary") if key in keys), "vectors")
     return "known"
@@ -135,8 +172,8 @@ def _baseline_kind(value: Any) -> str:
 
 Baseline = Annotated[
     Annotated[KnownBaseline, Tag("known")]
-    | Annotated[WordVectors, Tag("vectors")]
-    | Annotated[SentenceEncoder, Tag("encoder")]
-    | Annotated[Latents, Tag("dictionary")],
+    | Annotated[WordVectorsBaseline, Tag("vectors")]
+    | Annotated[SentenceEncoderBaseline, Tag("encoder")]
+    | Annotated[SparseAutoencoderBaseline, Tag("dictionary")],
     Discriminator(_baseline_kind),
 ]

@@ -1,4 +1,4 @@
-"""Concepts and where their sentences come from."""
+"""Concepts and the sources of their sentences."""
 
 from __future__ import annotations
 
@@ -7,88 +7,112 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from alignment.text.quality import LANGUAGES
-from jobs.config.base import Count, Part
+from jobs.config.base import ConfigError, ConfigModel, Count
 from jobs.config.models import Dtype
-from storage.readers.concepts import FEWEST_SENTENCES
+from storage.readers.concepts import MIN_SENTENCES
 
 
-def _known_language(value: str) -> str:
+def _check_language(value: str) -> str:
     if value not in LANGUAGES:
-        raise ValueError(f"allowed: {', '.join(sorted(LANGUAGES))}")
+        raise ValueError(f"expected one of {', '.join(sorted(LANGUAGES))}")
     return value
 
 
-Language = Annotated[str, AfterValidator(_known_language)]
+Language = Annotated[
+    str, AfterValidator(_check_language), Field(json_schema_extra={"enum": sorted(LANGUAGES)})
+]
 
 
-class _Set(Part):
-    """A concept set; by its name a sweep tells it from its others."""
-
+class _ConceptSet(ConfigModel):
     name: str = ""
+    """Name of the concept set, required if there are several; default: the sweep's name."""
 
 
-class Brought(_Set):
-    """Sentences that are there: a file or folder, and what its columns are called."""
+class ProvidedSentences(_ConceptSet):
+    """Existing sentences in a file or folder."""
 
-    source: str = Field(min_length=1)
+    source: str = Field(min_length=1, json_schema_extra={"not": {"enum": ["harvest", "generate"]}})
+    """A .csv, .jsonl or .parquet file, or a folder with a concept_list.csv."""
     columns: dict[str, str] = {}
+    """Names of the file's columns by the standard names, such as `{concept: word, text: sentence}`."""
     language: Language = "en"
+    """ISO 639-1 code of the sentences' language."""
 
 
-class Made(_Set):
-    """Concepts whose sentences are to be found or written: their names, or a file of them."""
+class SentencesToMake(_ConceptSet):
+    """Concepts whose sentences are harvested or generated."""
 
     words: str | list[str]
+    """The concepts, or a file with the column `concept` and optionally domain, sense and pos."""
     sentences: Count = 32
+    """Sentences per concept."""
     fewest: Count | None = None
+    """Minimum number of sentences per concept; fewer are an error. Default: half of `sentences`."""
     language: Language = "en"
+    """ISO 639-1 code of the sentences' language."""
 
     @property
-    def needed(self) -> int:
-        """Fewer sentences than this for a concept are an error: half of those asked for by default."""
-        return max(FEWEST_SENTENCES, self.fewest or self.sentences // 2)
+    def min_sentences(self) -> int:
+        """Minimum number of sentences per concept."""
+        return max(MIN_SENTENCES, self.fewest or self.sentences // 2)
 
     @model_validator(mode="after")
-    def _enough(self) -> Self:
-        if self.needed > self.sentences:
-            raise ValueError(f"sentences: {self.sentences}: at least {self.needed} are needed")
+    def _check_min_sentences(self) -> Self:
+        if self.min_sentences > self.sentences:
+            raise ConfigError(f"{self.sentences}: must be at least {self.min_sentences}", "sentences")
         return self
 
 
-class Harvest(Made):
-    """Sentences taken from text, and neutral ones (`pool`) in which no concept is named."""
+class HarvestedSentences(SentencesToMake):
+    """Sentences sampled from a text corpus."""
 
     source: Literal["harvest"]
+    """The constant `harvest`."""
     corpus: str | list[str]
+    """Files, folders or patterns of .txt, .jsonl or .parquet files."""
     column: str = "text"
+    """Field of the .jsonl and .parquet files that holds the text."""
     pool: int = Field(default=0, ge=0)
+    """Number of neutral sentences, which name none of the concepts."""
 
 
-class Generate(Made):
+class GeneratedSentences(SentencesToMake):
     """Sentences written by a language model."""
 
     source: Literal["generate"]
+    """The constant `generate`."""
     model: str = Field(min_length=1)
+    """Repository on the Hugging Face Hub, or a folder (relative paths: see `models_in`)."""
     revision: str = "main"
+    """Revision of the model."""
     dtype: Dtype = "auto"
+    """Data type of the weights; auto: bfloat16 where the processor has native support, else float32."""
     engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """Inference engine; auto: vllm if it is installed, otherwise transformers."""
     prompts: list[Literal["fact", "story"]] = Field(default=["fact", "story"], min_length=1)
+    """Kinds of prompt; the sentences are divided equally between them."""
     at_once: Count = 1
+    """Sentences per prompt; 1 suits small models."""
     rounds: Count = 8
+    """Maximum number of rounds of requests for missing sentences."""
     temperature: float = Field(default=0.8, gt=0)
+    """Sampling temperature."""
     tensor_parallel: Count = 1
+    """GPUs per engine."""
     replicas: Count | Literal["auto"] = "auto"
+    """Engines that run in parallel; auto: as many as fit."""
     wordnet: str | None = None
+    """Folder with WordNet's index and data files; default: $WNSEARCHDIR or /usr/share/wordnet."""
 
 
 def _source_kind(value: Any) -> str:
     source = value.get("source") if isinstance(value, dict) else getattr(value, "source", None)
-    return source if source in ("harvest", "generate") else "brought"
+    return source if source in ("harvest", "generate") else "provided"
 
 
 Concepts = Annotated[
-    Annotated[Brought, Tag("brought")]
-    | Annotated[Harvest, Tag("harvest")]
-    | Annotated[Generate, Tag("generate")],
+    Annotated[ProvidedSentences, Tag("provided")]
+    | Annotated[HarvestedSentences, Tag("harvest")]
+    | Annotated[GeneratedSentences, Tag("generate")],
     Discriminator(_source_kind),
 ]

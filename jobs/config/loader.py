@@ -1,4 +1,4 @@
-"""Reading a sweep file, and one line for each thing that is wrong with it."""
+"""Reading a sweep file; each error is one line with file, line, key and value."""
 
 from __future__ import annotations
 
@@ -10,102 +10,151 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from jobs.config.analysis import Experts, Similarity, Steering
-from jobs.config.base import Part
-from jobs.config.comparison import Human, Latents, SentenceEncoder, WordVectors
-from jobs.config.concepts import Brought, Generate, Harvest
-from jobs.config.models import Model, Neurons
+from jobs.config import analysis, comparison, concepts, models
+from jobs.config.base import ConfigError, ConfigModel
 from jobs.config.sweep import Sweep
 from storage.errors import UserError
-from storage.store.paths import absolute
+from storage.store.paths import absolute_path
+
+Location = tuple[str | int, ...]
+
+_UNION_MEMBER = re.compile(r"^(constrained-)?int$|^str$|^literal\[|^list\[")
 
 
 def read_sweep(file: Path, store: Path | None = None) -> Sweep:
     """Read and check a sweep file; `store` overrides where the results go.
 
-    Raises UserError that names the file, the key, the value given and what is allowed.
+    Raises UserError with one line per error: file, line, key, value, and what is allowed.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506
+        loader = _UniqueKeyLoader(file.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        content = loader.construct_document(root) if root else None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is not UTF-8 text: {error.reason}") from error
+    except _DuplicateKeyError as error:
+        raise UserError(f"{file}:{_line(error)}: {error.problem}") from error
+    except yaml.MarkedYAMLError as error:
+        reason = ", ".join(filter(None, (error.context, error.problem)))
+        raise UserError(f"{file}:{_line(error)}: is not valid YAML: {reason}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{file}: is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: holds no keys; a sweep needs at least concepts and models")
+        raise UserError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if root is None or not isinstance(content, dict):
+        raise UserError(f"{file}: has no keys; a sweep needs at least concepts and models")
     if "file" in content:
-        raise UserError(f"{file}: file: unknown key; {_allowed_keys(('file',))}")
+        line = _find_line(root, ("file",))
+        raise UserError(f"{file}:{line}: file: unknown key; {_allowed_keys(('file',))}")
     content.setdefault("name", file.stem)
     if store is not None:
-        content["store"] = absolute(store)
-    one_set = not isinstance(content.get("concepts"), list)
+        content["store"] = absolute_path(store)
     try:
         return Sweep.model_validate({**content, "file": file})
     except ValidationError as error:
-        raise UserError(
-            "\n".join(f"{file}: {_explain(dict(problem), one_set)}" for problem in error.errors())
-        ) from error
+        several_sets = isinstance(content.get("concepts"), list)
+        messages: dict[tuple[int, str], str] = {}
+        for problem in error.errors():
+            location, kind = _locate(dict(problem), several_sets)
+            key, message = _explain(dict(problem), location, kind)
+            line_and_key = _find_line(root, location), key
+            # one message per member of a union
+            previous = messages.get(line_and_key)
+            messages[line_and_key] = (
+                f"{previous} or {message.removeprefix('expected ')}" if previous else message
+            )
+        lines = [f"{file}:{line}: {key}{message}" for (line, key), message in sorted(messages.items())]
+        raise UserError("\n".join(lines)) from error
 
 
-_UNION_MEMBER = re.compile(r"^(constrained-)?int$|^literal\[|^list\[")
+class _DuplicateKeyError(yaml.MarkedYAMLError):
+    pass
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error, not the last one's victory."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML that rejects duplicate keys, of which YAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        keys = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key = self.construct_object(key_node)
+            if key in keys:
+                raise _DuplicateKeyError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+            keys.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
-def _explain(problem: dict[str, Any], one_set: bool) -> str:
-    """One line for one problem that pydantic found; where there is one concept set, it has no number."""
+def _line(error: yaml.MarkedYAMLError) -> int:
+    mark = error.problem_mark or error.context_mark
+    return mark.line + 1 if mark else 1
+
+
+def _find_line(root: yaml.Node, location: Location) -> int:
+    """The line of the key or list item at `location`, or else of its closest parent in the file."""
+    node, line = root, root.start_mark.line
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            children = {key.value: (key, value) for key, value in node.value}
+        elif isinstance(node, yaml.SequenceNode):
+            children = {index: (item, item) for index, item in enumerate(node.value)}
+        else:
+            break
+        # shorthands lack a level: `similarity: [jaccard]` means `similarity: {measures: [jaccard]}`
+        if part in children:
+            key, node = children[part]
+            line = key.start_mark.line
+    return line + 1
+
+
+def _locate(problem: dict[str, Any], several_sets: bool) -> tuple[Location, str | None]:
+    """The location of a problem that pydantic found, as in the file, and the tag of its union member."""
     key, *rest = problem["loc"] or ("",)
-    # the parts that name a member of a union are no keys of the user's
-    kind = rest[1] if key in ("concepts", "baselines") and len(rest) > 1 else None
-    location = tuple(
-        part for part in problem["loc"] if part != kind and not _UNION_MEMBER.search(str(part))
-    )
-    if key == "concepts" and one_set:
+    kind = None
+    if key in ("concepts", "baselines") and len(rest) > 1:
+        kind = rest.pop(1)
+    error = problem.get("ctx", {}).get("error")
+    if isinstance(error, ConfigError):
+        rest = [*rest, *error.location]
+    location = tuple(part for part in (key, *rest) if not _UNION_MEMBER.search(str(part)))
+    if key == "concepts" and not several_sets:
         location = (key, *location[2:])
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    where = f"{where.lstrip('.')}: " if where else ""
+    return tuple(part for part in location if part != ""), kind
+
+
+def _explain(problem: dict[str, Any], location: Location, kind: str | None) -> tuple[str, str]:
+    """The key with the value, and what is wrong."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    prefix = f"{path}: " if path else ""
     if problem["type"] == "extra_forbidden":
-        return f"{where}unknown key; {_allowed_keys(location, kind)}"
+        return prefix, f"unknown key; {_allowed_keys(location, kind)}"
     if problem["type"] == "missing":
-        return f"{where}is missing; give it a value"
+        return prefix, "is missing"
     message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "expected")
-    if problem["type"] == "value_error" and not where:
-        return message
-    return f"{where}{problem['input']!r}: {message}"
+    message = re.sub("valid dictionary or instance of .*", "mapping", message)
+    if isinstance(problem.get("ctx", {}).get("error"), ConfigError):
+        return prefix, message
+    return f"{prefix}{problem['input']!r}: ", message
 
 
-def _allowed_keys(location: tuple[Any, ...], kind: str | None = None) -> str:
-    parts: dict[str, type[Part]] = {
-        "brought": Brought,
-        "harvest": Harvest,
-        "generate": Generate,
-        "vectors": WordVectors,
-        "encoder": SentenceEncoder,
-        "dictionary": Latents,
-        "models": Model,
-        "neurons": Neurons,
-        "experts": Experts,
-        "human": Human,
-        "similarity": Similarity,
-        "steering": Steering,
+def _allowed_keys(location: Location, kind: str | None = None) -> str:
+    config_models: dict[str, type[ConfigModel]] = {
+        "provided": concepts.ProvidedSentences,
+        "harvest": concepts.HarvestedSentences,
+        "generate": concepts.GeneratedSentences,
+        "vectors": comparison.WordVectorsBaseline,
+        "encoder": comparison.SentenceEncoderBaseline,
+        "dictionary": comparison.SparseAutoencoderBaseline,
+        "models": models.Model,
+        "neurons": models.Neurons,
+        "experts": analysis.ExpertSettings,
+        "human": comparison.HumanData,
+        "similarity": analysis.SimilaritySettings,
+        "steering": analysis.SteeringSettings,
     }
-    owner = parts.get(kind or str(location[0]), Sweep) if len(location) > 1 else Sweep
-    allowed = [name for name in owner.model_fields if name != "file"]
-    close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    model = config_models.get(kind or str(location[0]), Sweep) if len(location) > 1 else Sweep
+    allowed = [name for name in model.model_fields if name != "file"]
+    matches = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+    hint = f"did you mean {matches[0]}? " if matches else ""
     return f"{hint}allowed: {', '.join(allowed)}"

@@ -1,4 +1,4 @@
-"""Models, and which of their neurons are read."""
+"""Models, and which of their neurons are analysed."""
 
 from __future__ import annotations
 
@@ -6,46 +6,62 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from jobs.config.base import Count, Part
+from jobs.config.base import ConfigModel, Count, NonEmpty
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-class Model(Part):
-    """A model, the revisions of it to run (`all`, or patterns such as `step*`, are those that the hub
-    has at the time), and where: how long to wait for a place on the cluster. `config` is a copy of its
-    config.json, for a plan where the model itself cannot be had."""
+class Model(ConfigModel):
+    """A model, its revisions, and the resources that it runs on."""
 
     id: str = Field(min_length=1)
+    """Repository on the Hugging Face Hub, or a folder (relative paths: see `models_in`)."""
     revisions: list[str] = Field(default=["main"], min_length=1)
+    """Revisions to run, or one revision: names, patterns such as `step*`, `all` (patterns and `all` are
+    expanded when the sweep is planned), or `random-init` for randomly initialised weights."""
     dtype: Dtype = "auto"
+    """Data type of the weights; auto: bfloat16 where the processor has native support, else float32."""
     shards: Count | Literal["auto"] = "auto"
+    """Shards of contiguous layers, each on its own device; auto: as many as the weights need."""
     replicas: Count | Literal["auto"] = "auto"
+    """Copies of the model that process work units in parallel; auto: as many as fit."""
     gpus_per_shard: float = Field(default=1.0, ge=0)
+    """GPUs per shard; 0.5 puts two shards on a GPU, 0 uses CPUs only."""
     wait_seconds: float = Field(default=60.0, gt=0)
+    """Seconds to wait for resources on the cluster before the model fails."""
     allow: list[Literal["pickled-weights", "remote-code"]] = []
+    """Unsafe features that this model may use."""
     config: str | None = None
+    """A copy of the model's config.json, to estimate costs when the model itself is not available."""
 
-    @field_validator("revisions", mode="before")
+    @field_validator("revisions", mode="before", json_schema_input_type=str | NonEmpty[str])
     @classmethod
-    def _revisions(cls, value: Any) -> Any:
+    def _wrap_single_revision(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
 
-class Neurons(Part):
-    """Which neurons are read, and over which tokens their maximum goes."""
+class Neurons(ConfigModel):
+    """Which neurons are analysed, and how their activations are pooled over tokens."""
 
     sites: Literal["mlp", "linears"] | list[str] = "mlp"
+    """Hidden units of the MLPs, outputs of all linear layers, or regular expressions over module names,
+    each optionally with `:input` or `:output` (the default)."""
     pooling: list[Pooling] = Field(default=["max"], min_length=1)
+    """Pooling over the tokens of a sentence: the maximum over all tokens (max), over the concept's word
+    (concept) or over all other tokens (context), the mean, or the last token."""
 
-    @field_validator("sites", mode="before")
+    @field_validator(
+        "sites", mode="before", json_schema_input_type=Literal["mlp", "linears"] | NonEmpty[str]
+    )
     @classmethod
-    def _sites(cls, value: Any) -> Any:
-        listed = isinstance(value, list) and value and all(isinstance(each, str) for each in value)
-        if not listed and value not in ("mlp", "linears"):
+    def _check_sites(cls, value: Any) -> Any:
+        is_pattern_list = (
+            isinstance(value, list) and value and all(isinstance(pattern, str) for pattern in value)
+        )
+        if not is_pattern_list and value not in ("mlp", "linears"):
             raise ValueError(
-                "allowed: mlp, linears, or a list of regular expressions over names of modules, each "
-                "with :input or :output (the default)"
+                "expected mlp, linears, or a list of regular expressions over module names, each "
+                "optionally with :input or :output (the default)"
             )
         return value

@@ -1,175 +1,216 @@
-"""The sweep as a whole, and what its parts must agree on."""
+"""The sweep file's top level, and constraints between its parts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
-from alignment.statistics.rank_correlation import Measure
-from alignment.statistics.resampling import Method
-from jobs.config.analysis import VECTOR_MEASURES, Experts, Similarity, Steering
-from jobs.config.base import Part
-from jobs.config.comparison import Baseline, Control, Human, Latents
+from alignment.statistics.rank_correlation import CorrelationMeasure
+from alignment.statistics.resampling import IntervalMethod
+from jobs.config.analysis import (
+    VECTOR_MEASURES,
+    ExpertSettings,
+    SimilarityMeasure,
+    SimilaritySettings,
+    SteeringSettings,
+)
+from jobs.config.base import ConfigError, ConfigModel, NonEmpty
+from jobs.config.comparison import Baseline, Control, HumanData, SparseAutoencoderBaseline
 from jobs.config.concepts import Concepts
 from jobs.config.models import Model, Neurons
 from storage.errors import StoreError
-from storage.readers.human import HumanSet
-from storage.store.paths import place
+from storage.store.paths import parse_store_path
 
 _JOB_FOLDER = "working_dir_files"
-"""Below it, Ray keeps each job's copy of its working folder."""
+"""Ray keeps each job's copy of its working directory below a folder of this name."""
 
 
-class Sweep(Part):
-    """Models x revisions, concept sets, human data and baselines."""
+class Sweep(ConfigModel):
+    """A neuralign sweep: concept sets x models x revisions, compared with human data and baselines.
+    Paths are relative to the sweep file."""
 
     name: str = ""
+    """Name of the sweep; default: the file's name without extension."""
     store: str = ""
+    """Where results go: a folder or s3://bucket/prefix; default: results/NAME."""
     concepts: list[Concepts] = Field(min_length=1)
+    """The concept set, or a list of them: a file of sentences, or where sentences come from."""
     models: list[Model] = Field(min_length=1)
+    """The models: repositories on the Hugging Face Hub or folders, optionally with settings."""
     models_in: str = ""
+    """Folder that relative paths of models start from; default: the sweep file's folder."""
     neurons: Neurons = Neurons()
-    experts: Experts = Experts()
-    similarity: Similarity = Similarity()
-    steering: Steering | None = None
-    human: list[Human] = Field(default=[Human(name="men")], min_length=1)
+    """Which neurons are analysed."""
+    experts: ExpertSettings = ExpertSettings()
+    """Criteria for expert neurons."""
+    similarity: SimilaritySettings = SimilaritySettings()
+    """How the similarity of concepts is measured; a list gives the measures."""
+    steering: SteeringSettings | None = None
+    """Clamping of experts; default: no steering."""
+    human: list[HumanData] = Field(
+        default=[HumanData(name="men")], min_length=1, json_schema_extra={"default": ["men"]}
+    )
+    """Human similarity judgments: names of built-in data sets, or files."""
     baselines: list[Baseline] = ["input-embedding", "contextual"]
+    """Representations that experts are compared with."""
     controls: list[Control] = []
-    agreement: list[Measure] = Field(default=["spearman"], min_length=1)
-    interval: Method = "jackknife"
+    """split-half: experts of either half of the sentences. length-matched: experts against negatives of
+    the same length as the positives."""
+    agreement: list[CorrelationMeasure] = Field(default=["spearman"], min_length=1)
+    """Correlation measures of the agreement with human scores."""
+    interval: IntervalMethod = "jackknife"
+    """Method of the 95% confidence intervals."""
     resamples: int = Field(default=2000, ge=100)
+    """Number of resamples for bootstrap intervals and permutation tests."""
     seed: int = Field(default=0, ge=0)
-    file: Path = Field(default=Path(), exclude=True)
+    """Seed of all random choices."""
+    file: SkipJsonSchema[Path] = Field(default=Path(), exclude=True)
+    """The sweep file; set when it is read, not in the file."""
 
-    @field_validator("concepts", mode="before")
+    @field_validator(
+        "concepts", mode="before", json_schema_input_type=str | Concepts | NonEmpty[str | Concepts]
+    )
     @classmethod
-    def _concepts(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            value = [value]
-        return [{"source": item} if isinstance(item, str) else item for item in value]
+    def _wrap_concepts(cls, value: Any) -> Any:
+        items = value if isinstance(value, list) else [value]
+        return [{"source": item} if isinstance(item, str) else item for item in items]
 
-    @field_validator("models", mode="before")
+    @field_validator("models", mode="before", json_schema_input_type=NonEmpty[str | Model])
     @classmethod
-    def _models(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        return [{"id": item} if isinstance(item, str) else item for item in value]
+    def _wrap_models(cls, value: Any) -> Any:
+        return _wrap_strings(value, "id")
 
-    @field_validator("similarity", mode="before")
+    @field_validator("human", mode="before", json_schema_input_type=NonEmpty[str | HumanData])
     @classmethod
-    def _similarity(cls, value: Any) -> Any:
+    def _wrap_human(cls, value: Any) -> Any:
+        return _wrap_strings(value, "name")
+
+    @field_validator(
+        "similarity",
+        mode="before",
+        json_schema_input_type=NonEmpty[SimilarityMeasure] | SimilaritySettings,
+    )
+    @classmethod
+    def _wrap_similarity(cls, value: Any) -> Any:
         return {"measures": value} if isinstance(value, list) else value
 
-    @field_validator("human", mode="before")
-    @classmethod
-    def _human(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        return [{"name": item} if isinstance(item, str) else item for item in value]
-
     @model_validator(mode="after")
-    def _sets_have_names(self) -> Sweep:
-        if len(self.concepts) > 1:
-            for number, wanted in enumerate(self.concepts):
-                if not wanted.name:
-                    raise ValueError(
-                        f"concepts[{number}]: name: is missing; each of several concept sets has its own"
-                    )
+    def _check_names(self) -> Sweep:
+        for index, concept_set in enumerate(self.concepts):
+            if not concept_set.name and len(self.concepts) > 1:
+                message = "is missing; each of several concept sets needs a name of its own"
+                raise ConfigError(message, "concepts", index, "name")
         return self
 
     @model_validator(mode="after")
-    def _scores_are_kept(self) -> Sweep:
-        for measure in self.similarity.measures:
+    def _check_measures(self) -> Sweep:
+        for index, measure in enumerate(self.similarity.measures):
             if measure in VECTOR_MEASURES and not self.experts.scores:
-                raise ValueError(
-                    f"similarity.measures: {measure!r} needs all neurons' APs: experts: {{scores: true}}"
+                raise ConfigError(
+                    f"{measure!r} needs the APs of all neurons: experts: {{scores: true}}",
+                    *("similarity", "measures", index),
                 )
         return self
 
     @model_validator(mode="after")
-    def _no_run_twice(self) -> Sweep:
-        seen = set()
-        for model in self.models:
+    def _check_models(self) -> Sweep:
+        runs = set()
+        for index, model in enumerate(self.models):
             for revision in model.revisions:
-                if (model.id, revision) in seen:
-                    raise ValueError(f"models: {model.id!r} at {revision!r} is listed twice")
-                seen.add((model.id, revision))
-        for each in self.baselines:
-            if isinstance(each, Latents) and not self.models_of(each):
-                raise ValueError(
-                    f"baselines: {each.name}: model: {each.model!r}: name the one of the models that "
-                    "the dictionary was trained on"
+                if (model.id, revision) in runs:
+                    raise ConfigError(f"{model.id!r} at {revision!r} is listed twice", "models", index)
+                runs.add((model.id, revision))
+        for index, baseline in enumerate(self.baselines):
+            if isinstance(baseline, SparseAutoencoderBaseline) and not self.models_for(baseline):
+                raise ConfigError(
+                    f"{baseline.model!r}: expected the model that the autoencoder was trained on",
+                    *("baselines", index, "model"),
                 )
-        lists: dict[str, list[Any]] = {
-            "concepts: name": [each.name for each in self.concepts],
-            "human": [human.name for human in self.human],
-            "agreement": list(self.agreement),
-            "baselines": [each if isinstance(each, str) else each.name for each in self.baselines],
-            "controls": list(self.controls),
-            "experts.threshold": self.experts.threshold,
-            "experts.top": list(self.experts.top),
-            "neurons.pooling": list(self.neurons.pooling),
-            "similarity.measures": list(self.similarity.measures),
-            "similarity.scopes": list(self.similarity.scopes),
+        return self
+
+    @model_validator(mode="after")
+    def _check_duplicates(self) -> Sweep:
+        lists: dict[tuple[str, ...], Sequence[Any]] = {
+            ("concepts",): [concept_set.name for concept_set in self.concepts],
+            ("human",): [human.name for human in self.human],
+            ("agreement",): self.agreement,
+            ("baselines",): [
+                baseline if isinstance(baseline, str) else baseline.name for baseline in self.baselines
+            ],
+            ("controls",): self.controls,
+            ("experts", "threshold"): self.experts.threshold,
+            ("experts", "top"): self.experts.top,
+            ("neurons", "pooling"): self.neurons.pooling,
+            ("similarity", "measures"): self.similarity.measures,
+            ("similarity", "scopes"): self.similarity.scopes,
         }
         if self.steering is not None:
             lists |= {
-                "steering.prompts": self.steering.prompts,
-                "steering.concepts": list(self.steering.concepts or []),
-                "steering.k": list(self.steering.k),
+                ("steering", "prompts"): self.steering.prompts,
+                ("steering", "concepts"): self.steering.concepts or [],
+                ("steering", "k"): self.steering.k,
             }
             if self.steering.pooling not in (None, *self.neurons.pooling):
-                raise ValueError(
-                    f"steering.pooling: {self.steering.pooling!r} is none of neurons.pooling: "
-                    f"{', '.join(self.neurons.pooling)}"
+                raise ConfigError(
+                    f"{self.steering.pooling!r}: expected one of neurons.pooling: "
+                    f"{', '.join(self.neurons.pooling)}",
+                    *("steering", "pooling"),
                 )
-        for key, values in lists.items():
-            for value in values:
-                if values.count(value) > 1:
-                    raise ValueError(f"{key}: {value!r} is listed twice")
+        for location, values in lists.items():
+            for index, value in enumerate(values):
+                if value in values[:index]:
+                    raise ConfigError(f"{value!r} is listed twice", *location, index)
         return self
 
-    def each_set(self) -> list[Sweep]:
-        """The sweep of each concept set alone."""
-        return [self.model_copy(update={"concepts": [wanted]}) for wanted in self.concepts]
+    def per_concept_set(self) -> list[Sweep]:
+        """One sweep for each concept set."""
+        return [self.model_copy(update={"concepts": [concept_set]}) for concept_set in self.concepts]
 
     @property
     def concept_set(self) -> str:
-        """The name of the only concept set: the sweep's own by default."""
-        (wanted,) = self.concepts
-        return wanted.name or self.name
+        """The name of the only concept set, by default the sweep's."""
+        (concept_set,) = self.concepts
+        return concept_set.name or self.name
 
     @property
     def folder(self) -> Path:
-        """The folder that the file's paths are relative to."""
+        """The folder that paths in the file are relative to."""
         return self.file.resolve().parent
 
     @property
     def models_folder(self) -> Path:
-        """The folder that relative paths of models are relative to: the file's own by default."""
+        """The folder that relative paths of models start from."""
         return self.folder / self.models_in
 
     @property
     def store_path(self) -> Path:
-        """Where the results go. Raises StoreError for a URL that is none of an object store, and for a
-        folder that goes with the Ray job that runs the sweep."""
-        store = place(self.store or f"results/{self.name}", self.folder)
+        """Where the results go.
+
+        Raises StoreError for a URL that is not in an object store, and for a folder that is deleted with
+        the Ray job that runs the sweep.
+        """
+        store = parse_store_path(self.store or f"results/{self.name}", self.folder)
         if _JOB_FOLDER in store.parts:
             raise StoreError(
-                f"{self.file}: store: {store} is in this job's copy of its working folder, which no "
-                "other node sees and which goes with the job; give `store:` the absolute path of a "
-                "folder that all nodes share, or s3://bucket/prefix"
+                f"{self.file}: store: {store} is in this job's copy of its working directory, which "
+                "other nodes cannot see and which is deleted with the job; set `store:` to the absolute "
+                "path of a folder that all nodes share, or to s3://bucket/prefix"
             )
         return store
 
-    def models_of(self, latents: Latents) -> list[Model]:
-        """The model that a dictionary is of: the one that it names, or the only one."""
-        if latents.model is None and len(self.models) == 1:
+    def models_for(self, baseline: SparseAutoencoderBaseline) -> list[Model]:
+        """The model that an autoencoder was trained on: the one it names, or the only one."""
+        if baseline.model is None and len(self.models) == 1:
             return self.models
-        return [model for model in self.models if model.id == latents.model]
+        return [model for model in self.models if model.id == baseline.model]
 
-    def human_sets(self) -> list[HumanSet]:
-        """The human data sets, by name or by path."""
-        return [human.where(self.folder) for human in self.human]
+
+def _wrap_strings(value: Any, key: str) -> Any:
+    """Replace strings in a list by mappings with that one key."""
+    if not isinstance(value, list):
+        return value
+    return [{key: item} if isinstance(item, str) else item for item in value]

@@ -1,67 +1,61 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines in a log."""
+"""Progress: bars with rate and time left on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from cluster.runtime.metrics import counted
+from cluster.runtime.metrics import progress_counter
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+Advance = Callable[[int], None]
+"""Reports that a number of further items are done."""
 
 console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
-class Advance(Protocol):
-    """Called with how much was done."""
-
-    def __call__(self, done: int, /) -> None: ...
-
-
-def say(line: str) -> None:
-    """One line to the user, beside whatever bar is shown."""
+def print_line(line: str) -> None:
+    """Print a line to stderr, above any progress bars."""
     console.print(line, markup=False)
 
 
 @contextmanager
-def progress(label: str, total: int, of: str, already: int = 0) -> Iterator[Advance]:
-    """Show the progress of `total` things called `of`, of which `already` were done before, to the user
-    and as metrics. Work that goes on side by side has its bars below one another."""
-    count = counted(label, of, total, already)
-    with (_bar if console.is_terminal else _lines)(label, total, of, already) as shown:
+def progress(label: str, total: int, unit_name: str, done_before: int = 0) -> Iterator[Advance]:
+    """Report progress over `total` items called `unit_name`, to the user and as metrics.
 
-        def advance(done: int, /) -> None:
-            count(done)
-            shown(done)
+    `done_before` of the items were done by earlier runs. Concurrent work gets one bar each.
+    """
+    counter = progress_counter(label, unit_name, total, done_before)
+    display = _bar if console.is_terminal else _lines
+    with display(label, total, unit_name, done_before) as update_display:
+
+        def advance(count: int) -> None:
+            counter(count)
+            update_display(count)
 
         yield advance
 
 
 @contextmanager
-def _lines(label: str, total: int, of: str, already: int) -> Iterator[Advance]:
-    yield _Lines(label, total, of, already)
-
-
-@contextmanager
-def _bar(label: str, total: int, of: str, already: int) -> Iterator[Advance]:
+def _bar(label: str, total: int, unit_name: str, done_before: int) -> Iterator[Advance]:
     started = time.monotonic()
     with _bars_lock:
-        task = _bars.add_task(label, total=total, completed=already, rate="")
+        task = _bars.add_task(label, total=total, completed=done_before, rate="")
         _bars.start()
     done = 0
 
-    def advance(count: int, /) -> None:
+    def advance(count: int) -> None:
         nonlocal done
         done += count
         rate = done / (time.monotonic() - started)
-        _bars.update(task, advance=count, rate=f"{_shown(rate)} {of}/s")
+        _bars.update(task, advance=count, rate=f"{_format_rate(rate)} {unit_name}/s")
 
     try:
         yield advance
@@ -84,25 +78,35 @@ _bars = Progress(
 _bars_lock = threading.Lock()
 
 
-class _Lines:
-    def __init__(self, label: str, total: int, of: str, already: int) -> None:
-        self._label, self._total, self._of, self._done = label, total, of, already
-        self._before = already
-        self._started = self._last = time.monotonic()
+@contextmanager
+def _lines(label: str, total: int, unit_name: str, done_before: int) -> Iterator[Advance]:
+    """Print a line with rate and time left, at most every 10 s and at the end."""
+    started = last_line = time.monotonic()
+    done = done_before
 
-    def __call__(self, count: int, /) -> None:
-        self._done += count
+    def advance(count: int) -> None:
+        nonlocal done, last_line
+        done += count
         now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN_LINES and self._done < self._total:
+        if now - last_line < _SECONDS_BETWEEN_LINES and done < total:
             return
-        self._last = now
-        rate = (self._done - self._before) / max(now - self._started, 1e-9)
-        left = (self._total - self._done) / rate
-        say(
-            f"{self._label}: {self._done:,} of {self._total:,} {self._of}, "
-            f"{_shown(rate)}/s, {left:.0f} s left"
+        last_line = now
+        rate = (done - done_before) / max(now - started, 1e-9)
+        print_line(
+            f"{label}: {done:,} of {total:,} {unit_name}, {_format_rate(rate)}/s, "
+            f"{(total - done) / rate:.0f} s left"
         )
 
+    yield advance
 
-def _shown(rate: float) -> str:
+
+def _format_rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in the largest unit of which it has at least two: 90 s, 5 min, 3 h, 2 d."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:,.0f} s"

@@ -1,6 +1,6 @@
 """Runs stages concurrently: each starts when its inputs are complete, one at a time per resource (see
-`jobs.engine.stage.Lane`). So the next model's shards run on the GPUs while one model's experts are
-scored on the CPUs and another's are compared in this process.
+`jobs.engine.stage.Resource`). So the next model's forward passes run on the GPUs while one model's
+experts are scored on the CPUs and another's are compared in the driver.
 """
 
 from __future__ import annotations
@@ -14,126 +14,126 @@ from typing import NamedTuple
 
 from ray.exceptions import RayError
 
-from jobs.engine.stage import Resource, Stage, ensure
+from jobs.engine.stage import Resource, Stage, run_if_needed
 from storage.errors import NeuralignError, StoreError
 
 _SECONDS_TO_STOP = 20.0
 
 
-class Ended(NamedTuple):
-    """A stage that is done, whether it was run for that, and else what stopped it."""
+class StageResult(NamedTuple):
+    """A stage that ended: `ran` if it was run rather than found done, `error` if it failed."""
 
     stage: Stage
     ran: bool
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
-def in_order(stages: Sequence[Stage], store: Path) -> Iterator[Ended]:
-    """Carry out the stages that are not done, one after another, in this thread.
-
-    Raises what the first that fails raises.
-    """
+def run_sequentially(stages: Sequence[Stage], store: Path) -> Iterator[StageResult]:
+    """Run the unfinished stages one after another, in this thread; the first failure is raised."""
     for stage in stages:
-        yield Ended(stage, ensure(stage, store))
+        yield StageResult(stage, run_if_needed(stage, store))
 
 
-def side_by_side(
+def run_concurrently(
     stages: Sequence[Stage], store: Path, may_start: Callable[[Stage, Set[str]], bool]
-) -> Iterator[Ended]:
-    """Carry out the stages that are not done, each after those that it reads, in threads.
+) -> Iterator[StageResult]:
+    """Run the unfinished stages in threads, each after its inputs.
 
-    A stage that fails is given with its error, and what reads it is left out; a store that fails and a
-    bug stop everything. `may_start` may hold a stage back, knowing the fingerprints of those that ended.
+    A failed stage is yielded with its error, and stages that depend on it are skipped; a store failure
+    or a bug stops everything. `may_start(stage, ended)`, given the fingerprints of stages that ended,
+    may postpone a stage.
     """
-    done, lost = set[str](), set[str]()
+    done, failed = set[str](), set[str]()
     waiting = []
     for stage in stages:
         if stage.is_done(store):
             done.add(stage.fingerprint)
-            yield Ended(stage, ran=False)
+            yield StageResult(stage, ran=False)
         else:
             waiting.append(stage)
-    lanes = _Lanes(store)
+    running = _RunningStages(store)
     try:
-        while waiting or lanes.busy:
+        while waiting or running:
             for stage in list(waiting):
-                inputs = {each.fingerprint for each in stage.inputs.values()}
-                if inputs & lost:
-                    lost.add(stage.fingerprint)
+                inputs = {parent.fingerprint for parent in stage.inputs.values()}
+                if inputs & failed:
+                    failed.add(stage.fingerprint)
                     waiting.remove(stage)
-                elif inputs <= done and may_start(stage, done | lost) and lanes.start(stage):
+                elif inputs <= done and may_start(stage, done | failed) and running.try_start(stage):
                     waiting.remove(stage)
-            if lanes.busy:
-                ended = lanes.next_ended()
-                (lost if ended.error else done).add(ended.stage.fingerprint)
-                yield ended
+            if running:
+                result = running.wait_for_next()
+                (failed if result.error else done).add(result.stage.fingerprint)
+                yield result
             elif waiting:
-                raise RuntimeError(f"nothing lets {waiting[0].name} start")
+                raise RuntimeError(f"deadlock: {waiting[0].name} cannot start")
     finally:
-        lanes.stop()
+        running.interrupt()
 
 
-class _Lanes:
+class _RunningStages:
+    """Threads that run stages, and the resources that they use."""
+
     def __init__(self, store: Path) -> None:
         self._store = store
-        self._ended: queue.SimpleQueue[tuple[Ended, BaseException | None]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[StageResult] = queue.SimpleQueue()
         self._threads: dict[str, tuple[threading.Thread, set[Resource]]] = {}
 
-    @property
-    def busy(self) -> bool:
+    def __bool__(self) -> bool:
         return bool(self._threads)
 
-    def start(self, stage: Stage) -> bool:
-        """Start a stage unless another is on a lane that it needs; whether it was started."""
-        if self._taken(self._had({stage.lane})):
+    def try_start(self, stage: Stage) -> bool:
+        """Start a stage unless a resource that it needs is busy; return whether it was started."""
+        if self._is_busy(_available_resources({stage.resource})):
             return False
-        # what was dropped is made again by the stage that reads it
-        again = {each.lane for each in stage.inputs.values() if each.result(self._store).dropped}
-        needed = self._had({stage.lane, *again})
-        if self._taken(needed):
+        # inputs that were dropped are recomputed by the stage that reads them
+        recomputed = (
+            parent for parent in stage.inputs.values() if parent.read_manifest(self._store).dropped
+        )
+        needed = _available_resources({stage.resource, *(parent.resource for parent in recomputed)})
+        if self._is_busy(needed):
             return False
-        thread = threading.Thread(target=self._work, args=(stage,), name=stage.name, daemon=True)
+        thread = threading.Thread(target=self._run, args=(stage,), name=stage.name, daemon=True)
         self._threads[stage.fingerprint] = (thread, needed)
         thread.start()
         return True
 
-    def next_ended(self) -> Ended:
-        """Wait for a stage to end. Raises what concerns more than this stage."""
-        ended, raised = self._ended.get()
-        self._threads.pop(ended.stage.fingerprint)
-        if raised is not None:
-            raise raised
-        return ended
+    def wait_for_next(self) -> StageResult:
+        """Wait until a stage ends. Raises errors that affect more than this stage."""
+        result = self._results.get()
+        self._threads.pop(result.stage.fingerprint)
+        error = result.error
+        affects_all = isinstance(error, StoreError) or not isinstance(error, NeuralignError | RayError)
+        if error is not None and affects_all:
+            raise error
+        return result
 
-    def stop(self) -> None:
-        """Interrupt what still runs, as Ctrl-C interrupts the main thread, and wait for it."""
+    def interrupt(self) -> None:
+        """Interrupt the running stages, as Ctrl-C interrupts the main thread, and wait for them."""
         for thread, _ in self._threads.values():
-            number = ctypes.c_ulong(thread.ident or 0)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(KeyboardInterrupt))
+            thread_id = ctypes.c_ulong(thread.ident or 0)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, ctypes.py_object(KeyboardInterrupt))
         for thread, _ in self._threads.values():
             thread.join(_SECONDS_TO_STOP)
 
-    def _taken(self, lanes: set[Resource]) -> bool:
-        return any(lanes & held for _, held in self._threads.values())
+    def _is_busy(self, resources: set[Resource]) -> bool:
+        return any(resources & in_use for _, in_use in self._threads.values())
 
-    def _had(self, lanes: set[Resource]) -> set[Resource]:
-        """The lanes as the cluster has them."""
-        if lanes == {Resource.HERE}:
-            return lanes
-        from cluster.runtime.session import connect, gpus
-
-        connect()
-        return lanes if gpus() else {Resource.CPUS if lane is Resource.GPUS else lane for lane in lanes}
-
-    def _work(self, stage: Stage) -> None:
-        ended = Ended(stage, ran=False)
-        raised: BaseException | None = None
+    def _run(self, stage: Stage) -> None:
         try:
-            ended = Ended(stage, ensure(stage, self._store))
-        except StoreError as error:
-            raised = error
-        except (NeuralignError, RayError) as error:
-            ended = Ended(stage, ran=False, error=error)
+            result = StageResult(stage, run_if_needed(stage, self._store))
         except BaseException as error:
-            raised = error
-        self._ended.put((ended, raised))
+            result = StageResult(stage, ran=False, error=error)
+        self._results.put(result)
+
+
+def _available_resources(resources: set[Resource]) -> set[Resource]:
+    """The resources, with CPUs instead of GPUs on a cluster without GPUs."""
+    if resources == {Resource.DRIVER}:
+        return resources
+    from cluster.runtime.session import cluster_gpus, connect
+
+    connect()
+    if cluster_gpus():
+        return resources
+    return {Resource.CPUS if resource is Resource.GPUS else resource for resource in resources}

@@ -1,7 +1,7 @@
-"""Stages: what every step of a sweep has in common.
+"""Stages: the steps of a sweep, each identified by a fingerprint.
 
-A stage is a pure function of its parameters and of its inputs' fingerprints. Its own fingerprint
-names its folder, so a finished stage is never computed twice and two configurations never mix.
+A stage is a pure function of its parameters and of its inputs' fingerprints. Its own fingerprint is part
+of its folder's name, so a finished stage is never recomputed and configurations never mix.
 """
 
 from __future__ import annotations
@@ -15,40 +15,42 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jobs.engine.progress import say
+import pyarrow as pa
+
+from jobs.engine.progress import print_line
 from storage.errors import NeuralignError
 from storage.store import layout, manifest
-from storage.store.commit import FileRecord, sweep_temporary, write_json
+from storage.store.commit import FileRecord, remove_temporary_files, write_json
 from storage.store.fingerprint import fingerprint
-from storage.store.lease import forget_gone, held, note
+from storage.store.lease import acquire_lease, remove_stale_lease, update_lease
 from storage.store.manifest import Manifest
-from storage.store.paths import remove
+from storage.store.paths import read_parquet, remove_file
 
 
 class Resource(Enum):
-    """What a stage works with. Stages on one lane run one after another, those on different lanes side
-    by side; where the cluster has no GPUs, that lane is the CPUs'."""
+    """Where a stage runs. Stages that share a resource run one at a time, others concurrently; on a
+    cluster without GPUs, GPU stages use the CPUs."""
 
-    HERE = auto()  # this process
+    DRIVER = auto()  # this process
     CPUS = auto()  # tasks on the cluster's CPUs
     GPUS = auto()  # actors that hold models
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step for one configuration.
+    """One step of a sweep for one configuration.
 
-    `params` and `inputs` make the fingerprint; `run(stage, store)` does the work, writing into the
-    stage's folder, and returns the files that it committed. `set_name` tells sentences of one concept
-    set from those of another in messages, where a sweep has several.
+    `params` and `inputs` determine the fingerprint; `run(stage, store)` writes into the stage's folder
+    and returns the files it committed. `set_name` labels the concept set in messages when a sweep has
+    several.
     """
 
     kind: str
     label: str
     params: Mapping[str, Any]
-    run: Callable[[Stage, Path], Outcome]
+    run: Callable[[Stage, Path], StageOutput]
     inputs: Mapping[str, Stage] = field(default_factory=dict)
-    lane: Resource = Resource.HERE
+    resource: Resource = Resource.DRIVER
     set_name: str = ""
 
     @cached_property
@@ -58,86 +60,93 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
-        told = "" if self.label.endswith(self.of_set) else f" ({self.of_set})"
-        return f"{self.kind} {self.label}{told}"
+        """Display name, for messages."""
+        suffix = "" if self.label.endswith(self.concept_set_name) else f" ({self.concept_set_name})"
+        return f"{self.kind} {self.label}{suffix}"
 
     @cached_property
-    def of_set(self) -> str:
-        """The `set_name` of the sentences that it is made of."""
-        first = next(iter(self.inputs.values()), None)
-        return self.set_name if first is None else first.of_set
+    def concept_set_name(self) -> str:
+        """`set_name` of the sentences at the root of this stage's inputs."""
+        parent = next(iter(self.inputs.values()), None)
+        return self.set_name if parent is None else parent.concept_set_name
 
     @cached_property
     def concept_set(self) -> str:
-        """The label of the sentences that it is made of."""
-        first = next(iter(self.inputs.values()), None)
-        return str(self.params.get("concept_set", "")) if first is None else first.concept_set
+        """Label of the sentences at the root of this stage's inputs."""
+        parent = next(iter(self.inputs.values()), None)
+        return str(self.params.get("concept_set", "")) if parent is None else parent.concept_set
 
     def folder(self, store: Path) -> Path:
         return layout.stage_folder(store, self.kind, self.label, self.fingerprint)
 
     def ancestors(self) -> Iterator[Stage]:
-        """The stage and all that it is made of."""
+        """This stage and, recursively, its inputs."""
         yield self
-        for each in self.inputs.values():
-            yield from each.ancestors()
+        for parent in self.inputs.values():
+            yield from parent.ancestors()
 
     def is_done(self, store: Path) -> bool:
-        found = manifest.read(self.folder(store))
-        return found is not None and not found.lacks()
+        record = manifest.read(self.folder(store))
+        return record is not None and not record.missing_files()
 
-    def result(self, store: Path) -> Manifest:
-        """The manifest of the stage, which must be done."""
-        found = manifest.read(self.folder(store))
-        if found is None:
-            raise NeuralignError(f"{self.name} is not done")
-        return found
+    def read_manifest(self, store: Path) -> Manifest:
+        """The manifest of a finished stage. Raises NeuralignError if the stage has not finished."""
+        record = manifest.read(self.folder(store))
+        if record is None:
+            raise NeuralignError(f"{self.name} has not finished")
+        return record
+
+    def read_table(self, store: Path, name: str) -> pa.Table:
+        """A table of a finished stage: the file `name`, or all files in the folder `name`."""
+        return pa.concat_tables([read_parquet(path) for path in self.read_manifest(store).paths(name)])
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a stage committed, and what the user should know about it."""
+class StageOutput:
+    """Files that a stage committed, and notes for the user."""
 
     files: list[FileRecord]
     notes: list[str] = field(default_factory=list)
 
 
-def ensure(stage: Stage, store: Path) -> bool:
+def run_if_needed(stage: Stage, store: Path) -> bool:
     """Run a stage unless it is done; return whether it was run.
 
-    One run at a time works on a stage: another waits, and finds it done. What the stage reads and was
-    dropped (see `storage.store.manifest.drop`) is made again first.
+    A lease admits one process at a time; others wait and then find the stage done. Inputs whose files
+    were dropped (see `storage.store.manifest.drop`) are recomputed first.
     """
     if stage.is_done(store):
-        # of a run that was killed right after the manifest
-        forget_gone(stage.folder(store) / layout.RUNNING)
+        # left by a run that was killed right after it committed the manifest
+        remove_stale_lease(stage.folder(store) / layout.RUNNING)
         return False
-    for each in stage.inputs.values():
-        if each.result(store).dropped:
-            _make(each, store, again=True)
-    return _make(stage, store)
+    for parent in stage.inputs.values():
+        if parent.read_manifest(store).dropped:
+            _run_locked(parent, store, force=True)
+    return _run_locked(stage, store)
 
 
-def _make(stage: Stage, store: Path, again: bool = False) -> bool:
+def _run_locked(stage: Stage, store: Path, force: bool = False) -> bool:
     folder = stage.folder(store)
-    facts = {"kind": stage.kind, "label": stage.label, "concept_set": stage.concept_set}
+    identity = {"kind": stage.kind, "label": stage.label, "concept_set": stage.concept_set}
 
-    def waiting(holder: Mapping[str, Any]) -> None:
-        say(f"{stage.name}: waiting for another run, process {holder['pid']} on {holder['host']}")
+    def report_wait(holder: Mapping[str, Any]) -> None:
+        print_line(f"{stage.name}: waiting for another run, process {holder['pid']} on {holder['host']}")
 
-    with held(folder / layout.RUNNING, facts, waiting) as lease:
-        if stage.is_done(store) and not (again and stage.result(store).dropped):
+    with acquire_lease(folder / layout.RUNNING, identity, report_wait) as lease:
+        if stage.is_done(store) and not (force and stage.read_manifest(store).dropped):
             return False
-        _clean(folder)
+        # an outdated manifest or error, and temporary files of killed writers
+        for name in (layout.SUCCESS, layout.FAILED):
+            remove_file(folder / name)
+        remove_temporary_files(folder, "**/*")
         started = time.monotonic()
         try:
-            outcome = stage.run(stage, store)
+            output = stage.run(stage, store)
         except Exception as error:
-            # a disk that is full takes no word of it either
+            # on a full disk, recording the error fails too; raise the original one
             with suppress(NeuralignError):
-                told = {**facts, "error": f"{type(error).__name__}: {error}"}
-                write_json(folder, layout.FAILED, told)
+                failure = {**identity, "error": f"{type(error).__name__}: {error}"}
+                write_json(folder, layout.FAILED, failure)
             raise
         lease.check()
         Manifest(
@@ -146,10 +155,10 @@ def _make(stage: Stage, store: Path, again: bool = False) -> bool:
             label=stage.label,
             fingerprint=stage.fingerprint,
             params=dict(stage.params),
-            inputs={name: each.folder(store).name for name, each in stage.inputs.items()},
-            files=outcome.files,
+            inputs={name: parent.folder(store).name for name, parent in stage.inputs.items()},
+            files=output.files,
             seconds=time.monotonic() - started,
-            notes=outcome.notes,
+            notes=output.notes,
         ).commit()
     return True
 
@@ -159,23 +168,15 @@ def run_missing_units(
     units: Mapping[str, Any],
     run: Callable[[Iterable[Any]], Iterator[tuple[str, list[FileRecord], dict[str, Any]]]],
 ) -> tuple[list[FileRecord], list[dict[str, Any]]]:
-    """Run the units of a stage that are not recorded yet, recording each as it is committed.
+    """Run the work units of a stage that are not recorded yet, recording each as it is committed.
 
-    `run` takes the missing units and gives (name, files, facts) for each. Returns the files and facts
+    `run` takes the missing units and yields (name, files, facts) for each. Returns the files and facts
     of all units, in the order of `units`.
     """
-    note(folder / layout.RUNNING, units=len(units))
-    done = manifest.read_units(folder)
+    update_lease(folder / layout.RUNNING, units=len(units))
+    done = manifest.read_work_units(folder)
     missing = [unit for name, unit in units.items() if name not in done]
     for name, files, facts in run(missing) if missing else ():
-        manifest.write_unit(folder, name, files, facts)
+        manifest.write_work_unit(folder, name, files, facts)
         done[name] = (files, facts)
     return [record for name in units for record in done[name][0]], [done[name][1] for name in units]
-
-
-def _clean(folder: Path) -> None:
-    """Make a stage's folder ready for a run: without a manifest or an error that no longer tell the
-    truth, and without the temporary files of writers that were killed: this run alone works here now."""
-    for name in (layout.SUCCESS, layout.FAILED):
-        remove(folder / name)
-    sweep_temporary(folder, "**/*")

@@ -1,1 +1,1 @@
-"""The page of a report: what is read from the store, what is said of it, how it is drawn and served."""
+"""The report page: queries, wording, figures, rendering and serving."""

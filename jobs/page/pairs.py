@@ -1,40 +1,33 @@
-"""The similarities of one view and the human scores beside them, as tables and matrices."""
+"""Similarities in one view with the human scores of the same pairs, as a table and as matrices."""
 
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 
-from jobs.page.figures.spec import NO_DOMAIN, Floats, Matrix
-from jobs.page.study import Source
+from alignment.arrays import Floats
+from alignment.statistics.hierarchy import average_linkage
+from jobs.page.figures.spec import NO_DOMAIN, Heatmap
+from jobs.page.study_data import StudyData
 from jobs.similarity import EXPERTS
 from storage import sql
 
-MOST_NAMES = 250
-"""More concepts than this are drawn as groups: cells and names would be too small to see."""
+MAX_NAMES = 250
+"""Above this number of concepts, a heatmap shows groups: cells and names would be too small."""
 
 
-class Pairs:
-    """What one view says of each two concepts, and people. Makes the table `shown` for the queries
-    `nearest` and `disagreements` on the source's connection."""
+class ConceptPairs:
+    """Model similarity and human score of every pair of concepts. Creates the temporary table
+    `view_pairs`, which the queries `nearest` and `disagreements` read."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        view = source.view
-        source.connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE shown AS {sql.query('compared_pairs')}",
-            {
-                **view.parameters,
-                "representation": EXPERTS,
-                "measure": view.measure,
-                "threshold": view.threshold,
-                "top": view.top,
-                "human_set": source.human_set,
-            },
-        )
-        self.names = list(source.domains)
-        self.groups = [source.domains[name] or NO_DOMAIN for name in self.names]
+    def __init__(self, data: StudyData) -> None:
+        self.data = data
+        query = f"CREATE OR REPLACE TEMP TABLE view_pairs AS {sql.read_query('view_pairs')}"
+        data.query(query, representation=EXPERTS)
+        self.names = list(data.domains)
+        self.groups = [data.domains[name] or NO_DOMAIN for name in self.names]
 
     @cached_property
     def model(self) -> Floats:
@@ -42,33 +35,37 @@ class Pairs:
         return np.nan_to_num(self._square("coalesce(similarity, 0)"))
 
     @cached_property
-    def people(self) -> Floats:
-        """Human scores, NaN where no pair was rated."""
+    def human(self) -> Floats:
+        """Human scores, NaN for pairs that are not rated."""
         return self._square("score")
 
+    @cached_property
+    def merges(self) -> Floats:
+        """The merges of the tree by the model's similarities."""
+        return average_linkage(self.model[np.triu_indices(len(self.names), 1)])
+
     def _square(self, column: str) -> Floats:
-        number = {name: place for place, name in enumerate(self.names)}
-        found = self.source.connection.sql(
-            f"SELECT concept_a, concept_b, {column} AS value FROM shown WHERE value IS NOT NULL"
+        index = {name: number for number, name in enumerate(self.names)}
+        columns = self.data.connection.sql(
+            f"SELECT concept_a, concept_b, {column} AS value FROM view_pairs WHERE value IS NOT NULL"
         ).fetchnumpy()
-        places = [
-            np.array([number[name] for name in found[end]], np.int64)
+        first, second = (
+            np.array([index[name] for name in columns[end]], np.int64)
             for end in ("concept_a", "concept_b")
-        ]
-        square = np.full((len(number), len(number)), np.nan)
-        first, second = places
-        square[first, second] = square[second, first] = np.ma.filled(found["value"], np.nan)
+        )
+        square = np.full((len(index), len(index)), np.nan)
+        square[first, second] = square[second, first] = np.ma.filled(columns["value"], np.nan)
         return square
 
-    def matrix(self, values: Floats, order: list[int], label: str, root: bool = False) -> Matrix:
-        """Values in an order of the concepts or, of many, the means between groups that follow
-        each other in it: domains where there are some, else runs of as many concepts."""
+    def heatmap(self, values: Floats, order: list[int], label: str, sqrt_scale: bool = False) -> Heatmap:
+        """Values in an order of the concepts; for more than MAX_NAMES concepts, means over
+        consecutive groups: domains if there are several, else equal runs of concepts."""
         values = values[np.ix_(order, order)]
-        names = [self.names[place] for place in order]
-        groups = [self.groups[place] for place in order]
+        names = [self.names[index] for index in order]
+        groups = [self.groups[index] for index in order]
         np.fill_diagonal(values, np.nan)
-        if len(names) <= MOST_NAMES:
-            return Matrix(names, groups, values, label, root)
+        if len(names) <= MAX_NAMES:
+            return Heatmap(names, groups, values, label, sqrt_scale)
         blocks = self._blocks(names, groups)
         means = np.full((len(blocks), len(blocks)), np.nan)
         for row, (_, rows) in enumerate(blocks):
@@ -76,19 +73,15 @@ class Pairs:
                 block = values[rows, columns]
                 if np.isfinite(block).any():
                     means[row, column] = np.nanmean(block)
-        kept = [name for name, _ in blocks]
-        return Matrix(kept, kept, means, f"mean {label}", root)
+        block_names = [name for name, _ in blocks]
+        return Heatmap(block_names, block_names, means, f"mean {label}", sqrt_scale)
 
     @staticmethod
     def _blocks(names: list[str], groups: list[str]) -> list[tuple[str, slice]]:
-        starts = [
-            place for place in range(len(names)) if place == 0 or groups[place] != groups[place - 1]
-        ]
-        if not 1 < len(starts) <= MOST_NAMES:
+        blocks = [(group, list(rows)) for group, rows in groupby(range(len(names)), groups.__getitem__)]
+        if not 1 < len(blocks) <= MAX_NAMES:
             size = -(-len(names) // 100)
-            starts = list(range(0, len(names), size))
-            told = [f"{names[start]} to {names[min(start + size, len(names)) - 1]}" for start in starts]
-        else:
-            told = [groups[start] for start in starts]
-        ends = [*starts[1:], len(names)]
-        return [(name, slice(start, end)) for name, start, end in zip(told, starts, ends, strict=True)]
+            rows = list(range(len(names)))
+            chunks = [rows[start : start + size] for start in rows[::size]]
+            blocks = [(f"{names[chunk[0]]} to {names[chunk[-1]]}", chunk) for chunk in chunks]
+        return [(label, slice(rows[0], rows[-1] + 1)) for label, rows in blocks]

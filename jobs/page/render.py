@@ -1,4 +1,4 @@
-"""The whole page as one HTML file that asks no host for anything, and its figures as files."""
+"""The page as one self-contained HTML file, and its figures as files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from plotly.offline import get_plotlyjs
 
 from jobs.page.figures import interactive, static
 from jobs.page.figures.colours import DARK
-from jobs.page.figures.spec import Cell, Figure, Interval, Rounded, Section, Table, numbers
-from jobs.page.pairs import Pairs
+from jobs.page.figures.spec import Cell, IntervalCell, RoundedCell, Section, value_table
+from jobs.page.pairs import ConceptPairs
 from jobs.page.sections import (
     alignment,
     hierarchy,
@@ -28,104 +28,90 @@ from jobs.page.sections import (
     similarity,
     steering,
 )
-from jobs.page.sections.concepts import details, excited
-from jobs.page.study import Source
-from storage import __version__
-from storage.store.layout import escaped
+from jobs.page.sections.concepts import concept_details, has_activations
+from jobs.page.study_data import StudyData
+from storage.store.layout import escape_name
+from storage.version import __version__
 
 FIGURES = "figures"
 
-_CONCEPTS_IN_PACK = 64
+_CONCEPTS_PER_PACK = 64
 
 
-def sections(source: Source) -> list[Section]:
-    """Everything but the concepts' pages, in the order of the page."""
-    pairs = Pairs(source) if source.views else None
-    merges = hierarchy.grow(pairs) if pairs else None
-    leaves = hierarchy.leaf_order(merges) if pairs else []
+def make_sections(data: StudyData) -> list[Section]:
+    """All sections except the concept details, in page order."""
+    pairs = ConceptPairs(data) if data.views else None
     return [
-        alignment.section(source),
-        similarity.section(source, pairs, leaves),
-        layers_and_training.section(source),
-        hierarchy.section(source, pairs, merges),
-        steering.section(source),
-        models.section(source),
-        provenance.section(source),
+        alignment.section(data),
+        similarity.section(data, pairs),
+        layers_and_training.section(data),
+        hierarchy.section(data, pairs),
+        steering.section(data),
+        models.section(data),
+        provenance.section(data),
     ]
 
 
-def page(source: Source, title: str, found: list[Section], live: bool = False) -> str:
-    """The HTML of a page. A `live` one asks its server for the details of a concept; another has those
-    of all concepts in it, packed."""
+def render_page(data: StudyData, title: str, sections: list[Section], live: bool = False) -> str:
+    """The HTML of a page. A `live` page requests concept details from its server; otherwise the details
+    of all concepts are embedded, compressed."""
     script = (files("jobs.page") / "templates" / "page.js").read_text(encoding="utf-8")
-    drawn = [figure for section in found for figure in section.figures]
-    packs = [] if live or not source.views else list(_packs(details(source)))
+    figures = [figure for section in sections for figure in section.figures]
+    packs = [] if live or not data.views else list(_compressed_details(concept_details(data)))
     template = _environment().get_template("page.html")
     return template.render(
         title=title,
         version=__version__,
-        sections=found,
-        view=source.view if source.views else None,
-        views=source.views if live else source.views[:1],
-        more_views=len(source.views) - 1,
-        number=source.number,
-        concepts=list(source.domains),
-        finished=source.study.asked is not None,
-        human_set=source.human_set,
-        excited=bool(source.views) and excited(source),
+        sections=sections,
+        data=data,
+        has_activations=bool(data.views) and has_activations(data),
         live=live,
         script=script,
-        hashes=[_hash(script), plotly_hash()],
-        plotly=plotly_pack(),
-        figures={figure.name: interactive.draw(figure) for figure in drawn},
+        hashes=[_hash(script), _hash(get_plotlyjs())],
+        plotly=compressed_plotly(),
+        figures={figure.name: interactive.draw(figure) for figure in figures},
         packs=packs,
-        pack_size=_CONCEPTS_IN_PACK,
+        pack_size=_CONCEPTS_PER_PACK,
         dark=DARK,
     )
 
 
-def paper_figures(found: list[Section]) -> Iterator[tuple[str, bytes]]:
-    """(name of the file, content) of each figure in each format."""
-    for section in found:
+def figure_files(sections: list[Section]) -> Iterator[tuple[str, bytes]]:
+    """(file name, content) of every figure in every format."""
+    for section in sections:
         for figure in section.figures:
-            for form, content in static.draw(figure):
-                yield f"{FIGURES}/{escaped(figure.name)}.{form}", content
+            for image_format, content in static.draw(figure):
+                yield f"{FIGURES}/{escape_name(figure.name)}.{image_format}", content
 
 
-def _packs(found: dict[str, Any]) -> Iterator[str]:
-    """Details of some concepts at a time, so that opening one unpacks few."""
-    rows = list(found.values())
-    for start in range(0, len(rows), _CONCEPTS_IN_PACK):
-        yield _pack(json.dumps(rows[start : start + _CONCEPTS_IN_PACK], allow_nan=False))
+def _compressed_details(details: dict[str, Any]) -> Iterator[str]:
+    """Concept details in packs, so that opening a concept decompresses few others."""
+    rows = list(details.values())
+    for start in range(0, len(rows), _CONCEPTS_PER_PACK):
+        yield _compress(json.dumps(rows[start : start + _CONCEPTS_PER_PACK], allow_nan=False))
 
 
-def _pack(text: str) -> str:
+def _compress(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 @cache
-def plotly_pack() -> str:
-    """The source of Plotly, packed: 5 MB become 2."""
-    return _pack(get_plotlyjs())
-
-
-@cache
-def plotly_hash() -> str:
-    """What a content security policy calls the source of Plotly."""
-    return _hash(get_plotlyjs())
+def compressed_plotly() -> str:
+    """The source of Plotly: 5 MB become 2."""
+    return _compress(get_plotlyjs())
 
 
 def _hash(script: str) -> str:
+    """The hash of a script for the content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
-def _cell(value: Cell) -> str:
-    """A cell as it is shown."""
+def _format_cell(value: Cell) -> str:
     if value is None:
         return "–"
-    if isinstance(value, Interval):
+    if isinstance(value, IntervalCell):
         return f"[{value.low:.2f}, {value.high:.2f}]"
-    if isinstance(value, Rounded):
+    if isinstance(value, RoundedCell):
         return f"{value.value:.2f}"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
@@ -133,16 +119,12 @@ def _cell(value: Cell) -> str:
 
 
 def _with_code(text: str) -> Markup:
-    """Text in which code stands between backquotes."""
+    """Escaped text with backquoted parts as code."""
     parts = [
-        Markup("<code>{}</code>").format(part) if place % 2 else escape(part)
-        for place, part in enumerate(text.split("`"))
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(text.split("`"))
     ]
     return Markup("").join(parts)
-
-
-def _numbers(figure: Figure) -> Table:
-    return numbers(figure.body)
 
 
 @cache
@@ -154,5 +136,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": _cell, "numbers": _numbers, "with_code": _with_code}
+    environment.filters |= {"cell": _format_cell, "values": value_table, "with_code": _with_code}
     return environment

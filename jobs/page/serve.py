@@ -1,9 +1,7 @@
-"""The page of a store, served to this machine alone, with every detail asked of the store when it is
-wanted.
+"""The page of a store on localhost, with concept details read from the store on request.
 
-Only who has the printed address, which holds a random token, gets an answer: a cookie takes the token's
-place after the first visit. A name in `Host` other than this machine's own is refused, so that no
-other site can make a browser ask here (DNS rebinding).
+Access requires the printed URL with its random token, which the first visit exchanges for a cookie.
+Other names in `Host` are rejected, which prevents DNS rebinding.
 """
 
 from __future__ import annotations
@@ -23,77 +21,78 @@ from urllib.parse import parse_qs, urlsplit
 
 import duckdb
 
-from jobs.page.pairs import Pairs
-from jobs.page.render import page, sections
-from jobs.page.sections.concepts import details
-from jobs.page.study import Source, Study, newest_study
+from jobs.page.pairs import ConceptPairs
+from jobs.page.render import make_sections, render_page
+from jobs.page.sections.concepts import concept_details
+from jobs.page.study import Study, latest_study
+from jobs.page.study_data import StudyData
 from storage.database import open_store
 from storage.errors import NeuralignError, UserError
 
 HOST = "127.0.0.1"
-_NAMES = (HOST, "localhost")
-_SILENT_SECONDS = 60
-"""A connection that says nothing for so long is closed: it holds a thread."""
+_HOST_NAMES = (HOST, "localhost")
+_IDLE_SECONDS = 60
+"""Idle connections are closed after this time, as each occupies a thread."""
 
 
-class _Refused(Exception):
-    """A request that gets no answer, with the status that says why."""
+class _HttpError(Exception):
+    """A rejected request."""
 
-    def __init__(self, status: HTTPStatus, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
 class Pages:
-    """The pages of a study, one a view, made when they are first asked for. One request at a time asks
-    the store: a view's table is made on the connection."""
+    """The pages of a study, one per view, rendered on first request. Requests query the store one at a
+    time, because the table of a view's pairs belongs to the connection."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, study: Study) -> None:
         self._connection = connection
         self._study = study
         self._lock = Lock()
         self._pages: dict[int, str] = {}
-        self._sources = {0: Source(connection, study)}
-        self._paired: int | None = None
+        self._data = {0: StudyData(connection, study)}
+        self._view_of_pairs: int | None = None
 
     def html(self, number: int) -> str:
-        """The page that looks closely at one view."""
+        """The page with one view in detail."""
         with self._lock:
             if number not in self._pages:
-                source = self._source(number)
-                self._paired = None
-                self._pages[number] = page(source, self._study.name, sections(source), live=True)
+                data = self._view_data(number)
+                self._view_of_pairs = None
+                self._pages[number] = render_page(data, self._study.name, make_sections(data), live=True)
             return self._pages[number]
 
     def concept(self, number: int, name: str) -> dict[str, Any]:
-        """What is known of one concept in a view, as JSON."""
+        """The details of a concept in a view, as JSON values."""
         with self._lock:
-            source = self._source(number)
-            if not source.views or name not in source.domains:
-                raise _Refused(HTTPStatus.NOT_FOUND, f"no concept is called {name}")
-            if self._paired != number:
-                Pairs(source)
-                self._paired = number
-            return details(source, name)[name]
+            data = self._view_data(number)
+            if not data.views or name not in data.domains:
+                raise _HttpError(HTTPStatus.NOT_FOUND, f"unknown concept: {name}")
+            if self._view_of_pairs != number:
+                ConceptPairs(data)
+                self._view_of_pairs = number
+            return concept_details(data, name)[name]
 
-    def _source(self, number: int) -> Source:
-        if number and not 0 <= number < len(self._sources[0].views):
-            raise _Refused(HTTPStatus.NOT_FOUND, f"there is no view {number}")
-        if number not in self._sources:
-            self._sources[number] = Source(self._connection, self._study, number)
-        return self._sources[number]
+    def _view_data(self, number: int) -> StudyData:
+        if number and not 0 <= number < len(self._data[0].views):
+            raise _HttpError(HTTPStatus.NOT_FOUND, f"unknown view: {number}")
+        if number not in self._data:
+            self._data[number] = StudyData(self._connection, self._study, number)
+        return self._data[number]
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "neuralign", ""
-    timeout = _SILENT_SECONDS
+    timeout = _IDLE_SECONDS
 
     def do_GET(self) -> None:
         try:
-            self._answer()
-        except _Refused as error:
+            self._respond()
+        except _HttpError as error:
             self._send(error.status, "text/plain", str(error))
         except ConnectionError:
             self.close_connection = True
@@ -101,62 +100,60 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", " ".join(str(error).split()))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing: addresses hold the token."""
+        """Log nothing: URLs contain the token."""
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         host, _, _ = self.headers.get("Host", "").rpartition(":")
-        if host not in _NAMES:
-            raise _Refused(HTTPStatus.FORBIDDEN, "this page is for the machine that serves it")
+        if host not in _HOST_NAMES:
+            raise _HttpError(HTTPStatus.FORBIDDEN, "only available on localhost")
         try:
-            asked = urlsplit(self.path)
+            url = urlsplit(self.path)
         except ValueError as error:
-            raise _Refused(HTTPStatus.BAD_REQUEST, "there is no such page") from error
-        parameters = {name: values[-1] for name, values in parse_qs(asked.query).items()}
-        given = parameters.pop("token", None)
-        if given is not None and self._is_token(given):
-            self._welcome()
+            raise _HttpError(HTTPStatus.BAD_REQUEST, "invalid URL") from error
+        parameters = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        if self._is_token(parameters.get("token", "")):
+            self._set_cookie()
             return
         if not self._is_token(self._cookie()):
-            raise _Refused(
-                HTTPStatus.FORBIDDEN,
-                "open the address that `neuralign serve` printed: it holds the token",
+            raise _HttpError(
+                HTTPStatus.FORBIDDEN, "open the URL printed by `neuralign serve`: it contains the token"
             )
         number = parameters.get("view", "0")
         if not number.isdecimal() or len(number) > 6:
-            raise _Refused(HTTPStatus.BAD_REQUEST, "view: a number is expected")
-        if asked.path == "/":
+            raise _HttpError(HTTPStatus.BAD_REQUEST, "view: must be a number")
+        if url.path == "/":
             self._send(HTTPStatus.OK, "text/html", self.server.pages.html(int(number)))
-        elif asked.path == "/api/concept":
-            found = self.server.pages.concept(int(number), parameters.get("name", ""))
-            self._send(HTTPStatus.OK, "application/json", json.dumps(found, allow_nan=False))
+        elif url.path == "/api/concept":
+            details = self.server.pages.concept(int(number), parameters.get("name", ""))
+            self._send(HTTPStatus.OK, "application/json", json.dumps(details, allow_nan=False))
         else:
-            raise _Refused(HTTPStatus.NOT_FOUND, "there is no such page")
+            raise _HttpError(HTTPStatus.NOT_FOUND, "not found")
 
-    def _is_token(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode(), self.server.token.encode())
+    def _is_token(self, text: str) -> bool:
+        return secrets.compare_digest(text.encode(), self.server.token.encode())
 
     def _cookie(self) -> str:
         try:
             cookies = SimpleCookie(self.headers.get("Cookie", ""))
         except CookieError:
             return ""
-        found = cookies.get(self.server.cookie)
-        return found.value if found else ""
+        cookie = cookies.get(self.server.cookie)
+        return cookie.value if cookie else ""
 
-    def _welcome(self) -> None:
-        """Keep the token in a cookie, so that it stands in no address from here on."""
+    def _set_cookie(self) -> None:
+        """Move the token into a cookie, so that later URLs do not contain it."""
         self.send_response(HTTPStatus.SEE_OTHER)
-        kept = f"{self.server.cookie}={self.server.token}; Path=/; HttpOnly; SameSite=Strict"
-        self.send_header("Set-Cookie", kept)
+        cookie = f"{self.server.cookie}={self.server.token}; Path=/; HttpOnly; SameSite=Strict"
+        self.send_header("Set-Cookie", cookie)
         self.send_header("Location", "/")
         self.send_header("Content-Length", "0")
         self.send_header("Referrer-Policy", "no-referrer")
         self.end_headers()
 
-    def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
+    def _send(self, status: HTTPStatus, media_type: str, text: str) -> None:
         content = text.encode(errors="replace")
         self.send_response(status)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Type", f"{media_type}; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("X-Frame-Options", "DENY")
@@ -167,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Serves pages on a port of this machine."""
+    """An HTTP server for pages on a local port."""
 
     daemon_threads = True
 
@@ -175,40 +172,41 @@ class Server(ThreadingHTTPServer):
         self.pages = pages
         self.token = secrets.token_urlsafe(32)
         super().__init__((HOST, port), _Handler)
-        # cookies do not tell ports apart
+        # Cookies are shared between ports, so the name contains the port.
         self.cookie = f"neuralign-{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a reader who left."""
+        """Ignore clients that disconnect."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
     @property
-    def address(self) -> str:
-        """The page's address, with the token."""
+    def url(self) -> str:
+        """The URL of the page, with the token."""
         return f"http://{HOST}:{self.server_port}/?token={self.token}"
 
 
 @contextmanager
-def served(store: Path, port: int, set_name: str | None = None) -> Iterator[Server]:
-    """A server of a concept set (the first, by default) of the store's newest sweep, not yet running.
+def make_server(store: Path, port: int, concept_set_name: str | None = None) -> Iterator[Server]:
+    """A server, not yet running, for a concept set (default: the first) of the store's latest sweep.
 
-    Raises UserError for a store in which nothing is done, and for a port that is taken.
+    Raises:
+        UserError: if no stage has finished, or the port is unavailable.
     """
-    study = newest_study(store, set_name)
+    study = latest_study(store, concept_set_name)
     with open_store(store, study.runs) as connection:
         try:
             server = Server(Pages(connection, study), port)
         except (OSError, OverflowError) as error:
-            raise UserError(f"--port {port}: {error}; name another one") from error
+            raise UserError(f"--port {port}: {error}; choose another port") from error
         with server:
             yield server
 
 
-def serve(store: Path, port: int, set_name: str | None = None) -> None:
+def serve(store: Path, port: int, concept_set_name: str | None = None) -> None:
     """Serve until interrupted."""
-    with served(store, port, set_name) as server:
-        print(f"{server.address}\nCtrl-C stops it.", flush=True)
+    with make_server(store, port, concept_set_name) as server:
+        print(f"{server.url}\nPress Ctrl-C to stop.", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

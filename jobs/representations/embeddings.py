@@ -1,8 +1,9 @@
-"""Stage `similarity`, for what the experts are compared with: concepts as vectors, by cosine.
+"""Stage `similarity` for baselines that represent a concept as a vector: cosine similarity.
 
-Word vectors, GloVe's or a file's; the model's input embeddings; the model's hidden states of each layer,
-the mean of a sentence's tokens or the last, averaged over a concept's sentences, as they are and less
-the mean over all concepts. Sentence encoders are in `jobs.representations.sentence_encoder`.
+The vectors are GloVe or other word vectors, the model's input embeddings, or its hidden states after
+each layer (of the last token, or the mean over tokens), averaged over a concept's sentences, with and
+without subtracting the mean over concepts. Sentence encoders are in
+`jobs.representations.sentence_encoder`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.statistics.vectors import centred, cosine_matrix
+from alignment.statistics.vectors import cosine_matrix, subtract_mean
 from jobs import activations, sentences
-from jobs.engine.stage import Outcome, Stage
-from jobs.similarity import FILE, KIND, complete
+from jobs.engine.stage import Stage, StageOutput
+from jobs.similarity import KIND, SIMILARITY_FILE, fill_columns
 from storage.assets import ASSETS
 from storage.errors import UserError
 from storage.readers.word_vectors import read_glove, read_vectors
@@ -35,116 +36,114 @@ COSINE = "cosine"
 CENTRED_COSINE = "centred cosine"
 
 Vectors = npt.NDArray[np.floating[Any]]
-WordVectors = dict[str, Vectors]
+VectorLoader = Callable[[list[str]], dict[str, Vectors]]
 
 
-def plan_glove(texts: Stage) -> Stage:
-    """The stage that compares the concepts' GloVe vectors."""
-    return _plan_word_vectors(GLOVE, ASSETS[GLOVE].sha256, read_glove, texts)
+def plan_glove(sentences_stage: Stage) -> Stage:
+    """The stage that compares the GloVe vectors of the concepts."""
+    return _plan_word_vectors(GLOVE, ASSETS[GLOVE].sha256, read_glove, sentences_stage)
 
 
-def plan_word_vectors(name: str, path: Path, texts: Stage) -> Stage:
-    """The stage that compares the concepts' vectors of a file. Raises UserError where there is none."""
+def plan_word_vectors(name: str, path: Path, sentences_stage: Stage) -> Stage:
+    """The stage that compares the concepts' vectors in a file. Raises UserError if it does not exist."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    return _plan_word_vectors(name, hash_file(path), partial(read_vectors, path), texts)
+    return _plan_word_vectors(name, hash_file(path), partial(read_vectors, path), sentences_stage)
 
 
-def _plan_word_vectors(
-    name: str, sha256: str, read: Callable[[list[str]], WordVectors], texts: Stage
-) -> Stage:
+def _plan_word_vectors(name: str, sha256: str, load: VectorLoader, sentences_stage: Stage) -> Stage:
     params = {
         "model": name,
         "revision": None,
         "identity": sha256,
-        "concept_set": texts.params["concept_set"],
+        "concept_set": sentences_stage.params["concept_set"],
         "representation": WORD_VECTORS,
     }
-
-    def run(stage: Stage, store: Path) -> Outcome:
-        return _run_word_vectors(stage, store, read)
-
-    return Stage(KIND, name, params, run, {"sentences": texts})
+    run = partial(_run_word_vectors, load)
+    return Stage(KIND, name, params, run, {"sentences": sentences_stage})
 
 
-def plan_embeddings(read: Stage, input_embedding: bool, contextual: bool) -> Stage:
+def plan_embeddings(activations_stage: Stage, input_embedding: bool, contextual: bool) -> Stage:
     """The stage that compares a model's own embeddings of the concepts."""
     params = {
-        **{name: read.params[name] for name in ("model", "revision", "concept_set")},
+        **{name: activations_stage.params[name] for name in ("model", "revision", "concept_set")},
         "input_embedding": input_embedding,
         "contextual": contextual,
     }
-    return Stage(KIND, f"{read.label}-embeddings", params, _run_embeddings, {"activations": read})
+    label = f"{activations_stage.label}-embeddings"
+    return Stage(KIND, label, params, _run_embeddings, {"activations": activations_stage})
 
 
-def _run_word_vectors(stage: Stage, store: Path, read: Callable[[list[str]], WordVectors]) -> Outcome:
+def _run_word_vectors(load: VectorLoader, stage: Stage, store: Path) -> StageOutput:
     names = sentences.read_concept_names(stage.inputs["sentences"], store)
-    # one of zeros stands for no vector, and has no direction
+    # a zero vector means a missing one
     vectors = {
         name: vector
-        for name, vector in read(names).items()
+        for name, vector in load(names).items()
         if np.isfinite(vector).all() and vector.any()
     }
-    found = [name for name in names if name in vectors]
-    if len(found) < 2:
-        raise UserError(f"{stage.label}: has vectors for {len(found)} of the {len(names)} concepts")
-    matrix = np.stack([vectors[name] for name in found])
-    rows = compare(found, matrix, stage, representation=WORD_VECTORS, measure=COSINE)
+    known = [name for name in names if name in vectors]
+    if len(known) < 2:
+        raise UserError(f"{stage.label}: has vectors for only {len(known)} of the {len(names)} concepts")
+    matrix = np.stack([vectors[name] for name in known])
+    rows = cosine_rows(known, matrix, stage, representation=WORD_VECTORS, measure=COSINE)
     missing = [name for name in names if name not in vectors]
     notes = [f"{stage.label}: no word vector for {', '.join(missing)}"] if missing else []
-    return Outcome([write_table(stage.folder(store), FILE, rows)], notes)
+    return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, rows)], notes)
 
 
-def _run_embeddings(stage: Stage, store: Path) -> Outcome:
-    read = stage.inputs["activations"]
-    texts = read.inputs["sentences"]
-    names = sentences.read_concept_names(texts, store)
+def _run_embeddings(stage: Stage, store: Path) -> StageOutput:
+    activations_stage = stage.inputs["activations"]
+    sentences_stage = activations_stage.inputs["sentences"]
+    names = sentences.read_concept_names(sentences_stage, store)
     tables = []
     if stage.params["input_embedding"]:
-        vectors = activations.read_input_embeddings(read, store)
-        matrix = np.array([vectors[name] for name in names])
-        tables.append(compare(names, matrix, stage, representation=INPUT_EMBEDDING, measure=COSINE))
+        embeddings = activations.read_input_embeddings(activations_stage, store)
+        matrix = np.array([embeddings[name] for name in names])
+        tables.append(cosine_rows(names, matrix, stage, representation=INPUT_EMBEDDING, measure=COSINE))
     if stage.params["contextual"]:
-        for row in activations.read_sites(read, store):
+        for row in activations.read_sites(activations_stage, store):
             if row["site"] != RESIDUAL:
                 continue
-            place = {name: row[name] for name in ("pooling", "layer")}
-            states = activations.site_files(read, store, **place, site=RESIDUAL)
-            matrix = concept_means(states.read(), *sentences.read_memberships(texts, store)[:2])
-            place["representation"] = HIDDEN_STATE
-            tables.append(compare(names, matrix, stage, **place, measure=COSINE))
-            tables.append(compare(names, centred(matrix), stage, **place, measure=CENTRED_COSINE))
-    return Outcome([write_table(stage.folder(store), FILE, pa.concat_tables(tables))])
+            key = {name: row[name] for name in ("pooling", "layer")}
+            states = activations.open_site(activations_stage, store, **key, site=RESIDUAL).read()
+            matrix = concept_means(states, *sentences.read_memberships(sentences_stage, store)[:2])
+            key["representation"] = HIDDEN_STATE
+            for measure, vectors in ((COSINE, matrix), (CENTRED_COSINE, subtract_mean(matrix))):
+                tables.append(cosine_rows(names, vectors, stage, **key, measure=measure))
+    return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, pa.concat_tables(tables))])
 
 
-def concept_means(states: Vectors, ids: Any, members: Any) -> Vectors:
-    """Mean over each concept's sentences of states of shape (width, sentences): (concepts, width)."""
+def concept_means(states: Vectors, sentence_ids: Any, members: Any) -> Vectors:
+    """Mean over each concept's sentences of states of shape (width, sentences): (concepts, width).
+
+    `sentence_ids` and `members`, concept indices, are parallel arrays.
+    """
     order = np.argsort(members, kind="stable")
     starts = np.flatnonzero(np.diff(np.asarray(members)[order], prepend=-1))
-    sums = np.add.reduceat(states[:, np.asarray(ids)[order]].astype(np.float64), starts, axis=1)
+    sums = np.add.reduceat(states[:, np.asarray(sentence_ids)[order]].astype(np.float64), starts, axis=1)
     means: Vectors = (sums / np.bincount(members)).T
     return means
 
 
-def compare(names: list[str], vectors: Vectors, stage: Stage, **place: Any) -> pa.Table:
-    """Rows of the `similarity` table for each two concepts, by the cosine of their vectors.
+def cosine_rows(names: list[str], vectors: Vectors, stage: Stage, **representation_key: Any) -> pa.Table:
+    """Rows of the `similarity` table for every pair of concepts: the cosine of their vectors.
 
-    Raises UserError for a vector that is zero or not finite.
+    `representation_key` has the other key columns. Raises UserError for a vector that is zero or not
+    finite.
     """
     order = sorted(range(len(names)), key=lambda index: names[index])
     first, second = np.triu_indices(len(names), 1)
     try:
         cosines = cosine_matrix(vectors[order])[first, second]
     except ValueError as error:
-        where = ", ".join(map(str, place.values()))
-        raise UserError(f"{stage.name}: {where}: {error}") from error
-    ordered = pa.array([names[index] for index in order])
-    rows = pa.table(
-        {
-            "concept_a": ordered.take(pa.array(first)),
-            "concept_b": ordered.take(pa.array(second)),
-            "similarity": cosines,
-        }
-    )
-    constant = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
-    return complete(rows, {**constant, **place})
+        key = ", ".join(map(str, representation_key.values()))
+        raise UserError(f"{stage.name}: {key}: {error}") from error
+    sorted_names = pa.array([names[index] for index in order])
+    columns = {
+        "concept_a": sorted_names.take(pa.array(first)),
+        "concept_b": sorted_names.take(pa.array(second)),
+        "similarity": cosines,
+    }
+    constants = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
+    return fill_columns(pa.table(columns), {**constants, **representation_key})

@@ -1,8 +1,10 @@
-"""Stage `similarity`, by a sentence encoder: the mean of a concept's sentences, and its word alone."""
+"""Stage `similarity` for sentence encoders: of a concept's sentences (their mean) and of its word
+alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,66 +14,63 @@ import pyarrow as pa
 from cluster.models.weights import Weights
 from jobs import sentences
 from jobs.engine.progress import progress
-from jobs.engine.stage import Outcome, Resource, Stage
-from jobs.representations.embeddings import COSINE, Vectors, compare, concept_means
-from jobs.similarity import FILE, KIND
+from jobs.engine.stage import Resource, Stage, StageOutput
+from jobs.representations.embeddings import COSINE, Vectors, concept_means, cosine_rows
+from jobs.similarity import KIND, SIMILARITY_FILE
 from storage.store.commit import write_table
 
 SENTENCE_ENCODER = "sentence encoder"
 ENCODED_WORD = "sentence encoder, word alone"
 
-_TEXTS_IN_TASK = 256
+_TEXTS_PER_TASK = 256
 _TASKS_IN_FLIGHT_PER_CPU = 2
 
 
-def plan(name: str, weights: Weights, texts: Stage) -> Stage:
-    """The stage that compares the concepts by what an encoder makes of their sentences."""
+def plan(name: str, weights: Weights, sentences_stage: Stage) -> Stage:
+    """The stage that compares the concepts' sentence embeddings."""
     params = {
         "model": name,
         "revision": None if weights.source == "folder" else weights.revision,
         "identity": weights.identity,
-        "concept_set": texts.params["concept_set"],
+        "concept_set": sentences_stage.params["concept_set"],
         "representation": SENTENCE_ENCODER,
     }
-
-    def run(stage: Stage, store: Path) -> Outcome:
-        return _run(stage, store, weights)
-
-    return Stage(KIND, name, params, run, {"sentences": texts}, Resource.CPUS)
+    inputs = {"sentences": sentences_stage}
+    return Stage(KIND, name, params, partial(_run, weights), inputs, Resource.CPUS)
 
 
-def _run(stage: Stage, store: Path, weights: Weights) -> Outcome:
-    texts = stage.inputs["sentences"]
-    names = sentences.read_concept_names(texts, store)
-    wanted = [*(text for text, _ in sentences.read_texts(texts, store)), *names]
-    parts = []
-    with progress(stage.name, len(wanted), "texts") as advance:
-        for part in _encoded(wanted, weights):
-            parts.append(part)
-            advance(len(part))
-    vectors = np.concatenate(parts)
-    ids, members, n_sentences = sentences.read_memberships(texts, store)
-    means = concept_means(vectors[:n_sentences].T, ids, members)
+def _run(weights: Weights, stage: Stage, store: Path) -> StageOutput:
+    sentences_stage = stage.inputs["sentences"]
+    names = sentences.read_concept_names(sentences_stage, store)
+    texts = [*(text for text, _ in sentences.read_texts(sentences_stage, store)), *names]
+    batches = []
+    with progress(stage.name, len(texts), "texts") as advance:
+        for batch in _encode(texts, weights):
+            batches.append(batch)
+            advance(len(batch))
+    vectors = np.concatenate(batches)
+    sentence_ids, members, n_sentences = sentences.read_memberships(sentences_stage, store)
+    means = concept_means(vectors[:n_sentences].T, sentence_ids, members)
     tables = [
-        compare(names, means, stage, representation=SENTENCE_ENCODER, measure=COSINE),
-        compare(names, vectors[n_sentences:], stage, representation=ENCODED_WORD, measure=COSINE),
+        cosine_rows(names, means, stage, representation=SENTENCE_ENCODER, measure=COSINE),
+        cosine_rows(names, vectors[n_sentences:], stage, representation=ENCODED_WORD, measure=COSINE),
     ]
-    return Outcome([write_table(stage.folder(store), FILE, pa.concat_tables(tables))])
+    return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, pa.concat_tables(tables))])
 
 
-def _encoded(texts: list[str], weights: Weights) -> Iterator[Vectors]:
-    """Vectors of the texts, some at a time and in their order."""
+def _encode(texts: list[str], weights: Weights) -> Iterator[Vectors]:
+    """Embeddings of the texts, in batches and in order."""
     import ray
 
     from cluster.models.sentence_encoder import encode
-    from cluster.runtime.session import connect, cpus, result
+    from cluster.runtime.session import cluster_cpus, connect, get_result
 
     connect()
     task = ray.remote(encode).options(num_cpus=1, max_retries=3)
-    starts = list(range(0, len(texts), _TEXTS_IN_TASK))
-    flying: list[Any] = []
-    while starts or flying:
-        while starts and len(flying) < _TASKS_IN_FLIGHT_PER_CPU * max(1, cpus()):
+    starts = list(range(0, len(texts), _TEXTS_PER_TASK))
+    in_flight: list[Any] = []
+    while starts or in_flight:
+        while starts and len(in_flight) < _TASKS_IN_FLIGHT_PER_CPU * max(1, cluster_cpus()):
             start = starts.pop(0)
-            flying.append(task.remote(weights, texts[start : start + _TEXTS_IN_TASK]))
-        yield result(flying.pop(0))
+            in_flight.append(task.remote(weights, texts[start : start + _TEXTS_PER_TASK]))
+        yield get_result(in_flight.pop(0))

@@ -1,4 +1,4 @@
-"""Stage `sentences` by a language model: asked again, concept by concept, until enough are kept."""
+"""Stage `sentences` for generated sentences: a language model writes them until enough are accepted."""
 
 from __future__ import annotations
 
@@ -8,57 +8,46 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignment.text.quality import Collected, Gate, collect
-from alignment.text.word_matching import Word
-from cluster.models.generation import (
-    Engine,
-    Settings,
-    Writer,
-    Writing,
-    check_engine,
-    choose_engine,
-    place_writers,
-)
+from alignment.text.quality import CollectedSentences, SentenceFilter, collect_sentences
+from alignment.text.word_matching import ConceptWord
+from cluster.models import generation
 from cluster.models.weights import Weights, resolve
-from cluster.runtime.devices import native_dtype
-from jobs.config import Generate, Sweep
+from cluster.runtime.devices import default_dtype
+from jobs.config.concepts import GeneratedSentences
+from jobs.config.sweep import Sweep
 from jobs.engine.progress import progress
-from jobs.engine.stage import Outcome, Stage, run_missing_units
-from jobs.sentences import KIND, label_of, short_of, word_of, write
-from jobs.sources.prompts import TEMPLATES, Subject, prompt
+from jobs.engine.stage import Stage, StageOutput, run_missing_units
+from jobs.sentences import KIND, check_enough_sentences, concept_word, make_label, write_concept_set
+from jobs.sources.prompts import TEMPLATES, Subject, make_prompt
 from storage.errors import UserError
 from storage.readers import wordnet
 from storage.readers.concepts import Concept, ConceptSet, Sentence
 from storage.store.commit import FileRecord, write_json
 from storage.store.fingerprint import fingerprint
 
-DRAFTS = "drafts"
-CONCEPTS_IN_UNIT = 16
-_TOKENS_A_SENTENCE = 32
-_LEAST_KEPT = 0.25
-"""The share of sentences that is reckoned to be kept, at the least, when asking again."""
+DRAFTS_DIR = "drafts"
+CONCEPTS_PER_UNIT = 16
+_TOKENS_PER_SENTENCE = 32
+_MIN_ACCEPTANCE_RATE = 0.25
+"""Lower bound of the acceptance rate that determines the number of prompts of a round."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is asked for: the same for all units."""
+class GenerationTask:
+    """Settings that all work units share."""
 
-    words: tuple[Word, ...]
-    kinds: list[str]
-    sentences: int
-    at_once: int
-    rounds: int
-    temperature: float
-    language: str
+    words: list[ConceptWord]
+    config: GeneratedSentences
     seed: int
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Some of the concepts, by their numbers."""
+class GenerationUnit:
+    """Consecutive concepts, the first with the index `first`."""
 
     first: int
     subjects: list[Subject]
@@ -68,15 +57,15 @@ class Unit:
         return f"{self.first:05}"
 
 
-def plan(sweep: Sweep, wanted: Generate, concepts: Sequence[Concept]) -> Stage:
-    """The stage in which the sweep's model writes the sentences of the concepts."""
-    weights = resolve(wanted.model, wanted.revision, sweep.models_folder)
-    settings = Settings(
-        choose_engine(wanted.engine),
-        native_dtype() if wanted.dtype == "auto" else wanted.dtype,
-        wanted.tensor_parallel,
+def plan(sweep: Sweep, config: GeneratedSentences, concepts: Sequence[Concept]) -> Stage:
+    """The stage in which a language model writes the sentences of the concepts."""
+    weights = resolve(config.model, config.revision, sweep.models_folder)
+    settings = generation.EngineSettings(
+        generation.choose_engine(config.engine),
+        default_dtype() if config.dtype == "auto" else config.dtype,
+        config.tensor_parallel,
     )
-    subjects = _subjects(concepts, wanted, sweep.folder)
+    subjects = _make_subjects(concepts, config, sweep.folder)
     params: dict[str, Any] = {
         "concepts": [list(vars(concept).values()) for concept in concepts],
         "definitions": [subject.definition for subject in subjects],
@@ -86,114 +75,99 @@ def plan(sweep: Sweep, wanted: Generate, concepts: Sequence[Concept]) -> Stage:
         "engine": settings.engine,
         "dtype": settings.dtype,
         "templates": fingerprint(TEMPLATES),
-        "concepts_in_unit": CONCEPTS_IN_UNIT,
+        "concepts_in_unit": CONCEPTS_PER_UNIT,
         "seed": sweep.seed,
-        **wanted.model_dump(
+        **config.model_dump(
             include={"sentences", "prompts", "at_once", "rounds", "temperature", "language", "source"}
         ),
     }
-
-    def run(stage: Stage, store: Path) -> Outcome:
-        return _run(stage, store, wanted, list(concepts), subjects, weights, settings)
-
-    params["concept_set"] = label_of(sweep.concept_set, params)
+    params["concept_set"] = make_label(sweep.concept_set, params)
+    run = partial(_run, config, list(concepts), subjects, weights, settings)
     return Stage(KIND, sweep.concept_set, params, run)
 
 
-def _subjects(concepts: Sequence[Concept], wanted: Generate, beside: Path) -> list[Subject]:
-    """What each concept means: as its `sense` says, or its first sense in WordNet."""
-    folder = wordnet.find_folder(beside / wanted.wordnet if wanted.wordnet else None)
+def _make_subjects(
+    concepts: Sequence[Concept], config: GeneratedSentences, base_folder: Path
+) -> list[Subject]:
+    """The concepts with their definitions: from `sense`, or of the word's first sense in WordNet."""
+    folder = wordnet.find_wordnet(base_folder / config.wordnet if config.wordnet else None)
     subjects, unknown = [], []
     for concept in concepts:
         pos = concept.pos or "noun"
-        if concept.sense and not wordnet.is_sense(concept.sense):
+        if concept.sense and not wordnet.is_sense_name(concept.sense):
             definition: str | None = concept.sense
         elif folder is None:
             raise UserError(
-                f"concepts.words: {concept.name!r} has no definition in the column sense, and there is "
-                "no WordNet to look it up in; install Debian's wordnet-base, or name a folder with "
-                "index.noun and data.noun in concepts.wordnet"
+                f"concepts.words: {concept.name!r} has no definition in the column sense, and WordNet "
+                "was not found; install Debian's wordnet-base, or set concepts.wordnet to a folder with "
+                "index.noun and data.noun"
             )
         else:
-            definition = wordnet.define(folder, concept.name, pos, concept.sense)
+            definition = wordnet.look_up_definition(folder, concept.name, pos, concept.sense)
         if definition:
             subjects.append(Subject(concept.name, pos, definition))
         else:
             unknown.append(f"{concept.name!r} ({concept.sense or pos})")
     if unknown:
         raise UserError(
-            f"concepts.words: WordNet does not know {', '.join(unknown)}; "
-            "define them in the column sense"
+            f"concepts.words: not in WordNet: {', '.join(unknown)}; define them in the column sense"
         )
     return subjects
 
 
 def _run(
-    stage: Stage,
-    store: Path,
-    wanted: Generate,
+    config: GeneratedSentences,
     concepts: list[Concept],
     subjects: list[Subject],
     weights: Weights,
-    settings: Settings,
-) -> Outcome:
+    settings: generation.EngineSettings,
+    stage: Stage,
+    store: Path,
+) -> StageOutput:
     from cluster.runtime.queue import WorkQueue
     from cluster.runtime.session import connect
 
-    # not when it is planned: a finished set is read where there is no such engine
-    check_engine(settings.engine)
+    # not in plan(): a finished stage can be read where the engine is not installed
+    generation.check_engine(settings.engine)
     folder = stage.folder(store)
-    words = tuple(word_of(concept, wanted.language) for concept in concepts)
-    task = Task(
-        words,
-        list(wanted.prompts),
-        wanted.sentences,
-        wanted.at_once,
-        wanted.rounds,
-        wanted.temperature,
-        wanted.language,
-        stage.params["seed"],
-    )
-    units = {
-        unit.name: unit
-        for unit in (
-            Unit(first, subjects[first : first + CONCEPTS_IN_UNIT])
-            for first in range(0, len(subjects), CONCEPTS_IN_UNIT)
-        )
-    }
+    words = [concept_word(concept, config.language) for concept in concepts]
+    task = GenerationTask(words, config, stage.params["seed"])
+    units = [
+        GenerationUnit(first, subjects[first : first + CONCEPTS_PER_UNIT])
+        for first in range(0, len(subjects), CONCEPTS_PER_UNIT)
+    ]
     connect()
-    resources, replicas = place_writers(settings, wanted.replicas)
-
-    def start() -> Writer:
-        return Writer(weights, settings, resources)
-
-    def submit(writer: Writer, unit: Unit) -> Any:
-        return writer.submit(write_unit, unit, task)
+    resources, replicas = generation.plan_engines(settings, config.replicas)
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
-        todo = list(missing)
-        left = sum(len(unit.subjects) for unit in todo)
-        queue: WorkQueue[Unit, list[dict[str, Any]]] = WorkQueue(
-            start, submit, lambda unit: f"{stage.name}, concepts from {unit.subjects[0].name!r}", _same
+        pending = list(missing)
+        remaining = sum(len(unit.subjects) for unit in pending)
+        queue: WorkQueue[GenerationUnit, list[dict[str, Any]]] = WorkQueue(
+            lambda: generation.GenerationWorker(weights, settings, resources),
+            lambda worker, unit: worker.submit(generate_unit, unit, task),
+            describe=lambda unit: f"{stage.name}, concepts from {unit.subjects[0].name!r}",
+            shrink=lambda unit: unit,
         )
-        with progress(stage.name, len(subjects), "concepts", len(subjects) - left) as advance:
-            for unit, drafts in queue.run(todo, min(replicas, len(todo))):
-                yield unit.name, [write_json(folder, f"{DRAFTS}/{unit.name}.json", drafts)], {}
+        with progress(stage.name, len(subjects), "concepts", len(subjects) - remaining) as advance:
+            for unit, drafts in queue.run(pending, min(replicas, len(pending))):
+                yield unit.name, [write_json(folder, f"{DRAFTS_DIR}/{unit.name}.json", drafts)], {}
                 advance(len(unit.subjects))
 
-    run_missing_units(folder, units, run)
+    run_missing_units(folder, {unit.name: unit for unit in units}, run)
     drafts = [
-        draft for name in units for draft in json.loads((folder / DRAFTS / f"{name}.json").read_text())
+        draft
+        for unit in units
+        for draft in json.loads((folder / DRAFTS_DIR / f"{unit.name}.json").read_text())
     ]
     collected = {
-        draft["concept"]: Collected(
+        draft["concept"]: CollectedSentences(
             [text for text, _ in draft["kept"]], Counter(draft["dropped"]), draft["examples"]
         )
         for draft in drafts
     }
-    notes = short_of(collected, wanted.sentences, wanted.needed)
+    notes = check_enough_sentences(collected, config.sentences, config.min_sentences)
     if not all(draft["chats"] for draft in drafts):
-        notes.append(f"{weights.label} has no chat template: it was given the prompts as plain text")
+        notes.append(f"{weights.label} has no chat template; it received the prompts as plain text")
     sentences = [
         Sentence(
             text,
@@ -207,72 +181,74 @@ def _run(
         for draft in drafts
         for text, kind in draft["kept"]
     ]
-    made = ConceptSet(stage.label, concepts, sentences)
-    return Outcome(write(stage, store, made, wanted.language, collected), notes)
+    concept_set = ConceptSet(stage.label, concepts, sentences)
+    return StageOutput(write_concept_set(stage, store, concept_set, config.language, collected), notes)
 
 
-def _same(unit: Unit) -> Unit:
-    return unit
+def generate_unit(
+    engine: generation.Engine, unit: GenerationUnit, task: GenerationTask
+) -> list[dict[str, Any]]:
+    """Generate the sentences of a unit's concepts, in rounds of requests for the missing sentences.
 
-
-def write_unit(engine: Engine, unit: Unit, task: Task) -> list[dict[str, Any]]:
-    """The sentences of a unit's concepts: asked for in rounds, each for what is still missing.
-
-    Runs beside the engine. What is asked depends on the task and the unit alone.
+    Runs in the engine's process. The prompts are determined by the task and the unit.
     """
-    gate = Gate(task.words, task.language)
-    drafts = [_Draft(unit.first + place, subject, task) for place, subject in enumerate(unit.subjects)]
-    for number in range(task.rounds):
-        asked = [(draft, kind, text) for draft in drafts for kind, text in draft.prompts(number)]
-        if not asked:
+    config = task.config
+    sentence_filter = SentenceFilter(task.words, config.language)
+    options = generation.SamplingOptions(_TOKENS_PER_SENTENCE * (config.at_once + 1), config.temperature)
+    drafts = [_Draft(index, subject, task) for index, subject in enumerate(unit.subjects, unit.first)]
+    for round_number in range(config.rounds):
+        requests = [
+            (draft, kind, prompt) for draft in drafts for kind, prompt in draft.prompts(round_number)
+        ]
+        if not requests:
             break
-        seed = _random(task.seed, unit.first, number).getrandbits(31)
-        longest = _TOKENS_A_SENTENCE * (task.at_once + 1)
-        written = engine.write([text for _, _, text in asked], Writing(longest, task.temperature), seed)
-        for (draft, kind, _), text in zip(asked, written, strict=True):
-            draft.take(kind, text, gate)
-    return [{**draft.result(), "chats": engine.chats} for draft in drafts]
+        seed = _make_random(task.seed, unit.first, round_number).getrandbits(31)
+        answers = engine.generate([prompt for _, _, prompt in requests], options, seed)
+        for (draft, kind, _), answer in zip(requests, answers, strict=True):
+            draft.add_answer(kind, answer, sentence_filter)
+    return [{**draft.to_json(), "chats": engine.has_chat_template} for draft in drafts]
 
 
-def _random(*what: str | int) -> random.Random:
-    """Numbers that depend on what is given alone."""
-    return random.Random(" ".join(map(str, what)))  # noqa: S311 - nothing is kept secret with it
+def _make_random(*key: str | int) -> random.Random:
+    """A random generator seeded by `key`."""
+    return random.Random(" ".join(map(str, key)))  # noqa: S311 - not for cryptography
 
 
 class _Draft:
-    """The sentences of one concept so far."""
+    """The accepted sentences of one concept, with the kind of prompt of each."""
 
-    def __init__(self, number: int, subject: Subject, task: Task) -> None:
-        self._number, self._subject, self._task = number, subject, task
-        self._collected = Collected()
+    def __init__(self, index: int, subject: Subject, task: GenerationTask) -> None:
+        self._index, self._subject, self._task = index, subject, task
+        self._collected = CollectedSentences()
         self._kinds: list[str] = []
-        share, rest = divmod(task.sentences, len(task.kinds))
-        self._quota = {kind: share + (place < rest) for place, kind in enumerate(task.kinds)}
-        self._asked = 0
+        kinds = task.config.prompts
+        share, rest = divmod(task.config.sentences, len(kinds))
+        self._quota: dict[str, int] = {kind: share + (index < rest) for index, kind in enumerate(kinds)}
+        self._requested = 0
 
-    def prompts(self, number: int) -> Iterator[tuple[str, str]]:
-        """Kind and text of the prompts of a round: more where few of the answers were kept so far."""
-        kept = len(self._kinds) / self._asked if self._asked else 1.0
-        an_answer = self._task.at_once * max(kept, _LEAST_KEPT)
-        turns = _random(self._task.seed, self._subject.name, number)
-        count, language = self._task.at_once, self._task.language
+    def prompts(self, round_number: int) -> Iterator[tuple[str, str]]:
+        """Kind and text of a round's prompts; the lower the acceptance rate so far, the more prompts."""
+        count, language = self._task.config.at_once, self._task.config.language
+        acceptance_rate = len(self._kinds) / self._requested if self._requested else 1.0
+        accepted_per_answer = count * max(acceptance_rate, _MIN_ACCEPTANCE_RATE)
+        generator = _make_random(self._task.seed, self._subject.name, round_number)
         for kind, quota in self._quota.items():
             missing = quota - self._kinds.count(kind)
-            for _ in range(math.ceil(missing / an_answer)):
-                self._asked += count
-                yield kind, prompt(self._subject, kind, count, language, turns)
+            for _ in range(math.ceil(missing / accepted_per_answer)):
+                self._requested += count
+                yield kind, make_prompt(self._subject, kind, count, language, generator)
 
-    def take(self, kind: str, text: str, gate: Gate) -> None:
-        """Keep what is good of an answer."""
+    def add_answer(self, kind: str, answer: str, sentence_filter: SentenceFilter) -> None:
+        """Add the sentences of an answer that pass the filter."""
         missing = self._quota[kind] - self._kinds.count(kind)
-        before = len(self._collected.kept)
-        collect([text], gate, [self._number], before + missing, self._collected)
-        self._kinds += [kind] * (len(self._collected.kept) - before)
+        before = len(self._collected.sentences)
+        collect_sentences([answer], sentence_filter, [self._index], before + missing, self._collected)
+        self._kinds += [kind] * (len(self._collected.sentences) - before)
 
-    def result(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {
             "concept": self._subject.name,
-            "kept": list(zip(self._collected.kept, self._kinds, strict=True)),
-            "dropped": dict(self._collected.dropped),
+            "kept": list(zip(self._collected.sentences, self._kinds, strict=True)),
+            "dropped": dict(self._collected.rejected),
             "examples": self._collected.examples,
         }

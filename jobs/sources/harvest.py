@@ -1,90 +1,94 @@
-"""Stage `sentences` from text: one pass over the corpus samples the sentences of all concepts."""
+"""Stage `sentences` for harvested sentences, sampled for all concepts in one pass over a corpus."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignment.text.quality import Collected, Gate, collect
-from alignment.text.sentence_sampling import Sampler
+from alignment.text.quality import CollectedSentences, SentenceFilter, collect_sentences
+from alignment.text.sentence_sampling import SentenceSampler
 from alignment.text.word_matching import WordFinder
-from jobs.config import Harvest, Sweep
+from jobs.config.concepts import HarvestedSentences
+from jobs.config.sweep import Sweep
 from jobs.engine.progress import progress
-from jobs.engine.stage import Outcome, Stage
-from jobs.sentences import KIND, label_of, short_of, word_of, write
+from jobs.engine.stage import Stage, StageOutput
+from jobs.sentences import KIND, check_enough_sentences, concept_word, make_label, write_concept_set
 from storage.errors import WorkFailed
 from storage.readers.concepts import Concept, ConceptSet, Sentence
-from storage.readers.corpus import Unreadable, find_files, identity, read_pieces
+from storage.readers.corpus import UnreadableLines, file_identity, find_files, read_chunks
 
-DRAWN_PER_WANTED = 8
-"""Sentences drawn for each that is wanted: the quality gate drops some, the tagger more."""
+SAMPLES_PER_SENTENCE = 8
+"""Candidates per requested sentence: the quality filter rejects some, the part-of-speech tagger more."""
 
 _BYTES_PER_TICK = 1 << 20
 
 
-def plan(sweep: Sweep, wanted: Harvest, concepts: Sequence[Concept]) -> Stage:
-    """The stage that takes the sentences of the concepts from the sweep's corpus."""
-    names = [wanted.corpus] if isinstance(wanted.corpus, str) else wanted.corpus
+def plan(sweep: Sweep, config: HarvestedSentences, concepts: Sequence[Concept]) -> Stage:
+    """The stage that samples the sentences of the concepts from a corpus."""
+    names = [config.corpus] if isinstance(config.corpus, str) else config.corpus
     files = find_files(names, sweep.folder)
     params: dict[str, Any] = {
         "concepts": [list(vars(concept).values()) for concept in concepts],
-        "corpus": [identity(path) for path in files],
+        "corpus": [file_identity(path) for path in files],
         "seed": sweep.seed,
-        **wanted.model_dump(include={"sentences", "pool", "column", "language", "source"}),
+        **config.model_dump(include={"sentences", "pool", "column", "language", "source"}),
     }
-
-    def run(stage: Stage, store: Path) -> Outcome:
-        return _run(stage, store, wanted, list(concepts), files)
-
-    params["concept_set"] = label_of(sweep.concept_set, params)
-    return Stage(KIND, sweep.concept_set, params, run)
+    params["concept_set"] = make_label(sweep.concept_set, params)
+    return Stage(KIND, sweep.concept_set, params, partial(_run, config, list(concepts), files))
 
 
 def _run(
-    stage: Stage, store: Path, wanted: Harvest, concepts: list[Concept], files: list[Path]
-) -> Outcome:
-    words = [word_of(concept, wanted.language) for concept in concepts]
+    config: HarvestedSentences, concepts: list[Concept], files: list[Path], stage: Stage, store: Path
+) -> StageOutput:
+    words = [concept_word(concept, config.language) for concept in concepts]
     seed = stage.params["seed"]
-    sampler = Sampler(
-        WordFinder(words), wanted.sentences * DRAWN_PER_WANTED, wanted.pool * DRAWN_PER_WANTED, seed
+    sampler = SentenceSampler(
+        WordFinder(words),
+        config.sentences * SAMPLES_PER_SENTENCE,
+        config.pool * SAMPLES_PER_SENTENCE,
+        seed,
     )
-    unreadable = Unreadable()
+    unreadable = UnreadableLines()
     size = sum(path.stat().st_size for path in files) // _BYTES_PER_TICK
     with progress(stage.name, size, "MB") as advance:
-        fed = 0
+        n_bytes = 0
         for path in files:
-            for piece in read_pieces(path, wanted.column, unreadable):
-                sampler.feed(piece)
-                fed += len(piece)
-                if fed >= _BYTES_PER_TICK:
-                    advance(fed // _BYTES_PER_TICK)
-                    fed %= _BYTES_PER_TICK
+            for chunk in read_chunks(path, config.column, unreadable):
+                sampler.add_text(chunk)
+                n_bytes += len(chunk)
+                if n_bytes >= _BYTES_PER_TICK:
+                    advance(n_bytes // _BYTES_PER_TICK)
+                    n_bytes %= _BYTES_PER_TICK
 
-    gate = Gate(words, wanted.language)
+    sentence_filter = SentenceFilter(words, config.language)
     collected = {}
-    for number, concept in enumerate(concepts):
-        each = collect(sampler.of_word(number), gate, [number], wanted.sentences)
-        # without what tells repeats: it takes more memory than the sentences
-        collected[concept.name] = Collected(each.kept, each.dropped, each.examples)
-    found = [
-        Sentence(text, source="harvest", concepts=[name], seed=seed)
-        for name, each in collected.items()
-        for text in each.kept
-    ]
-    neutral = collect(sampler.neutral(), gate, [], wanted.pool)
-    # what was drawn takes more memory than what is kept
-    del sampler
-    found += [Sentence(text, source="harvest", pool=True, seed=seed) for text in neutral.kept]
-    notes = short_of(collected, wanted.sentences, wanted.needed)
-    if len(neutral.kept) < wanted.pool:
-        short = (
-            f"{wanted.pool} neutral sentences were asked for (pool); the corpus has {len(neutral.kept)}"
+    for index, concept in enumerate(concepts):
+        candidates = sampler.sentences_of_word(index)
+        accepted = collect_sentences(candidates, sentence_filter, [index], config.sentences)
+        # without the index of repetitions, which takes more memory than the sentences
+        collected[concept.name] = CollectedSentences(
+            accepted.sentences, accepted.rejected, accepted.examples
         )
-        if 2 * len(neutral.kept) < wanted.pool:
-            raise WorkFailed(short, [f"{reason}: {n}" for reason, n in neutral.dropped.most_common(3)])
-        notes.append(short)
+    sentences = [
+        Sentence(text, source="harvest", concepts=[name], seed=seed)
+        for name, accepted in collected.items()
+        for text in accepted.sentences
+    ]
+    neutral = collect_sentences(sampler.neutral_sentences(), sentence_filter, [], config.pool)
+    # the candidates take more memory than the accepted sentences
+    del sampler
+    sentences += [Sentence(text, source="harvest", pool=True, seed=seed) for text in neutral.sentences]
+    notes = check_enough_sentences(collected, config.sentences, config.min_sentences)
+    n_neutral = len(neutral.sentences)
+    if n_neutral < config.pool:
+        shortage = f"{config.pool} neutral sentences were requested (pool); the corpus has {n_neutral}"
+        if 2 * n_neutral < config.pool:
+            reasons = [f"{reason}: {n}" for reason, n in neutral.rejected.most_common(3)]
+            raise WorkFailed(shortage, reasons)
+        notes.append(shortage)
     if unreadable.lines:
-        notes.append(f"{unreadable.lines} lines of the corpus not read, first {unreadable.first}")
-    made = ConceptSet(stage.label, concepts, found)
-    return Outcome(write(stage, store, made, wanted.language, collected), notes)
+        notes.append(f"{unreadable.lines} unreadable lines in the corpus; the first: {unreadable.first}")
+    concept_set = ConceptSet(stage.label, concepts, sentences)
+    return StageOutput(write_concept_set(stage, store, concept_set, config.language, collected), notes)

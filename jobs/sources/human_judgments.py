@@ -1,4 +1,4 @@
-"""What a human data set says about the concepts of a sweep, and what of it was left out, and why."""
+"""Human judgments of a sweep's concepts, and the items of the data set that were left out and why."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,23 @@ import numpy as np
 from alignment.statistics.taxonomy import taxonomy_similarity
 from alignment.statistics.triplets import triplet_similarity
 from alignment.statistics.vectors import cosine_matrix
-from alignment.text.word_matching import normal_form, singular
+from alignment.text.word_matching import normalize_word, singularize
 from storage.errors import UserError
 from storage.readers.human import (
-    Ceiling,
     HumanSet,
     Items,
+    NoiseCeiling,
     read_categories,
     read_items,
     read_pairs,
     read_triplets,
 )
-from storage.readers.taxonomy import DATA, INDEX, read_nouns
+from storage.readers.wordnet import NOUN_FILES, find_noun, read_hypernyms
 from storage.store.fingerprint import fingerprint, hash_file
 
 Pair = tuple[str, str]
 Triplet = tuple[str, str, str]
+ConceptLookup = Callable[[str], str | None]
 
 OTHER_PART_OF_SPEECH = "another part of speech"
 SAME_WORD = "a word with itself"
@@ -39,8 +41,8 @@ NO_NOUN = "no noun of WordNet"
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """What was left out: a pair or triplet of words, or an item with all its pairs."""
+class DroppedItem:
+    """A pair or triplet of words, or an item with all its pairs, that was left out."""
 
     words: tuple[str, ...]
     reason: str
@@ -48,46 +50,46 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Judgments:
-    """Judgments of pairs or of triplets of the concepts.
+    """Judgments of pairs or triplets of the concepts.
 
-    `scores` gives each unordered pair, its names in order, once; a higher score is more alike.
-    `raters` gives each pair's scores by rater. `triplets` lists two that are alike and the odd one.
+    `scores` has the similarity of each unordered pair, its names sorted; `raters` the scores of each
+    pair by rater. A triplet has the two similar concepts, sorted, and the odd one out.
     """
 
     name: str
-    identity: str
+    identity: str = ""
     scores: dict[Pair, float] = field(default_factory=dict)
     raters: dict[Pair, list[float]] = field(default_factory=dict)
     triplets: list[Triplet] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
+    dropped: list[DroppedItem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    ceiling: Ceiling | None = None
-    of_triplets: bool = False
+    ceiling: NoiseCeiling | None = None
+    are_triplets: bool = False
 
     @property
     def groups(self) -> Sequence[tuple[str, ...]]:
         """The pairs or triplets of concepts."""
-        return self.triplets if self.of_triplets else list(self.scores)
+        return self.triplets if self.are_triplets else list(self.scores)
 
-    def counted(self, n: int) -> str:
-        """So many of these, in words."""
-        return f"{n:,} {'triplet' if self.of_triplets else 'pair'}{'' if n == 1 else 's'}"
+    def describe_count(self, n: int) -> str:
+        """A number of pairs or triplets, in words."""
+        return f"{n:,} {'triplet' if self.are_triplets else 'pair'}{'' if n == 1 else 's'}"
 
     @property
     def concepts(self) -> set[str]:
-        """All that are judged."""
+        """All concepts with judgments."""
         return {name for group in self.groups for name in group}
 
 
-def judge(
+def load_judgments(
     human: HumanSet, concepts: list[str], senses: Mapping[str, str | None] | None = None
 ) -> Judgments:
-    """Read a human data set and keep what it says about the concepts. `senses` are those of WordNet.
+    """Read a human data set and keep its judgments of the concepts; `senses` are WordNet's.
 
-    Raises UserError for a file that is wrong. What is odd but can be used is told in the notes.
+    Notes report irregularities that do not prevent the use. Raises UserError for an invalid file.
     """
-    find = _finder(concepts, human.lemma)
-    read: dict[str, Callable[[HumanSet, Callable[[str], str | None]], Judgments]] = {
+    find_concept = _make_concept_lookup(concepts, human.lemma)
+    readers: dict[str, Callable[[HumanSet, ConceptLookup], Judgments]] = {
         "pairs": _from_pairs,
         "matrix": _from_matrix,
         "embeddings": _from_vectors,
@@ -96,35 +98,46 @@ def judge(
         "triplets": _from_triplets,
         "wordnet": lambda human, _: _from_wordnet(human, concepts, senses or {}),
     }
-    found = replace(read[human.kind](human, find), ceiling=human.ceiling)
-    counts = Counter(each.reason for each in found.dropped)
-    why = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
-    left_out = f"; left out: {why}" if why else ""
-    note = f"{human.name}: {found.counted(len(found.groups))} of these concepts{left_out}"
-    return replace(found, notes=[*found.notes, note])
+    judgments = readers[human.kind](human, find_concept)
+    counts = Counter(item.reason for item in judgments.dropped)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+    left_out = f"; left out: {reasons}" if reasons else ""
+    count = judgments.describe_count(len(judgments.groups))
+    return replace(
+        judgments,
+        identity=_identity(human, judgments),
+        ceiling=human.ceiling,
+        notes=[*judgments.notes, f"{human.name}: {count} of these concepts{left_out}"],
+    )
 
 
-def _finder(concepts: list[str], lemma: bool) -> Callable[[str], str | None]:
-    """What gives the concept that a word names, None where there is none."""
+def _make_concept_lookup(concepts: list[str], lemma: bool) -> ConceptLookup:
+    """A function from a word to the concept it names, or None."""
     by_form: dict[str, str] = {}
     for name in concepts:
-        if (same := by_form.setdefault(normal_form(name), name)) != name:
-            raise UserError(f"concepts {same!r} and {name!r} are one word in human data")
+        if (same := by_form.setdefault(normalize_word(name), name)) != name:
+            raise UserError(f"concepts {same!r} and {name!r} map to the same word in human data")
 
     @cache
-    def find(word: str) -> str | None:
-        form = normal_form(word)
-        return by_form.get(form, by_form.get(singular(form)) if lemma and form else None)
+    def find_concept(word: str) -> str | None:
+        form = normalize_word(word)
+        return by_form.get(form, by_form.get(singularize(form)) if lemma and form else None)
 
-    return find
-
-
-def _identity(human: HumanSet, found: Any) -> str:
-    """Stands for the file and for what was read from it: other columns are other judgments."""
-    return fingerprint([hash_file(human.path), human.kind, found])
+    return find_concept
 
 
-def _from_pairs(human: HumanSet, find: Callable[[str], str | None]) -> Judgments:
+def _identity(human: HumanSet, judgments: Judgments) -> str:
+    """Fingerprint of the file and of what was read from it: other columns are other judgments."""
+    rows: list[list[Any]] = [list(triplet) for triplet in judgments.triplets]
+    for pair, score in judgments.scores.items():
+        rows.append([*pair, score, *map(str, judgments.raters.get(pair, []))])
+    if human.kind == "wordnet":
+        files = [hash_file(human.path / name) for name in NOUN_FILES]
+        return fingerprint([files, human.taxonomy, rows])
+    return fingerprint([hash_file(human.path), human.kind, rows])
+
+
+def _from_pairs(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
     scores: dict[Pair, list[float]] = defaultdict(list)
     raters: dict[Pair, list[list[float]]] = defaultdict(list)
     dropped = []
@@ -132,154 +145,140 @@ def _from_pairs(human: HumanSet, find: Callable[[str], str | None]) -> Judgments
     for rated in read_pairs(human):
         words = rated.first, rated.second
         if not all(word.endswith(human.suffix) for word in words):
-            dropped.append(Dropped(words, OTHER_PART_OF_SPEECH))
+            dropped.append(DroppedItem(words, OTHER_PART_OF_SPEECH))
             continue
-        names = [find(word.removesuffix(human.suffix)) for word in words]
+        names = [find_concept(word.removesuffix(human.suffix)) for word in words]
         if None in names:
-            dropped.append(Dropped(words, NO_CONCEPT))
+            dropped.append(DroppedItem(words, NO_CONCEPT))
         elif names[0] == names[1]:
-            dropped.append(Dropped(words, SAME_WORD))
+            dropped.append(DroppedItem(words, SAME_WORD))
         else:
             first, second = sorted(name for name in names if name)
             scores[first, second].append(sign * rated.score)
-            raters[first, second].append([sign * each for each in rated.raters])
+            raters[first, second].append([sign * score for score in rated.raters])
     means = {pair: sum(values) / len(values) for pair, values in sorted(scores.items())}
-    again = [pair for pair, values in scores.items() if len(values) > 1]
-    against = [pair for pair in again if len(set(scores[pair])) > 1]
+    duplicates = [pair for pair, values in scores.items() if len(values) > 1]
+    conflicting = [pair for pair in duplicates if len(set(scores[pair])) > 1]
     notes = []
-    if again:
-        first, second = pair = (against or again)[0]
-        given = ", ".join(f"{sign * score:g}" for score in scores[pair])
+    if duplicates:
+        first, second = pair = (conflicting or duplicates)[0]
+        values = ", ".join(f"{sign * score:g}" for score in scores[pair])
         notes.append(
-            f"{human.name}: pairs that are rated more than once: {len(again)}, {len(against)} of them "
-            f"differently; their mean counts. The first: {first!r} and {second!r}: {given}"
+            f"{human.name}: duplicate pairs: {len(duplicates)} ({len(conflicting)} with different "
+            f"scores); scores averaged. The first: {first!r} and {second!r}: {values}"
         )
-    of_raters = {
-        pair: [_mean(scores) for scores in zip(*raters[pair], strict=True)]
+    rater_scores = {
+        pair: [_mean_ignoring_nan(scores) for scores in zip(*raters[pair], strict=True)]
         for pair in means
         if human.raters
     }
-    identity = _identity(
-        human, [[*pair, score, *map(str, of_raters.get(pair, []))] for pair, score in means.items()]
-    )
-    return Judgments(human.name, identity, means, of_raters, dropped=dropped, notes=notes)
+    return Judgments(human.name, scores=means, raters=rater_scores, dropped=dropped, notes=notes)
 
 
-def _mean(scores: Iterable[float]) -> float:
-    """The mean of a rater's scores of a pair that stands twice, of those that are there."""
-    there = [score for score in scores if not math.isnan(score)]
-    return sum(there) / len(there) if there else math.nan
+def _mean_ignoring_nan(scores: Iterable[float]) -> float:
+    """Mean of a rater's scores of a duplicate pair; NaN if there is none."""
+    known = [score for score in scores if not math.isnan(score)]
+    return sum(known) / len(known) if known else math.nan
 
 
-def _from_matrix(human: HumanSet, find: Callable[[str], str | None]) -> Judgments:
+def _from_matrix(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
     items = read_items(human)
-    values = -items.values if human.dissimilar else items.values
-    return _from_square(human, items.names, values, find)
+    sign = -1 if human.dissimilar else 1
+    return _from_square(human, items.names, sign * items.values, find_concept)
 
 
-def _from_vectors(human: HumanSet, find: Callable[[str], str | None]) -> Judgments:
+def _from_vectors(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
     items = read_items(human)
-    known = [number for number, name in enumerate(items.names) if find(name)]
+    known = np.flatnonzero([find_concept(name) is not None for name in items.names])
     square = np.full((len(items.names), len(items.names)), np.nan)
-    wanted = np.array(known, np.int64)
-    if known:
-        square[np.ix_(wanted, wanted)] = _compared(human, items, wanted)
-    return _from_square(human, items.names, square, find)
+    if known.size:
+        square[np.ix_(known, known)] = _item_similarity(human, items, known)
+    return _from_square(human, items.names, square, find_concept)
 
 
-def _compared(human: HumanSet, items: Items, wanted: Any) -> Any:
+def _item_similarity(human: HumanSet, items: Items, indices: Any) -> Any:
+    """Similarities of the items with these indices, by their vectors."""
     values = items.values
-    if human.vectors == "cosine" and len(empty := wanted[~values[wanted].any(axis=1)]):
+    if human.vectors == "cosine" and len(zeros := indices[~values[indices].any(axis=1)]):
         raise UserError(
-            f"{human.path}: all numbers of {items.names[empty[0]]!r} are 0, so it has no cosine with "
-            "others: leave it out, or compare by `vectors: dot`"
+            f"{human.path}: {items.names[zeros[0]]!r} is the zero vector; cosine is undefined. "
+            "Remove it, or set `vectors: dot`"
         )
     try:
         if human.vectors == "softmax":
-            return triplet_similarity(values, wanted)
+            return triplet_similarity(values, indices)
         if human.vectors == "dot":
-            return values[wanted] @ values[wanted].T
-        return cosine_matrix(values[wanted])
+            return values[indices] @ values[indices].T
+        return cosine_matrix(values[indices])
     except ValueError as error:
         raise UserError(f"{human.path}: {error}") from error
 
 
 def _from_square(
-    human: HumanSet, names: list[str], values: Any, find: Callable[[str], str | None]
+    human: HumanSet, names: list[str], values: Any, find_concept: ConceptLookup
 ) -> Judgments:
-    place: dict[str, int] = {}
+    rows: dict[str, int] = {}
     dropped = []
-    for number, name in enumerate(names):
-        concept = find(name)
+    for row, name in enumerate(names):
+        concept = find_concept(name)
         if concept is None:
-            dropped.append(Dropped((name,), NO_CONCEPT))
-        elif concept in place:
+            dropped.append(DroppedItem((name,), NO_CONCEPT))
+        elif concept in rows:
             raise UserError(
-                f"{human.path}: the items {names[place[concept]]!r} and {name!r} are both {concept!r}"
+                f"{human.path}: the items {names[rows[concept]]!r} and {name!r} both name {concept!r}"
             )
         else:
-            place[concept] = number
+            rows[concept] = row
     scores = {}
-    ordered = sorted(place)
-    for at, first in enumerate(ordered):
-        for second in ordered[at + 1 :]:
-            score = float(values[place[first], place[second]])
-            if np.isnan(score):
-                dropped.append(Dropped((first, second), NO_NUMBER))
-            else:
-                scores[first, second] = score
-    identity = _identity(human, [[*pair, score] for pair, score in scores.items()])
-    return Judgments(human.name, identity, scores, dropped=dropped)
+    for first, second in combinations(sorted(rows), 2):
+        score = float(values[rows[first], rows[second]])
+        if np.isnan(score):
+            dropped.append(DroppedItem((first, second), NO_NUMBER))
+        else:
+            scores[first, second] = score
+    return Judgments(human.name, scores=scores, dropped=dropped)
 
 
-def _from_categories(human: HumanSet, find: Callable[[str], str | None]) -> Judgments:
-    """Two concepts are alike (1) when a category holds both, else unlike (0)."""
+def _from_categories(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
+    """Two concepts are similar (1) if they share a category, otherwise not (0)."""
     categories: dict[str, set[str]] = defaultdict(set)
     dropped = []
     for category, word in read_categories(human):
-        concept = find(word)
+        concept = find_concept(word)
         if concept is None:
-            dropped.append(Dropped((word, category), NO_CONCEPT))
+            dropped.append(DroppedItem((word, category), NO_CONCEPT))
         else:
             categories[concept].add(category)
-    ordered = sorted(categories)
     scores = {
         (first, second): float(bool(categories[first] & categories[second]))
-        for at, first in enumerate(ordered)
-        for second in ordered[at + 1 :]
+        for first, second in combinations(sorted(categories), 2)
     }
-    identity = _identity(human, [[*pair, score] for pair, score in scores.items()])
-    return Judgments(human.name, identity, scores, dropped=dropped)
+    return Judgments(human.name, scores=scores, dropped=dropped)
 
 
 def _from_wordnet(human: HumanSet, concepts: list[str], senses: Mapping[str, str | None]) -> Judgments:
-    nouns = read_nouns(human.path)
-    synsets = {name: nouns.synset(name, senses.get(name)) for name in sorted(concepts)}
+    synsets = {name: find_noun(human.path, name, senses.get(name)) for name in sorted(concepts)}
     known = {name: synset for name, synset in synsets.items() if synset is not None}
-    dropped = [Dropped((name,), NO_NOUN) for name in synsets if name not in known]
+    dropped = [DroppedItem((name,), NO_NOUN) for name in synsets if name not in known]
     try:
-        square = taxonomy_similarity(nouns.hypernyms, list(known.values()), human.taxonomy)
+        hypernyms = read_hypernyms(human.path, known.values())
+        square = taxonomy_similarity(hypernyms, list(known.values()), human.taxonomy)
     except ValueError as error:
         raise UserError(f"{human.path}: {error}") from error
-    ends = zip(*np.triu_indices(len(known), 1), strict=True)
-    names = list(known)
-    scores = {(names[first], names[second]): float(square[first, second]) for first, second in ends}
-    listed = [[*pair, score] for pair, score in scores.items()]
-    files = [hash_file(human.path / name) for name in (INDEX, DATA)]
-    identity = fingerprint([files, human.taxonomy, listed])
-    return Judgments(human.name, identity, scores, dropped=dropped)
+    pairs = combinations(enumerate(known), 2)
+    scores = {(a, b): float(square[row, column]) for (row, a), (column, b) in pairs}
+    return Judgments(human.name, scores=scores, dropped=dropped)
 
 
-def _from_triplets(human: HumanSet, find: Callable[[str], str | None]) -> Judgments:
-    kept, dropped = [], []
+def _from_triplets(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
+    triplets, dropped = [], []
     for words in read_triplets(human):
-        names = [name for name in map(find, words) if name]
+        names = [name for name in map(find_concept, words) if name]
         if len(names) < 3:
-            dropped.append(Dropped(words, NO_CONCEPT))
+            dropped.append(DroppedItem(words, NO_CONCEPT))
         elif len(set(names)) < 3:
-            dropped.append(Dropped(words, SAME_WORD))
+            dropped.append(DroppedItem(words, SAME_WORD))
         else:
             first, second = sorted(names[:2])
-            kept.append((first, second, names[2]))
-    identity = _identity(human, [list(each) for each in kept])
-    return Judgments(human.name, identity, triplets=kept, dropped=dropped, of_triplets=True)
+            triplets.append((first, second, names[2]))
+    return Judgments(human.name, triplets=triplets, dropped=dropped, are_triplets=True)

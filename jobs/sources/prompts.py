@@ -1,4 +1,4 @@
-"""What a model is asked for: facts and short stories about a concept, each time with another turn."""
+"""Prompts for generated sentences: facts and short stories about a concept, each with a variation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 FACT, STORY = "fact", "story"
 
-TURNS = {
+VARIATIONS = {
     FACT: [
         "Say where it is found.",
         "Say what it looks, sounds or feels like.",
@@ -46,7 +46,7 @@ TURNS = {
     ],
 }
 
-_ASKED = {
+_INSTRUCTIONS = {
     FACT: (
         'Write a sentence that states a fact about "{name}" ({pos}: {definition}). {turn} '
         'Use the word "{name}" in it.',
@@ -60,35 +60,38 @@ _ASKED = {
         'Use the word "{name}" in each of them.',
     ),
 }
-_LAST = {False: " Answer with the sentence only.", True: " Answer with the sentences only, one a line."}
+_CLOSING = {
+    False: " Answer with the sentence only.",
+    True: " Answer with the sentences only, one a line.",
+}
 _IN_LANGUAGE = " Write in the language with the code {language}."
 
 TEMPLATES = [
-    TURNS,
-    {kind: list(each) for kind, each in _ASKED.items()},
-    list(_LAST.values()),
+    VARIATIONS,
+    {kind: list(variants) for kind, variants in _INSTRUCTIONS.items()},
+    list(_CLOSING.values()),
     _IN_LANGUAGE,
 ]
-"""All of the wording: a change of it is a change of what was asked for."""
+"""All wording, for the stage's fingerprint: other wording gives other sentences."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a prompt is about."""
+    """A concept with its definition."""
 
     name: str
     pos: str
     definition: str
 
 
-def prompt(subject: Subject, kind: str, count: int, language: str, turns: random.Random) -> str:
-    """What a model is asked for, with one of the turns for this kind."""
-    asked = _ASKED[kind][count > 1].format(
+def make_prompt(subject: Subject, kind: str, count: int, language: str, generator: random.Random) -> str:
+    """A prompt for `count` sentences of a kind, with a random variation."""
+    instruction = _INSTRUCTIONS[kind][count > 1].format(
         name=subject.name.replace("_", " "),
         pos=subject.pos,
         definition=subject.definition,
         count=count,
-        turn=turns.choice(TURNS[kind]),
+        turn=generator.choice(VARIATIONS[kind]),
     )
     in_language = "" if language == "en" else _IN_LANGUAGE.format(language=language)
-    return asked + _LAST[count > 1] + in_language
+    return instruction + _CLOSING[count > 1] + in_language

@@ -1,4 +1,4 @@
-"""A concept set: concepts and their sentences, made of rows, one a sentence of a concept."""
+"""Concept sets: concepts and their sentences, from rows that each assign a sentence to a concept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.errors import UserError
 from storage.readers import concept_files
 from storage.store.fingerprint import fingerprint
 
-FEWEST_SENTENCES = 2
+MIN_SENTENCES = 2
 Item = TypeVar("Item")
 POSITIVE, NEGATIVE, POOL = "positive", "negative", "pool"
 ROLES = (POSITIVE, NEGATIVE, POOL)
@@ -25,7 +25,7 @@ _PARTS_OF_SPEECH = {
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept as the user gives it."""
+    """A concept as defined by the user."""
 
     name: str
     domain: str | None = None
@@ -35,8 +35,10 @@ class Concept:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence: the concepts that it is about, those that it is a negative of, and whether it is a
-    negative of all (`pool`); where it comes from; and what the quality gate objects to."""
+    """A sentence with its provenance and quality flags.
+
+    It is a positive of `concepts`, a negative of `negative_of` and, in the `pool`, of all concepts.
+    """
 
     text: str
     source: str | None = None
@@ -61,7 +63,7 @@ class ConceptSet:
 
     @cached_property
     def content_hash(self) -> str:
-        """Stands for everything that is in the set, but not for its name."""
+        """Fingerprint of the contents, without the name."""
         return fingerprint(
             {
                 "concepts": [[c.name, c.domain, c.sense, c.pos] for c in self.concepts],
@@ -74,11 +76,11 @@ class ConceptSet:
 
     @property
     def label(self) -> str:
-        """Its name with the start of its hash: two sets that differ never share a label."""
+        """The name with the first digits of the hash: different sets have different labels."""
         return f"{self.name}@{self.content_hash[:8]}"
 
-    def counts(self) -> dict[str, int]:
-        """How many positive sentences each concept has."""
+    def count_sentences(self) -> dict[str, int]:
+        """Number of positive sentences of each concept."""
         counts = dict.fromkeys((concept.name for concept in self.concepts), 0)
         for sentence in self.sentences:
             for name in sentence.concepts:
@@ -87,34 +89,35 @@ class ConceptSet:
 
 
 def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = None) -> ConceptSet:
-    """Read a concept set: a .csv, .jsonl or .parquet file with the columns `concept` and `text`, and
-    optionally domain, sense, pos, source, prompt, role; or a folder with a `concept_list.csv`.
+    """Read a concept set from a .csv, .jsonl or .parquet file or a folder (see `concept_files`).
 
-    `columns` gives the names that the columns have in the file. A sentence that stands under several
-    concepts is one sentence with several memberships. Its role is `positive` (the default),
-    `negative` (of this concept) or `pool` (of all concepts; `concept` is then not read).
+    A file has the columns `concept` and `text`, and optionally domain, sense, pos, source, prompt and
+    role; `columns` maps these to the names in the file. A sentence listed under several concepts is one
+    sentence with several memberships. Its role is `positive` (the default), `negative` (of this concept)
+    or `pool` (of all concepts; `concept` is ignored).
 
-    Raises UserError, naming file and line, for a missing file or column, text that is not UTF-8, an
-    empty name or sentence, a sentence that stands twice under one concept, a concept with two
-    domains, senses or parts of speech, and a concept with fewer than 2 positive sentences.
+    Raises:
+        UserError: with file and line, for a missing file or column, text that is not UTF-8, an empty
+            name or sentence, a duplicate sentence of a concept, a concept with two domains, senses or
+            parts of speech, or with fewer than 2 positive sentences.
     """
-    rows, ignored = concept_files.read_rows(path, columns or {}, ("concept", "text"))
+    rows, ignored = concept_files.read_concept_rows(path, columns or {}, ("concept", "text"))
     concepts: dict[str, Concept] = {}
     sentences: dict[str, Sentence] = {}
-    places: dict[tuple[str, str], str] = {}
-    for place, row in rows:
-        where = f"{path}: {place}"
+    locations: dict[tuple[str, str], str] = {}
+    for location, row in rows:
+        where = f"{path}: {location}"
         role = row["role"] or POSITIVE
         if role not in ROLES:
             raise UserError(f"{where}: role is {role!r}; allowed: {', '.join(ROLES)}")
         text = row["text"]
-        concept = None if role == POOL else _concept(row, where, concepts)
+        concept = None if role == POOL else _parse_concept(row, where, concepts)
         if not text:
             raise UserError(f"{where}: the sentence of {row['concept'] or role!r} is empty")
-        first = places.setdefault((concept.name if concept else "", text), place)
-        if first != place:
-            of = f"under {concept.name!r}" if concept else "in the pool"
-            raise UserError(f"{where}: this sentence stands {of} already, in {first}: {text!r}")
+        first = locations.setdefault((concept.name if concept else "", text), location)
+        if first != location:
+            owner = f"for {concept.name!r}" if concept else "in the pool"
+            raise UserError(f"{where}: duplicate sentence {owner}, first in {first}: {text!r}")
         sentence = sentences.get(text) or Sentence(text, row["source"] or None, row["prompt"] or None)
         if concept is None:
             sentence = replace(sentence, pool=True)
@@ -124,38 +127,38 @@ def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = Non
     for sentence in sentences.values():
         if sentence.pool and sentence.concepts:
             raise UserError(
-                f"{path}: a sentence of {sentence.concepts[0]!r} is in the pool of neutral sentences "
-                f"too: {sentence.text!r}"
+                f"{path}: a sentence of {sentence.concepts[0]!r} is also in the pool of neutral "
+                f"sentences: {sentence.text!r}"
             )
-    found = ConceptSet(name, list(concepts.values()), list(sentences.values()), ignored)
-    _check(path, found)
-    return found
+    concept_set = ConceptSet(name, list(concepts.values()), list(sentences.values()), ignored)
+    _check_counts(path, concept_set)
+    return concept_set
 
 
-def read_words(path: Path) -> list[Concept]:
+def read_concept_names(path: Path) -> list[Concept]:
     """Read concepts without sentences: the column `concept`, and optionally domain, sense and pos.
 
-    A file with sentences will do as well: a concept counts once. Raises UserError as `read_concepts`.
+    A file with sentences works too. Raises UserError as `read_concepts` does.
     """
-    rows, _ = concept_files.read_rows(path, {}, ("concept",))
+    rows, _ = concept_files.read_concept_rows(path, {}, ("concept",))
     concepts: dict[str, Concept] = {}
-    for place, row in rows:
-        _concept(row, f"{path}: {place}", concepts)
-    return _at_least_two(concepts, str(path))
+    for location, row in rows:
+        _parse_concept(row, f"{path}: {location}", concepts)
+    return _require_two(concepts, str(path))
 
 
 def write_concepts(path: Path, concepts: ConceptSet) -> None:
-    """Write a concept set in the format that the path's ending names; a folder without one."""
-    known = {concept.name: concept for concept in concepts.concepts}
+    """Write a concept set in the format of the path's suffix; without a suffix, a folder."""
+    by_name = {concept.name: concept for concept in concepts.concepts}
     rows = []
     for sentence in concepts.sentences:
-        places = [
+        memberships = [
             *((name, POSITIVE) for name in sentence.concepts),
             *((name, NEGATIVE) for name in sentence.negative_of),
             *([("", POOL)] if sentence.pool else []),
         ]
-        for name, role in places:
-            concept = known.get(name, Concept(""))
+        for name, role in memberships:
+            concept = by_name.get(name, Concept(""))
             rows.append(
                 {
                     "concept": name,
@@ -168,63 +171,63 @@ def write_concepts(path: Path, concepts: ConceptSet) -> None:
                     "role": role,
                 }
             )
-    concept_files.write_rows(path, rows)
+    concept_files.write_concept_rows(path, rows)
 
 
-def named(names: Iterable[str], where: str) -> list[Concept]:
-    """Concepts of which only the names are known; UserError as for those that a file names."""
-    known: dict[str, Concept] = {}
+def concepts_from_names(names: Iterable[str], where: str) -> list[Concept]:
+    """Concepts with names only. Raises UserError for names that a file could not have either."""
+    concepts: dict[str, Concept] = {}
     for name in names:
-        _known(Concept(name), where, known)
-    return _at_least_two(known, where)
+        _register(Concept(name), where, concepts)
+    return _require_two(concepts, where)
 
 
-def _at_least_two(concepts: Mapping[str, Item], where: str) -> list[Item]:
+def _require_two(concepts: Mapping[str, Item], where: str) -> list[Item]:
     if len(concepts) < 2:
         raise UserError(f"{where}: has {len(concepts)} concepts; at least 2 are needed to compare")
     return list(concepts.values())
 
 
-def _concept(row: Mapping[str, str], where: str, known: dict[str, Concept]) -> Concept:
-    """The concept of a row, which must be what it was in the rows before; `known` are those, by their
-    names in lower case."""
+def _parse_concept(row: Mapping[str, str], where: str, concepts: dict[str, Concept]) -> Concept:
+    """The concept of a row, which must agree with earlier rows (`concepts`, by lower-case name)."""
     pos = row["pos"].lower()
     if pos and pos not in _PARTS_OF_SPEECH:
         raise UserError(f"{where}: pos is {row['pos']!r}; allowed: {', '.join(_PARTS_OF_SPEECH)}")
     concept = Concept(
         row["concept"], row["domain"] or None, row["sense"] or None, _PARTS_OF_SPEECH.get(pos)
     )
-    before = _known(concept, where, known)
-    for key, now in vars(concept).items():
-        then = getattr(before, key)
-        if now != then:
+    earlier = _register(concept, where, concepts)
+    for key, value in vars(concept).items():
+        earlier_value = getattr(earlier, key)
+        if value != earlier_value:
             raise UserError(
-                f"{where}: concept {concept.name!r} has the {key} {now!r} here, but {then!r} before"
+                f"{where}: concept {concept.name!r} has the {key} {value!r} here, but "
+                f"{earlier_value!r} before"
             )
     return concept
 
 
-def _known(concept: Concept, where: str, known: dict[str, Concept]) -> Concept:
-    """The concept of this name that is known, which this one is from here on if there is none."""
-    found = known.get(concept.name.lower())
-    if found is None:
+def _register(concept: Concept, where: str, concepts: dict[str, Concept]) -> Concept:
+    """The registered concept of this name; registers `concept` if it is new."""
+    earlier = concepts.get(concept.name.lower())
+    if earlier is None:
         if not re.search(r"\w", concept.name.replace("_", "")):
-            raise UserError(f"{where}: the concept {concept.name!r} has no letter; give it a name")
-        found = known[concept.name.lower()] = concept
-    if found.name != concept.name:
+            raise UserError(f"{where}: invalid concept name {concept.name!r}: it has no letter or digit")
+        earlier = concepts[concept.name.lower()] = concept
+    if earlier.name != concept.name:
         raise UserError(
-            f"{where}: concepts {concept.name!r} and {found.name!r} differ only in case; human data "
-            "sets do not tell them apart"
+            f"{where}: concepts {concept.name!r} and {earlier.name!r} differ only in case; human data "
+            "sets do not distinguish them"
         )
-    return found
+    return earlier
 
 
-def _check(path: Path, found: ConceptSet) -> None:
-    counts = found.counts()
+def _check_counts(path: Path, concept_set: ConceptSet) -> None:
+    counts = concept_set.count_sentences()
     for name, count in counts.items():
-        if count < FEWEST_SENTENCES:
+        if count < MIN_SENTENCES:
             noun = "sentence" if count == 1 else "sentences"
             raise UserError(
-                f"{path}: concept {name!r} has {count} {noun}; at least {FEWEST_SENTENCES} are needed"
+                f"{path}: concept {name!r} has {count} {noun}; at least {MIN_SENTENCES} are needed"
             )
-    _at_least_two(counts, str(path))
+    _require_two(counts, str(path))

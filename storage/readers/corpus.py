@@ -1,4 +1,4 @@
-"""Reading text of any size: .txt, .jsonl and .parquet files, as pieces of bounded size."""
+"""Read text of any size from .txt, .jsonl and .parquet files, in chunks of bounded size."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import UserError
-from storage.readers.concept_files import not_utf8
+from storage.readers.concept_files import encoding_error
 
-PIECE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 PARAGRAPH = b"\n\n"
-_ENDINGS = (".txt", ".jsonl", ".parquet")
-_ROWS_AT_ONCE = 256
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_ROWS_PER_BATCH = 256
 
 
 @dataclass
-class Unreadable:
-    """The lines of JSON files that could not be read: how many, and the first."""
+class UnreadableLines:
+    """The number of unreadable lines of JSON Lines files, and the first of them."""
 
     lines: int = 0
     first: str = ""
@@ -33,96 +33,98 @@ class Unreadable:
         self.lines += 1
 
 
-def find_files(names: list[str], beside: Path) -> list[Path]:
-    """The files that names, folders and patterns such as texts/*.txt stand for, in a settled order.
+def find_files(names: list[str], base: Path) -> list[Path]:
+    """Files matching names, folders and patterns such as texts/*.txt, in a fixed order.
 
-    Raises UserError for a name that stands for none, and for files of another kind.
+    Raises:
+        UserError: if a name matches no file, or a file of another kind.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for name in names:
-        path = beside / Path(name).expanduser()
+        path = base / Path(name).expanduser()
         if path.is_dir():
-            files = sorted(each for each in path.rglob("*") if each.suffix in _ENDINGS)
+            matches = sorted(match for match in path.rglob("*") if match.suffix in _SUFFIXES)
         elif any(mark in name for mark in "*?["):
-            files = sorted(each for each in beside.glob(name) if each.is_file())
+            matches = sorted(match for match in base.glob(name) if match.is_file())
         else:
-            files = [path] if path.is_file() else []
-        if not files:
-            raise UserError(f"corpus: {name}: there is no such file ({', '.join(_ENDINGS)})")
-        found.update(dict.fromkeys(files))
-    for path in found:
-        if path.suffix not in _ENDINGS:
-            raise UserError(f"corpus: {path}: is no known format; allowed: {', '.join(_ENDINGS)}")
-    return list(found)
+            matches = [path] if path.is_file() else []
+        if not matches:
+            raise UserError(f"corpus: {name}: no such file ({', '.join(_SUFFIXES)})")
+        paths.update(dict.fromkeys(matches))
+    for path in paths:
+        if path.suffix not in _SUFFIXES:
+            raise UserError(f"corpus: {path}: unsupported format; allowed: {', '.join(_SUFFIXES)}")
+    return list(paths)
 
 
-def identity(path: Path) -> list[Any]:
-    """What stands for a file of text: name, size and time of change. Hashing gigabytes takes as long as
-    reading them."""
-    found = path.stat()
-    return [path.name, found.st_size, found.st_mtime_ns]
+def file_identity(path: Path) -> list[Any]:
+    """Name, size and modification time of a file: hashing gigabytes takes as long as reading them."""
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns]
 
 
-def read_pieces(path: Path, column: str, unreadable: Unreadable) -> Iterator[bytes]:
-    """UTF-8 text of a file in pieces of about PIECE_BYTES that hold whole paragraphs or documents.
+def read_chunks(path: Path, column: str, unreadable: UnreadableLines) -> Iterator[bytes]:
+    """UTF-8 text in chunks of about CHUNK_BYTES that contain complete paragraphs or documents.
 
-    A longer paragraph is cut at a line or a space. `column` is the field of .jsonl and .parquet that
-    holds the text. Lines of .jsonl that are no such object are counted in `unreadable`.
+    Longer paragraphs are split at a line or a space. `column` is the field of .jsonl and .parquet files
+    that holds the text; lines without it are counted in `unreadable`.
 
-    Raises UserError for text that is not UTF-8 and for a file without the column.
+    Raises:
+        UserError: for text that is not UTF-8, and for a file without the column.
     """
     if path.suffix == ".txt":
-        return _whole_paragraphs(path)
+        return _read_paragraphs(path)
     if path.suffix == ".jsonl":
-        return _gathered(_json_documents(path, column, unreadable))
-    return _gathered(_parquet_documents(path, column))
+        return _join_documents(_read_json_documents(path, column, unreadable))
+    return _join_documents(_read_parquet_documents(path, column))
 
 
-def _whole_paragraphs(path: Path) -> Iterator[bytes]:
-    position, left = 0, b""
+def _read_paragraphs(path: Path) -> Iterator[bytes]:
+    position, remainder = 0, b""
     with path.open("rb") as file:
-        while block := file.read(PIECE_BYTES):
-            text = (left + block.replace(b"\r", b"")).removeprefix(b"" if position else codecs.BOM_UTF8)
-            cut = next((at for mark in (PARAGRAPH, b"\n", b" ") if (at := text.rfind(mark)) > 0), -1)
-            if cut < 0 and len(text) < 2 * PIECE_BYTES:
-                left = text
+        while block := file.read(CHUNK_BYTES):
+            text = remainder + block.replace(b"\r", b"")
+            text = text.removeprefix(b"" if position else codecs.BOM_UTF8)
+            cut = next((end for mark in (PARAGRAPH, b"\n", b" ") if (end := text.rfind(mark)) > 0), -1)
+            if cut < 0 and len(text) < 2 * CHUNK_BYTES:
+                remainder = text
                 continue
             cut = _last_character(text) if cut < 0 else cut
-            piece, left = text[:cut], text[cut:]
-            _check_utf8(path, piece, position)
-            yield piece
+            chunk, remainder = text[:cut], text[cut:]
+            _check_utf8(path, chunk, position)
+            yield chunk
             position += cut
-    _check_utf8(path, left, position)
-    yield left
+    _check_utf8(path, remainder, position)
+    yield remainder
 
 
 def _last_character(text: bytes) -> int:
-    """Where the last character of UTF-8 text begins."""
-    return max(at for at in range(len(text) - 4, len(text)) if text[at] & 0xC0 != 0x80)
+    """Index of the first byte of the last character of UTF-8 text."""
+    return max(index for index in range(len(text) - 4, len(text)) if text[index] & 0xC0 != 0x80)
 
 
-def _check_utf8(path: Path, piece: bytes, position: int) -> None:
+def _check_utf8(path: Path, chunk: bytes, position: int) -> None:
     try:
-        piece.decode()
+        chunk.decode()
     except UnicodeDecodeError as error:
-        raise not_utf8(path, position + error.start, error.reason) from error
+        raise encoding_error(path, position + error.start, error.reason) from error
 
 
-def _gathered(documents: Iterator[bytes]) -> Iterator[bytes]:
-    held: list[bytes] = []
+def _join_documents(documents: Iterator[bytes]) -> Iterator[bytes]:
+    chunk: list[bytes] = []
     size = 0
     for document in documents:
-        held.append(document)
+        chunk.append(document)
         size += len(document)
-        if size >= PIECE_BYTES:
-            yield PARAGRAPH.join(held)
-            held, size = [], 0
-    yield PARAGRAPH.join(held)
+        if size >= CHUNK_BYTES:
+            yield PARAGRAPH.join(chunk)
+            chunk, size = [], 0
+    yield PARAGRAPH.join(chunk)
 
 
-def _json_documents(path: Path, column: str, unreadable: Unreadable) -> Iterator[bytes]:
-    known: set[str] = set()
-    found = False
+def _read_json_documents(path: Path, column: str, unreadable: UnreadableLines) -> Iterator[bytes]:
+    other_fields: set[str] = set()
+    is_empty = True
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -130,30 +132,31 @@ def _json_documents(path: Path, column: str, unreadable: Unreadable) -> Iterator
             try:
                 document = json.loads(line)
             except UnicodeDecodeError as error:
-                raise not_utf8(path, file.tell() - len(line) + error.start, error.reason) from error
+                byte = file.tell() - len(line) + error.start
+                raise encoding_error(path, byte, error.reason) from error
             except ValueError as error:
-                unreadable.add(f"{path.name}: line {number}", f"no JSON: {error}")
+                unreadable.add(f"{path.name}: line {number}", f"invalid JSON: {error}")
                 continue
             if isinstance(document, dict) and isinstance(document.get(column), str):
-                found = True
+                is_empty = False
                 yield document[column].replace("\r", "").encode(errors="replace")
             else:
-                known.update(document if isinstance(document, dict) else ())
+                other_fields.update(document if isinstance(document, dict) else ())
                 unreadable.add(f"{path.name}: line {number}", f"has no text in {column!r}")
-    if not found:
-        fields = ", ".join(sorted(known)) or "none"
+    if is_empty:
+        fields = ", ".join(sorted(other_fields)) or "none"
         raise UserError(f"{path}: no line has text in {column!r}; its fields are {fields}")
 
 
-def _parquet_documents(path: Path, column: str) -> Iterator[bytes]:
+def _read_parquet_documents(path: Path, column: str) -> Iterator[bytes]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: is no Parquet file: {error}") from error
-    names = file.schema_arrow.names
-    if column not in names:
-        raise UserError(f"{path}: has no column {column!r}; its columns are {', '.join(names)}")
-    for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
+        raise UserError(f"{path}: is not a Parquet file: {error}") from error
+    columns = file.schema_arrow.names
+    if column not in columns:
+        raise UserError(f"{path}: has no column {column!r}; its columns are {', '.join(columns)}")
+    for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[column]):
         for document in batch.column(0).to_pylist():
             if isinstance(document, str):
                 yield document.replace("\r", "").encode(errors="replace")

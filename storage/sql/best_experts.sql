@@ -1,5 +1,5 @@
--- The neurons that separate each concept best: its $count highest APs. Equal APs go by the neuron's place.
--- Reads: experts; whose is given by parameters; $concept is one concept, or null for all.
+-- The $count neurons with the highest AP for each concept. Ties are broken by layer, site and unit.
+-- Reads: experts, filtered by parameters; $concept is one concept, or null for all.
 SELECT * EXCLUDE (model, revision, concept_set, pooling, run)
 FROM experts
 WHERE (model, revision, concept_set, pooling) = ($model, $revision, $concept_set, $pooling)

@@ -1,10 +1,10 @@
--- How many experts each concept has, and how many it has by chance: with its labels shuffled over the
--- sentences. The same of the best AP. p counts the labels as they are among the shuffles.
+-- The number of experts of each concept, and the number expected by chance, from permuted labels; and the
+-- same for the highest AP. p counts the true labels as one of the permutations.
 -- Reads: chance_counts.
 WITH steps AS (
     SELECT *, unnest(range(len(n_above))) AS step, unnest(n_above) AS n FROM chance_counts
 ),
-whole AS (
+totals AS (
     SELECT
         model, revision, concept_set, pooling, concept, step / 20 AS threshold, shuffle, run,
         sum(n)::BIGINT AS n,
@@ -19,13 +19,13 @@ SELECT
     quantile_cont(b.n, 0.95) AS chance_p95,
     (1 + count(*) FILTER (WHERE b.n >= a.n)) / (1 + count(*)) AS p,
     a.best AS best_ap,
-    -- in one order, so that the same rows give the same mean to the last bit
+    -- a fixed order makes the mean reproducible to the last bit
     avg(b.best ORDER BY b.shuffle) AS best_chance_mean,
     quantile_cont(b.best, 0.95) AS best_chance_p95,
     (1 + count(*) FILTER (WHERE b.best >= a.best)) / (1 + count(*)) AS best_p,
     count(*) AS shuffles,
     a.run
-FROM whole a JOIN whole b USING (run, pooling, concept, threshold)
+FROM totals a JOIN totals b USING (run, pooling, concept, threshold)
 WHERE a.shuffle = 0 AND b.shuffle > 0
 GROUP BY ALL
 ORDER BY a.model, a.revision, a.pooling, a.threshold, a.concept, a.run

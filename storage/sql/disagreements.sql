@@ -1,9 +1,11 @@
--- The rated pairs of each concept on which the model and people differ most, by rank among all rated pairs: 0
--- is the most alike, 1 the least; equal values share their mean rank. A similarity that is undefined counts
--- as 0, as in the alignment.
--- Reads: shown (the result of compared_pairs.sql); $concept is one concept, or null for all.
+-- The $count rated pairs of each concept whose ranks differ most between model and people. Ranks are among
+-- all rated pairs, from 0 (most similar) to 1 (least); ties share their mean rank. An undefined similarity
+-- counts as 0, as in the alignment.
+-- Reads: view_pairs (the result of view_pairs.sql); $concept is one concept, or null for all.
 WITH rated AS (
-    SELECT concept_a, concept_b, coalesce(similarity, 0) AS similarity, score FROM shown WHERE score IS NOT NULL
+    SELECT concept_a, concept_b, coalesce(similarity, 0) AS similarity, score
+    FROM view_pairs
+    WHERE score IS NOT NULL
 ),
 ranked AS (
     SELECT
@@ -13,7 +15,7 @@ ranked AS (
         count(*) OVER () AS n
     FROM rated
 ),
-both_ways AS (
+both_orders AS (
     SELECT concept_a AS concept, concept_b AS other, * EXCLUDE (concept_a, concept_b) FROM ranked
     UNION ALL
     SELECT concept_b, concept_a, * EXCLUDE (concept_a, concept_b) FROM ranked
@@ -22,7 +24,7 @@ SELECT
     concept, other, similarity, score,
     (model - 1) / nullif(n - 1, 0) AS model_rank,
     (people - 1) / nullif(n - 1, 0) AS people_rank
-FROM both_ways
+FROM both_orders
 WHERE $concept IS NULL OR concept = $concept
 QUALIFY row_number() OVER (PARTITION BY concept ORDER BY abs(model - people) DESC, other) <= $count
 ORDER BY concept, abs(model - people) DESC, other

@@ -1,10 +1,9 @@
--- The experts of each concept at one pooling, as numbers of concepts and of neurons: those with an AP above
--- $threshold or, where that is null, the $top highest. Equal APs go by the neuron's place, as in
--- ranked.sql.
--- Reads: scored(pooling, concept, layer, site, unit, ap), concepts(concept, number).
+-- Expert sets at one pooling, as (concept number, neuron number): neurons with an AP above $threshold or,
+-- if that is null, the $top highest. Ties are broken as in ranked_experts.sql.
+-- Reads: experts(pooling, concept, layer, site, unit, ap), concepts(concept, number).
 WITH ranked AS (
     SELECT *, row_number() OVER (PARTITION BY concept ORDER BY ap DESC, layer, site, unit) AS rank
-    FROM scored
+    FROM experts
     WHERE pooling = $pooling
 )
 SELECT number, (dense_rank() OVER (ORDER BY layer, site, unit) - 1)::BIGINT AS neuron

@@ -1,4 +1,5 @@
--- When experts settle: the Jaccard similarity of one concept's experts in two revisions of a model.
+-- Stability of experts over revisions: the Jaccard similarity of a concept's experts in two revisions of a
+-- model.
 -- Reads: experts, similarity (for its thresholds).
 WITH thresholds AS (
     SELECT DISTINCT threshold FROM similarity WHERE threshold IS NOT NULL
@@ -8,14 +9,14 @@ sizes AS (
     FROM experts JOIN thresholds ON ap > threshold
     GROUP BY ALL
 ),
-kept AS (
+matches AS (
     SELECT a.run AS run_a, b.run AS run_b, pooling, concept, least(a.ap, b.ap) AS ap
     FROM experts a JOIN experts b USING (model, concept_set, pooling, concept, layer, site, unit)
     WHERE a.revision < b.revision
 ),
 shared AS (
     SELECT run_a, run_b, pooling, concept, threshold, count(*) AS n
-    FROM kept JOIN thresholds ON ap > threshold
+    FROM matches JOIN thresholds ON ap > threshold
     GROUP BY ALL
 )
 SELECT

@@ -1,7 +1,7 @@
--- Similarities of all pairs of the common concepts, in the order of their names, for each
--- representation of one family. Two concepts without any expert share none: their similarity, which is
--- undefined, counts as 0 here, so that all representations are compared on the very same pairs.
--- Reads: similarity (the table of that name), common(concept); the family is given by parameters.
+-- Similarities of all pairs of common concepts, sorted by name, for every representation of a family. An
+-- undefined similarity (of two concepts without experts) counts as 0, so that all representations are
+-- compared on the same pairs.
+-- Reads: similarity, filtered by parameters, and common(concept).
 SELECT
     representation, model, revision, concept_set, pooling, layer, site, measure, threshold, top,
     list(coalesce(similarity, 0) ORDER BY concept_a, concept_b) AS similarities,

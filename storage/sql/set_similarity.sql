@@ -1,9 +1,10 @@
--- Similarities of two concepts' experts as sets, one row a measure, from how many they have and share.
+-- Similarities of two concepts' expert sets, one row per measure, from the sizes of the sets and of their
+-- intersection. Null where the denominator is 0.
 -- Reads: shared(concept_a, concept_b, n_a, n_b, n_shared, ...), where concept_a sorts before concept_b;
 --        measures(measure).
--- Containment is the share of concept_a's experts that concept_b has too: it is not symmetric, so it has
--- a row for each order of the two. Where a denominator is 0 the similarity is undefined: null.
-WITH both_ways AS (
+-- Containment is the share of concept_a's experts that are also concept_b's. It is asymmetric, so it has a
+-- row for each order of the two concepts.
+WITH both_orders AS (
     SELECT *, measure FROM shared CROSS JOIN measures
     UNION ALL
     SELECT
@@ -21,4 +22,4 @@ SELECT
         END,
         0
     ) AS similarity
-FROM both_ways
+FROM both_orders

@@ -1,6 +1,5 @@
--- When: the checkpoints of a model (revisions named by a step, such as step512) in the order of training,
--- with how well their experts agree with people, how many there are, and how many of a concept's were
--- its experts at the checkpoint before.
+-- Checkpoints of a model (revisions named by a step, such as step512) in training order: the agreement of
+-- their experts with people, the median number of experts, and their stability since the previous one.
 -- Reads: experts, concepts, alignment, expert_stability, similarity (for its thresholds).
 WITH thresholds AS (
     SELECT DISTINCT threshold FROM similarity WHERE threshold IS NOT NULL
@@ -14,21 +13,21 @@ steps AS (
     )
     WHERE step IS NOT NULL
 ),
-found AS (
+sizes AS (
     SELECT run, pooling, concept, threshold, count(*) AS n
     FROM experts JOIN thresholds ON ap > threshold
     GROUP BY ALL
 ),
--- a concept without experts counts as 0
-counted AS (
+-- concepts without experts count as 0
+medians AS (
     SELECT model, revision, concept_set, r.run, r.pooling, threshold, median(coalesce(n, 0)) AS n_experts
     FROM (SELECT DISTINCT model, revision, concept_set, run, pooling FROM experts) r
     CROSS JOIN thresholds
     JOIN (SELECT DISTINCT concept_set, concept FROM concepts) USING (concept_set)
-    LEFT JOIN found USING (run, pooling, concept, threshold)
+    LEFT JOIN sizes USING (run, pooling, concept, threshold)
     GROUP BY ALL
 ),
-kept AS (
+stabilities AS (
     SELECT
         revision_a, revision_b, run_a, run_b, pooling, threshold,
         avg(stability ORDER BY concept) AS stability
@@ -40,9 +39,9 @@ SELECT
     c.n_experts, revision_before, k.stability,
     a.human_set, a.agreement, a.measure, a.n_pairs, a.rho, a.ci_low, a.ci_high,
     c.run AS run_experts, a.run
-FROM counted c
+FROM medians c
 JOIN steps s USING (model, revision, concept_set)
-LEFT JOIN kept k
+LEFT JOIN stabilities k
     ON k.pooling = c.pooling AND k.threshold = c.threshold
     AND least(revision, revision_before) = k.revision_a
     AND greatest(revision, revision_before) = k.revision_b

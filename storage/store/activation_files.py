@@ -1,4 +1,4 @@
-"""Reading activations: one flat column per (site, work unit), neuron by neuron.
+"""Activation files: one flat column per (site, work unit), neuron by neuron.
 
 Row r of a file with n sentences from `first` is unit r // n and sentence first + r % n.
 """
@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import StoreError
-from storage.store.commit import PLACE
-from storage.store.layout import escaped
-from storage.store.paths import open_table
+from storage.store.commit import LOCATION
+from storage.store.layout import escape_name
+from storage.store.paths import open_parquet
 
 Values = npt.NDArray[np.floating[Any]]
 
@@ -41,11 +41,11 @@ MEAN, LAST = "mean", "last"
 
 def activation_folder(pooling: str, layer: int, site: str) -> str:
     """Folder of one site's activations, relative to the stage's."""
-    return f"pooling={escaped(pooling)}/layer={layer}/site={escaped(site)}"
+    return f"pooling={escape_name(pooling)}/layer={layer}/site={escape_name(site)}"
 
 
 @dataclass(frozen=True)
-class SiteFiles:
+class SiteActivations:
     """The files of one site, in the order of their sentences, and the site's width."""
 
     paths: Sequence[Path]
@@ -58,86 +58,84 @@ class SiteFiles:
 
     def blocks(
         self,
-        most_bytes: int,
-        most_units: int = sys.maxsize,
-        room: Callable[[tuple[int, int], npt.DTypeLike], Values] = np.empty,
+        max_bytes: int,
+        max_units: int = sys.maxsize,
+        allocate: Callable[[tuple[int, int], npt.DTypeLike], Values] = np.empty,
     ) -> Iterator[tuple[int, Values]]:
-        """The activations some units at a time: the first of them, and their values, of shape (units,
-        sentences), in an array that `room` gives.
+        """Blocks of consecutive units: the first unit, and values of shape (units, sentences).
 
-        A block has at most so many bytes and units, but one unit at least. Each byte of the files is
-        read once: blocks end where row groups do, except where one row group is more than a block; the
-        rest of it is kept.
+        A block has at most `max_bytes` and `max_units`, but at least one unit. Blocks end at row groups
+        where possible; otherwise the rest of the row group is buffered, so every byte is read once.
 
-        Raises StoreError for a file that cannot be read, that belongs elsewhere, or that does not fit.
+        Raises:
+            StoreError: for a file that is unreadable, was written for another site or has another size.
         """
         files = [_UnitFile(path, self.width) for path in self.paths]
-        kind = files[0].kind
+        dtype = files[0].dtype
         for file in files:
-            if file.kind != kind:
-                raise StoreError(f"{file.path}: holds {file.kind}, {files[0].path} {kind}")
-        sentences = sum(file.sentences for file in files)
-        at_once = max(1, min(self.width, most_units, most_bytes // (kind.itemsize * sentences)))
-        if files[0].units_in_group < at_once < self.width:
-            at_once -= at_once % files[0].units_in_group
-        for first in range(0, self.width, at_once):
-            units = min(at_once, self.width - first)
-            values = room((units, sentences), kind)
-            place = 0
+            if file.dtype != dtype:
+                raise StoreError(f"{file.path}: holds {file.dtype}, but {files[0].path} {dtype}")
+        n_sentences = sum(file.n_sentences for file in files)
+        block_units = max(1, min(self.width, max_units, max_bytes // (dtype.itemsize * n_sentences)))
+        if files[0].units_per_group < block_units < self.width:
+            block_units -= block_units % files[0].units_per_group
+        for first in range(0, self.width, block_units):
+            values = allocate((min(block_units, self.width - first), n_sentences), dtype)
+            column = 0
             for file in files:
-                file.take(values[:, place : place + file.sentences])
-                place += file.sentences
+                file.read_next(values[:, column : column + file.n_sentences])
+                column += file.n_sentences
             yield first, values
             del values
 
     def read_units(self, units: npt.NDArray[np.int64]) -> Values:
-        """Activations of some units, of shape (units, sentences)."""
-        parts, found = [], []
+        """Activations of the given units, of shape (units, sentences)."""
+        parts, indices = [], []
         for first, block in self.blocks(_BLOCK_BYTES):
-            inside = np.flatnonzero((units >= first) & (units < first + len(block)))
-            parts.append(block[units[inside] - first])
-            found.append(inside)
-        values: Values = np.concatenate(parts)[np.argsort(np.concatenate(found))]
+            in_block = np.flatnonzero((units >= first) & (units < first + len(block)))
+            parts.append(block[units[in_block] - first])
+            indices.append(in_block)
+        values: Values = np.concatenate(parts)[np.argsort(np.concatenate(indices))]
         return values
 
 
 class _UnitFile:
-    """One file of a site, read unit by unit from the first to the last."""
+    """One file of a site, read sequentially unit by unit."""
 
     def __init__(self, path: Path, width: int) -> None:
         self.path = path
-        with open_table(path) as table:
-            place = (table.schema_arrow.metadata or {}).get(PLACE, b"").decode()
-            if not place or not str(path).endswith(f"/{place}"):
+        with open_parquet(path) as file:
+            location = (file.schema_arrow.metadata or {}).get(LOCATION, b"").decode()
+            if not location or not str(path).endswith(f"/{location}"):
                 raise StoreError(
-                    f"{path}: belongs elsewhere ({place or 'nowhere'}); delete it, run again"
+                    f"{path}: was written for another location ({location or 'unknown'}); "
+                    "delete it and rerun"
                 )
-            if table.metadata.num_rows % width or not table.metadata.num_rows:
-                raise StoreError(
-                    f"{path}: {table.metadata.num_rows} rows are no multiple of {width} units"
-                )
-            self.kind = np.dtype(table.schema_arrow.field(0).type.to_pandas_dtype())
-            self.sentences: int = table.metadata.num_rows // width
-            self.units_in_group: int = max(1, table.metadata.row_group(0).num_rows // self.sentences)
+            n_rows = file.metadata.num_rows
+            if n_rows % width or not n_rows:
+                raise StoreError(f"{path}: expected a multiple of {width} units, got {n_rows} rows")
+            self.dtype = np.dtype(file.schema_arrow.field(0).type.to_pandas_dtype())
+            self.n_sentences: int = n_rows // width
+            self.units_per_group: int = max(1, file.metadata.row_group(0).num_rows // self.n_sentences)
         self._next_group = 0
-        self._rest: Values = np.empty((0, self.sentences), self.kind)
+        self._buffer: Values = np.empty((0, self.n_sentences), self.dtype)
 
-    def take(self, out: Values) -> None:
+    def read_next(self, out: Values) -> None:
         """Fill `out`, of shape (units, sentences), with the activations of the next units."""
-        place = self._move(out, 0)
-        if place < len(out):
-            with open_table(self.path) as table:
-                while place < len(out):
-                    column = table.read_row_group(self._next_group).column(0)
-                    self._rest = column.to_numpy().reshape(-1, self.sentences)
+        row = self._drain_buffer(out, 0)
+        if row < len(out):
+            with open_parquet(self.path) as file:
+                while row < len(out):
+                    column = file.read_row_group(self._next_group).column(0)
+                    self._buffer = column.to_numpy().reshape(-1, self.n_sentences)
                     self._next_group += 1
-                    place = self._move(out, place)
-        # not a view that holds the whole row group
-        self._rest = self._rest.copy()
+                    row = self._drain_buffer(out, row)
+        # a view would keep the complete row group in memory
+        self._buffer = self._buffer.copy()
 
-    def _move(self, out: Values, place: int) -> int:
-        """Fill `out` from a place on with what is left of the last row group; the place after it."""
-        units = min(len(self._rest), len(out) - place)
-        out[place : place + units] = self._rest[:units]
-        self._rest = self._rest[units:]
-        return place + units
+    def _drain_buffer(self, out: Values, row: int) -> int:
+        """Move buffered units into `out` from `row` on; returns the next row."""
+        units = min(len(self._buffer), len(out) - row)
+        out[row : row + units] = self._buffer[:units]
+        self._buffer = self._buffer[units:]
+        return row + units

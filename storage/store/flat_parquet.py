@@ -1,9 +1,8 @@
-"""A flat array as a Parquet file of one column, made at the speed of memory.
+"""Write a flat array as a Parquet file of one column at the speed of memory.
 
-To Parquet a float16 is an array of two bytes, and pyarrow encodes such arrays one by one, at 0.5 GB/s.
-But plainly encoded and not compressed they are just the bytes of the array: pyarrow writes the headers
-once for each size, around zeros, and the values take their place. The file is byte for byte the one
-that pyarrow would have written.
+In Parquet, a float16 is an array of two bytes, and pyarrow encodes such arrays one by one at 0.5 GB/s.
+Plain encoding without compression, however, is the bytes of the array: pyarrow writes the headers once
+per size, around zeros, which the values replace. The file is byte-identical to the one from pyarrow.
 """
 
 from __future__ import annotations
@@ -20,37 +19,39 @@ import pyarrow.parquet as pq
 Flat = npt.NDArray[np.floating[Any]]
 
 _MAGIC = b"PAR1"
-_SIZES_KEPT = 64
+_MAX_CACHED_TEMPLATES = 64
 
 
 @dataclass(frozen=True)
-class _Form:
-    """All of a file but its values: the header of the page in each row group, and the footer's facts."""
+class _Template:
+    """A file without its values: the page header of each row group, and the footer's metadata."""
 
     headers: list[bytes]
     metadata: pq.FileMetaData
 
 
 def encode(values: Flat, row_group: int, metadata: dict[bytes, bytes]) -> list[Any]:
-    """The parts of a file with the column `value`, never null, `row_group` rows a group, and this
-    metadata. Values are not copied."""
-    form = _form(values.dtype, len(values), row_group)
+    """The parts of a file with the non-nullable column `value`, `row_group` rows per group.
+
+    Values are not copied.
+    """
+    template = _make_template(values.dtype, len(values), row_group)
     parts: list[Any] = [_MAGIC]
-    for number, header in enumerate(form.headers):
-        first = number * row_group
+    for index, header in enumerate(template.headers):
+        first = index * row_group
         parts += [header, values[first : first + row_group].data.cast("B")]
-    parts.append(memoryview(_footer(form, _schema(values.dtype, metadata)))[len(_MAGIC) :])
+    parts.append(memoryview(_make_footer(template, _schema(values.dtype, metadata)))[len(_MAGIC) :])
     return parts
 
 
 def decode(file: pa.Buffer) -> Flat:
-    """The values of such a file, as pyarrow reads them."""
+    """The values of such a file, read by pyarrow."""
     values: Flat = pq.ParquetFile(pa.BufferReader(file)).read(use_threads=False).column(0).to_numpy()
     return values
 
 
-def by_pyarrow(values: Flat, row_group: int, metadata: dict[bytes, bytes]) -> pa.Buffer:
-    """The same file as `encode` makes, by pyarrow alone."""
+def encode_with_pyarrow(values: Flat, row_group: int, metadata: dict[bytes, bytes]) -> pa.Buffer:
+    """The same file as from `encode`, written by pyarrow alone."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_arrays([pa.array(values)], schema=_schema(values.dtype, metadata)),
@@ -59,7 +60,7 @@ def by_pyarrow(values: Flat, row_group: int, metadata: dict[bytes, bytes]) -> pa
         use_dictionary=False,
         write_statistics=False,
         row_group_size=row_group,
-        # one page a row group
+        # one page per row group
         data_page_size=values.nbytes + 1,
         max_rows_per_page=row_group,
         write_batch_size=row_group,
@@ -67,28 +68,28 @@ def by_pyarrow(values: Flat, row_group: int, metadata: dict[bytes, bytes]) -> pa
     return sink.getvalue()
 
 
-@lru_cache(_SIZES_KEPT)
-def _form(kind: np.dtype[Any], size: int, row_group: int) -> _Form:
-    file = by_pyarrow(np.zeros(size, kind), row_group, {})
+@lru_cache(_MAX_CACHED_TEMPLATES)
+def _make_template(dtype: np.dtype[Any], size: int, row_group: int) -> _Template:
+    file = encode_with_pyarrow(np.zeros(size, dtype), row_group, {})
     metadata = pq.read_metadata(pa.BufferReader(file))
     headers = []
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
         page = group.column(0)
-        length = page.total_compressed_size - group.num_rows * kind.itemsize
+        length = page.total_compressed_size - group.num_rows * dtype.itemsize
         headers.append(file[page.data_page_offset :][:length].to_pybytes())
-    return _Form(headers, metadata)
+    return _Template(headers, metadata)
 
 
-def _footer(form: _Form, schema: pa.Schema) -> pa.Buffer:
-    """A file without rows, whose footer tells of those of the form."""
+def _make_footer(template: _Template, schema: pa.Schema) -> pa.Buffer:
+    """A file without rows, whose footer describes the row groups of the template."""
     empty, file = pa.BufferOutputStream(), pa.BufferOutputStream()
     pq.write_metadata(schema, empty)
     metadata = pq.read_metadata(pa.BufferReader(empty.getvalue()))
-    metadata.append_row_groups(form.metadata)
+    metadata.append_row_groups(template.metadata)
     metadata.write_metadata_file(file)
     return file.getvalue()
 
 
-def _schema(kind: np.dtype[Any], metadata: dict[bytes, bytes]) -> pa.Schema:
-    return pa.schema([pa.field("value", pa.from_numpy_dtype(kind), nullable=False)], metadata)
+def _schema(dtype: np.dtype[Any], metadata: dict[bytes, bytes]) -> pa.Schema:
+    return pa.schema([pa.field("value", pa.from_numpy_dtype(dtype), nullable=False)], metadata)

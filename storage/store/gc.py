@@ -1,4 +1,4 @@
-"""What of a store can be deleted without losing an answer."""
+"""Find the parts of a store that can be deleted without losing a result."""
 
 from __future__ import annotations
 
@@ -6,77 +6,65 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.database import is_activations
+from storage.database import is_activation_file
 from storage.store import layout, manifest
 from storage.store.lease import is_held
 from storage.store.manifest import Manifest
-from storage.store.paths import files_below, remove, size
+from storage.store.paths import file_size, remove_file, walk_files
 
-SCORED = "its activations were scored by every stage that reads them"
-SUPERSEDED = "no newest report of a sweep is made of it"
+SCORED = "every stage that reads these activations has scored them"
+SUPERSEDED = "not used by any sweep's latest report"
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that can be deleted: a whole stage, or only its raw activations."""
+    """Deletable files: an entire stage, or only its raw activations."""
 
     stage: Manifest
-    whole: bool
+    is_entire_stage: bool
     bytes: int
 
     @property
-    def why(self) -> str:
-        return SUPERSEDED if self.whole else SCORED
+    def reason(self) -> str:
+        return SUPERSEDED if self.is_entire_stage else SCORED
 
     def delete(self) -> None:
-        """Delete it. A stage's manifest goes first, so that it is never done without its files."""
-        if not self.whole:
-            manifest.drop(self.stage, is_activations, SCORED)
+        """Delete the files. The manifest goes first: a stage must not be complete without its files."""
+        if not self.is_entire_stage:
+            manifest.drop_files(self.stage, is_activation_file, SCORED)
             return
-        remove(self.stage.folder / layout.SUCCESS)
-        for path in files_below(self.stage.folder):
-            remove(path)
+        remove_file(self.stage.folder / layout.SUCCESS)
+        for path in walk_files(self.stage.folder):
+            remove_file(path)
 
 
 def find_garbage(root: Path) -> Iterator[Garbage]:
-    """What can be deleted: stages that the newest report of none of the store's sweeps is made of, and
-    raw activations of models that were scored. Stages that are under way, and what they read, stay.
+    """Stages that no sweep's latest report depends on, and raw activations that have been scored.
 
-    Raises StoreError when `root` is no store of this version.
+    Nothing while a stage is in progress, because the stage may need its inputs.
+
+    Raises:
+        StoreError: if `root` is not a store of this version.
     """
-    layout.check(root)
-    done = {each.folder.name: each for kind in layout.KINDS for each in manifest.done(root, kind)}
-    under_way = [
-        folder
-        for kind in layout.KINDS
-        for folder in manifest.stages(root, kind)
-        if folder.name not in done or is_held(folder / layout.RUNNING)
-    ]
-    newest: dict[str, Manifest] = {}
-    for each in done.values():
-        if each.kind == "report":
-            before = newest.get(each.label)
-            newest[each.label] = each if before is None else max(before, each, key=_age)
-    needed: set[str] = set()
-    for each in newest.values():
-        needed |= manifest.made_of(each, done)
-    for each in done.values():
-        if newest and not under_way and each.folder.name not in needed:
-            yield Garbage(each, True, sum(record.bytes for record in each.kept))
-        elif each.kind == "activations" and not under_way and _is_scored(each, done):
-            left = sum(
+    layout.check_store(root)
+    stages = {stage.folder.name: stage for stage in manifest.completed(root)}
+    if any(
+        folder.name not in stages or is_held(folder / layout.RUNNING)
+        for folder in manifest.stage_folders(root)
+    ):
+        return
+    by_age = sorted(stages.values(), key=lambda stage: (stage.finished, stage.fingerprint))
+    reports = {stage.label: stage for stage in by_age if stage.kind == "report"}
+    needed = {name for report in reports.values() for name in manifest.ancestors(report, stages)}
+    scored = {name for stage in by_age if stage.kind == "experts" for name in stage.inputs.values()}
+    for stage in stages.values():
+        if reports and stage.folder.name not in needed:
+            yield Garbage(stage, True, sum(record.bytes for record in stage.present_records))
+        elif stage.kind == "activations" and stage.folder.name in scored:
+            size = sum(
                 record.bytes
-                for record in each.files
-                if is_activations(record) and size(each.folder / record.path) is not None
+                for record in stage.files
+                if is_activation_file(record) and file_size(stage.folder / record.path) is not None
             )
-            if left:
-                yield Garbage(each, False, left)
-
-
-def _age(stage: Manifest) -> tuple[str, str]:
-    return stage.finished, stage.fingerprint
-
-
-def _is_scored(stage: Manifest, done: dict[str, Manifest]) -> bool:
-    readers = [each for each in done.values() if stage.folder.name in each.inputs.values()]
-    return any(each.kind == "experts" for each in readers)
+            if size:
+                yield Garbage(stage, False, size)

@@ -1,12 +1,12 @@
-"""Where things are in a store, and the store's own mark.
+"""Paths within a store.
 
 STORE/_STORE.json                            format of the store
-STORE/<stage>/<label>-<fingerprint>/         one stage, done or under way
-    _SUCCESS.json                            the manifest: what is there, and what made it
-    _DROPPED.json                            its raw activations were deleted on purpose
-    _RUNNING.json, _FAILED.json              a stage under way, or what stopped it
-    _units/<unit>.json                       one finished unit of the stage
-STORE/_schedules/<name>/                     what was decided of each slot of a schedule
+STORE/<stage>/<label>-<fingerprint>/         one stage, complete or in progress
+    _SUCCESS.json                            the manifest: files and provenance
+    _DROPPED.json                            the raw activations were deleted on purpose
+    _RUNNING.json, _FAILED.json              lease of a running stage, or the cause of its failure
+    _units/<unit>.json                       one finished work unit of the stage
+STORE/_schedules/<name>/                     decisions about the slots of a schedule
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import re
 from pathlib import Path
 
 from storage.errors import StoreError
-from storage.store.commit import TEMPORARY_SUFFIX, as_json, put_if_absent, sweep_temporary
-from storage.store.paths import entries, is_remote, read_bytes, size
+from storage.store.commit import TEMPORARY_SUFFIX, encode_json, put_if_absent, remove_temporary_files
+from storage.store.paths import file_size, is_remote, list_dir, read_bytes
 
 FORMAT = 5
-KINDS = (
+STAGE_KINDS = (
     "sentences",
     "activations",
     "experts",
@@ -34,66 +34,63 @@ KINDS = (
     "hierarchy",
     "report",
 )
-MARK = "_STORE.json"
+STORE_FILE = "_STORE.json"
 SUCCESS = "_SUCCESS.json"
 RUNNING = "_RUNNING.json"
 FAILED = "_FAILED.json"
 DROPPED = "_DROPPED.json"
-UNITS = "_units"
+WORK_UNITS = "_units"
 SCHEDULES = "_schedules"
 
-_LONGEST_LABEL = 60
-_LONGEST_NAME = 150
+_MAX_LABEL = 60
+_MAX_NAME = 150
 
 
-def create(root: Path) -> Path:
-    """Make a store at `root`, or open the one that is there."""
-    if size(root / MARK) is None:
-        if any(map(_is_of_the_user, entries(root))) or (not is_remote(root) and root.is_file()):
-            raise StoreError(f"{root}: is there but is no neuralign store; name an empty or new folder")
+def create_store(root: Path) -> Path:
+    """Create a store at `root`, or open the existing one."""
+    if file_size(root / STORE_FILE) is None:
+        # an interrupted creation leaves a temporary file
+        has_other_files = any(path.suffix != TEMPORARY_SUFFIX for path in list_dir(root))
+        if has_other_files or (not is_remote(root) and root.is_file()):
+            raise StoreError(f"{root}: exists but is not a neuralign store; name an empty or new folder")
         try:
-            put_if_absent(root, MARK, as_json({"format": FORMAT}))
+            put_if_absent(root, STORE_FILE, encode_json({"format": FORMAT}))
         except OSError as error:
-            raise StoreError(f"{root}: no store can be made there: {error.strerror}") from error
-    sweep_temporary(root)
-    return check(root)
+            raise StoreError(f"{root}: cannot create a store: {error.strerror}") from error
+    remove_temporary_files(root)
+    return check_store(root)
 
 
-def _is_of_the_user(path: Path) -> bool:
-    # a store whose making was stopped holds its mark's temporary file
-    return path.suffix != TEMPORARY_SUFFIX
-
-
-def check(root: Path) -> Path:
-    """Return `root` when it is a store of this version, else raise StoreError."""
-    mark = root / MARK
-    if size(mark) is None:
-        if not entries(root):
-            raise StoreError(f"{root}: no such store; `neuralign run FILE` makes one")
-        raise StoreError(f"{root}: is no neuralign store (it has no {MARK})")
+def check_store(root: Path) -> Path:
+    """Return `root`; raise StoreError if it is not a store of this version."""
+    path = root / STORE_FILE
+    if file_size(path) is None:
+        if not list_dir(root):
+            raise StoreError(f"{root}: no such store; `neuralign run FILE` creates one")
+        raise StoreError(f"{root}: is not a neuralign store ({STORE_FILE} is missing)")
     try:
-        found = json.loads(read_bytes(mark))["format"]
+        store_format = json.loads(read_bytes(path))["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{mark}: cannot be read: {error}") from error
-    if found != FORMAT:
+        raise StoreError(f"{path}: cannot be read: {error}") from error
+    if store_format != FORMAT:
         raise StoreError(
-            f"{root}: was made by another version of neuralign (store format {found}, "
+            f"{root}: was made by another version of neuralign (store format {store_format}, "
             f"this one reads {FORMAT}); name another store"
         )
     return root
 
 
 def slug(name: str) -> str:
-    """A name that is safe as part of a file name; two names may share one."""
+    """A name made safe for use in a file name; not unique."""
     safe = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")
-    return safe[:_LONGEST_LABEL] or "unnamed"
+    return safe[:_MAX_LABEL] or "unnamed"
 
 
-def escaped(name: str) -> str:
-    """A name as one part of a path, different for different names, on every file system.
+def escape_name(name: str) -> str:
+    """A name as one path component, unique on every file system.
 
-    What is not a lower-case letter, a digit or one of `._-` becomes %XX, as in a URL, so that two names
-    never differ in case alone; a name that is too long becomes its hash.
+    Characters other than lower-case letters, digits and `._-` become %XX, as in URLs, so names never
+    differ only in case. A name that is too long becomes its hash.
     """
     safe = "".join(
         chr(byte) if re.match(rb"[a-z0-9._-]", bytes([byte])) else f"%{byte:02X}"
@@ -101,7 +98,7 @@ def escaped(name: str) -> str:
     )
     if safe.startswith("."):
         safe = f"%2E{safe[1:]}"
-    if len(safe) > _LONGEST_NAME:
+    if len(safe) > _MAX_NAME:
         safe = f"~{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:32]}"
     return safe
 

@@ -1,8 +1,8 @@
-"""Leases: of all the runs on one store, just one works on a stage at a time.
+"""Leases: of all runs on a store, only one works on a stage at a time.
 
-The lease is a file that only one can put there. Its holder touches it again and again; who waits
-watches whether it changes, by a clock of his own, so clocks that differ or are set back do no harm. A
-lease that no longer changes, or whose holder was a process of this machine that ended, is taken over.
+A lease is a file that only one process can create. Its holder touches it periodically. Waiting processes
+watch for changes by their own clocks, so that clock differences are harmless. A lease that stops
+changing, or whose holder was a process on this host that has exited, is taken over.
 """
 
 from __future__ import annotations
@@ -20,80 +20,81 @@ from pathlib import Path
 from typing import Any
 
 import obstore
+import psutil
 
 from storage.errors import StoreError
-from storage.store.commit import as_json, put_if_absent, write_json
-from storage.store.paths import is_remote, locate, read_bytes, remove
+from storage.store.commit import encode_json, put_if_absent, write_json
+from storage.store.paths import is_remote, locate_object, read_bytes, remove_file
 
 HEARTBEAT_SECONDS = 5.0
-SILENT_SECONDS = 30.0
-"""A holder that was not heard of for so long is taken for dead."""
+LEASE_TIMEOUT_SECONDS = 30.0
+"""Time without a heartbeat after which a holder is presumed dead."""
 
 _POLL_SECONDS = 0.5
-_held_here: set[str] = set()
-"""Tokens of the leases that threads of this process hold."""
+_local_tokens: set[str] = set()
+"""Tokens of the leases held by threads of this process."""
 
-_noting = threading.Lock()
+_update_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease that this process holds."""
+    """A lease held by this process."""
 
     path: Path
     token: str
 
     def check(self) -> None:
-        """Raise StoreError when another run has taken the lease over."""
+        """Raise StoreError if another run has taken the lease over."""
         holder = read_lease(self.path)
         if holder is None or holder["token"] != self.token:
             raise StoreError(
-                f"{self.path.parent}: another run took this stage over, as this one was silent for "
-                f"{SILENT_SECONDS:.0f} s; run it again when that one is done"
+                f"{self.path.parent}: another run took this stage over after "
+                f"{LEASE_TIMEOUT_SECONDS:.0f} s without a heartbeat; rerun when that run is done"
             )
 
 
 @contextmanager
-def held(
-    path: Path, facts: dict[str, Any], waiting: Callable[[dict[str, Any]], None]
+def acquire_lease(
+    path: Path, facts: dict[str, Any], on_wait: Callable[[dict[str, Any]], None]
 ) -> Iterator[Lease]:
-    """Hold the lease `path`, waiting for it where another run holds it; give it back at the end.
+    """Hold the lease `path`; waits while another run holds it.
 
-    `waiting` is called once with the facts of the one who is waited for.
+    `on_wait` is called once with the facts of the holder.
     """
-    mine = {**facts, "host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-    told = False
-    while not put_if_absent(path.parent, path.name, as_json(mine)):
+    record = {**facts, "host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+    has_waited = False
+    while not put_if_absent(path.parent, path.name, encode_json(record)):
         holder = read_lease(path)
-        if holder is not None and not is_gone(holder):
-            if not told:
-                waiting(holder)
-                told = True
-            if _changes(path):
+        if holder is not None and not holder_has_exited(holder):
+            if not has_waited:
+                on_wait(holder)
+                has_waited = True
+            if wait_for_heartbeat(path, LEASE_TIMEOUT_SECONDS):
                 continue
-        # nobody is there any more
+        # the holder is dead
         if holder is not None and read_lease(path) == holder:
-            remove(path)
-    lease = Lease(path, mine["token"])
-    _held_here.add(lease.token)
+            remove_file(path)
+    lease = Lease(path, record["token"])
+    _local_tokens.add(lease.token)
     try:
-        with _beating(lease):
+        with _heartbeat(lease):
             yield lease
     finally:
-        _held_here.discard(lease.token)
+        _local_tokens.discard(lease.token)
 
 
-def note(path: Path, **facts: Any) -> None:
-    """Tell something about the work under a lease to those who look on."""
-    # the heart notes its beats too, and who writes reads back what was written
-    with _noting:
+def update_lease(path: Path, **facts: Any) -> None:
+    """Publish facts about the work under a lease."""
+    # the heartbeat thread updates it too
+    with _update_lock:
         holder = read_lease(path)
         if holder is not None:
             write_json(path.parent, path.name, {**holder, **facts})
 
 
 def read_lease(path: Path) -> dict[str, Any] | None:
-    """What the holder of a lease says of itself; None where nobody holds it."""
+    """The facts that the holder of a lease has published; None if no process holds it."""
     try:
         content: dict[str, Any] = json.loads(read_bytes(path))
     except FileNotFoundError:
@@ -103,70 +104,64 @@ def read_lease(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def pulse(path: Path) -> object:
-    """Something that changes as often as the holder of a lease is heard of; None without a lease."""
+def last_heartbeat(path: Path) -> object:
+    """A value that changes with every heartbeat of a lease's holder; None if there is no lease."""
     try:
         if is_remote(path):
-            store, key = locate(path)
-            found = obstore.head(store, key)
-            return found["e_tag"], found["last_modified"]
+            head = obstore.head(*locate_object(path))
+            return head["e_tag"], head["last_modified"]
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return None
 
 
-def silent_for(path: Path) -> float:
-    """Seconds since the holder of a lease was heard of, by this machine's clock."""
+def seconds_since_heartbeat(path: Path) -> float:
+    """Seconds since the last heartbeat of a lease's holder, by this host's clock."""
     if is_remote(path):
-        store, key = locate(path)
-        return abs(time.time() - obstore.head(store, key)["last_modified"].timestamp())
+        return abs(time.time() - obstore.head(*locate_object(path))["last_modified"].timestamp())
     return abs(time.time() - path.stat().st_mtime)
 
 
 def is_held(path: Path) -> bool:
-    """Whether someone who seems to be alive holds a lease."""
+    """Whether a live process appears to hold a lease."""
     try:
         holder = read_lease(path)
-        return holder is not None and not is_gone(holder) and silent_for(path) <= SILENT_SECONDS
+        if holder is None or holder_has_exited(holder):
+            return False
+        return seconds_since_heartbeat(path) <= LEASE_TIMEOUT_SECONDS
     except FileNotFoundError:
         return False
 
 
-def forget_gone(path: Path) -> None:
-    """Remove the lease of a process of this machine that has ended."""
+def remove_stale_lease(path: Path) -> None:
+    """Remove a lease whose holder was a process on this host that has exited."""
     holder = read_lease(path)
-    if holder is not None and is_gone(holder):
-        remove(path)
+    if holder is not None and holder_has_exited(holder):
+        remove_file(path)
 
 
-def _changes(path: Path) -> bool:
-    """Watch a lease; whether it was touched or given back before it had been silent for too long."""
-    before, since = pulse(path), time.monotonic()
-    while time.monotonic() - since < SILENT_SECONDS:
+def wait_for_heartbeat(path: Path, timeout_seconds: float) -> bool:
+    """Watch a lease; returns whether it was touched or released before the timeout."""
+    before, since = last_heartbeat(path), time.monotonic()
+    while time.monotonic() - since < timeout_seconds:
         time.sleep(_POLL_SECONDS)
-        if pulse(path) != before:
+        if last_heartbeat(path) != before:
             return True
     return False
 
 
-def is_gone(holder: dict[str, Any]) -> bool:
-    """Whether a holder is a process of this machine that has ended."""
+def holder_has_exited(holder: dict[str, Any]) -> bool:
+    """Whether a holder was a process on this host that has exited."""
     if holder["host"] != socket.gethostname():
         return False
     if holder["pid"] == os.getpid():
-        # in a container that was started again all processes have the ids of those before
-        return holder["token"] not in _held_here
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
+        # a restarted container reuses process ids
+        return holder["token"] not in _local_tokens
+    return not psutil.pid_exists(holder["pid"])
 
 
 @contextmanager
-def _beating(lease: Lease) -> Iterator[None]:
+def _heartbeat(lease: Lease) -> Iterator[None]:
     stop = threading.Event()
 
     def beat() -> None:
@@ -176,17 +171,17 @@ def _beating(lease: Lease) -> Iterator[None]:
                 if is_remote(lease.path):
                     beats += 1
                     lease.check()
-                    note(lease.path, beats=beats)
+                    update_lease(lease.path, beats=beats)
                 else:
                     os.utime(lease.path)
 
-    heart = threading.Thread(target=beat, daemon=True)
-    heart.start()
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         stop.set()
-        heart.join()
+        thread.join()
         with suppress(StoreError):
             lease.check()
-            remove(lease.path)
+            remove_file(lease.path)

@@ -1,4 +1,4 @@
-"""Manifests: a stage is done when its manifest is there, and readers read only what it lists."""
+"""Manifests: a stage is complete once its manifest exists; readers read only the files that it lists."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from storage import __version__
 from storage.errors import StoreError
-from storage.store.commit import TEMPORARY_SUFFIX, FileRecord, read_sealed, write_sealed
-from storage.store.layout import DROPPED, FORMAT, SUCCESS, UNITS
-from storage.store.paths import entries, is_remote, remove, size
+from storage.store.commit import TEMPORARY_SUFFIX, FileRecord, read_checksummed, write_checksummed
+from storage.store.layout import DROPPED, FORMAT, STAGE_KINDS, SUCCESS, WORK_UNITS
+from storage.store.paths import file_size, is_remote, list_dir, remove_file
+from storage.version import __version__
+
+_STORED_AS_IS = ("kind", "label", "fingerprint", "params", "inputs", "notes")
+"""Fields of a manifest that are the same in its file."""
 
 _LIBRARIES = ("torch", "transformers", "ray", "pyarrow", "duckdb", "numpy", "scipy")
-_REQUESTS_AT_ONCE = 16
+_MAX_PARALLEL_REQUESTS = 16
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What made a stage and what it holds.
+    """The provenance and contents of a stage.
 
     `inputs` are the folders of the stages that it read; `dropped` the paths of listed files that were
-    deleted on purpose (see `drop`).
+    deleted on purpose (see `drop_files`).
     """
 
     folder: Path
@@ -45,22 +48,17 @@ class Manifest:
     dropped: frozenset[str] = frozenset()
 
     def commit(self) -> None:
-        """Write the manifest: from here on the stage is done."""
-        remove(self.folder / DROPPED)
-        write_sealed(
+        """Write the manifest, which completes the stage."""
+        remove_file(self.folder / DROPPED)
+        write_checksummed(
             self.folder,
             SUCCESS,
             {
+                **{name: getattr(self, name) for name in _STORED_AS_IS},
                 "format": FORMAT,
-                "kind": self.kind,
-                "label": self.label,
-                "fingerprint": self.fingerprint,
-                "params": self.params,
-                "inputs": self.inputs,
-                "files": [record.to_json() for record in self.files],
+                "files": [vars(record) for record in self.files],
                 "rows": sum(record.rows for record in self.files),
                 "seconds": round(self.seconds, 3),
-                "notes": self.notes,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "versions": software_versions(),
                 "host": socket.gethostname(),
@@ -68,134 +66,126 @@ class Manifest:
         )
 
     @property
-    def kept(self) -> list[FileRecord]:
-        """The files that must be there: those listed and not dropped."""
+    def present_records(self) -> list[FileRecord]:
+        """The files that must exist: those listed and not dropped."""
         return [record for record in self.files if record.path not in self.dropped]
 
-    def lacks(self) -> list[Path]:
-        """Files that must be there and are not, with their size."""
-        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
-            there = (threads.map if is_remote(self.folder) else map)(
-                lambda record: _is_there(self.folder, record), self.kept
+    def missing_files(self) -> list[Path]:
+        """Files that must exist but are missing or have another size."""
+        records = self.present_records
+        with ThreadPoolExecutor(_MAX_PARALLEL_REQUESTS) as threads:
+            is_present = (threads.map if is_remote(self.folder) else map)(
+                lambda record: _is_present(self.folder, record), records
             )
             return [
                 self.folder / record.path
-                for record, is_there in zip(self.kept, there, strict=True)
-                if not is_there
+                for record, present in zip(records, is_present, strict=True)
+                if not present
             ]
 
     def check_files(self) -> None:
-        """Raise StoreError when a file that must be there is not, with its size."""
-        if lacking := self.lacks():
+        """Raise StoreError if a file that must exist is missing or has another size."""
+        if missing := self.missing_files():
             raise StoreError(
-                f"{lacking[0]}: is missing or was cut, though {SUCCESS} lists it; run the sweep again"
+                f"{missing[0]}: is missing or truncated, but listed in {SUCCESS}; rerun the sweep"
             )
 
     def paths(self, name: str) -> list[Path]:
-        """Paths of the listed files whose own name is `name`, or that lie in the folder `name`."""
-        found = [
-            record.path
-            for record in self.files
-            if record.path == name or record.path.startswith(f"{name}/")
-        ]
-        if gone := self.dropped.intersection(found):
-            raise StoreError(f"{self.folder / min(gone)}: was dropped after it had been scored")
-        return [self.folder / path for path in found]
+        """Paths of the listed file `name`, or of the listed files in the folder `name`."""
+        listed = (record.path for record in self.files)
+        paths = [path for path in listed if path == name or path.startswith(f"{name}/")]
+        if dropped := self.dropped.intersection(paths):
+            raise StoreError(f"{self.folder / min(dropped)}: was deleted after scoring")
+        return [self.folder / path for path in paths]
 
 
 def read(folder: Path) -> Manifest | None:
-    """The manifest of a stage's folder, None while the stage is not done."""
+    """The manifest of a stage; None if the stage is not complete."""
     path = folder / SUCCESS
-    if size(path) is None:
+    if file_size(path) is None:
         return None
     try:
-        found = read_sealed(path)
+        content = read_checksummed(path)
         dropped = folder / DROPPED
+        dropped_paths = read_checksummed(dropped)["files"] if file_size(dropped) is not None else ()
         return Manifest(
             folder=folder,
-            kind=found["kind"],
-            label=found["label"],
-            fingerprint=found["fingerprint"],
-            params=found["params"],
-            inputs=found["inputs"],
-            files=[FileRecord(**record) for record in found["files"]],
-            seconds=found["seconds"],
-            notes=found["notes"],
-            finished=found["finished"],
-            versions=found["versions"],
-            dropped=frozenset(read_sealed(dropped)["files"] if size(dropped) is not None else ()),
+            **{name: content[name] for name in (*_STORED_AS_IS, "seconds", "finished", "versions")},
+            files=[FileRecord(**record) for record in content["files"]],
+            dropped=frozenset(dropped_paths),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}; remove the folder to redo it") from error
+        raise StoreError(
+            f"{path}: cannot be read: {error}; remove the folder and rerun the sweep"
+        ) from error
 
 
-def done(root: Path, kind: str) -> Iterator[Manifest]:
-    """The manifests of all done stages of one kind, in the order of their folders' names."""
-    for folder in stages(root, kind):
-        manifest = read(folder)
-        if manifest is not None:
-            yield manifest
+def completed(root: Path, *kinds: str) -> Iterator[Manifest]:
+    """The manifests of the complete stages of these kinds (default: all), in order of their folders."""
+    return filter(None, map(read, stage_folders(root, *kinds)))
 
 
-def stages(root: Path, kind: str) -> list[Path]:
-    """The folders of all stages of one kind, done or not, in the order of their names."""
-    return [path for path in entries(root / kind) if path.suffix != TEMPORARY_SUFFIX]
+def stage_folders(root: Path, *kinds: str) -> list[Path]:
+    """The folders of the stages of these kinds (default: all), complete or not, sorted within a kind."""
+    paths = (path for kind in kinds or STAGE_KINDS for path in list_dir(root / kind))
+    return [path for path in paths if path.suffix != TEMPORARY_SUFFIX]
 
 
-def made_of(stage: Manifest, done: Mapping[str, Manifest]) -> set[str]:
-    """Names of the folders of a stage and of all that it was made of, among those that are done."""
-    found = {stage.folder.name}
+def ancestors(stage: Manifest, stages: Mapping[str, Manifest]) -> set[str]:
+    """Folder names of a stage and all its direct and indirect inputs, as far as they are in `stages`."""
+    names = {stage.folder.name}
     for name in stage.inputs.values():
-        if name in done:
-            found |= made_of(done[name], done)
-    return found
+        if name in stages:
+            names |= ancestors(stages[name], stages)
+    return names
 
 
-def drop(manifest: Manifest, is_dropped: Callable[[FileRecord], bool], why: str) -> int:
-    """Delete some files of a done stage on purpose; returns how many bytes that freed.
+def drop_files(manifest: Manifest, is_dropped: Callable[[FileRecord], bool], why: str) -> int:
+    """Delete some files of a complete stage on purpose; returns the number of bytes freed.
 
-    The stage counts as done, and says what it lost: the list is committed before anything is deleted,
-    and deleting again what is gone already does nothing.
+    The stage stays complete. The list of files is committed first, so an interrupted deletion can be
+    repeated.
     """
-    gone = [record for record in manifest.files if is_dropped(record)]
-    if not manifest.dropped.issuperset(record.path for record in gone):
-        content = {"why": why, "files": sorted({*manifest.dropped, *(each.path for each in gone)})}
-        write_sealed(manifest.folder, DROPPED, content)
-    there = [record for record in gone if size(manifest.folder / record.path) is not None]
-    for record in there:
-        remove(manifest.folder / record.path)
-    return sum(record.bytes for record in there)
+    records = [record for record in manifest.files if is_dropped(record)]
+    if not manifest.dropped.issuperset(record.path for record in records):
+        paths = sorted({*manifest.dropped, *(record.path for record in records)})
+        write_checksummed(manifest.folder, DROPPED, {"why": why, "files": paths})
+    present = [record for record in records if file_size(manifest.folder / record.path) is not None]
+    for record in present:
+        remove_file(manifest.folder / record.path)
+    return sum(record.bytes for record in present)
 
 
-def write_unit(folder: Path, unit: str, files: Iterable[FileRecord], facts: dict[str, Any]) -> None:
-    """Record that a unit of a stage is committed: from here on it is never computed again."""
-    content = {"files": [record.to_json() for record in files], "facts": facts}
-    write_sealed(folder / UNITS, f"{unit}.json", content)
+def write_work_unit(
+    folder: Path, work_unit: str, files: Iterable[FileRecord], facts: dict[str, Any]
+) -> None:
+    """Record that a work unit of a stage is committed, so that it is not computed again."""
+    content = {"files": [vars(record) for record in files], "facts": facts}
+    write_checksummed(folder / WORK_UNITS, f"{work_unit}.json", content)
 
 
-def read_units(folder: Path) -> dict[str, tuple[list[FileRecord], dict[str, Any]]]:
-    """The recorded units of a stage whose files are all there with their sizes. A record that cannot
-    be read is none: its unit is done again."""
-    units = {}
-    for path in entries(folder / UNITS):
+def read_work_units(folder: Path) -> dict[str, tuple[list[FileRecord], dict[str, Any]]]:
+    """The recorded work units of a stage, except those with unreadable records or missing files."""
+    work_units = {}
+    for path in list_dir(folder / WORK_UNITS):
         if path.suffix == TEMPORARY_SUFFIX:
             continue
         try:
-            content = read_sealed(path)
+            content = read_checksummed(path)
             files = [FileRecord(**record) for record in content["files"]]
         except (ValueError, KeyError, TypeError):
             continue
-        if all(_is_there(folder, record) for record in files):
-            units[path.stem] = (files, content["facts"])
-    return units
+        if all(_is_present(folder, record) for record in files):
+            work_units[path.stem] = (files, content["facts"])
+    return work_units
 
 
 @cache
 def software_versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
+    """Versions of Python, neuralign and the libraries that compute the results."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"neuralign": __version__, "python": platform.python_version(), **versions}
 
 
-def _is_there(folder: Path, record: FileRecord) -> bool:
-    return size(folder / record.path) == record.bytes
+def _is_present(folder: Path, record: FileRecord) -> bool:
+    return file_size(folder / record.path) == record.bytes

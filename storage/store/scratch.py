@@ -1,4 +1,4 @@
-"""Arrays of any size in bounded memory: large ones lie in files without a name."""
+"""Arrays of any size in bounded memory: large arrays are backed by unnamed temporary files."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ import numpy.typing as npt
 
 from storage.errors import StoreError
 
-_IN_MEMORY_BYTES = 128 << 20
+_MAX_IN_MEMORY_BYTES = 128 << 20
 
 
 def scratch(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An array with nothing in it yet, as `np.empty` makes it.
+    """An uninitialized array, like `np.empty`.
 
-    A large one lies in the folder for temporary files (TMPDIR), so that the system may put it aside, and
-    is gone with the array. Raises StoreError where there is no room for it.
+    A large array is backed by a file in TMPDIR, which disappears with the array.
+
+    Raises:
+        StoreError: if there is not enough disk space.
     """
     size = math.prod(np.atleast_1d(shape)) * np.dtype(dtype).itemsize
-    if size <= _IN_MEMORY_BYTES:
+    if size <= _MAX_IN_MEMORY_BYTES:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile() as file:
         try:
-            # room that turns out not to be there only when it is filled would end the process
+            # running out of space in a memory map would kill the process
             os.posix_fallocate(file.fileno(), 0, int(size))
         except OSError as error:
             raise StoreError(
                 f"{tempfile.gettempdir()}: {error.strerror} for {size / 1e9:.1f} GB of temporary data; "
-                "make space there, or set TMPDIR to another folder"
+                "free disk space, or set TMPDIR to another folder"
             ) from error
         return np.memmap(file, dtype, "r+", shape=shape)

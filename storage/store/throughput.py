@@ -1,38 +1,29 @@
-"""How fast the units of a stage are being committed, from when their records were."""
+"""Throughput of a stage, from when its work units were recorded."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import obstore
-from obstore.exceptions import BaseError
 
 from storage.store.commit import TEMPORARY_SUFFIX
-from storage.store.layout import UNITS
-from storage.store.paths import entries, is_remote, locate, unreachable
+from storage.store.layout import WORK_UNITS
+from storage.store.paths import is_remote, list_dir, object_store
 
-_RECENT = 50
+_MAX_UNITS = 50
 
 
 def units_per_second(folder: Path) -> float | None:
-    """Units a second over the last of those that are recorded in a stage's folder; None for fewer than
-    two."""
-    times = sorted(_recorded_at(folder / UNITS))[-_RECENT:]
+    """Recent work units per second of a stage; None if fewer than two are recorded."""
+    times = sorted(_record_times(folder / WORK_UNITS))[-_MAX_UNITS:]
     if len(times) < 2 or times[-1] <= times[0]:
         return None
     return (len(times) - 1) / (times[-1] - times[0])
 
 
-def _recorded_at(folder: Path) -> list[float]:
+def _record_times(folder: Path) -> list[float]:
     if not is_remote(folder):
-        times = []
-        for path in entries(folder):
-            if path.suffix != TEMPORARY_SUFFIX:
-                times.append(path.stat().st_mtime)
-        return times
-    store, prefix = locate(folder)
-    try:
-        found = [each for page in obstore.list(store, prefix) for each in page]
-    except BaseError as error:
-        raise unreachable(folder, error) from error
-    return [each["last_modified"].timestamp() for each in found]
+        return [path.stat().st_mtime for path in list_dir(folder) if path.suffix != TEMPORARY_SUFFIX]
+    with object_store(folder) as (store, prefix):
+        items = (item for page in obstore.list(store, prefix) for item in page)
+        return [item["last_modified"].timestamp() for item in items]

@@ -1,4 +1,4 @@
-"""Is a store what its manifests say, byte by byte and row by row?"""
+"""Check a store against its manifests, byte by byte and row by row."""
 
 from __future__ import annotations
 
@@ -11,122 +11,120 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.database import TABLES, is_activations
+from storage import tables
+from storage.database import is_activation_file
 from storage.errors import StoreError
+from storage.sql import scan_parquet
 from storage.store import layout, manifest
-from storage.store.commit import FileRecord, key_columns, table_problem
+from storage.store.commit import FileRecord, find_table_problem, key_columns
 from storage.store.manifest import Manifest
-from storage.store.paths import files_below, let_read, read_bytes, read_table
+from storage.store.paths import read_bytes, read_parquet, walk_files
 
-_MARKS = {layout.SUCCESS, layout.RUNNING, layout.FAILED, layout.DROPPED}
+_STAGE_FILES = {layout.SUCCESS, layout.RUNNING, layout.FAILED, layout.DROPPED}
 
 
 def verify(root: Path) -> Iterator[str]:
-    """What is wrong with a store, one line a problem; nothing for a store in which all is well.
+    """Problems of a store, one line each.
 
-    Every file that a manifest lists is read and must be there, with its checksum, its schema, its rows,
-    finite numbers and no key twice; what a stage was made of must be there; and every file that nothing
-    lists is named. Not to be run beside a sweep, whose new files nothing lists yet.
+    Reads every listed file and checks its checksum, schema, rows, finite numbers and unique keys; checks
+    that the inputs of every stage exist; and reports files that no manifest lists. Do not run it during
+    a sweep, whose new files are not listed yet.
 
-    Raises StoreError when `root` is no store of this version.
+    Raises:
+        StoreError: if `root` is not a store of this version.
     """
-    layout.check(root)
-    known = {root / layout.MARK, *files_below(root / layout.SCHEDULES)}
-    folders = [folder for kind in layout.KINDS for folder in manifest.stages(root, kind)]
-    done: dict[str, Manifest] = {}
+    layout.check_store(root)
+    known = {root / layout.STORE_FILE, *walk_files(root / layout.SCHEDULES)}
+    folders = manifest.stage_folders(root)
+    stages: dict[str, Manifest] = {}
     for folder in folders:
         try:
-            found = manifest.read(folder)
+            if stage := manifest.read(folder):
+                stages[folder.name] = stage
         except StoreError as error:
             yield str(error)
-            continue
-        if found is not None:
-            done[folder.name] = found
     for folder in folders:
-        known |= {folder / name for name in _MARKS}
-        known |= {path for path in files_below(folder / layout.UNITS) if path.suffix == ".json"}
-        stage = done.get(folder.name)
+        known |= {folder / name for name in _STAGE_FILES}
+        known |= {path for path in walk_files(folder / layout.WORK_UNITS) if path.suffix == ".json"}
+        stage = stages.get(folder.name)
         if stage is None:
-            for files, _ in manifest.read_units(folder).values():
-                yield from _files(folder, files)
+            for files, _ in manifest.read_work_units(folder).values():
+                yield from _check_files(folder, files)
                 known |= {folder / record.path for record in files}
             continue
-        yield from _files(folder, stage.kept)
-        yield from _tables(stage)
+        yield from _check_files(folder, stage.present_records)
+        yield from _check_tables(stage)
         known |= {folder / record.path for record in stage.files}
         for name in stage.inputs.values():
-            if name not in done:
-                yield f"{folder}: was made of {name}, which is not there"
-    for path in files_below(root):
+            if name not in stages:
+                yield f"{folder}: its input {name} is missing"
+    for path in walk_files(root):
         if path not in known:
-            yield f"{path}: is listed by no manifest"
+            yield f"{path}: is not listed by any manifest"
 
 
-def _files(folder: Path, files: list[FileRecord]) -> Iterator[str]:
-    """What is wrong with single files."""
+def _check_files(folder: Path, files: list[FileRecord]) -> Iterator[str]:
     for record in files:
         path = folder / record.path
         try:
             content = read_bytes(path)
         except FileNotFoundError:
-            yield f"{path}: is missing; run the sweep again"
+            yield f"{path}: is missing; rerun the sweep"
             continue
         except OSError as error:
             yield f"{path}: cannot be read: {error.strerror}"
             continue
         if hashlib.sha256(content).hexdigest() != record.sha256:
-            yield f"{path}: is not what was written (its checksum); delete it and run the sweep"
-        elif path.suffix == ".parquet" and (problem := _rows(content, record)):
+            yield f"{path}: checksum mismatch; delete the file and rerun the sweep"
+        elif path.suffix == ".parquet" and (problem := _find_row_problem(content, record)):
             yield f"{path}: {problem}"
 
 
-def _rows(content: bytes, record: FileRecord) -> str | None:
-    table = pq.read_table(pa.BufferReader(content))
-    if table.num_rows != record.rows:
-        return f"has {table.num_rows} rows; the manifest says {record.rows}"
-    if is_activations(record):
-        finite = bool(np.isfinite(table.column(0).to_numpy()).all())
-        return None if finite else "has values that are not finite"
-    return table_problem(table)
+def _find_row_problem(content: bytes, record: FileRecord) -> str | None:
+    rows = pq.read_table(pa.BufferReader(content))
+    if rows.num_rows != record.rows:
+        return f"has {rows.num_rows} rows; the manifest lists {record.rows}"
+    if is_activation_file(record):
+        is_finite = bool(np.isfinite(rows.column(0).to_numpy()).all())
+        return None if is_finite else "contains non-finite values"
+    return find_table_problem(rows)
 
 
-def _tables(stage: Manifest) -> Iterator[str]:
-    """What is wrong with the tables of a stage as a whole: their columns, keys over all their files, and
-    the widths of the activations."""
-    for view, (kind, name, schema) in TABLES.items():
-        paths = stage.paths(name) if kind == stage.kind else []
-        tables = []
+def _check_tables(stage: Manifest) -> Iterator[str]:
+    """Problems of a stage's tables: columns, keys across files, and the widths of activations."""
+    for table in tables.TABLES.values():
+        paths = stage.paths(table.file) if table.stage == stage.kind else []
+        keys = []
         for path in paths:
             try:
-                table = read_table(path)
-                tables.append(table.select(key_columns(schema)))
+                rows = read_parquet(path)
+                keys.append(rows.select(key_columns(table.schema)))
             except (OSError, KeyError, StoreError):
-                # a file that cannot be read was told of already
+                # _check_files has reported it
                 continue
-            if not table.schema.equals(schema):
-                yield f"{path}: has other columns than the table {view} of this version"
-        if len(tables) > 1 and (problem := table_problem(pa.concat_tables(tables))):
-            yield f"{stage.folder / name}: {problem}"
+            if not rows.schema.equals(table.schema):
+                yield f"{path}: its columns differ from those of the table {table.name} in this version"
+        if len(keys) > 1 and (problem := find_table_problem(pa.concat_tables(keys))):
+            yield f"{stage.folder / table.file}: {problem}"
     if stage.kind == "activations":
-        yield from _widths(stage)
+        yield from _check_widths(stage)
 
 
-def _widths(stage: Manifest) -> Iterator[str]:
-    """Files of activations that the tables `sites` and `activation_files` tell otherwise of."""
-    rows = {record.path: record.rows for record in stage.files if is_activations(record)}
+def _check_widths(stage: Manifest) -> Iterator[str]:
+    """Activation files whose sizes contradict the tables `sites` and `activation_files`."""
+    rows = {record.path: record.rows for record in stage.files if is_activation_file(record)}
     try:
         with duckdb.connect() as connection:
-            for name in ("sites", "activation_files"):
-                paths = let_read(connection, stage.paths(TABLES[name][1]))
-                connection.from_parquet(paths, hive_partitioning=False).create_view(name)
-            told = connection.sql(
+            for table in (tables.SITES, tables.ACTIVATION_FILES):
+                scan_parquet(connection, stage.paths(table.file)).create_view(table.name)
+            sizes = connection.sql(
                 "SELECT path, sentences * width FROM activation_files JOIN sites "
                 "USING (model, revision, concept_set, pooling, layer, site)"
             ).fetchall()
     except duckdb.Error:
         return
-    for path, expected in told:
+    for path, expected in sizes:
         if rows.get(path) != expected:
-            yield f"{stage.folder / path}: has {rows.get(path)} values, not {expected}"
-    for path in rows.keys() - {path for path, _ in told}:
+            yield f"{stage.folder / path}: has {rows.get(path)} values, expected {expected}"
+    for path in rows.keys() - {path for path, _ in sizes}:
         yield f"{stage.folder / path}: is not in the table activation_files"

@@ -1,1 +1,1 @@
-"""Figures: what they show, and how they are drawn."""
+"""Figures: their specifications and renderers."""

@@ -1,32 +1,22 @@
-"""Colours that readers with any colour vision tell apart, on light and on dark ground.
+"""Colour-blind-safe colours for light and dark backgrounds.
 
-The groups' are those of Okabe and Ito (2008), as given by Wong 2011 (Nature Methods 8, 441).
-Figures are made
-for light ground; the page replaces each colour by its dark one.
+Group colours are those of Okabe and Ito (2008), as listed in Wong 2011 (Nature Methods 8, 441). Figures
+are drawn for a light background; the page substitutes the dark variants.
 """
 
 from __future__ import annotations
 
-INK, MUTED, GRID, GROUND = "#1b1f24", "#5a6270", "#d8dce2", "#ffffff"
+INK, MUTED, GRID, BACKGROUND = "#1b1f24", "#5a6270", "#d8dce2", "#ffffff"
 
 GROUPS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Groups that have no number of their own are MUTED."""
+"""Concepts without a domain are MUTED."""
 
 KINDS = {"neurons": GROUPS[0], "control": MUTED, "baseline": GROUPS[1]}
 
-DARK = {
-    INK: "#e6e8eb",
-    MUTED: "#a3abb8",
-    GRID: "#3a3f47",
-    GROUND: "#14171c",
-    GROUPS[0]: "#4aa8e0",
-    GROUPS[1]: "#f07a2a",
-    GROUPS[2]: "#2bc49a",
-    GROUPS[3]: "#e39bc6",
-    GROUPS[4]: "#f0b429",
-    GROUPS[5]: "#8fd0f5",
-}
-"""What stands for each colour on dark ground."""
+_DARK_GROUPS = ("#4aa8e0", "#f07a2a", "#2bc49a", "#e39bc6", "#f0b429", "#8fd0f5")
+DARK = {INK: "#e6e8eb", MUTED: "#a3abb8", GRID: "#3a3f47", BACKGROUND: "#14171c"}
+DARK |= zip(GROUPS, _DARK_GROUPS, strict=True)
+"""The dark variant of every colour."""
 
 SCALE = "cividis"
-"""Scale of a matrix: the same to readers with any colour vision (Nuñez, Anderton and Renslow 2018)."""
+"""Colour scale of heatmaps, safe for colour-blind readers (Nuñez, Anderton and Renslow 2018)."""

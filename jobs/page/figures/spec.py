@@ -7,88 +7,89 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from alignment.arrays import Floats
+from jobs.page.figures.colours import GROUPS, MUTED
 
 
-class Interval(NamedTuple):
-    """A cell that holds a 95% interval; it sorts by its lower end."""
+class IntervalCell(NamedTuple):
+    """A table cell with a 95% CI; sorts by the lower bound."""
 
     low: float
     high: float
 
 
-class Rounded(NamedTuple):
-    """A cell that holds a correlation or a share, of which two digits are worth telling."""
+class RoundedCell(NamedTuple):
+    """A table cell with a correlation or a share, shown with two decimals."""
 
     value: float
 
 
-Cell = str | int | float | Interval | Rounded | None
+Cell = str | int | float | IntervalCell | RoundedCell | None
 
 NEURONS, CONTROL, BASELINE = "neurons", "control", "baseline"
 NO_DOMAIN = "(no domain)"
 
-_MOST_TICKS = 8
-_NUMBERS = "Numbers"
-_SHOWN_PAIRS = 20
+_MAX_TICKS = 8
+_MAX_PAIRS_IN_TABLE = 20
+_VALUES = "Values"
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with its 95% interval; `kind` is neurons, control or baseline. A `chosen` one is the best
-    of several by this very value. `chance` is where 95% of what comes about by chance lies."""
+class IntervalRow:
+    """A value with its 95% CI. `kind` is neurons, control or baseline; `is_maximum` marks the best of
+    several, selected by this very value; `null_range` holds 95% of the null distribution."""
 
     label: str
     value: float | None
     low: float | None = None
     high: float | None = None
     kind: str = NEURONS
-    chosen: bool = False
-    chance: tuple[float, float] | None = None
+    is_maximum: bool = False
+    null_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
-class Estimates:
-    """Values with their intervals, one below the other. `nothing` is the value that says nothing;
-    `marks` are labelled values that others are held against."""
+class IntervalPlot:
+    """A forest plot: one value and interval per row, with a line at the null value and at each of
+    the labelled `references`."""
 
-    rows: Sequence[Estimate]
+    rows: Sequence[IntervalRow]
     axis: str
-    nothing: float
-    marks: Sequence[tuple[str, float]] = ()
+    null_value: float
+    references: Sequence[tuple[str, float]] = ()
 
     def series(self) -> dict[tuple[str, str, bool], list[int]]:
-        """The places of the rows that have a value, by what they look like: (name, kind, chosen)."""
-        found: dict[tuple[str, str, bool], list[int]] = {}
+        """Indices of the rows with a value, by (legend name, kind, is_maximum)."""
+        series: dict[tuple[str, str, bool], list[int]] = {}
         for kind in (NEURONS, CONTROL, BASELINE):
-            for chosen in (False, True):
-                places = [
-                    place
-                    for place, row in enumerate(self.rows)
-                    if (row.kind, row.chosen) == (kind, chosen) and row.value is not None
+            for is_maximum in (False, True):
+                indices = [
+                    index
+                    for index, row in enumerate(self.rows)
+                    if (row.kind, row.is_maximum) == (kind, is_maximum) and row.value is not None
                 ]
-                if places:
-                    found[f"{kind}, best of several" if chosen else kind, kind, chosen] = places
-        return found
+                if indices:
+                    name = f"{kind}, best of several" if is_maximum else kind
+                    series[name, kind, is_maximum] = indices
+        return series
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """A symmetric matrix, NaN where nothing is known; `groups` names the group of each row. A scale by
-    the `root` shows small values."""
+class Heatmap:
+    """A symmetric matrix, NaN where unknown. `groups` has the group of each row; a square-root scale
+    makes small values visible."""
 
     names: Sequence[str]
     groups: Sequence[str]
     values: Floats
     label: str
-    root: bool = False
+    sqrt_scale: bool = False
 
 
 @dataclass(frozen=True)
 class Line:
-    """Values over x, with their intervals where there are some."""
+    """Values over x, optionally with 95% CIs."""
 
     name: str
     x: Sequence[float]
@@ -96,179 +97,187 @@ class Line:
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
 
+    def points(self) -> Iterable[tuple[float, float | None, float | None, float | None]]:
+        """(x, y, low, high) of every point."""
+        none = [None] * len(self.x)
+        return zip(self.x, self.y, self.low or none, self.high or none, strict=True)
+
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines that share a vertical axis, which always shows `nothing`; its values may be shares, which
-    are told in `percent`."""
+    """Lines with a common vertical axis, which always includes `baseline`."""
 
     axis: str
     lines: Sequence[Line]
-    nothing: float = 0.0
+    baseline: float = 0.0
     percent: bool = False
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Panels over one horizontal axis. On a `log` one 0, which has no place there, stands to the left of
-    all others."""
+class LinePlot:
+    """Panels over one horizontal axis. On a log axis, 0 is drawn to the left of all other values."""
 
     panels: Sequence[Panel]
     x_axis: str
     log: bool = False
 
-    def all_x(self) -> list[float]:
-        """Every x that is there, in order."""
+    def x_values(self) -> list[float]:
+        """All distinct values of x, in ascending order."""
         return sorted({x for panel in self.panels for line in panel.lines for x in line.x})
 
-    def at(self, x: float) -> float:
-        """Where an x is drawn: 0 on a logarithmic axis as far from the least as the next one is."""
+    def x_position(self, x: float) -> float:
+        """The coordinate of x: on a log axis 0 is as far from the smallest value as the next one is."""
         if x or not self.log:
             return x
-        least, *others = [each for each in self.all_x() if each] or [1.0]
-        return least * least / others[0] if others else least / 10
+        smallest, *larger = [value for value in self.x_values() if value] or [1.0]
+        return smallest * smallest / larger[0] if larger else smallest / 10
 
-    def ticks(self) -> list[float]:
-        """What is written below a logarithmic axis: each x of a few, if they are far enough apart, or
-        powers of ten."""
-        told = self.all_x()
-        least = min(filter(None, told), default=1.0)
-        powers = [each for each in (10.0**n for n in range(16)) if least <= each <= told[-1]]
-        if len(told) > _MOST_TICKS and len(powers) > 2:
-            told = [*(x for x in told if x == 0), *powers]
-        apart = (np.log10(self.at(told[-1])) - np.log10(self.at(told[0]))) / _MOST_TICKS
-        kept = told[:1]
-        for each in told[1:]:
-            if np.log10(self.at(each)) - np.log10(self.at(kept[-1])) > 0.9 * apart:
-                kept.append(each)
-        return kept
+    def x_ticks(self) -> list[float]:
+        """Ticks of a log axis: the values themselves, or powers of ten if there are too many; ticks too
+        close to the previous one are skipped."""
+        candidates = self.x_values()
+        smallest = min(filter(None, candidates), default=1.0)
+        powers = [power for n in range(16) if smallest <= (power := 10.0**n) <= candidates[-1]]
+        if len(candidates) > _MAX_TICKS and len(powers) > 2:
+            candidates = [*(x for x in candidates if x == 0), *powers]
+        logs = [np.log10(self.x_position(x)) for x in candidates]
+        spacing = (logs[-1] - logs[0]) / _MAX_TICKS
+        ticks, last = candidates[:1], logs[0]
+        for x, log in zip(candidates[1:], logs[1:], strict=True):
+            if log - last > 0.9 * spacing:
+                ticks.append(x)
+                last = log
+        return ticks
+
+
+def group_style(number: int, symbols: Sequence[str]) -> tuple[str, str]:
+    """Colour and symbol of a group or a line. Distinguishable colours are few, so groups with the same
+    colour differ in their symbol."""
+    return GROUPS[number % len(GROUPS)], symbols[number // len(GROUPS) % len(symbols)]
 
 
 class Palette:
-    """Which colour and symbol a group has, the same in all figures: there are more groups than
-    colours that all readers tell apart, so groups of one colour have different symbols."""
+    """Colours and symbols of groups, the same in every figure."""
 
     def __init__(self, groups: Sequence[str]) -> None:
-        order = [group for group in dict.fromkeys(groups) if group != NO_DOMAIN]
-        self._numbers = {group: number for number, group in enumerate(order)}
+        self._order = [group for group in dict.fromkeys(groups) if group != NO_DOMAIN]
 
-    def place(self, group: str, colours: int) -> tuple[int | None, int]:
-        """The number of a group's colour, None for no group at all, and of its symbol."""
-        number = self._numbers.get(group)
-        return (None, 0) if number is None else (number % colours, number // colours)
-
-    def members(self, groups: Sequence[str]) -> Iterable[tuple[str, list[int]]]:
-        """Each group that is there, in the palette's order, and where; those without one last."""
-        for group in [*self._numbers, NO_DOMAIN]:
-            places = [place for place, each in enumerate(groups) if each == group]
-            if places:
-                yield group, places
+    def styles(
+        self, groups: Sequence[str], symbols: Sequence[str]
+    ) -> Iterable[tuple[str, str, str, list[int]]]:
+        """(group, colour, symbol, indices of its members) in the palette's order; NO_DOMAIN last."""
+        for number, group in enumerate([*self._order, NO_DOMAIN]):
+            indices = [index for index, name in enumerate(groups) if name == group]
+            if indices:
+                style = (MUTED, symbols[0]) if group == NO_DOMAIN else group_style(number, symbols)
+                yield group, *style, indices
 
 
 @dataclass(frozen=True)
-class Tree:
-    """A tree of names from top to bottom: each joint is a bracket of four (distance, place) corners;
-    name i is at place i, at the distance `start`. `palette` are all groups of the page."""
+class Dendrogram:
+    """A tree drawn from left to right. Leaf i is at height i and starts at `x_start`; each bracket has
+    four (distance, height) corners. `palette` covers all groups on the page."""
 
     names: Sequence[str]
     groups: Sequence[str]
     palette: Palette
-    joints: Sequence[Sequence[tuple[float, float]]]
+    brackets: Sequence[Sequence[tuple[float, float]]]
     axis: str
-    start: float = 0.0
+    x_start: float = 0.0
 
 
 @dataclass(frozen=True)
-class Graph:
-    """Nodes at places in the plane, and edges: two numbers of nodes, and how strong. `palette` are all
-    groups of the page."""
+class GraphPlot:
+    """Nodes at `positions` of shape (nodes, 2), and edges (node, node, weight). `palette` covers all
+    groups on the page."""
 
     names: Sequence[str]
     groups: Sequence[str]
     palette: Palette
-    places: Floats
+    positions: Floats
     edges: Sequence[tuple[int, int, float]]
     label: str
 
 
+Plot = IntervalPlot | Heatmap | LinePlot | Dendrogram | GraphPlot
+
+
 @dataclass(frozen=True)
 class Figure:
-    """What is drawn, under a title that says what was found; `note` says what is drawn."""
+    """A plot under a title that states the finding; `note` is the caption."""
 
     name: str
     finding: str
     note: str
-    body: Estimates | Matrix | Lines | Tree | Graph
+    body: Plot
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of a table; `title` says what was found where it stands by itself."""
+class DataTable:
+    """A table; one with a title is collapsible."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     title: str = ""
 
-    def is_number(self, column: int) -> bool:
-        """Whether a column holds numbers: these stand at its right."""
-        held = [row[column] for row in self.rows if row[column] is not None]
-        return bool(held) and not any(isinstance(cell, str) for cell in held)
+    def is_numeric(self, column: int) -> bool:
+        """Whether a column has only numbers, which are right-aligned."""
+        cells = [row[column] for row in self.rows if row[column] is not None]
+        return bool(cells) and not any(isinstance(cell, str) for cell in cells)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. `missing` says what is not in the store, and how to get it."""
+    """A section of the page. `missing` lists what the store lacks and how to add it."""
 
     anchor: str
     title: str
     lead: Sequence[str] = ()
     figures: Sequence[Figure] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[DataTable] = ()
     missing: Sequence[str] = ()
 
 
-def numbers(body: Estimates | Matrix | Lines | Tree | Graph) -> Table:
-    """What a figure shows, as a table: for those who cannot see it, or want the values."""
-    if isinstance(body, Estimates):
-        if any(row.chance for row in body.rows):
-            by_chance: list[list[Cell]] = [
-                [row.label, row.value, *(row.chance or (None, None))] for row in body.rows
+def value_table(body: Plot) -> DataTable:
+    """The values of a plot as a table, for screen readers and for copying."""
+    if isinstance(body, IntervalPlot):
+        if any(row.null_range for row in body.rows):
+            null_rows: list[list[Cell]] = [
+                [row.label, row.value, *(row.null_range or (None, None))] for row in body.rows
             ]
-            return Table(["", body.axis, "by chance from", "to"], by_chance, _NUMBERS)
+            return DataTable(["", body.axis, "null 95% low", "null 95% high"], null_rows, _VALUES)
         rows: list[list[Cell]] = [[row.label, row.value, row.low, row.high] for row in body.rows]
-        return Table(["", body.axis, "95% from", "to"], rows, _NUMBERS)
-    if isinstance(body, Lines):
-        columns = ["panel", "line", body.x_axis, "value", "95% from", "to"]
-        return Table(columns, list(_points(body)), _NUMBERS)
-    if isinstance(body, Matrix):
-        return _pairs(body.names, _upper(body.values), body.label)
-    if isinstance(body, Graph):
-        return _pairs(body.names, body.edges, body.label)
-    order: list[list[Cell]] = [
-        [number + 1, *leaf] for number, leaf in enumerate(zip(body.names, body.groups, strict=True))
+        return DataTable(["", body.axis, "95% CI low", "95% CI high"], rows, _VALUES)
+    if isinstance(body, LinePlot):
+        columns = ["panel", "line", body.x_axis, "value", "95% CI low", "95% CI high"]
+        points: list[list[Cell]] = [
+            [panel.axis, line.name, *point]
+            for panel in body.panels
+            for line in panel.lines
+            for point in line.points()
+        ]
+        return DataTable(columns, points, _VALUES)
+    if isinstance(body, Heatmap):
+        return _pair_table(body.names, _upper_triangle(body.values), body.label)
+    if isinstance(body, GraphPlot):
+        return _pair_table(body.names, body.edges, body.label)
+    leaves: list[list[Cell]] = [
+        [number, *leaf] for number, leaf in enumerate(zip(body.names, body.groups, strict=True), 1)
     ]
-    return Table(["place", "concept", "domain"], order, "Order of the leaves")
+    return DataTable(["position", "concept", "domain"], leaves, "Leaf order")
 
 
-def _pairs(names: Sequence[str], edges: Iterable[tuple[int, int, float]], label: str) -> Table:
-    """The strongest pairs."""
-    best = sorted(edges, key=lambda edge: -edge[2])
+def _pair_table(names: Sequence[str], edges: Iterable[tuple[int, int, float]], label: str) -> DataTable:
+    """The pairs with the highest values."""
+    ranked = sorted(edges, key=lambda edge: -edge[2])
     rows: list[list[Cell]] = [
-        [names[first], names[second], value] for first, second, value in best[:_SHOWN_PAIRS]
+        [names[first], names[second], value] for first, second, value in ranked[:_MAX_PAIRS_IN_TABLE]
     ]
-    title = _NUMBERS if len(best) == len(rows) else f"The {len(rows)} highest of {len(best):,} values"
-    return Table(["", "", label], rows, title)
+    title = _VALUES if len(ranked) == len(rows) else f"{len(rows)} highest of {len(ranked):,} values"
+    return DataTable(["", "", label], rows, title)
 
 
-def _upper(values: Floats) -> Iterable[tuple[int, int, float]]:
+def _upper_triangle(values: Floats) -> Iterable[tuple[int, int, float]]:
     for first, second in zip(*np.triu_indices(len(values), 1), strict=True):
         if np.isfinite(values[first, second]):
             yield int(first), int(second), float(values[first, second])
-
-
-def _points(body: Lines) -> Iterable[list[Cell]]:
-    for panel in body.panels:
-        for line in panel.lines:
-            none = [None] * len(line.x)
-            for x, y, low, high in zip(line.x, line.y, line.low or none, line.high or none, strict=True):
-                yield [panel.axis, line.name, x, y, low, high]

@@ -1,163 +1,148 @@
-"""How well neurons and baselines agree with people: what the page says first."""
+"""How well neurons and baselines agree with human similarity judgments: the first section."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from alignment.statistics.correlation import FEWEST_PAIRS
-from alignment.statistics.resampling import FEWEST_SURE
+from alignment.statistics.correlation import MIN_PAIRS
+from alignment.statistics.resampling import MIN_CONCEPTS_FOR_COVERAGE
 from cluster.models.weights import RANDOM_INIT
 from jobs.alignment import TRIPLETS
-from jobs.page.figures.spec import BASELINE, CONTROL, NEURONS, Estimate, Estimates, Figure, Section
-from jobs.page.study import Source, by_step
-from jobs.page.wording import agrees, chance, count, differs, interval
+from jobs.page import wording
+from jobs.page.figures.spec import BASELINE, CONTROL, NEURONS, Figure, IntervalPlot, IntervalRow, Section
+from jobs.page.study_data import StudyData, by_step
 from jobs.representations.embeddings import HIDDEN_STATE
-from jobs.results.summary import INTERVALS, STATISTICS, SURE_OF_FEW, headline, is_chosen, is_shown
+from jobs.results import rows as results
+from jobs.results.rows import LabelledRow, Row, is_selected_maximum
 from jobs.similarity import EXPERTS
 
-Row = dict[str, Any]
+_CEILING = "noise ceiling"
 
 
-def aligned(source: Source) -> dict[tuple[str, str], list[tuple[str, Row]]]:
-    """The labelled rows of each human set and kind of agreement, as the sweep prints them."""
-    if not source.views:
+def alignment_rows(data: StudyData) -> dict[tuple[str, str], list[LabelledRow]]:
+    """Labelled rows by (human set, agreement measure), as in the printed summary."""
+    if not data.views:
         return {}
-    view = source.view
-    found: dict[tuple[str, str], list[Row]] = {}
-    for row in sorted(source.ask("FROM alignment"), key=by_step):
-        found.setdefault((row["human_set"], row["agreement"]), []).append(row)
-    order = {name: place for place, name in enumerate(source.rated)}
+    view = data.view
+    rows = [row for row in data.query("FROM alignment") if results.uses_measure(row, view.measure)]
+    groups = results.group_rows(sorted(rows, key=by_step), "human_set", "agreement")
+    order = {name: rank for rank, name in enumerate(data.human_sets)}
     return {
-        key: headline([row for row in found[key] if is_shown(row, view.measure)], view.threshold)
-        for key in sorted(found, key=lambda key: (order.get(key[0], len(order)), key))
+        key: results.select_rows(groups[key], view.threshold)
+        for key in sorted(groups, key=lambda key: (order.get(key[0], len(order)), key))
     }
 
 
-def closely(rows: list[tuple[str, Row]], source: Source) -> Row | None:
-    """The row of the view that the page looks at closely."""
-    view = source.view
-    wanted = (EXPERTS, view.model, view.revision, view.pooling, None, None)
-    for _, row in rows:
-        names = ("representation", "model", "revision", "pooling", "layer", "site")
-        if tuple(row[name] for name in names) == wanted:
-            return row
-    return None
+def row_of_view(rows: list[LabelledRow], data: StudyData) -> Row | None:
+    """The row of the view shown in detail."""
+    key = {**data.view.parameters, "representation": EXPERTS, "layer": None, "site": None}
+    return next((row for _, row in rows if key.items() <= row.items()), None)
 
 
-def section(source: Source) -> Section:
-    """Alignment with each human set."""
+def section(data: StudyData) -> Section:
+    """Alignment with every human set."""
     missing = []
-    if without := _without(source):
+    if unaligned := _unaligned_human_sets(data):
         missing.append(
-            f"No alignment with {', '.join(without)}: fewer than {FEWEST_PAIRS} rated pairs are of the "
-            "concepts that all models and baselines have, or all scores are equal. More concepts, or "
-            "another set of human data, gives one."
+            f"No alignment with {', '.join(unaligned)}: fewer than {MIN_PAIRS} rated pairs of concepts "
+            "that every model and baseline has, or all scores are equal. Add concepts or another human "
+            "data set."
         )
     missing += [
-        f"{label}: it failed, so nothing of it is here; `neuralign status STORE` says why. Running the "
-        "sweep again tries it again."
-        for label in source.absent
+        f"{label}: failed, no results. `neuralign status STORE` shows why; rerun the sweep to retry."
+        for label in data.failed_models
     ]
-    by_set = aligned(source)
-    if not by_set:
+    by_human_set = alignment_rows(data)
+    all_rows = [row for rows in by_human_set.values() for _, row in rows]
+    if not by_human_set:
         missing.append(
-            "No alignment with people in this store: name human data (`human:` in the sweep file) and "
-            "run the sweep to its end."
+            "No alignment with human judgments in this store: add human data (`human:` in the sweep "
+            "file) and run the sweep to completion."
         )
-    elif not any(row["representation"] == "word vectors" for rows in by_set.values() for _, row in rows):
-        missing.append("No word vectors to compare with: `baselines: [glove]` in the sweep file.")
-    figures = [_figure(key, rows, source) for key, rows in by_set.items() if rows]
+    elif not any(row["representation"] == "word vectors" for row in all_rows):
+        missing.append("No word vectors for comparison: add `baselines: [glove]` to the sweep file.")
+    figures = [_figure(key, rows, data) for key, rows in by_human_set.items() if rows]
     lead = []
     if figures:
-        (key, rows) = next(iter(by_set.items()))
-        lead = _sentences(key[0], rows, source)
-        if any(rows[0][1]["n_concepts"] < FEWEST_SURE for rows in by_set.values() if rows):
+        ((human_set, _), rows) = next(iter(by_human_set.items()))
+        lead = _sentences(human_set, rows, data)
+        if any(row["n_concepts"] < MIN_CONCEPTS_FOR_COVERAGE for row in all_rows):
             lead.append(
-                f"Of fewer than {FEWEST_SURE} concepts, here and below, a 95% interval may be somewhat "
-                f"too narrow or too wide: of 100 such studies, {SURE_OF_FEW} would have the truth in it."
+                f"With fewer than {MIN_CONCEPTS_FOR_COVERAGE} concepts, here and below, the actual "
+                f"coverage of a 95% CI is {results.SMALL_SAMPLE_COVERAGE}% (in simulations)."
             )
-    return Section("alignment", "Do the neurons agree with people?", lead, figures, missing=missing)
+    title = "Do expert neurons group concepts the way people do?"
+    return Section("alignment", title, lead, figures, missing=missing)
 
 
-def _without(source: Source) -> list[str]:
-    """Human sets that the sweep names and that have no alignment."""
-    named = [
-        name for each in source.runs if each.kind == "alignment" for name in each.params.get("human", {})
-    ]
-    there = {row["human_set"] for row in source.ask("SELECT DISTINCT human_set FROM alignment")}
-    return [name for name in named if name not in there]
+def _unaligned_human_sets(data: StudyData) -> list[str]:
+    """Human sets in the sweep file without alignment."""
+    names = [name for stage in data.stages("alignment") for name in stage.params.get("human", {})]
+    aligned = {row["human_set"] for row in data.query("SELECT DISTINCT human_set FROM alignment")}
+    return [name for name in names if name not in aligned]
 
 
-def _sentences(human_set: str, rows: list[tuple[str, Row]], source: Source) -> list[str]:
-    """What it means, in plain words."""
-    row = closely(rows, source)
+def _sentences(human_set: str, rows: list[LabelledRow], data: StudyData) -> list[str]:
+    """The main result in plain words."""
+    row = row_of_view(rows, data)
     if row is None:
         return []
-    said = [agrees(f"Similarity by shared experts in {source.view.label}", row, _people(human_set))]
-    difference = differs(row)
-    if difference:
-        said.append(difference)
+    subject = f"Similarity by shared experts in {data.view.label}"
+    sentences = [wording.agreement_sentence(subject, row, f"human judgments ({human_set})")]
+    if difference := wording.difference_sentence(row):
+        sentences.append(difference)
     for label, other in rows:
-        same = (row["pooling"], other["representation"]) == (other["pooling"], EXPERTS)
-        if row["revision"] != RANDOM_INIT and other["revision"] == RANDOM_INIT and same:
-            said.append(agrees(f"The control ({label})", other, "people"))
-        if is_chosen(label, other) and other["representation"] == HIDDEN_STATE:
-            told = interval(other["rho"], other["ci_low"], other["ci_high"])
-            said.append(f"The {label}, chosen on these very pairs and so flattered, reaches {told}.")
+        is_same_pooling = (other["representation"], other["pooling"]) == (EXPERTS, row["pooling"])
+        if row["revision"] != RANDOM_INIT and other["revision"] == RANDOM_INIT and is_same_pooling:
+            sentences.append(wording.agreement_sentence(f"Control ({label})", other, "human judgments"))
+        if is_selected_maximum(label, other) and other["representation"] == HIDDEN_STATE:
+            rho = wording.format_interval(other["rho"], other["ci_low"], other["ci_high"])
+            sentences.append(f"The {label}, selected on the same pairs (optimistic), reaches {rho}.")
     if row["ceiling"] is not None:
-        said.append(f"People agree with people by {row['ceiling']:.2f} ({row['ceiling_source']}).")
-    said.append(f"Numbers are {STATISTICS[row['agreement']]}, with 95% intervals in brackets.")
-    return said
+        sentences.append(f"Human {_CEILING}: {row['ceiling']:.2f} ({row['ceiling_source']}).")
+    statistic = results.STATISTIC_NAMES[row["agreement"]]
+    return [*sentences, f"Values are {statistic}, with 95% CIs in brackets."]
 
 
-def _people(human_set: str) -> str:
-    return f"people (data set {human_set})"
-
-
-def _figure(key: tuple[str, str], rows: list[tuple[str, Row]], source: Source) -> Figure:
+def _figure(key: tuple[str, str], rows: list[LabelledRow], data: StudyData) -> Figure:
     human_set, agreement = key
     first = rows[0][1]
-    row = closely(rows, source)
+    row = row_of_view(rows, data)
+    humans = f"human judgments ({human_set})"
     if row is None:
-        finding = f"Agreement with {_people(human_set)}"
+        finding = f"Agreement with {humans}"
     else:
-        finding = agrees(source.view.label, row, _people(human_set)).rstrip(".")
-    things = TRIPLETS if agreement == TRIPLETS else "pairs"
+        finding = wording.agreement_sentence(data.view.label, row, humans).rstrip(".")
+    statistic = results.STATISTIC_NAMES[agreement]
+    items = TRIPLETS if agreement == TRIPLETS else "pairs"
     note = (
-        f"{STATISTICS[agreement].capitalize()} with {human_set} on the same {first['n_pairs']:,} "
-        f"{things} of {count(first['n_concepts'], 'concept')} in every row; experts: {source.view.cut}. "
-        f"Bars: 95% intervals ({INTERVALS[first['ci_by']]}). Hollow: the best of several, chosen on "
-        "these very pairs, so it is flattered."
+        f"{statistic.capitalize()} with {humans}; every row uses the same {first['n_pairs']:,} {items} "
+        f"of {wording.pluralize(first['n_concepts'], 'concept')}. Experts: {data.view.criterion}. "
+        f"Bars: 95% CI ({results.INTERVAL_METHODS[first['ci_by']]}). Hollow: best of several, selected "
+        "on the same pairs (optimistic)."
     )
-    names = {each["representation"] for _, each in rows}
-    if any(name.startswith(f"{EXPERTS}, half") for name in names):
-        note += " Half: experts found in half of the sentences."
-    if HIDDEN_STATE in names:
-        note += (
-            " State: the hidden state after a layer, of a sentence's last token or the mean of all; "
-            "*: less the mean over all concepts."
-        )
+    representations = {row["representation"] for _, row in rows}
+    if any(name.startswith(f"{EXPERTS}, half") for name in representations):
+        note += " Half: experts from half of the sentences."
+    if HIDDEN_STATE in representations:
+        note += " States: hidden states after a layer, last token or mean over tokens; *: mean-centred."
+    references = []
     if first["ceiling"] is not None:
-        note += f" Line: people with people, {first['ceiling']:.2f} ({first['ceiling_source']})."
-    estimates = [
-        Estimate(
-            label,
-            each["rho"],
-            each["ci_low"],
-            each["ci_high"],
-            kind_of(each),
-            is_chosen(label, each),
-        )
-        for label, each in rows
-    ]
-    marks = [] if first["ceiling"] is None else [("people with people", first["ceiling"])]
-    axis = f"{STATISTICS[agreement]}, {first['n_pairs']:,} {things}"
-    body = Estimates(estimates, axis, chance(first), marks)
+        references = [(_CEILING, first["ceiling"])]
+        note += f" Dashed line: {_CEILING}, {first['ceiling']:.2f} ({first['ceiling_source']})."
+    intervals = interval_rows(rows, "rho", "ci_low", "ci_high")
+    axis = f"{statistic}, {first['n_pairs']:,} {items}"
+    body = IntervalPlot(intervals, axis, wording.chance_level(first), references)
     return Figure(f"alignment-{human_set}-{agreement}", finding, note, body)
 
 
-def kind_of(row: Row) -> str:
-    """Neurons, their controls, or a baseline."""
+def interval_rows(rows: list[LabelledRow], value: str, low: str, high: str) -> list[IntervalRow]:
+    """Plot rows from the named columns."""
+    return [
+        IntervalRow(label, row[value], row[low], row[high], _kind(row), is_selected_maximum(label, row))
+        for label, row in rows
+    ]
+
+
+def _kind(row: Row) -> str:
     if not row["representation"].startswith(EXPERTS):
         return BASELINE
     is_control = row["representation"] != EXPERTS or row["revision"] == RANDOM_INIT

@@ -1,27 +1,24 @@
-"""Where in a model the experts are and agree with people, and when in training or at which size."""
+"""Alignment and experts by layer and kind of site, over training, and by model size."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from operator import itemgetter
 
 from cluster.models.weights import RANDOM_INIT
-from jobs.page.figures.spec import Estimate, Estimates, Figure, Line, Lines, Panel, Section
-from jobs.page.study import Source, no_similarities, training_step
-from jobs.page.wording import chance, interval, scaled
-from jobs.results.summary import STATISTICS
-from jobs.similarity import EXPERTS
+from jobs.page.figures.spec import Figure, IntervalPlot, IntervalRow, Line, LinePlot, Panel, Section
+from jobs.page.study_data import StudyData, explain_missing_similarities, training_step
+from jobs.page.wording import chance_level, format_interval, si_format
+from jobs.results.rows import STATISTIC_NAMES, Row, group_rows
 from storage.store.activation_files import POOLINGS
 
-Row = dict[str, Any]
-
-_PLACES = """
+_LAYER_COUNTS = """
 SELECT pooling, layer, site, n_experts, share FROM expert_places
 WHERE (model, revision, concept_set) = ($model, $revision, $concept_set) AND threshold = $threshold
 ORDER BY site, layer
 """
 
-_ALIGNED = """
+_ALIGNMENT = """
 FROM alignment
 WHERE representation = $experts AND concept_set = $concept_set AND measure = $measure
     AND human_set = $human_set
@@ -29,225 +26,195 @@ WHERE representation = $experts AND concept_set = $concept_set AND measure = $me
 ORDER BY model, revision, layer, site
 """
 
-_COUNTS = """
-SELECT model, revision, pooling, sum(n_experts)::BIGINT AS n FROM expert_places
+_MODEL_COUNTS = """
+SELECT model, revision, pooling, sum(n_experts)::BIGINT AS n_experts FROM expert_places
 WHERE threshold = $threshold AND concept_set = $concept_set GROUP BY ALL
 """
 
+_ESTIMATE = ("rho", "ci_low", "ci_high")
+_model_key = itemgetter("model", "revision", "pooling")
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([mb])(?![a-z])", re.IGNORECASE)
 
 
-def section(source: Source) -> Section:
-    """Alignment and share of experts per layer and kind of site; over steps and sizes where the sweep
-    has several."""
-    anchor, title = "places", "Where in the model, and when in training?"
-    if not source.views:
-        return Section(anchor, title, missing=[no_similarities(source)])
-    view = source.view
-    rows = source.ask(
-        _ALIGNED,
-        experts=EXPERTS,
-        concept_set=view.concept_set,
-        measure=view.measure,
-        human_set=source.human_set,
-        threshold=view.threshold,
-        top=view.top,
-    )
-    rows = [row for row in _by_pooling(rows) if row["agreement"] == rows[0]["agreement"]]
-    counts = source.ask(_COUNTS, threshold=view.threshold, concept_set=view.concept_set)
-    figures, missing = _where(source, rows)
-    whole = [row for row in rows if row["layer"] is None and row["site"] is None]
-    for found in (_over_steps(source, whole, counts), _over_sizes(source, whole, counts)):
-        if isinstance(found, Figure):
-            figures.append(found)
+def section(data: StudyData) -> Section:
+    """Alignment and share of experts by layer and kind of site; over training steps and model sizes if
+    the sweep has several."""
+    anchor, title = "layers", "Where in the model, and when in training?"
+    if not data.views:
+        return Section(anchor, title, missing=[explain_missing_similarities(data)])
+    rows = data.query(_ALIGNMENT)
+    rows = [row for row in _sort_by_pooling(rows) if row["agreement"] == rows[0]["agreement"]]
+    figures, missing = _layer_figures(data, rows)
+    n_experts = {_model_key(row): row["n_experts"] for row in data.query(_MODEL_COUNTS)}
+    model_rows = [
+        {**row, "n_experts": n_experts.get(_model_key(row))}
+        for row in rows
+        if row["layer"] is None and row["site"] is None
+    ]
+    for result in (_training_figure(data, model_rows), _size_figure(data, model_rows)):
+        if isinstance(result, Figure):
+            figures.append(result)
         else:
-            missing.append(found)
+            missing.append(result)
     return Section(anchor, title, [], figures, missing=missing)
 
 
-def _by_pooling(rows: list[Row]) -> list[Row]:
-    """Rows in the order that poolings have on all of the page."""
+def _sort_by_pooling(rows: list[Row]) -> list[Row]:
+    """Rows with poolings in the order of the whole page."""
     return sorted(rows, key=lambda row: POOLINGS.index(row["pooling"]))
 
 
-def _where(source: Source, rows: list[Row]) -> tuple[list[Figure], list[str]]:
-    view = source.view
-    here = [row for row in rows if (row["model"], row["revision"]) == (view.model, view.revision)]
-    layers = [row for row in here if row["layer"] is not None and row["site"] is None]
-    counted = _by_pooling(
-        source.ask(
-            _PLACES,
-            threshold=view.threshold,
-            **{name: value for name, value in view.parameters.items() if name != "pooling"},
-        )
-    )
+def _layer_figures(data: StudyData, rows: list[Row]) -> tuple[list[Figure], list[str]]:
+    view = data.view
+    model_rows = [row for row in rows if (row["model"], row["revision"]) == (view.model, view.revision)]
+    layers = [row for row in model_rows if row["layer"] is not None and row["site"] is None]
+    counts = _sort_by_pooling(data.query(_LAYER_COUNTS))
     panels, missing = [], []
+    notes = [f"{view.model}@{view.revision}; experts: {view.criterion}."]
     if layers:
-        statistic = STATISTICS[layers[0]["agreement"]]
-        panels.append(Panel(f"{statistic} ({source.human_set})", _lines(layers, "layer", "rho")))
+        statistic = STATISTIC_NAMES[layers[0]["agreement"]]
+        panels.append(Panel(f"{statistic} ({data.human_set})", _lines(layers, "layer", *_ESTIMATE)))
+        notes.append(
+            f"Agreement with human judgments ({data.human_set}) uses the experts of one layer at "
+            "a time; bands: 95% CI."
+        )
     else:
         missing.append(
-            "No alignment layer by layer: `similarity: {scopes: [model, layer]}` in the sweep file, and "
+            "No alignment by layer: add `similarity: {scopes: [model, layer]}` to the sweep file, and "
             "human data with enough rated pairs."
         )
-    if counted:
-        panels.append(Panel("share of all experts", _share_lines(counted), percent=True))
+    if counts:
+        panels.append(Panel("share of all experts", _share_lines(counts), percent=True))
+        notes.append("Shares are of all experts in the model.")
     else:
-        missing.append("No counts of experts per layer: they are counted at thresholds of the AP.")
-    notes = [f"{view.model}@{view.revision}; experts: {view.cut}."]
-    if layers:
-        notes.append(
-            f"Agreement with people ({source.human_set}) is that of the experts of one layer alone; "
-            "bands are 95% intervals."
-        )
-    if counted:
-        notes.append("The shares are of all experts of the model.")
-    found = _layer_finding([row for row in layers if row["pooling"] == view.pooling], counted, source)
-    figures = [Figure("layers", found, " ".join(notes), Lines(panels, "layer"))] if panels else []
-    kinds = [row for row in here if row["site"] is not None and row["pooling"] == view.pooling]
-    if kinds:
-        figures.append(_kinds(source, kinds))
+        missing.append("No expert counts by layer: experts are counted at AP thresholds only.")
+    figures = []
+    if panels:
+        finding = _layer_finding([row for row in layers if row["pooling"] == view.pooling], counts, data)
+        figures.append(Figure("layers", finding, " ".join(notes), LinePlot(panels, "layer")))
+    sites = [row for row in model_rows if row["site"] is not None and row["pooling"] == view.pooling]
+    if sites:
+        figures.append(_site_figure(data, sites))
     return figures, missing
 
 
-def _share_lines(counted: list[Row]) -> list[Line]:
-    sites = {row["site"] for row in counted}
-    lines: dict[str, list[Row]] = {}
-    for row in counted:
-        name = f"{row['pooling']} pooling" + (f", {row['site']}" if len(sites) > 1 else "")
-        lines.setdefault(name, []).append(row)
-    return [
-        Line(name, [row["layer"] for row in found], [row["share"] for row in found])
-        for name, found in lines.items()
-    ]
-
-
-def _lines(rows: list[Row], x: str, y: str) -> list[Line]:
-    """A line a pooling, with intervals."""
-    lines: dict[str, list[Row]] = {}
-    for row in rows:
-        lines.setdefault(row["pooling"], []).append(row)
+def _share_lines(counts: list[Row]) -> list[Line]:
+    """One line per pooling and kind of site."""
+    has_sites = len({row["site"] for row in counts}) > 1
     return [
         Line(
-            f"{pooling} pooling",
-            [row[x] for row in found],
-            [row[y] for row in found],
-            [row["ci_low"] for row in found],
-            [row["ci_high"] for row in found],
+            f"{pooling} pooling" + (f", {site}" if has_sites else ""),
+            [row["layer"] for row in points],
+            [row["share"] for row in points],
         )
-        for pooling, found in lines.items()
+        for (pooling, site), points in group_rows(counts, "pooling", "site").items()
     ]
 
 
-def _layer_finding(layers: list[Row], counted: list[Row], source: Source) -> str:
-    said = []
-    known = [row for row in layers if row["rho"] is not None]
-    if known:
-        best = max(known, key=lambda row: row["rho"])
-        told = interval(best["rho"], best["ci_low"], best["ci_high"])
-        said.append(f"Layer {best['layer']} agrees best of {len(known)} ({told}, chosen on these pairs)")
+def _lines(rows: list[Row], x: str, *columns: str) -> list[Line]:
+    """One line per pooling: a column of values and, optionally, columns with the bounds of their CIs."""
+    return [
+        Line(f"{pooling} pooling", *([row[name] for row in points] for name in (x, *columns)))
+        for pooling, points in group_rows(rows, "pooling").items()
+    ]
+
+
+def _layer_finding(layers: list[Row], counts: list[Row], data: StudyData) -> str:
+    findings = []
+    defined = [row for row in layers if row["rho"] is not None]
+    if defined:
+        best = max(defined, key=lambda row: row["rho"])
+        rho = format_interval(best["rho"], best["ci_low"], best["ci_high"])
+        finding = (
+            f"layer {best['layer']} of {len(defined)} agrees best ({rho}, selected on the same pairs)"
+        )
         if best["q"] is not None and best["q"] >= 0.05:
-            said[-1] += f", which is not distinguishable from chance (q {best['q']:.2f})"
-    own = [row for row in counted if row["pooling"] == source.view.pooling]
-    if own:
-        most = max(own, key=lambda row: row["share"])
-        said.append(f"layer {most['layer']} has most experts, {most['share']:.0%} of all")
-    told = "; ".join(said) or "where the experts are"
-    return told[0].upper() + told[1:]
+            finding += f", not distinguishable from chance (q {best['q']:.2f})"
+        findings.append(finding)
+    shares = [row for row in counts if row["pooling"] == data.view.pooling]
+    if shares:
+        top = max(shares, key=lambda row: row["share"])
+        findings.append(f"layer {top['layer']} has the most experts ({top['share']:.0%} of all)")
+    text = "; ".join(findings) or "expert neurons by layer"
+    return text[0].upper() + text[1:]
 
 
-def _kinds(source: Source, rows: list[Row]) -> Figure:
+def _site_figure(data: StudyData, rows: list[Row]) -> Figure:
     best = max(rows, key=lambda row: -1 if row["rho"] is None else row["rho"])
     finding = (
-        f"Of {len(rows)} kinds of site, {best['site']} agrees best with people, on these very pairs"
+        f"Of {len(rows)} kinds of site, {best['site']} agrees best with human judgments (selected on "
+        "the same pairs)"
     )
-    estimates = [Estimate(row["site"], row["rho"], row["ci_low"], row["ci_high"]) for row in rows]
-    note = (
-        f"{source.view.label}; experts: {source.view.cut}, of one kind of site alone. "
-        "Bars: 95% intervals."
-    )
-    statistic = STATISTICS[rows[0]["agreement"]]
-    return Figure("sites", finding, note, Estimates(estimates, statistic, chance(rows[0])))
+    note = f"{data.view.settings}, of one kind of site only. Bars: 95% CI."
+    intervals = [IntervalRow(row["site"], row["rho"], row["ci_low"], row["ci_high"]) for row in rows]
+    body = IntervalPlot(intervals, STATISTIC_NAMES[rows[0]["agreement"]], chance_level(rows[0]))
+    return Figure("sites", finding, note, body)
 
 
-def _over_steps(source: Source, rows: list[Row], counts: list[Row]) -> Figure | str:
-    """Agreement and experts of the looked-at model over its training."""
-    own = [
+def _training_figure(data: StudyData, rows: list[Row]) -> Figure | str:
+    """Agreement and experts of the view's model over its training."""
+    checkpoints = [
         {**row, "step": step}
         for row in rows
-        if row["model"] == source.view.model and (step := training_step(row["revision"])) is not None
+        if row["model"] == data.view.model and (step := training_step(row["revision"])) is not None
     ]
-    if len({row["step"] for row in own}) < 2:
+    if len({row["step"] for row in checkpoints}) < 2:
         return (
-            "No training steps to compare: name several checkpoints, `revisions: [step512, "
+            "No training steps to compare: list several checkpoints, `revisions: [step512, "
             "step143000]`, in the sweep file."
         )
-    return _over(source, "training", "training step", "step", own, counts)
+    return _progression(data, "training", "training step", "step", checkpoints)
 
 
-def _over_sizes(source: Source, rows: list[Row], counts: list[Row]) -> Figure | str:
-    """Agreement and experts over the sizes that the models are named after."""
+def _size_figure(data: StudyData, rows: list[Row]) -> Figure | str:
+    """Agreement and experts by model size, at the last checkpoint of every model."""
     last: dict[str, Row] = {}
     for row in rows:
         step = training_step(row["revision"]) or 0
-        size = parameters(row["model"])
+        size = size_in_name(row["model"])
         if row["revision"] == RANDOM_INIT or size is None:
             continue
         key = f"{row['model']} {row['pooling']}"
         if key not in last or step >= last[key]["step"]:
             last[key] = {**row, "step": step, "size": size}
-    own = list(last.values())
-    if len({row["size"] for row in own}) < 2:
-        return "No sizes to compare: name several models of one family, with their sizes in their names."
-    return _over(source, "sizes", "parameters, from the models' names", "size", own, counts)
+    if len({row["size"] for row in last.values()}) < 2:
+        return "No model sizes to compare: list models of one family, with sizes in their names."
+    axis = "parameters (from model names)"
+    return _progression(data, "sizes", axis, "size", list(last.values()))
 
 
-def _over(source: Source, name: str, axis: str, by: str, rows: list[Row], counts: list[Row]) -> Figure:
-    rows = sorted(rows, key=lambda row: row[by])
-    number = {(row["model"], row["revision"], row["pooling"]): row["n"] for row in counts}
-    own = [row for row in rows if row["pooling"] == source.view.pooling]
-    poolings: dict[str, list[Row]] = {}
-    for row in rows:
-        poolings.setdefault(row["pooling"], []).append(row)
-    counted = [
-        Line(
-            f"{pooling} pooling",
-            [row[by] for row in found],
-            [number.get((row["model"], row["revision"], row["pooling"])) for row in found],
-        )
-        for pooling, found in poolings.items()
-    ]
-    statistic = STATISTICS[rows[0]["agreement"]]
+def _progression(data: StudyData, name: str, axis: str, x: str, rows: list[Row]) -> Figure:
+    """Agreement and number of experts against the column `x`, on a log axis."""
+    rows = sorted(rows, key=lambda row: row[x])
+    statistic = STATISTIC_NAMES[rows[0]["agreement"]]
     panels = [
-        Panel(f"{statistic} ({source.human_set})", _lines(rows, by, "rho")),
-        Panel("experts, summed over the concepts", counted),
+        Panel(f"{statistic} ({data.human_set})", _lines(rows, x, *_ESTIMATE)),
+        Panel("experts, summed over concepts", _lines(rows, x, "n_experts")),
     ]
-    note = (
-        f"Experts: {source.view.cut}, of the whole model. Bands are 95% intervals, each for its own "
-        f"{by} alone. The axis is logarithmic."
-    )
-    if rows[0][by] == 0:
-        note += " 0 has no place on such an axis; it stands at the left."
-    return Figure(name, over_finding(own, by), note, Lines(panels, axis, log=True))
+    note = f"Experts: {data.view.criterion}, of the whole model. Bands: pointwise 95% CI. Log axis."
+    if rows[0][x] == 0:
+        note += f" {x.capitalize()} 0 is drawn at the left edge."
+    view_rows = [row for row in rows if row["pooling"] == data.view.pooling]
+    return Figure(name, progression_finding(view_rows, x), note, LinePlot(panels, axis, log=True))
 
 
-def over_finding(rows: list[Row], by: str) -> str:
-    """When agreement shows, and what it is in the end."""
-    shown = [row for row in rows if row["ci_low"] is not None and row["ci_low"] > chance(row)]
+def progression_finding(rows: list[Row], x: str) -> str:
+    """Where agreement first exceeds chance, and its last value."""
+    above = [row for row in rows if row["ci_low"] is not None and row["ci_low"] > chance_level(row)]
     last = rows[-1]
-    told = interval(last["rho"], last["ci_low"], last["ci_high"])
-    if not shown:
+    rho = format_interval(last["rho"], last["ci_low"], last["ci_high"])
+    if not above:
         return (
-            f"At none of {len(rows)} {by}s is agreement with people distinguishable from chance; at the "
-            f"last, {scaled(last[by])}, it is {told}"
+            f"Agreement with human judgments is not distinguishable from chance at any of {len(rows)} "
+            f"{x}s; at the last, {si_format(last[x])}, it is {rho}"
         )
     return (
-        f"Agreement with people is first distinguishable from chance at {by} {scaled(shown[0][by])}; at "
-        f"the last of {len(rows)}, {scaled(last[by])}, it is {told}"
+        f"Agreement with human judgments is first distinguishable from chance at {x} "
+        f"{si_format(above[0][x])}; at the last of {len(rows)}, {si_format(last[x])}, it is {rho}"
     )
 
 
-def parameters(model: str) -> float | None:
-    """How many parameters a model's name says that it has: 135m, 1.7B."""
-    found = _SIZE.search(model.rsplit("/", 1)[-1].replace("-", " ").replace("_", " "))
-    return float(found[1]) * (1e6 if found[2].lower() == "m" else 1e9) if found else None
+def size_in_name(model: str) -> float | None:
+    """The number of parameters in a model's name, such as 135m or 1.7B."""
+    match = _SIZE.search(model.rsplit("/", 1)[-1].replace("-", " ").replace("_", " "))
+    return float(match[1]) * (1e6 if match[2].lower() == "m" else 1e9) if match else None

@@ -1,12 +1,13 @@
-"""Models, controls and baselines side by side, a row for each and human set."""
+"""Models, controls and baselines in one table: a row per representation and human set."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from jobs.page.figures.spec import Cell, Interval, Rounded, Section, Table
-from jobs.page.sections.alignment import aligned
-from jobs.page.study import Source
+from jobs.page.figures.spec import Cell, DataTable, IntervalCell, RoundedCell, Section
+from jobs.page.sections.alignment import alignment_rows
+from jobs.page.study_data import StudyData
+from jobs.results.rows import Row
 
 _MEDIANS = """
 WITH counted AS (
@@ -25,56 +26,44 @@ _COLUMNS = (
     "representation",
     "human data",
     "agreement",
-    "95% interval",
+    "95% CI",
     "p",
-    "above the reference",
-    "95% interval ",
+    "vs. reference",
+    "95% CI of the difference",
     "pairs",
     "experts (median)",
-    "halves agree",
-    "domains apart",
+    "split-half rho",
+    "domain AUC",
 )
+_KEY = ("representation", "model", "revision", "pooling", "layer", "site", "measure", "threshold", "top")
 
 
-def section(source: Source) -> Section:
-    """The table, from the rows that the headline shows."""
-    anchor, title = "models", "Models side by side"
-    by_set = aligned(source)
-    if not by_set:
+def section(data: StudyData) -> Section:
+    """The table, with the rows of the alignment section."""
+    anchor, title = "models", "Model comparison"
+    by_human_set = alignment_rows(data)
+    if not by_human_set:
         return Section(anchor, title, missing=["No alignment to compare: see above."])
-    view = source.view
+    view = data.view
     medians: dict[tuple[Any, ...], float] = {}
     if view.threshold is not None:
-        rows = source.ask(_MEDIANS, threshold=view.threshold, concept_set=view.concept_set)
+        rows = data.query(_MEDIANS)
         medians = {(row["model"], row["revision"], row["pooling"]): row["n"] for row in rows}
-    halves = {
+    reliability = {
         (row["model"], row["revision"], row["pooling"]): row["rho"]
-        for row in source.ask("FROM reliability")
+        for row in data.query("FROM reliability")
         if (row["measure"], row["threshold"], row["concept_set"])
         == (view.measure, view.threshold, view.concept_set)
     }
-    place = (
-        "representation",
-        "model",
-        "revision",
-        "pooling",
-        "layer",
-        "site",
-        "measure",
-        "threshold",
-        "top",
-    )
-    apart = {
-        tuple(row[name] for name in place): row["auc"] for row in source.ask("FROM hierarchy_summary")
-    }
-    shown: list[list[Cell]] = []
-    for (human_set, _), labelled in by_set.items():
+    aucs = {_key(row): row["auc"] for row in data.query("FROM hierarchy_summary")}
+    cells: list[list[Cell]] = []
+    for (human_set, _), labelled in by_human_set.items():
         for label, row in labelled:
-            key = (row["model"], row["revision"], row["pooling"])
-            whole = row["representation"] == "experts" and row["layer"] is None and row["site"] is None
-            shown.append(
+            model = (row["model"], row["revision"], row["pooling"])
+            is_model = (row["representation"], row["layer"], row["site"]) == ("experts", None, None)
+            cells.append(
                 [
-                    _told(label, row),
+                    _model_label(label, row),
                     human_set,
                     _rounded(row["rho"]),
                     _interval(row["ci_low"], row["ci_high"]),
@@ -82,34 +71,37 @@ def section(source: Source) -> Section:
                     _rounded(row["difference"]),
                     _interval(row["difference_low"], row["difference_high"]),
                     row["n_pairs"],
-                    medians.get(key) if whole else None,
-                    _rounded(halves.get(key)) if whole else None,
-                    _rounded(apart.get(tuple(row[name] for name in place))),
+                    medians.get(model) if is_model else None,
+                    _rounded(reliability.get(model)) if is_model else None,
+                    _rounded(aucs.get(_key(row))),
                 ]
             )
     lead = [
-        "Agreement and its 95% interval; p by permuting the concepts; how much it is above the "
-        "reference "
-        "(word vectors) on the same pairs; how many experts a concept has; Spearman's rho between the "
-        "similarities of two halves of the sentences; chance that two of one domain are more alike. A "
-        "click on a column's name sorts."
+        "Agreement with human judgments and its 95% CI; p from permuting the concepts; difference to "
+        "the reference (word vectors) on the same pairs; median number of experts per concept; "
+        "split-half reliability (Spearman's rho of the similarities from two halves of the sentences); "
+        "AUC (within- vs. between-domain pairs). Click a column header to sort."
     ]
     missing = []
-    if not halves:
-        missing.append("No split halves: `controls: [split-half]` in the sweep file.")
-    return Section(anchor, title, lead, tables=[Table(_COLUMNS, shown)], missing=missing)
+    if not reliability:
+        missing.append("No split-half reliability: add `controls: [split-half]` to the sweep file.")
+    return Section(anchor, title, lead, tables=[DataTable(_COLUMNS, cells)], missing=missing)
 
 
-def _interval(low: float | None, high: float | None) -> Interval | None:
-    return None if low is None or high is None else Interval(low, high)
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _KEY)
 
 
-def _rounded(value: float | None) -> Rounded | None:
-    return None if value is None else Rounded(value)
+def _interval(low: float | None, high: float | None) -> IntervalCell | None:
+    return None if low is None or high is None else IntervalCell(low, high)
 
 
-def _told(label: str, row: dict[str, Any]) -> str:
-    """A label that names the model."""
+def _rounded(value: float | None) -> RoundedCell | None:
+    return None if value is None else RoundedCell(value)
+
+
+def _model_label(label: str, row: Row) -> str:
+    """The label, prefixed with the model unless it already names it."""
     if ": " in label or row["revision"] is None:
         return label
     return f"{row['model']}@{row['revision']}: {label}"

@@ -1,5 +1,4 @@
-"""How the results were made: the sweep file, revisions, versions, counts, durations, what was
-dropped, and which controls were run."""
+"""Provenance: sweep file, revisions, versions, counts, durations, dropped data and controls."""
 
 from __future__ import annotations
 
@@ -8,9 +7,9 @@ from collections import Counter
 from typing import Any
 
 from cluster.models.weights import RANDOM_INIT
-from jobs.page.figures.spec import Cell, Section, Table
-from jobs.page.study import Source
-from storage.store.layout import KINDS
+from jobs.page.figures.spec import Cell, DataTable, Section
+from jobs.page.study_data import StudyData
+from storage.store.layout import STAGE_KINDS
 from storage.store.manifest import Manifest
 
 _COUNTS = """
@@ -18,7 +17,7 @@ SELECT
     (SELECT count(*) FROM concepts WHERE concept_set = $concept_set) AS concepts,
     (SELECT count(DISTINCT domain) FROM concepts WHERE concept_set = $concept_set) AS domains,
     (SELECT count(*) FROM sentences WHERE concept_set = $concept_set) AS sentences,
-    (SELECT count(*) FROM experts) AS "scored neurons kept",
+    (SELECT count(*) FROM experts) AS "stored expert scores",
     (SELECT count(*) FROM similarity) AS similarities,
     (SELECT count(*) FROM human_pairs) AS "human pairs",
     (SELECT count(*) FROM human_triplets) AS "human triplets"
@@ -33,132 +32,128 @@ FROM human_dropped GROUP BY human_set, reason
 ORDER BY what, n DESC, reason
 """
 
-_SHOWN_DROPPED = 40
+_MAX_DROPPED_ROWS = 40
 
 
-def section(source: Source) -> Section:
-    """Everything that one needs to know to make it again."""
+def section(data: StudyData) -> Section:
+    """Everything needed to reproduce the results."""
     tables = [
-        _counts(source),
-        _controls(source),
-        _asked(source),
-        _models(source),
-        _dropped(source),
-        _notes(source),
-        _stages(source),
-        _versions(source),
+        _counts(data),
+        _controls(data),
+        _sweep_file(data),
+        _models(data),
+        _dropped(data),
+        _notes(data),
+        _stages(data),
+        _versions(data),
     ]
     missing = []
-    if source.study.asked is None:
-        missing.append("The sweep file is kept when the sweep is done: run it to its end.")
+    if data.study.config is None:
+        missing.append("The sweep file is stored when the sweep finishes: run it to completion.")
     lead = [
-        f"Concept set {source.concept_set}. Each stage is named by its fingerprint, which holds "
-        "everything that it depends on; durations are in seconds, sizes in MB."
+        f"Concept set {data.concept_set}. A stage's fingerprint covers everything that it depends on. "
+        "Durations are in seconds, sizes in MB."
     ]
-    kept = [each for each in tables if each.rows]
-    return Section("made", "How it was made", lead, tables=kept, missing=missing)
+    tables = [table for table in tables if table.rows]
+    return Section("provenance", "Provenance", lead, tables=tables, missing=missing)
 
 
-def _of(source: Source, kind: str) -> list[Manifest]:
-    return [each for each in source.runs if each.kind == kind]
+def _sweep_file(data: StudyData) -> DataTable:
+    rows: list[list[Cell]] = [[key, _text(value)] for key, value in (data.study.config or {}).items()]
+    return DataTable(["key", "value"], rows, "Sweep file, including defaults")
 
 
-def _asked(source: Source) -> Table:
-    rows: list[list[Cell]] = [[key, _text(value)] for key, value in (source.study.asked or {}).items()]
-    return Table(["key", "value"], rows, "Sweep file, with its defaults")
+def _counts(data: StudyData) -> DataTable:
+    (row,) = data.query(_COUNTS, concept_set=data.concept_set)
+    return DataTable(["item", "count"], [[name, value] for name, value in row.items()], "Counts")
 
 
-def _counts(source: Source) -> Table:
-    (row,) = source.ask(_COUNTS, concept_set=source.concept_set)
-    return Table(["what", "how many"], [[name, value] for name, value in row.items()], "Counts")
-
-
-def _controls(source: Source) -> Table:
-    """Each control, and what it takes where it was not run."""
-    scored = {each.params.get("control") for each in _of(source, "controls")}
-    poolings = {pooling for each in _of(source, "activations") for pooling in each.params["poolings"]}
-    revisions = {each.params["revision"] for each in _of(source, "activations")}
-    controls = [
+def _controls(data: StudyData) -> DataTable:
+    """Every control, and how to add the ones that were not run."""
+    controls = {stage.params.get("control") for stage in data.stages("controls")}
+    activations = data.stages("activations")
+    poolings = {pooling for stage in activations for pooling in stage.params["poolings"]}
+    revisions = {stage.params["revision"] for stage in activations}
+    states = [
         ("random weights", RANDOM_INIT in revisions, "baselines: [random-init]"),
         ("without the concept's own word", "context" in poolings, "neurons: {pooling: [max, context]}"),
-        ("two halves of the sentences", "half 1" in scored, "controls: [split-half]"),
-        ("negatives as long as the positives", "length-matched" in scored, "controls: [length-matched]"),
+        ("split halves of the sentences", "half 1" in controls, "controls: [split-half]"),
+        ("length-matched negatives", "length-matched" in controls, "controls: [length-matched]"),
     ]
     rows: list[list[Cell]] = [
-        [name, "run" if is_run else f"not run; to run it: {how}"] for name, is_run, how in controls
+        [name, "run" if is_run else f"not run; to add it: {setting}"] for name, is_run, setting in states
     ]
-    return Table(["control", "state"], rows, "Controls")
+    return DataTable(["control", "state"], rows, "Controls")
 
 
-def _models(source: Source) -> Table:
+def _models(data: StudyData) -> DataTable:
     rows: list[list[Cell]] = [
         [
-            each.params["model"],
-            each.params["revision"],
-            _text(each.params["identity"]),
-            each.params["dtype"],
-            ", ".join(each.params["poolings"]),
-            _text(each.params["sites"]),
+            stage.params["model"],
+            stage.params["revision"],
+            _text(stage.params["identity"]),
+            stage.params["dtype"],
+            ", ".join(stage.params["poolings"]),
+            _text(stage.params["sites"]),
         ]
-        for each in _of(source, "activations")
+        for stage in data.stages("activations")
     ]
-    return Table(["model", "revision", "identity", "computed in", "pooling", "sites"], rows, "Models")
+    return DataTable(["model", "revision", "identity", "dtype", "pooling", "sites"], rows, "Models")
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _dropped(source: Source) -> Table:
-    rows = [[row["what"], row["reason"], row["n"], row["example"]] for row in source.ask(_DROPPED)]
-    gone = Counter(each.label for each in source.runs for _ in each.dropped)
+def _dropped(data: StudyData) -> DataTable:
+    rows = [[row["what"], row["reason"], row["n"], row["example"]] for row in data.query(_DROPPED)]
+    deleted = Counter(stage.label for stage in data.runs for _ in stage.dropped)
     rows += [
-        [f"raw activations: {label}", "scored, then deleted to save space", n, None]
-        for label, n in gone.items()
+        [f"raw activations: {label}", "deleted after scoring to save space", n, None]
+        for label, n in deleted.items()
     ]
-    title = "What was dropped, and why"
-    if len(rows) > _SHOWN_DROPPED:
-        title += f" (the first {_SHOWN_DROPPED} of {len(rows)})"
-    return Table(["of", "reason", "how many", "for example"], rows[:_SHOWN_DROPPED], title)
+    title = "Dropped data"
+    if len(rows) > _MAX_DROPPED_ROWS:
+        title += f" (first {_MAX_DROPPED_ROWS} of {len(rows)} rows)"
+    return DataTable(["data", "reason", "count", "example"], rows[:_MAX_DROPPED_ROWS], title)
 
 
-def _notes(source: Source) -> Table:
+def _notes(data: StudyData) -> DataTable:
     rows: list[list[Cell]] = [
-        [f"{each.kind} {each.label}", note] for each in _ordered(source) for note in each.notes
+        [f"{stage.kind} {stage.label}", note] for stage in _ordered(data) for note in stage.notes
     ]
-    return Table(["stage", "note"], rows, "What the stages noted")
+    return DataTable(["stage", "note"], rows, "Stage notes")
 
 
-def _stages(source: Source) -> Table:
+def _stages(data: StudyData) -> DataTable:
     rows: list[list[Cell]] = [
         [
-            each.kind,
-            each.label,
-            each.fingerprint,
-            round(each.seconds, 1),
-            len(each.kept),
-            round(sum(record.bytes for record in each.kept) / 1e6, 2),
-            each.finished,
-            json.dumps(each.params, sort_keys=True, default=str),
+            stage.kind,
+            stage.label,
+            stage.fingerprint,
+            round(stage.seconds, 1),
+            len(stage.present_records),
+            round(sum(record.bytes for record in stage.present_records) / 1e6, 2),
+            stage.finished,
+            json.dumps(stage.params, sort_keys=True, default=str),
         ]
-        for each in _ordered(source)
+        for stage in _ordered(data)
     ]
-    columns = ["stage", "of", "fingerprint", "seconds", "files", "MB", "finished (UTC)", "parameters"]
-    return Table(columns, rows, "Stages")
+    columns = ["stage", "label", "fingerprint", "seconds", "files", "MB", "finished (UTC)", "parameters"]
+    return DataTable(columns, rows, "Stages")
 
 
-def _ordered(source: Source) -> list[Manifest]:
-    return sorted(source.runs, key=lambda each: (KINDS.index(each.kind), each.finished, each.label))
-
-
-def _versions(source: Source) -> Table:
-    """Every version that some stage was made with."""
-    found: dict[str, set[str]] = {}
-    for each in source.runs:
-        for name, version in each.versions.items():
-            found.setdefault(name, set()).add(version)
-    return Table(
-        ["software", "version"],
-        [[name, ", ".join(sorted(all_))] for name, all_ in found.items()],
-        "Versions",
+def _ordered(data: StudyData) -> list[Manifest]:
+    return sorted(
+        data.runs, key=lambda stage: (STAGE_KINDS.index(stage.kind), stage.finished, stage.label)
     )
+
+
+def _versions(data: StudyData) -> DataTable:
+    """Every software version that a stage ran with."""
+    versions: dict[str, set[str]] = {}
+    for stage in data.runs:
+        for name, version in stage.versions.items():
+            versions.setdefault(name, set()).add(version)
+    rows: list[list[Cell]] = [[name, ", ".join(sorted(numbers))] for name, numbers in versions.items()]
+    return DataTable(["software", "version"], rows, "Versions")

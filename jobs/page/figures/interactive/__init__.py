@@ -1,31 +1,31 @@
-"""Figures for the page, by Plotly: as JSON that its script draws."""
+"""Figures for the page, as JSON for Plotly."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
+
+import plotly.graph_objects as go
 
 from jobs.page.figures.colours import GRID, INK
 from jobs.page.figures.interactive import concepts, values
-from jobs.page.figures.spec import Estimates, Figure, Lines, Matrix, Tree
+from jobs.page.figures.spec import Dendrogram, Figure, GraphPlot, Heatmap, IntervalPlot, LinePlot, Plot
 
+_RENDERERS: dict[type[Plot], Callable[[Any], go.Figure]] = {
+    IntervalPlot: values.interval_plot,
+    LinePlot: values.line_plot,
+    Heatmap: concepts.heatmap,
+    Dendrogram: concepts.dendrogram,
+    GraphPlot: concepts.graph,
+}
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": INK}
 
 
 def draw(figure: Figure) -> dict[str, Any]:
-    """A figure as Plotly's JSON: data and layout, without its title, which the page gives."""
-    body = figure.body
-    if isinstance(body, Estimates):
-        drawn = values.estimates(body)
-    elif isinstance(body, Lines):
-        drawn = values.lines(body)
-    elif isinstance(body, Matrix):
-        drawn = concepts.matrix(body)
-    elif isinstance(body, Tree):
-        drawn = concepts.tree(body)
-    else:
-        drawn = concepts.graph(body)
-    drawn.update_layout(
+    """Plotly's data and layout; the page itself shows the title."""
+    plot = _RENDERERS[type(figure.body)](figure.body)
+    plot.update_layout(
         template="none",
         font=_FONT,
         paper_bgcolor="rgba(0,0,0,0)",
@@ -35,7 +35,7 @@ def draw(figure: Figure) -> dict[str, Any]:
         dragmode=False,
     )
     axes = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "fixedrange": True}
-    drawn.update_xaxes(**axes)
-    drawn.update_yaxes(**axes)
-    made: dict[str, Any] = json.loads(drawn.to_json())
-    return made
+    plot.update_xaxes(**axes)
+    plot.update_yaxes(**axes)
+    result: dict[str, Any] = json.loads(plot.to_json())
+    return result

@@ -1,42 +1,42 @@
-"""Concepts in a matrix, a tree and a graph, by Plotly."""
+"""Heatmap, dendrogram and graph of concepts, for Plotly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from jobs.page.figures.colours import GROUPS, INK, MUTED, SCALE
-from jobs.page.figures.interactive.text import MOST_TICKS, SYMBOLS, in_template, plain
-from jobs.page.figures.spec import Graph, Matrix, Tree
-from jobs.page.wording import short
+from jobs.page.figures.colours import INK, MUTED, SCALE
+from jobs.page.figures.interactive.text import MAX_TICKS, SYMBOLS, in_template, plain
+from jobs.page.figures.spec import Dendrogram, GraphPlot, Heatmap
+from jobs.page.wording import truncate
 
-_AROUND_GRAPH = 0.16
-_BAR_TICKS = 4
+_GRAPH_MARGIN = 0.16
+_COLOUR_BAR_TICKS = 4
 
 
-def matrix(body: Matrix) -> go.Figure:
-    """Cells in colour; the page names as many rows as it has room for."""
+def heatmap(body: Heatmap) -> go.Figure:
+    """Coloured cells; the page labels as many rows as fit."""
     values = body.values.astype(np.float32)
     names = [plain(name) for name in body.names]
     known = values[np.isfinite(values)]
-    top, least = (float(known.max()), float(known.min())) if known.size else (1.0, 0.0)
+    high, low = (float(known.max()), float(known.min())) if known.size else (1.0, 0.0)
     z, bar = values, {}
-    if body.root:
-        z, least = np.sqrt(np.maximum(values, 0)), 0.0
-        ticks = np.linspace(0, np.sqrt(top or 1.0), _BAR_TICKS)
+    if body.sqrt_scale:
+        z, low = np.sqrt(np.maximum(values, 0)), 0.0
+        ticks = np.linspace(0, np.sqrt(high or 1.0), _COLOUR_BAR_TICKS)
         bar = {"tickvals": ticks, "ticktext": [f"{tick**2:.2g}" for tick in ticks]}
-        top = float(np.sqrt(top or 1.0))
+        high = float(np.sqrt(high or 1.0))
     figure = go.Figure(
         go.Heatmap(
             x=names,
             y=names,
             z=z,
-            zmin=least,
-            zmax=top if top > least else least + 1,
+            zmin=low,
+            zmax=high if high > low else low + 1,
             customdata=values,
             colorscale=SCALE,
             hoverongaps=False,
@@ -44,7 +44,7 @@ def matrix(body: Matrix) -> go.Figure:
                 f"%{{y}} – %{{x}}<br>{in_template(body.label)} %{{customdata:.3g}}<extra></extra>"
             ),
             colorbar={
-                "title": {"text": plain(body.label), "side": "bottom"},
+                "title": {"text": plain(body.label), "side": "top"},
                 "orientation": "h",
                 "thickness": 12,
                 "y": 1.0,
@@ -57,7 +57,7 @@ def matrix(body: Matrix) -> go.Figure:
         )
     )
     n = len(names)
-    starts = [place for place in range(1, n) if body.groups[place] != body.groups[place - 1]]
+    starts = [row for row in range(1, n) if body.groups[row] != body.groups[row - 1]]
     if len(starts) < n - 1:
         for start in starts:
             line = {"color": MUTED, "width": 1}
@@ -68,138 +68,95 @@ def matrix(body: Matrix) -> go.Figure:
         margin={"l": 10, "r": 10, "t": 64, "b": 10},
         meta={"matrix": n, "names": list(body.names), "groups": _group_ticks(body, starts)},
     )
-    axes = {
-        "type": "category",
-        "automargin": True,
-        "ticks": "",
-        "showgrid": False,
-    }
-    every = {
-        "tickmode": "array",
-        "tickvals": list(range(n)),
-        "ticktext": [plain(short(name)) for name in body.names],
-    }
-    figure.update_xaxes(**axes, **every, tickangle=-90)
-    figure.update_yaxes(**axes, **every, autorange="reversed")
+    axis = _concept_axis(body.names)
+    figure.update_xaxes(type="category", tickangle=-90, **axis)
+    figure.update_yaxes(type="category", autorange="reversed", **axis)
     return figure
 
 
-def _group_ticks(body: Matrix, starts: Sequence[int]) -> dict[str, Any]:
-    """Names of the groups at their middle: all that there is room for on a narrow page."""
-    edges = [0, *starts, len(body.names)]
-    middles = [(low + high - 1) // 2 for low, high in pairwise(edges)]
-    return {"vals": middles, "text": [plain(short(body.groups[place])) for place in middles]}
+def _concept_axis(names: Sequence[str]) -> dict[str, Any]:
+    """An axis with the names of concepts at 0, 1, ..., without ticks and grid."""
+    labels = [plain(truncate(name)) for name in names]
+    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": labels, "ticks": ""}
+    return {**ticks, "showgrid": False, "automargin": True}
 
 
-def _groups(body: Tree | Graph) -> Iterator[tuple[str, str, str, list[int]]]:
-    """(group, colour, symbol, places) of each group."""
-    for group, places in body.palette.members(body.groups):
-        colour, symbol = body.palette.place(group, len(GROUPS))
-        shown = MUTED if colour is None else GROUPS[colour]
-        yield group, shown, SYMBOLS[symbol % len(SYMBOLS)], places
+def _group_ticks(body: Heatmap, starts: Sequence[int]) -> dict[str, Any]:
+    """Group names at the middle of each group, for pages too narrow for row names."""
+    boundaries = [0, *starts, len(body.names)]
+    middles = [(start + end - 1) // 2 for start, end in pairwise(boundaries)]
+    return {"vals": middles, "text": [plain(truncate(body.groups[row])) for row in middles]}
 
 
-def tree(body: Tree) -> go.Figure:
-    """Brackets, and a mark of its group before each name."""
+def dendrogram(body: Dendrogram) -> go.Figure:
+    """Brackets, and a group symbol in front of every name."""
     figure = go.Figure()
-    xs: list[float | None] = []
-    ys: list[float | None] = []
-    for joint in body.joints:
-        xs += [at for at, _ in joint] + [None]
-        ys += [place for _, place in joint] + [None]
-    figure.add_scatter(
-        x=xs, y=ys, mode="lines", line={"color": MUTED, "width": 1.2}, hoverinfo="skip", showlegend=False
-    )
-    for group, colour, symbol, places in _groups(body):
+    _add_lines(figure, body.brackets, width=1.2)
+    for group, colour, symbol, indices in body.palette.styles(body.groups, SYMBOLS):
         figure.add_scatter(
-            x=[body.start] * len(places),
-            y=places,
-            name=plain(short(group)),
+            x=[body.x_start] * len(indices),
+            y=indices,
+            name=plain(truncate(group)),
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 8},
-            customdata=[[plain(body.names[place]), body.names[place]] for place in places],
+            customdata=[[plain(body.names[index]), body.names[index]] for index in indices],
             hovertemplate=f"%{{customdata[0]}}<br>{in_template(group)}<extra></extra>",
             cliponaxis=False,
         )
     n = len(body.names)
+    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "top"}
     figure.update_layout(
         height=16 * n + 150,
         margin={"l": 10, "r": 24, "t": 10, "b": 50},
         showlegend=len(set(body.groups)) > 1,
-        legend={
-            "orientation": "h",
-            "x": 0,
-            "xref": "container",
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-        },
+        legend=legend | {"xref": "container", "yref": "container"},
     )
-    end = max((at for joint in body.joints for at, _ in joint), default=1.0)
-    past = (end - body.start) * 0.02
-    figure.update_xaxes(
-        title=plain(body.axis),
-        zeroline=False,
-        range=[body.start - past / 2, end + past],
-        nticks=MOST_TICKS,
-    )
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=list(range(n)),
-        ticktext=[plain(short(name)) for name in body.names],
-        tickfont={"size": 11},
-        ticks="",
-        range=[n - 0.5, -0.5],
-        showgrid=False,
-        zeroline=False,
-        automargin=True,
-        ticklabelstandoff=6,
-    )
+    end = max((x for bracket in body.brackets for x, _ in bracket), default=1.0)
+    margin = (end - body.x_start) * 0.02
+    x_range = [body.x_start - margin / 2, end + margin]
+    figure.update_xaxes(title=plain(body.axis), zeroline=False, range=x_range, nticks=MAX_TICKS)
+    axis = _concept_axis(body.names) | {"tickfont": {"size": 11}, "ticklabelstandoff": 6}
+    figure.update_yaxes(range=[n - 0.5, -0.5], zeroline=False, **axis)
     return figure
 
 
-def graph(body: Graph) -> go.Figure:
+def _add_lines(
+    figure: go.Figure, lines: Iterable[Sequence[Any]], width: float, opacity: float | None = None
+) -> None:
+    """Add lines through (x, y) points, as one trace."""
+    points = [point for line in lines for point in (*line, (None, None))]
+    style = {"mode": "lines", "hoverinfo": "skip", "showlegend": False, "opacity": opacity}
+    line = {"color": MUTED, "width": width}
+    figure.add_scatter(x=[x for x, _ in points], y=[y for _, y in points], line=line, **style)
+
+
+def graph(body: GraphPlot) -> go.Figure:
     """Nodes in the colour of their group; links in three widths."""
     figure = go.Figure()
-    most = max((value for _, _, value in body.edges), default=1.0)
+    highest = max((value for _, _, value in body.edges), default=1.0)
     widths = {1: (0.0, 1 / 3), 2.5: (1 / 3, 2 / 3), 5: (2 / 3, 2.0)}
     for width, (low, high) in widths.items():
-        xs: list[float | None] = []
-        ys: list[float | None] = []
-        for first, second, value in body.edges:
-            if low <= value / most < high:
-                xs += [float(body.places[first, 0]), float(body.places[second, 0]), None]
-                ys += [float(body.places[first, 1]), float(body.places[second, 1]), None]
-        figure.add_scatter(
-            x=xs,
-            y=ys,
-            mode="lines",
-            line={"color": MUTED, "width": width},
-            opacity=0.55,
-            hoverinfo="skip",
-            showlegend=False,
-        )
-    linked: dict[int, list[str]] = {}
+        edges = [(a, b) for a, b, value in body.edges if low <= value / highest < high]
+        _add_lines(figure, [body.positions[[*edge]].tolist() for edge in edges], width, opacity=0.55)
+    neighbours: dict[int, list[str]] = {}
     for first, second, value in sorted(body.edges, key=lambda edge: -edge[2]):
-        for one, other in ((first, second), (second, first)):
-            linked.setdefault(one, []).append(f"{plain(body.names[other])} {value:.3g}")
-    for group, colour, symbol, places in _groups(body):
+        for node, neighbour in ((first, second), (second, first)):
+            neighbours.setdefault(node, []).append(f"{plain(body.names[neighbour])} {value:.3g}")
+    for group, colour, symbol, indices in body.palette.styles(body.groups, SYMBOLS):
+        hover_text = {
+            index: [plain(body.names[index]), plain(group), *neighbours.get(index, [])[:6]]
+            for index in indices
+        }
         figure.add_scatter(
-            x=[float(body.places[place, 0]) for place in places],
-            y=[float(body.places[place, 1]) for place in places],
-            name=plain(short(group)),
+            x=body.positions[indices, 0].tolist(),
+            y=body.positions[indices, 1].tolist(),
+            name=plain(truncate(group)),
             mode="markers+text",
-            text=[plain(short(body.names[place])) for place in places],
+            text=[plain(truncate(body.names[index])) for index in indices],
             textposition="top center",
             textfont={"size": 11},
             marker={"color": colour, "symbol": symbol, "size": 11, "line": {"color": INK, "width": 0.8}},
-            customdata=[
-                [
-                    "<br>".join([plain(body.names[place]), plain(group), *linked.get(place, [])[:6]]),
-                    body.names[place],
-                ]
-                for place in places
-            ],
+            customdata=[["<br>".join(hover_text[index]), body.names[index]] for index in indices],
             hovertemplate="%{customdata[0]}<extra></extra>",
         )
     figure.update_layout(
@@ -209,10 +166,10 @@ def graph(body: Graph) -> go.Figure:
         showlegend=len(set(body.groups)) > 1,
         meta={"graph": True},
     )
-    # room for names at the edges
-    low, high = body.places.min(axis=0), body.places.max(axis=0)
-    around = np.maximum(high - low, 1e-3) * _AROUND_GRAPH
-    (left, bottom), (right, top) = (low - around).tolist(), (high + around).tolist()
+    # Leaves space for labels at the edges.
+    low, high = body.positions.min(axis=0), body.positions.max(axis=0)
+    margin = np.maximum(high - low, 1e-3) * _GRAPH_MARGIN
+    (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
     figure.update_xaxes(visible=False, range=[left, right])
     figure.update_yaxes(visible=False, range=[bottom, top])
     return figure

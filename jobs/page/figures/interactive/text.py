@@ -1,18 +1,18 @@
-"""Text as Plotly shows it to the letter, and the marks that groups and lines share."""
+"""Literal text in Plotly, and symbols for groups and lines."""
 
 from __future__ import annotations
 
 import html
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
-MOST_TICKS = 5
+MAX_TICKS = 5
 
 
 def plain(text: str) -> str:
-    """Text that is shown as it is: Plotly takes some HTML in names and labels for markup."""
+    """Escaped text: Plotly renders some HTML in names and labels."""
     return html.escape(text, quote=False)
 
 
 def in_template(text: str) -> str:
-    """Text within a hover template, where a percent sign starts a variable."""
+    """Escaped text in a hover template, where a percent sign starts a variable."""
     return plain(text).replace("%", "&#37;")

@@ -1,6 +1,6 @@
--- Each two concepts with their similarity in one representation of the whole model and, where the pair was
+-- Every pair of concepts with its similarity in one representation of the whole model and, if the pair was
 -- rated, its human score.
--- Reads: similarity, human_pairs; which of them is given by parameters.
+-- Reads: similarity, human_pairs, both filtered by parameters.
 SELECT concept_a, concept_b, similarity, score
 FROM similarity
 LEFT JOIN (

@@ -1,0 +1,126 @@
+"""A contiguous range of a model's layers on one device, with hooks on its sites. Imports no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from cluster.models.packed_linear import supports_packing
+from cluster.models.partial_model import layer_count, load_layers
+from cluster.models.sites import Site, extract_hidden_state, find_sites, replace_hidden_state
+from cluster.models.tokenizer import Tokenizer
+from storage.errors import NeuralignError
+
+MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """How a model is loaded and where its neurons are hooked; the same for all its shards."""
+
+    dtype: str
+    sites: str | list[str]
+    trust_remote_code: bool = field(default=False, kw_only=True)
+
+
+@dataclass
+class ForwardState:
+    """A forward pass of shape (rows, tokens): the hidden states before the first layer, unless it starts
+    from token ids, and after the last."""
+
+    shape: Sequence[int] = ()
+    incoming: torch.Tensor | None = None
+    outgoing: torch.Tensor | None = None
+
+
+StateT = TypeVar("StateT", bound=ForwardState)
+
+
+class ModelShard(Generic[StateT]):
+    """Layers [a, b) of a model, by default all. Subclasses define what happens at a site."""
+
+    with_head: ClassVar[bool] = False
+    """Whether the last shard has the language-model head."""
+
+    def __init__(
+        self, folder: Path, settings: ShardSettings, layers: range | None = None, device: str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
+        n_layers = layer_count(folder, settings.trust_remote_code)
+        self.layers = range(n_layers) if layers is None else layers
+        self.is_first, self.is_last = self.layers.start == 0, self.layers.stop == n_layers
+        self.model, self._modules = load_layers(
+            folder,
+            self.layers,
+            self.dtype,
+            settings.trust_remote_code,
+            with_head=self.with_head and self.is_last,
+            # Packed layers have no gradients, which attributions need.
+            pack_weights=not self.with_head and supports_packing(self.dtype, self.device),
+        )
+        self.model.eval().requires_grad_(False).to(self.device)
+        self._config = self.model.config.get_text_config()
+        self.hidden_size: int = self._config.hidden_size
+        self.tokenizer = Tokenizer(folder, token_limit(self._config), settings.trust_remote_code)
+        self._state: StateT | None = None
+        self.sites = self._find_sites(settings)
+        self._modules[self.layers.start].register_forward_pre_hook(self._on_entry, with_kwargs=True)
+        for site in self.sites:
+            self._hook_site(site)
+        self._modules[self.layers.stop - 1].register_forward_hook(self._on_exit)
+
+    def _find_sites(self, settings: Any) -> list[Site]:
+        return find_sites(self.model, self._modules, settings.sites)
+
+    def _hook_site(self, site: Site) -> None:
+        module = self._modules[site.layer].get_submodule(site.module)
+        is_input = site.side == "input"
+        register = module.register_forward_pre_hook if is_input else module.register_forward_hook
+        # The last argument of a hook is the module's input or output.
+        register(lambda *arguments: self._on_site(site, arguments[-1]))
+
+    def _run_model(self, state: StateT, inputs: Any, **arguments: Any) -> Any:
+        """Run the layers on token ids, (rows, tokens), or on hidden states, (rows, tokens, width)."""
+        inputs = torch.as_tensor(inputs).to(self.device)
+        state.shape = inputs.shape[:2]
+        if inputs.is_floating_point():
+            # The model derives masks and positions from zeros; `_on_entry` puts in the hidden state.
+            arguments["inputs_embeds"] = torch.zeros_like(inputs, dtype=self.dtype)
+            state.incoming = inputs
+        else:
+            arguments["input_ids"] = inputs
+        self._state = state
+        try:
+            return self.model(**arguments)
+        finally:
+            # Hooks are idle between batches.
+            self._state = None
+
+    def _on_entry(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._state is None or self._state.incoming is None:
+            return None
+        return replace_hidden_state(self._state.incoming, args, kwargs)
+
+    def _on_site(self, site: Site, values: Any) -> Any:
+        """Handle a site's values; a result other than None replaces them."""
+        raise NotImplementedError
+
+    def _on_exit(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        if self._state is not None:
+            self._state.outgoing = extract_hidden_state(output)
+
+    def _outgoing(self, state: StateT) -> torch.Tensor:
+        if state.outgoing is None:
+            raise NeuralignError(f"{type(self.model).__name__}: its last layer did not run")
+        return state.outgoing
+
+
+def token_limit(config: Any) -> int:
+    """Longest sequence read from a model with this configuration, in tokens."""
+    return min(MAX_TOKENS, getattr(config, "max_position_embeddings", None) or MAX_TOKENS)

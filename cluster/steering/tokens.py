@@ -1,0 +1,62 @@
+"""Tokenization of prompted words, and sampling of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cluster.models.shard import MAX_TOKENS, token_limit
+from cluster.models.tokenizer import Tokenizer
+from cluster.models.weights import Weights, ensure_local, read_config
+from cluster.steering.interventions import Floats, Integers, PromptedWord, TokenIds
+from storage.errors import UserError
+
+
+def tokenize_words(
+    weights: Weights, prompts: Sequence[str], words: Sequence[str], n_continuation: int
+) -> tuple[list[TokenIds], list[list[PromptedWord]]]:
+    """Token ids of each prompt; and, for each word, of it after each of the prompts.
+
+    Raises UserError if a prompt or a word has no tokens, or if a prompt with a word, or with
+    `n_continuation` more tokens, is too long for the model.
+    """
+    folder = ensure_local(weights)
+    tokenizer = Tokenizer(folder, MAX_TOKENS, weights.trust_remote_code)
+    limit = token_limit(read_config(folder, weights.trust_remote_code).get_text_config())
+    prompt_ids = [tuple(tokenizer.encode_prompt(prompt, "")[0]) for prompt in prompts]
+    prompted_words = []
+    for word in words:
+        prompted = [
+            PromptedWord(*map(tuple, tokenizer.encode_prompt(prompt, word))) for prompt in prompts
+        ]
+        if not all(prompted_word.tokens for prompted_word in prompted):
+            raise UserError(f"steering: the word {word!r} has no tokens for model {weights.label}")
+        prompted_words.append(prompted)
+    for index, (prompt, ids) in enumerate(zip(prompts, prompt_ids, strict=True)):
+        if not ids or not all(prompted[index].prefix for prompted in prompted_words):
+            raise UserError(f"steering.prompts: {prompt!r} has no tokens for model {weights.label}")
+        lengths = [len(prompted[index].sequence) + 1 for prompted in prompted_words]
+        length = max([len(ids) + n_continuation, *lengths])
+        if length > limit:
+            raise UserError(
+                f"steering.prompts: {prompt!r} is {length} tokens long with its continuation; the limit "
+                f"of model {weights.label} is {limit}"
+            )
+    return prompt_ids, prompted_words
+
+
+def sample_tokens(log_p: torch.Tensor, uniforms: Floats, temperature: float) -> Integers:
+    """Next tokens, (rows, 1), from log P, (rows, vocabulary), by inverse transform sampling: the first
+    whose cumulative probability exceeds the row's uniform number. Temperature 0 takes the likeliest."""
+    if temperature == 0:
+        tokens = log_p.argmax(dim=1)
+    else:
+        cumulative = (log_p.double() / temperature).softmax(dim=1).cumsum(dim=1)
+        thresholds = torch.from_numpy(np.ascontiguousarray(uniforms)).to(log_p.device).unsqueeze(1)
+        tokens = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
+        # Rounding may leave the total below a threshold.
+        tokens = tokens.clamp(max=log_p.shape[1] - 1)
+    column: Integers = tokens.unsqueeze(1).cpu().numpy()
+    return column

@@ -1,0 +1,23 @@
+"""The command `neuralign report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.commands.options import StorePath, display_path
+from jobs.report import write_latest
+from storage.store.paths import parse_store_path
+
+
+def report(
+    store: StorePath,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Output folder (default: ./NAME-report for a store NAME)."),
+    ] = None,
+) -> None:
+    """Write the HTML report of the latest sweep, with figures as PNG and SVG."""
+    root = parse_store_path(store)
+    for path in write_latest(root, out or Path(f"{root.name or 'store'}-report")):
+        print(display_path(path))

@@ -1,0 +1,10 @@
+"""The command `neuralign schema`."""
+
+import json
+
+from jobs.config.schema import sweep_schema
+
+
+def schema() -> None:
+    """Print the JSON Schema of the sweep file."""
+    print(json.dumps(sweep_schema(), indent=2))

@@ -1,0 +1,15 @@
+"""The command `neuralign verify`."""
+
+from jobs.commands.options import StorePath
+from storage.store.paths import parse_store_path
+from storage.store.verify import verify as find_problems
+
+
+def verify(store: StorePath) -> int:
+    """Check every file of a store and list the problems."""
+    problems = 0
+    for problem in find_problems(parse_store_path(store)):
+        problems += 1
+        print(problem)
+    print(f"{problems} problems" if problems else "no problems found")
+    return 1 if problems else 0

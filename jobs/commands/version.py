@@ -1,0 +1,8 @@
+"""The command `neuralign version`."""
+
+from storage.version import __version__
+
+
+def version() -> None:
+    """Print the version."""
+    print(__version__)

@@ -1,0 +1,164 @@
+"""Row selection: which rows of a result table the console and the report show, in order and labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import itemgetter
+from typing import Any
+
+from cluster.models.weights import RANDOM_INIT
+from jobs.alignment import TRIPLETS
+from jobs.representations.embeddings import CENTRED_COSINE, HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
+from jobs.representations.sentence_encoder import ENCODED_WORD, SENTENCE_ENCODER
+from jobs.similarity import EXPERTS
+from storage.store.activation_files import POOLINGS
+
+STATISTIC_NAMES = {
+    "spearman": "Spearman's rho",
+    "kendall": "Kendall's tau-b",
+    "pearson": "Pearson's r",
+    TRIPLETS: "odd-one-out accuracy",
+}
+INTERVAL_METHODS = {
+    "jackknife": "jackknife over concepts",
+    "concept-bootstrap": "bootstrap over concepts",
+    "pair-bootstrap": "bootstrap over pairs, anticonservative",
+}
+SMALL_SAMPLE_COVERAGE = "91 to 98"
+"""Actual coverage, in percent, of 95% CIs in simulated studies of few concepts."""
+
+Row = dict[str, Any]
+LabelledRow = tuple[str, Row]
+"""A row of a result table and its display label."""
+
+
+def group_rows(rows: Iterable[Row], *columns: str) -> dict[Any, list[Row]]:
+    """Rows by the value of a column, or by the tuple of the values of several."""
+    key = itemgetter(*columns)
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def format_estimate(
+    value: float | None, low: float | None, high: float | None, sign: str = "", no_interval: str = "n/a"
+) -> str:
+    """A value with its interval in brackets, or `no_interval` if there are too few distinct values."""
+    if value is None:
+        return "constant"
+    interval = no_interval if low is None or high is None else f"{low:{sign}.2f}, {high:{sign}.2f}"
+    return f"{value:{sign}.2f} [{interval}]"
+
+
+def describe_comparison(row: Row, threshold: float) -> str:
+    """Statistic, number of pairs or triplets, and expert threshold of an `alignment` row."""
+    items = TRIPLETS if row["agreement"] == TRIPLETS else "pairs"
+    return (
+        f"{STATISTIC_NAMES[row['agreement']]}, {row['n_pairs']} {items} of {row['n_concepts']} "
+        f"concepts, AP > {threshold}"
+    )
+
+
+def uses_measure(row: Row, measure: str) -> bool:
+    """Whether a row is a baseline, or of experts compared by `measure`."""
+    return not row["representation"].startswith(EXPERTS) or row["measure"] == measure
+
+
+def is_selected_maximum(label: str, row: Row) -> bool:
+    """Whether a row is the best of several layers by the value that it shows, hence optimistic."""
+    return row["layer"] is not None and label.removeprefix(_model_prefix(row)).startswith("best ")
+
+
+def select_rows(rows: list[Row], threshold: float | None, value: str = "rho") -> list[LabelledRow]:
+    """Select and label the rows that compare neurons with baselines, in display order.
+
+    These are the experts of every model and pooling at one threshold, controls, the best layer,
+    baselines, the best and the median hidden states, and random weights. Best: the highest `value`.
+    """
+    experts = [
+        row
+        for row in sorted(rows, key=lambda row: POOLINGS.index(row["pooling"] or POOLINGS[0]))
+        if row["representation"] == EXPERTS and row["threshold"] == threshold
+    ]
+    neurons = [
+        (f"{row['pooling']} pooling", row)
+        for row in sorted(experts, key=lambda row: row["revision"] == RANDOM_INIT)
+        if row["layer"] is None and row["site"] is None
+    ]
+    selection = [(f"neurons, {text}", row) for text, row in neurons if row["revision"] != RANDOM_INIT]
+    selection += _control_rows(rows, threshold)
+    selection += _best_layer_rows(rows, threshold, value)
+    selection += _baseline_rows(rows, value)
+    selection += [
+        (f"random weights, {text}", row) for text, row in neurons if row["revision"] == RANDOM_INIT
+    ]
+    models = {(row["model"], row["revision"]) for row in experts if row["revision"] != RANDOM_INIT}
+    if len(models) == 1:
+        return selection
+    return [(f"{_model_prefix(row)}{label}", row) for label, row in selection]
+
+
+def single_layer_rows(rows: list[Row], threshold: float | None) -> list[list[Row]]:
+    """Single-layer rows of every trained model, by the first pooling; one list per model."""
+    experts = [
+        row
+        for row in rows
+        if (row["representation"], row["threshold"]) == (EXPERTS, threshold)
+        and row["revision"] != RANDOM_INIT
+    ]
+    layers = [row for row in _of_first_pooling(experts) if row["layer"] is not None]
+    return list(group_rows(layers, "model", "revision").values())
+
+
+def _of_first_pooling(rows: list[Row]) -> list[Row]:
+    first = min((row["pooling"] for row in rows), key=POOLINGS.index, default=None)
+    return [row for row in rows if row["pooling"] == first]
+
+
+def _control_rows(rows: list[Row], threshold: float | None) -> list[LabelledRow]:
+    """Control experts, by the first pooling."""
+    prefix = f"{EXPERTS}, "
+    controls = [
+        row for row in rows if row["representation"].startswith(prefix) and row["threshold"] == threshold
+    ]
+    return [
+        (f"neurons, {row['pooling']}, {row['representation'].removeprefix(prefix)}", row)
+        for row in _of_first_pooling(controls)
+    ]
+
+
+def _best_layer_rows(rows: list[Row], threshold: float | None, value: str) -> list[LabelledRow]:
+    """The layer of every trained model whose neurons have the highest `value`."""
+    best = []
+    for layers in single_layer_rows(rows, threshold):
+        candidates = [row for row in layers if row[value] is not None]
+        if candidates:
+            row = max(candidates, key=lambda row: row[value])
+            best.append((f"best layer of {len(layers)} (L{row['layer']}), {row['pooling']}", row))
+    return best
+
+
+def _baseline_rows(rows: list[Row], value: str) -> list[LabelledRow]:
+    selection = []
+    for row in sorted(rows, key=lambda row: row["representation"] != WORD_VECTORS):
+        if row["representation"] in (WORD_VECTORS, SENTENCE_ENCODER):
+            selection.append((f"{row['model']} {row['representation']}", row))
+        elif row["representation"] == ENCODED_WORD:
+            selection.append((f"{row['model']}, word alone", row))
+        elif row["representation"] == INPUT_EMBEDDING:
+            selection.append((INPUT_EMBEDDING, row))
+    hidden = [row for row in rows if row["representation"] == HIDDEN_STATE and row[value] is not None]
+    for candidates in group_rows(hidden, "model", "revision", "pooling").values():
+        ordered = sorted(candidates, key=lambda row: row[value])
+        for name, row in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2])):
+            layer = f"L{row['layer']}" + ("*" if row["measure"] == CENTRED_COSINE else "")
+            selection.append((f"{name} of {len(ordered)} {row['pooling']} states ({layer})", row))
+    return selection
+
+
+def _model_prefix(row: Row) -> str:
+    """The model in front of a label; empty for representations that no model of the sweep has."""
+    if row["representation"] in (WORD_VECTORS, SENTENCE_ENCODER, ENCODED_WORD):
+        return ""
+    return f"{row['model']}@{row['revision']}: "
