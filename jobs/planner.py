@@ -250,15 +250,14 @@ class _ModelPlanner:
         if input_embedding or contextual:
             yield embeddings.plan_embeddings(activations_stage, input_embedding, contextual)
 
-    def shuffled_stages(self, model: Model, weights: Weights, shuffled_stage: Stage) -> Iterator[Stage]:
+    def shuffled_stages(self, model: Model, weights: Weights, shuffled_stage: Stage) -> list[Stage]:
         """Control: experts on sentences with shuffled words."""
         activations_stage = self._plan_activations(model, weights, shuffled_stage)
-        yield activations_stage
-        yield from self._plan_control(activations_stage, sentences.SHUFFLED)
+        return [activations_stage, *self._plan_control(activations_stage, sentences.SHUFFLED)]
 
     def sparse_autoencoder_stages(
         self, baseline: SparseAutoencoderBaseline, model: Model, weights: Weights
-    ) -> Iterator[Stage]:
+    ) -> list[Stage]:
         """Control: experts among the latents of a sparse autoencoder."""
         from cluster.models.sparse_autoencoder import SparseAutoencoder
 
@@ -279,9 +278,8 @@ class _ModelPlanner:
             baseline.k,
             None if baseline.b_dec is None else baseline.b_dec == "subtract",
         )
-        activations_stage = self._plan_activations(model, weights, autoencoder=autoencoder)
-        yield activations_stage
-        yield from self._plan_control(activations_stage, f"{baseline.name} {LATENTS_SUFFIX}")
+        stage = self._plan_activations(model, weights, autoencoder=autoencoder)
+        return [stage, *self._plan_control(stage, f"{baseline.name} {LATENTS_SUFFIX}")]
 
     def _plan_activations(
         self,

@@ -89,7 +89,9 @@ def check_disk_space(plan: Plan, store: Path) -> None:
     activation_bytes, score_bytes = list[int](), 0
     for concept_set in plan.concept_sets:
         concepts = concept_set.concepts
-        for stage in concept_set.stages if concepts is not None else ():
+        if concepts is None:
+            continue
+        for stage in concept_set.stages:
             if stage.kind == activations.KIND:
                 model = weights[stage.label]
                 activation_bytes.append(

@@ -204,8 +204,8 @@ _REPRESENTATION = [
     _column(
         "representation",
         _TEXT,
-        "experts (of a control: experts, CONTROL), hidden state, input embedding, word vectors, sentence "
-        "encoder (of the word: sentence encoder, word alone)",
+        "experts (of a control: experts, CONTROL), hidden state, input embedding, word vectors, "
+        "sentence encoder (of the word: sentence encoder, word alone)",
     ),
     _column("model", _TEXT, "the model, or the name of the word vectors or the sentence encoder"),
     _optional("revision", _TEXT, "the model's revision"),

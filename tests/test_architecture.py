@@ -25,7 +25,7 @@ def _lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("storage/errors.py", "import cluster.runtime.session", "Packages"),
+        ("storage/errors.py", "import cluster.runtime.devices", "Packages"),
         ("alignment/statistics/vectors.py", "import pyarrow", "alignment"),
         ("cluster/models/shard.py", "import ray", "Shards"),
         ("jobs/planner.py", "import jobs.sweep", "Inside jobs"),
@@ -43,7 +43,7 @@ def test_a_planted_import_against_the_layers_is_rejected(
         file.write(f"\n{line}\n")
     result = _lint_imports(tmp_path)
     assert result.returncode == 1
-    (broken,) = [row for row in result.stdout.splitlines() if row.endswith(" BROKEN")]
+    (broken,) = [row for row in result.stdout.splitlines() if " BROKEN" in row]
     assert broken.startswith(contract)
 
 

@@ -12,7 +12,7 @@ from alignment.text.word_matching import find_word
 from jobs.activations import make_notes
 from jobs.config.concepts import ProvidedSentences
 from jobs.config.loader import read_sweep
-from jobs.config.schema import sweep_schema
+from jobs.config.sweep import sweep_schema
 from storage.assets import ASSETS, Asset
 from storage.errors import UserError
 from storage.readers.concepts import read_concepts

@@ -19,8 +19,8 @@ COMMIT = "commit"
 
 
 class ActivationPipeline(ShardGroup):
-    """Sends work units through the shards of one replica. Hidden states pass between them by NCCL if each
-    has a whole GPU and Ray supports it there."""
+    """Sends work units through the shards of one replica. Hidden states pass between them by NCCL if
+    each has a whole GPU and Ray supports it there."""
 
     default_transport: str | None = None
     """Ray's tensor transport elsewhere; None for the object store."""
@@ -54,12 +54,11 @@ class ActivationPipeline(ShardGroup):
     @cached_property
     def _transport(self) -> str | None:
         # Connects the shards, which must be placed.
-        transport = self.default_transport
+        transport, has_whole_gpus = self.default_transport, self._resources.get("GPU", 0) >= 1
         if len(self._shards) == 1:
             return transport
-        if self._resources.get("GPU", 0) >= 1:
-            if all(ray.get([shard.supports_nccl.remote() for shard in self._shards])):
-                transport = "nccl"
+        if has_whole_gpus and all(ray.get([s.supports_nccl.remote() for s in self._shards])):
+            transport = "nccl"
         if transport is not None:
             create_collective_group(self._shards, backend=transport)
         return transport

@@ -115,8 +115,8 @@ class ActivationShard(ModelShard[_PoolingState]):
             pooled_sites = {site for _, site in forward.pooled}
             if missing := [site for site in self._poolings if site not in pooled_sites]:
                 raise NeuralignError(
-                    f"{missing[0]}: has no output; choose another module, or its other side (:input, "
-                    ":output)"
+                    f"{missing[0]}: has no output; choose another module, or its other side "
+                    "(:input, :output)"
                 )
             state.buffer.add_batch(rows, forward.pooled)
         return outgoing

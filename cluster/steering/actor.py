@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,7 @@ class SteeringActor(ModelActor[SteeringShard]):
             if key in sums:
                 group_sums = dict(sorted(sums[key].items()))
                 rows = np.searchsorted(list(group_sums), targets.groups)
-                stacked = np.stack(list(group_sums.values()))
+                stacked = np.stack(list(group_sums.values()))  # (groups, 2, units)
                 gradients, products = stacked[rows, :, targets.units].T
                 totals = targets.on_values * gradients - products
                 attributions[key] = totals / group_sizes[targets.groups]
@@ -188,5 +187,5 @@ def _to_host(values: Any) -> Any:
 
 
 def _restore_order(indices: Sequence[Sequence[int]], results: Sequence[Sequence[Any]]) -> list[Any]:
-    pairs = zip(chain(*indices), chain(*results), strict=True)
-    return [result for _, result in sorted(pairs, key=itemgetter(0))]
+    by_index = dict(zip(chain(*indices), chain(*results), strict=True))
+    return [by_index[index] for index in range(len(by_index))]

@@ -191,7 +191,7 @@ def _share_prefix(
         for word, indices in zip(words, value_indices, strict=True):
             if branch_of.get(word.tokens[:-1]) == ids:
                 targets += [Target(index, token) for index, token in enumerate(word.tokens[1:])]
-                indices += range(n_values, n_values + len(word.tokens) - 1)
+                indices.extend(range(n_values, n_values + len(word.tokens) - 1))
                 n_values += len(word.tokens) - 1
         branches.append(Branch(ids, targets))
     first_targets = [word.targets[0] for word in words]

@@ -58,5 +58,4 @@ def sample_tokens(log_p: torch.Tensor, uniforms: Floats, temperature: float) -> 
         tokens = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
         # Rounding may leave the total below a threshold.
         tokens = tokens.clamp(max=log_p.shape[1] - 1)
-    column: Integers = tokens.unsqueeze(1).cpu().numpy()
-    return column
+    return tokens.unsqueeze(1).cpu().numpy()

@@ -24,7 +24,7 @@ JACCARD = "jaccard"
 
 _RUNS = """
 SELECT human_set, agreement, run, list(DISTINCT threshold ORDER BY threshold) AS thresholds,
-    any_value(concept_set) FILTER (representation = 'experts') AS concepts
+    any_value(regexp_replace(concept_set, '@[^@]*$', '')) FILTER (representation = 'experts') AS set_name
 FROM alignment JOIN runs USING (run)
 GROUP BY human_set, agreement, run, finished
 ORDER BY finished
@@ -34,10 +34,13 @@ ORDER BY finished
 def compare(
     store: StorePath,
     human: Annotated[str, typer.Option("--human", metavar="NAME", help="Human data set.")],
-    agreement: Annotated[str | None, typer.Option(help="spearman, kendall or pearson (default: the sweep's first).")] = None,
+    agreement: Annotated[
+        str | None, typer.Option(help="spearman, kendall or pearson (default: the sweep's first).")
+    ] = None,
     threshold: Annotated[float, typer.Option(help="AP above which a neuron is an expert.")] = 0.5,
     against: Annotated[
-        str | None, typer.Option(metavar="ROW", help="Show differences from this row (its label or part of it).")
+        str | None,
+        typer.Option(metavar="ROW", help="Show differences from this row (its label or part of it)."),
     ] = None,
 ) -> None:
     """Compare models and baselines on the same pairs, best first."""
@@ -55,12 +58,7 @@ def compare(
         statistic = agreement or statistics[0]
         if statistic not in statistics:
             raise UserError(f"{root}: no {statistic} for {human!r}; available: {', '.join(statistics)}")
-        latest = {
-            # without the hash
-            (run["concepts"] or "").rpartition("@")[0]: run
-            for run in runs
-            if run["agreement"] == statistic
-        }
+        latest = {run["set_name"] or "": run for run in runs if run["agreement"] == statistic}
         selection = {name: run for name, run in latest.items() if threshold in run["thresholds"]}
         if not selection:
             thresholds = {value for run in latest.values() for value in run["thresholds"]} - {None}

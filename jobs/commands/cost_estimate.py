@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from cluster.models.size import ModelSize, measure_size
+from cluster.models.size import measure_size
 from cluster.models.weights import RANDOM_INIT
 from jobs.alignment import reason_not_comparable
 from jobs.commands.options import text_table
@@ -22,37 +21,6 @@ from storage.readers.concepts import concepts_from_names, read_concept_names, re
 
 TOKENS = 24
 """Assumed number of tokens of a sentence."""
-
-
-@dataclass(frozen=True)
-class CostEstimate:
-    """Cost of one model at one revision on a number of sentences."""
-
-    size: ModelSize
-    n_sentences: int
-
-    @property
-    def n_values(self) -> int:
-        """Activations by one pooling; the time of scoring is proportional to it."""
-        return self.size.neurons * self.n_sentences
-
-    @property
-    def forward_work(self) -> float:
-        """What the time of a forward pass over the sentences is proportional to."""
-        return float(self.n_values) * self.size.hidden_size
-
-    def activation_bytes(self, n_poolings: int, with_states: bool) -> int:
-        """Bytes of the activations, with hidden states or without."""
-        per_sentence = disk_budget.activation_bytes_per_sentence(self.size, n_poolings, with_states)
-        return per_sentence * self.n_sentences
-
-    def n_scores(self, n_concepts: int, n_poolings: int) -> int:
-        """Average precisions: one per neuron, concept and pooling."""
-        return self.size.neurons * n_concepts * n_poolings
-
-    def forward_flop(self, layer_weights: int) -> float:
-        """FLOPs of a forward pass: two per weight of the layers and token."""
-        return 2.0 * layer_weights * TOKENS * self.n_sentences
 
 
 def read_configs(sweep: Sweep) -> dict[str, Any]:
@@ -92,17 +60,19 @@ def print_cost_estimate(console: Console, sweep: Sweep, configs: Mapping[str, An
     rows, model_bytes, total_bytes, total_flop, total_scores = [], list[int](), 0, 0.0, 0
     for model in sweep.models:
         config = configs[model.id]
-        cost = CostEstimate(measure_size(config, sweep.neurons.sites), n_sentences)
+        size = measure_size(config, sweep.neurons.sites)
         control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
         n_revisions = len(model.revisions) + control
-        n_bytes = cost.activation_bytes(n_poolings, with_states)
-        flop = cost.forward_flop(count_layer_weights(config))
-        size = (n_revisions, cost.size.layers, f"{cost.size.neurons:,}")
-        rows.append((model.id, *size, f"{n_bytes / 1e9:,.1f} GB", f"{flop / 1e15:,.1f} PFLOP"))
+        per_sentence = disk_budget.activation_bytes_per_sentence(size, n_poolings, with_states)
+        n_bytes = per_sentence * n_sentences
+        # two FLOPs per weight and token
+        flop = 2.0 * count_layer_weights(config) * TOKENS * n_sentences
+        counts = (n_revisions, size.layers, f"{size.neurons:,}")
+        rows.append((model.id, *counts, f"{n_bytes / 1e9:,.1f} GB", f"{flop / 1e15:,.1f} PFLOP"))
         model_bytes.append(n_bytes)
         total_bytes += n_bytes * n_revisions
         total_flop += flop * n_revisions
-        total_scores += cost.n_scores(n_concepts, n_poolings) * n_revisions
+        total_scores += size.neurons * n_concepts * n_poolings * n_revisions
     columns = ("model", "revisions", "layers", "neurons", "activations", "forward")
     console.print(text_table("lrrrrr", columns, rows))
     console.print(

@@ -10,7 +10,7 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -65,8 +65,11 @@ def doctor(
 def _versions() -> Iterator[Check]:
     fix = "" if sys.version_info >= _MIN_PYTHON else "install Python 3.11 or newer"
     yield Check("Python", platform.python_version(), fix)
-    missing, mismatched = list[str](), list[str]()
-    for line in _requirements():
+    requirements, missing, mismatched = list[str](), list[str](), list[str]()
+    # the code of a submitted job is not installed as a package
+    with suppress(importlib.metadata.PackageNotFoundError):
+        requirements = importlib.metadata.requires("neuralign") or []
+    for line in requirements:
         requirement, _, marker = line.partition(";")
         if "extra" in marker:
             continue
@@ -76,14 +79,6 @@ def _versions() -> Iterator[Check]:
             problems.append(f"{requirement.strip()} ({problem})")
     fix = "pip install -c constraints.txt -e ." if missing or mismatched else ""
     yield Check("packages", ", ".join([*missing, *mismatched]) or "all installed", fix)
-
-
-def _requirements() -> list[str]:
-    try:
-        return importlib.metadata.requires("neuralign") or []
-    except importlib.metadata.PackageNotFoundError:
-        # the code of a submitted job is not installed as a package
-        return []
 
 
 def _find_problem(line: str) -> str:

@@ -33,7 +33,10 @@ class _LazyGroup(TyperGroup):
         """A stub with the help line, which the list of commands shows."""
         command = super().get_command(ctx, cmd_name)
         if command is not None:
-            command.help = _help_line(cmd_name)
+            # parsed, as importing every command would load Ray and DuckDB
+            tree = ast.parse(Path(__file__).with_name(f"{cmd_name}.py").read_text(encoding="utf-8"))
+            functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+            command.help = next(ast.get_docstring(node) for node in functions if node.name == cmd_name)
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -44,8 +47,8 @@ class _LazyGroup(TyperGroup):
 
 app = typer.Typer(
     cls=_LazyGroup,
-    help="Find the neurons of a language model that respond to concepts, and compare the concepts' "
-    "similarity by shared neurons with human judgments.",
+    help="Find the neurons of a language model that respond to concepts, and test how well the overlap "
+    "of these neurons matches human similarity judgments.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -63,13 +66,6 @@ def load_command(name: str) -> Any:
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command(name)(getattr(import_module(f"jobs.commands.{name}"), name))
     return typer.main.get_command(single)
-
-
-def _help_line(name: str) -> str | None:
-    # parsed, as importing every command would load Ray and DuckDB
-    tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    return next(ast.get_docstring(node) for node in functions if node.name == name)
 
 
 def main() -> None:

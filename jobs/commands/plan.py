@@ -22,12 +22,7 @@ from cluster.models.size import ModelSize, model_size
 from cluster.models.weights import load_config
 from cluster.runtime.devices import count_gpus
 from jobs import activations, experts
-from jobs.commands.cost_estimate import (
-    CostEstimate,
-    print_cost_estimate,
-    print_judgment_notes,
-    read_configs,
-)
+from jobs.commands.cost_estimate import print_cost_estimate, print_judgment_notes, read_configs
 from jobs.commands.options import SweepFile, stdout_console, text_table
 from jobs.config.loader import read_sweep
 from jobs.engine import disk_budget
@@ -106,25 +101,24 @@ def _print_plan(console: Console, planned: Plan) -> None:
     seconds, n_unknown = _total_time(stages)
     if seconds is not None:
         unknown = f", plus {n_unknown} stages without timing data" if n_unknown else ""
-        duration = format_duration(seconds)
-        console.print(f"About {duration} at the rates measured in this store{unknown}.", soft_wrap=True)
+        time = f"About {format_duration(seconds)} at the rates measured in this store{unknown}."
+        console.print(time, soft_wrap=True)
     elif n_unknown:
         console.print("No time estimate: no such stage has run in this store yet.")
 
 
 def _stage_table(stages: list[RemainingStage], several_sets: bool) -> Table:
-    rows = []
-    for item in stages:
-        stage, total = item.stage, item.stage.params.get("units")
-        rows.append(
-            (
-                *((stage.kind, stage.concept_set_name) if several_sets else (stage.kind,)),
-                stage.label,
-                "done" if item.is_done else "to do",
-                f"{item.work_units} of {total}" if total else "",
-                *_format_cost([item]),
-            )
+    rows = [
+        (
+            item.stage.kind,
+            *([item.stage.concept_set_name] if several_sets else []),
+            item.stage.label,
+            "done" if item.is_done else "to do",
+            f"{item.work_units} of {total}" if (total := item.stage.params.get("units")) else "",
+            *_format_cost([item]),
         )
+        for item in stages
+    ]
     names = ("stage", *(["concepts"] if several_sets else []), "for", "state", *_REMAINING_COLUMNS)
     return text_table("l" * (len(names) - 3) + "rrr", names, rows)
 
@@ -170,8 +164,9 @@ def remaining_stages(planned: Plan, store: Path) -> Iterator[RemainingStage]:
                 total = stage.params["units"]
                 work_units = disk_budget.remaining_units(stage, store) if is_started else total
                 share = work_units / total
-                n_bytes = disk_budget.activation_bytes(stage, weights[stage.label], concepts)
-                n_bytes = int(share * n_bytes)
+                n_bytes = int(
+                    share * disk_budget.activation_bytes(stage, weights[stage.label], concepts)
+                )
             elif stage.kind == experts.KIND and concepts is not None:
                 n_bytes = disk_budget.score_bytes(stage, weights[stage.label], concepts)
             work, rate = estimator.work(stage.kind, stage.params), rates.get(stage.kind)
@@ -206,8 +201,9 @@ class _WorkEstimator:
             return None
         if weights.model not in self._sizes:
             self._sizes[weights.model] = model_size(weights, self._sites)
-        cost = CostEstimate(self._sizes[weights.model], n_sentences)
-        return cost.forward_work if kind == activations.KIND else float(cost.n_values)
+        size = self._sizes[weights.model]
+        n_values = float(size.neurons * n_sentences)
+        return n_values * size.hidden_size if kind == activations.KIND else n_values
 
 
 def _measure_rates(planned: Plan, store: Path, estimator: _WorkEstimator) -> dict[str, float]:

@@ -14,7 +14,9 @@ def report(
     store: StorePath,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Output folder (default: ./NAME-report for a store NAME)."),
+        typer.Option(
+            "--out", metavar="DIR", help="Output folder (default: ./NAME-report for store NAME)."
+        ),
     ] = None,
 ) -> None:
     """Write the HTML report of the latest sweep, with figures as PNG and SVG."""

@@ -2,7 +2,7 @@
 
 import json
 
-from jobs.config.schema import sweep_schema
+from jobs.config.sweep import sweep_schema
 
 
 def schema() -> None:

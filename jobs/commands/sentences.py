@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Annotated
 
@@ -47,25 +47,24 @@ def sentences(
         if len(selection) > 1:
             console.print(f"{planned_set.name}:")
         if show is None:
-            print_concepts(console, stage, store)
+            print_concepts(console, concept_set, stage, store)
         else:
             print_sample(console, concept_set, show, planned.sweep.seed)
 
 
-def print_concepts(console: Console, stage: Stage, store: Path) -> None:
+def print_concepts(console: Console, concept_set: ConceptSet, stage: Stage, store: Path) -> None:
     """Print one line per concept: its sentences, how many are flagged or were dropped, and why."""
-    concept_set = sentences_stage.read_concept_set(stage, store)
-    reasons: dict[str, Counter[str]] = {}
+    reasons = defaultdict[str, Counter[str]](Counter)
     for row in sentences_stage.read_dropped(stage, store):
-        reasons.setdefault(row["concept"], Counter())[row["reason"]] = row["dropped"]
+        reasons[row["concept"]][row["reason"]] = row["dropped"]
     is_collected = stage.params.get("source") is not None
     if not is_collected:
         for sentence in concept_set.sentences:
             for name in sentence.concepts:
-                reasons.setdefault(name, Counter()).update(sentence.flags)
+                reasons[name].update(sentence.flags)
     counts, rows = concept_set.count_sentences(), []
     for concept in concept_set.concepts:
-        counter = reasons.get(concept.name, Counter())
+        counter = reasons[concept.name]
         main_reason = counter.most_common(1)[0][0] if counter else ""
         rows.append((concept.name, counts[concept.name], counter.total(), main_reason))
     names = ("concept", "sentences", "dropped" if is_collected else "flagged", "main reason")

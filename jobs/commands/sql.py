@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv
@@ -24,18 +23,14 @@ FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name
 """
 
 
-class Format(StrEnum):
-    """Output format of rows."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-
-
 def sql(
     store: StorePath,
-    query: Annotated[str | None, typer.Argument(metavar="QUERY", help="SQL query (default: list the views).")] = None,
-    output_format: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.table,
+    query: Annotated[
+        str | None, typer.Argument(metavar="QUERY", help="SQL query (default: list the views).")
+    ] = None,
+    output_format: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="Output format.")
+    ] = "table",
     export: Annotated[
         Path | None, typer.Option("--export", metavar="FILE", help="Export all views to a DuckDB file.")
     ] = None,
@@ -50,9 +45,9 @@ def sql(
     with open_store(root) as connection:
         rows = run_query(connection, query or _VIEWS)
     rows = rows.rename_columns(_unique_names(rows.column_names))
-    if output_format is Format.csv:
+    if output_format == "csv":
         pyarrow.csv.write_csv(_flatten(rows), sys.stdout.buffer)
-    elif output_format is Format.json:
+    elif output_format == "json":
         records = [{name: _json_value(value) for name, value in row.items()} for row in rows.to_pylist()]
         print(json.dumps(records, indent=1, default=str, allow_nan=False))
     else:

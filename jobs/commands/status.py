@@ -42,7 +42,7 @@ def status(
     store: StorePath,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds.")] = False,
 ) -> None:
-    """Show which stages of a store are done, running, stopped or failed."""
+    """Show which stages are done, running, stopped or failed."""
     console, path = stdout_console(), parse_store_path(store)
     if not watch:
         console.print(_render(read_states(path)))
@@ -77,12 +77,9 @@ def _render(states: list[StageState]) -> Group:
     table = text_table("l" * len(columns), columns, map(attrgetter(*columns.values()), rows[:_MAX_ROWS]))
     lines = []
     if len(rows) < len(states):
-        lines = [
-            f"{kind}: "
-            + ", ".join(f"{counts[kind, state]} {state}" for state in _STATES if counts[kind, state])
-            for kind in layout.STAGE_KINDS
-            if any(counts[kind, state] for state in _STATES)
-        ]
+        for kind in layout.STAGE_KINDS:
+            parts = [f"{counts[kind, state]} {state}" for state in _STATES if counts[kind, state]]
+            lines += [f"{kind}: {', '.join(parts)}"] if parts else []
     if len(rows) > _MAX_ROWS:
         lines.append(f"and {len(rows) - _MAX_ROWS} more unfinished stages")
     return Group(*([table] if rows else []), *lines)

@@ -44,14 +44,11 @@ LEGEND = (
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """Print the results on one concept set: alignment, reliability, hierarchy and nearest concepts."""
     threshold = summary["headline_threshold"]
-    too_few = []
+    too_few, statistics = [], (summary["agreement"], TRIPLETS)
+    alignment = [row for row in summary["alignment"] if row["agreement"] in statistics]
+    rows_by_set = group_rows(alignment, "human_set")
     for human_set in summary["human_sets"]:
-        rows = [
-            row
-            for row in summary["alignment"]
-            if row["human_set"] == human_set and row["agreement"] in (summary["agreement"], TRIPLETS)
-        ]
-        if rows:
+        if rows := rows_by_set.get(human_set):
             console.print(f"Alignment with {human_set}: {describe_comparison(rows[0], threshold)}")
             console.print(_alignment_table(rows, threshold))
             _print_layers(console, rows, threshold)

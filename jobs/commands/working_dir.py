@@ -23,7 +23,6 @@ from storage.store.paths import absolute_path
 
 PACKAGES = ("alignment", "cluster", "jobs", "storage")
 _MAX_BYTES = 200 << 20
-_IGNORE = shutil.ignore_patterns("__pycache__")
 
 
 def sweep_identity(sweep: Sweep) -> str:
@@ -45,7 +44,7 @@ def write_working_dir(sweep: Sweep, folder: Path) -> str:
     """
     code = Path(__file__).parents[2]
     for name in PACKAGES:
-        shutil.copytree(code / name, folder / name, ignore=_IGNORE)
+        shutil.copytree(code / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     paths = [path for name, path in _named_files(sweep) if not Path(name).is_absolute()]
     _check_size(sweep, paths)
     # relative to the common parent, so that ../concepts.csv resolves

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from alignment.statistics.rank_correlation import CorrelationMeasure
@@ -29,6 +29,17 @@ _JOB_FOLDER = "working_dir_files"
 """Ray keeps each job's copy of its working directory below a folder of this name."""
 
 
+def _shorthand(key: str, input_type: Any) -> BeforeValidator:
+    """Allows strings in a list, short for mappings with that one key."""
+
+    def expand(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [{key: item} if isinstance(item, str) else item for item in value]
+
+    return BeforeValidator(expand, json_schema_input_type=input_type)
+
+
 class Sweep(ConfigModel):
     """A neuralign sweep: concept sets x models x revisions, compared with human data and baselines.
     Paths are relative to the sweep file."""
@@ -39,7 +50,7 @@ class Sweep(ConfigModel):
     """Where results go: a folder or s3://bucket/prefix; default: results/NAME."""
     concepts: list[Concepts] = Field(min_length=1)
     """The concept set, or a list of them: a file of sentences, or where sentences come from."""
-    models: list[Model] = Field(min_length=1)
+    models: Annotated[NonEmpty[Model], _shorthand("id", NonEmpty[str | Model])]
     """The models: repositories on the Hugging Face Hub or folders, optionally with settings."""
     models_in: str = ""
     """Folder that relative paths of models start from; default: the sweep file's folder."""
@@ -51,8 +62,8 @@ class Sweep(ConfigModel):
     """How the similarity of concepts is measured; a list gives the measures."""
     steering: SteeringSettings | None = None
     """Clamping of experts; default: no steering."""
-    human: list[HumanData] = Field(
-        default=[HumanData(name="men")], min_length=1, json_schema_extra={"default": ["men"]}
+    human: Annotated[NonEmpty[HumanData], _shorthand("name", NonEmpty[str | HumanData])] = Field(
+        default=[HumanData(name="men")], json_schema_extra={"default": ["men"]}
     )
     """Human similarity judgments: names of built-in data sets, or files."""
     baselines: list[Baseline] = ["input-embedding", "contextual"]
@@ -78,16 +89,6 @@ class Sweep(ConfigModel):
     def _wrap_concepts(cls, value: Any) -> Any:
         items = value if isinstance(value, list) else [value]
         return [{"source": item} if isinstance(item, str) else item for item in items]
-
-    @field_validator("models", mode="before", json_schema_input_type=NonEmpty[str | Model])
-    @classmethod
-    def _wrap_models(cls, value: Any) -> Any:
-        return _wrap_strings(value, "id")
-
-    @field_validator("human", mode="before", json_schema_input_type=NonEmpty[str | HumanData])
-    @classmethod
-    def _wrap_human(cls, value: Any) -> Any:
-        return _wrap_strings(value, "name")
 
     @field_validator(
         "similarity",
@@ -138,9 +139,7 @@ class Sweep(ConfigModel):
             ("concepts",): [concept_set.name for concept_set in self.concepts],
             ("human",): [human.name for human in self.human],
             ("agreement",): self.agreement,
-            ("baselines",): [
-                baseline if isinstance(baseline, str) else baseline.name for baseline in self.baselines
-            ],
+            ("baselines",): [getattr(baseline, "name", baseline) for baseline in self.baselines],
             ("controls",): self.controls,
             ("experts", "threshold"): self.experts.threshold,
             ("experts", "top"): self.experts.top,
@@ -209,8 +208,10 @@ class Sweep(ConfigModel):
         return [model for model in self.models if model.id == baseline.model]
 
 
-def _wrap_strings(value: Any, key: str) -> Any:
-    """Replace strings in a list by mappings with that one key."""
-    if not isinstance(value, list):
-        return value
-    return [{key: item} if isinstance(item, str) else item for item in value]
+def sweep_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a sweep file, with descriptions, defaults and allowed values."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Sweep.model_json_schema(),
+        "title": "neuralign sweep file",
+    }

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from alignment.arrays import AnyFloats
 from alignment.statistics.vectors import cosine_matrix, subtract_mean
 from jobs import activations, sentences
 from jobs.engine.stage import Stage, StageOutput
@@ -35,8 +35,7 @@ HIDDEN_STATE = "hidden state"
 COSINE = "cosine"
 CENTRED_COSINE = "centred cosine"
 
-Vectors = npt.NDArray[np.floating[Any]]
-VectorLoader = Callable[[list[str]], dict[str, Vectors]]
+VectorLoader = Callable[[list[str]], dict[str, AnyFloats]]
 
 
 def plan_glove(sentences_stage: Stage) -> Stage:
@@ -114,7 +113,7 @@ def _run_embeddings(stage: Stage, store: Path) -> StageOutput:
     return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, pa.concat_tables(tables))])
 
 
-def concept_means(states: Vectors, sentence_ids: Any, members: Any) -> Vectors:
+def concept_means(states: AnyFloats, sentence_ids: Any, members: Any) -> AnyFloats:
     """Mean over each concept's sentences of states of shape (width, sentences): (concepts, width).
 
     `sentence_ids` and `members`, concept indices, are parallel arrays.
@@ -122,11 +121,13 @@ def concept_means(states: Vectors, sentence_ids: Any, members: Any) -> Vectors:
     order = np.argsort(members, kind="stable")
     starts = np.flatnonzero(np.diff(np.asarray(members)[order], prepend=-1))
     sums = np.add.reduceat(states[:, np.asarray(sentence_ids)[order]].astype(np.float64), starts, axis=1)
-    means: Vectors = (sums / np.bincount(members)).T
+    means: AnyFloats = (sums / np.bincount(members)).T
     return means
 
 
-def cosine_rows(names: list[str], vectors: Vectors, stage: Stage, **representation_key: Any) -> pa.Table:
+def cosine_rows(
+    names: list[str], vectors: AnyFloats, stage: Stage, **representation_key: Any
+) -> pa.Table:
     """Rows of the `similarity` table for every pair of concepts: the cosine of their vectors.
 
     `representation_key` has the other key columns. Raises UserError for a vector that is zero or not

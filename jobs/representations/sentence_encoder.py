@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from alignment.arrays import AnyFloats
 from cluster.models.weights import Weights
 from jobs import sentences
 from jobs.engine.progress import progress
 from jobs.engine.stage import Resource, Stage, StageOutput
-from jobs.representations.embeddings import COSINE, Vectors, concept_means, cosine_rows
+from jobs.representations.embeddings import COSINE, concept_means, cosine_rows
 from jobs.similarity import KIND, SIMILARITY_FILE
 from storage.store.commit import write_table
 
@@ -58,7 +59,7 @@ def _run(weights: Weights, stage: Stage, store: Path) -> StageOutput:
     return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, pa.concat_tables(tables))])
 
 
-def _encode(texts: list[str], weights: Weights) -> Iterator[Vectors]:
+def _encode(texts: list[str], weights: Weights) -> Iterator[AnyFloats]:
     """Embeddings of the texts, in batches and in order."""
     import ray
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,11 @@ def compute_differences(
         judgments = _read_judgments(connection, reference)
         concepts = alignment.create_common_concepts(connection, judgments.concepts)
         ((comparison,), _) = alignment.make_comparisons(judgments, concepts, settings)
-        key_names = similarity.REPRESENTATION_KEY
-        matrices = []
+        key, matrices = itemgetter(*similarity.REPRESENTATION_KEY), []
         for row in rows:
             family = {name: row[name] for name in similarity.FAMILY_KEY}
             columns, family_matrices = alignment.load_similarity_matrices(family, connection, concepts)
-            keys = [[representation[name] for name in key_names] for representation in columns]
-            matrices.append(family_matrices[keys.index([row[name] for name in key_names])])
+            matrices.append(family_matrices[list(map(key, columns)).index(key(row))])
     estimates = comparison.estimate(np.stack(matrices))
     (reference_index,) = (index for index, row in enumerate(rows) if row is reference)
     return [

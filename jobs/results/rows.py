@@ -76,11 +76,8 @@ def select_rows(rows: list[Row], threshold: float | None, value: str = "rho") ->
     These are the experts of every model and pooling at one threshold, controls, the best layer,
     baselines, the best and the median hidden states, and random weights. Best: the highest `value`.
     """
-    experts = [
-        row
-        for row in sorted(rows, key=lambda row: POOLINGS.index(row["pooling"] or POOLINGS[0]))
-        if row["representation"] == EXPERTS and row["threshold"] == threshold
-    ]
+    experts = _experts_at(rows, threshold)
+    experts.sort(key=lambda row: POOLINGS.index(row["pooling"] or POOLINGS[0]))
     neurons = [
         (f"{row['pooling']} pooling", row)
         for row in sorted(experts, key=lambda row: row["revision"] == RANDOM_INIT)
@@ -101,14 +98,13 @@ def select_rows(rows: list[Row], threshold: float | None, value: str = "rho") ->
 
 def single_layer_rows(rows: list[Row], threshold: float | None) -> list[list[Row]]:
     """Single-layer rows of every trained model, by the first pooling; one list per model."""
-    experts = [
-        row
-        for row in rows
-        if (row["representation"], row["threshold"]) == (EXPERTS, threshold)
-        and row["revision"] != RANDOM_INIT
-    ]
+    experts = [row for row in _experts_at(rows, threshold) if row["revision"] != RANDOM_INIT]
     layers = [row for row in _of_first_pooling(experts) if row["layer"] is not None]
     return list(group_rows(layers, "model", "revision").values())
+
+
+def _experts_at(rows: list[Row], threshold: float | None) -> list[Row]:
+    return [row for row in rows if (row["representation"], row["threshold"]) == (EXPERTS, threshold)]
 
 
 def _of_first_pooling(rows: list[Row]) -> list[Row]:

@@ -44,12 +44,8 @@ def _run(
 ) -> StageOutput:
     words = [concept_word(concept, config.language) for concept in concepts]
     seed = stage.params["seed"]
-    sampler = SentenceSampler(
-        WordFinder(words),
-        config.sentences * SAMPLES_PER_SENTENCE,
-        config.pool * SAMPLES_PER_SENTENCE,
-        seed,
-    )
+    factor = SAMPLES_PER_SENTENCE
+    sampler = SentenceSampler(WordFinder(words), config.sentences * factor, config.pool * factor, seed)
     unreadable = UnreadableLines()
     size = sum(path.stat().st_size for path in files) // _BYTES_PER_TICK
     with progress(stage.name, size, "MB") as advance:
@@ -57,10 +53,9 @@ def _run(
         for path in files:
             for chunk in read_chunks(path, config.column, unreadable):
                 sampler.add_text(chunk)
-                n_bytes += len(chunk)
-                if n_bytes >= _BYTES_PER_TICK:
-                    advance(n_bytes // _BYTES_PER_TICK)
-                    n_bytes %= _BYTES_PER_TICK
+                ticks, n_bytes = divmod(n_bytes + len(chunk), _BYTES_PER_TICK)
+                if ticks:
+                    advance(ticks)
 
     sentence_filter = SentenceFilter(words, config.language)
     collected = {}

@@ -33,11 +33,8 @@ Pair = tuple[str, str]
 Triplet = tuple[str, str, str]
 ConceptLookup = Callable[[str], str | None]
 
-OTHER_PART_OF_SPEECH = "another part of speech"
 SAME_WORD = "a word with itself"
 NO_CONCEPT = "no concept"
-NO_NUMBER = "no number"
-NO_NOUN = "no noun of WordNet"
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def _from_pairs(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
     for rated in read_pairs(human):
         words = rated.first, rated.second
         if not all(word.endswith(human.suffix) for word in words):
-            dropped.append(DroppedItem(words, OTHER_PART_OF_SPEECH))
+            dropped.append(DroppedItem(words, "another part of speech"))
             continue
         names = [find_concept(word.removesuffix(human.suffix)) for word in words]
         if None in names:
@@ -233,7 +230,7 @@ def _from_square(
     for first, second in combinations(sorted(rows), 2):
         score = float(values[rows[first], rows[second]])
         if np.isnan(score):
-            dropped.append(DroppedItem((first, second), NO_NUMBER))
+            dropped.append(DroppedItem((first, second), "no number"))
         else:
             scores[first, second] = score
     return Judgments(human.name, scores=scores, dropped=dropped)
@@ -259,7 +256,7 @@ def _from_categories(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
 def _from_wordnet(human: HumanSet, concepts: list[str], senses: Mapping[str, str | None]) -> Judgments:
     synsets = {name: find_noun(human.path, name, senses.get(name)) for name in sorted(concepts)}
     known = {name: synset for name, synset in synsets.items() if synset is not None}
-    dropped = [DroppedItem((name,), NO_NOUN) for name in synsets if name not in known]
+    dropped = [DroppedItem((name,), "no noun of WordNet") for name in synsets if name not in known]
     try:
         hypernyms = read_hypernyms(human.path, known.values())
         square = taxonomy_similarity(hypernyms, list(known.values()), human.taxonomy)

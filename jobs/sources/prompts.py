@@ -60,18 +60,10 @@ _INSTRUCTIONS = {
         'Use the word "{name}" in each of them.',
     ),
 }
-_CLOSING = {
-    False: " Answer with the sentence only.",
-    True: " Answer with the sentences only, one a line.",
-}
+_CLOSING = (" Answer with the sentence only.", " Answer with the sentences only, one a line.")
 _IN_LANGUAGE = " Write in the language with the code {language}."
 
-TEMPLATES = [
-    VARIATIONS,
-    {kind: list(variants) for kind, variants in _INSTRUCTIONS.items()},
-    list(_CLOSING.values()),
-    _IN_LANGUAGE,
-]
+TEMPLATES = [VARIATIONS, _INSTRUCTIONS, _CLOSING, _IN_LANGUAGE]
 """All wording, for the stage's fingerprint: other wording gives other sentences."""
 
 
