@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from cluster.models.weights import Weights
+from cluster.runtime.devices import default_dtype
 from jobs import sentences
 from jobs.config.models import Model, Neurons
 from jobs.engine.progress import progress
@@ -40,7 +41,6 @@ _MIN_UNITS = 8
 def plan(
     weights: Weights,
     model: Model,
-    dtype: str,
     neurons: Neurons,
     sentences_stage: Stage,
     n_sentences: int,
@@ -58,7 +58,7 @@ def plan(
         "revision": weights.revision,
         "identity": weights.identity,
         "concept_set": sentences_stage.params["concept_set"],
-        "dtype": dtype,
+        "dtype": default_dtype() if model.dtype == "auto" else model.dtype,
         "sites": neurons.sites,
         "poolings": list(neurons.pooling),
         "states": states,

@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING
 
 from alignment.text.word_matching import NOUN
 from cluster.models import hub
-from cluster.models.weights import (
-    MAIN,
-    RANDOM_INIT,
-    Weights,
-    load_config,
-    local_revisions,
-    resolve,
-    resolve_encoder,
-)
-from cluster.runtime.devices import default_dtype
+from cluster.models.weights import RANDOM_INIT, Weights, load_config, local_revisions, resolve
 from jobs import (
     activations,
     alignment,
@@ -52,8 +43,8 @@ if TYPE_CHECKING:
 
 _MAX_CONCURRENT_LOOKUPS = 16
 
-DEFAULT_ENCODER = "all-minilm-l6-v2"
-"""Model of the baseline `sentence-encoder`."""
+_DEFAULT_ENCODER = SentenceEncoderBaseline(name="all-minilm-l6-v2", encoder="all-minilm-l6-v2")
+"""The baseline `sentence-encoder`."""
 LATENTS_SUFFIX = "latents"
 """Last word of the control name of a sparse autoencoder."""
 
@@ -89,22 +80,19 @@ class Plan:
         """Whether the sentences of all concept sets exist."""
         return all(concept_set.concepts is not None for concept_set in self.concept_sets)
 
-    def unusable_human_sets(self, until: str | None) -> list[str]:
-        """Why some human data, among those that remain to be compared, cannot give an agreement."""
-        store = self.sweep.store_path
+    def unusable_human_sets(self, until: str | None) -> Iterator[str]:
+        """Reasons why human data sets that are still to be compared with the concepts cannot be."""
         pending = {
             stage.concept_set_name
             for stage in self.stages_until(until)
-            if stage.kind == alignment.KIND and not stage.is_done(store)
+            if stage.kind == alignment.KIND and not stage.is_done(self.sweep.store_path)
         }
-        reasons = [
-            (concept_set.name, alignment.reason_not_comparable(judgments, judgments.groups))
-            for concept_set in self.concept_sets
-            for judgments in concept_set.judgments
-            if concept_set.stages[0].concept_set_name in pending
-        ]
-        several = len(self.concept_sets) > 1
-        return [f"{name}: {reason}" if several else reason for name, reason in reasons if reason]
+        for concept_set in self.concept_sets:
+            if concept_set.stages[0].concept_set_name in pending:
+                prefix = f"{concept_set.name}: " if len(self.concept_sets) > 1 else ""
+                for judgments in concept_set.judgments:
+                    if reason := alignment.reason_not_comparable(judgments, judgments.groups):
+                        yield f"{prefix}{reason}"
 
     def stages_of_kind(self, kind: str) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind]
@@ -123,11 +111,11 @@ class Plan:
 def plan_sweep(sweep: Sweep, exclude: Collection[str] = ()) -> Plan:
     """Check everything that a sweep refers to and lay out its stages. Writes nothing.
 
-    `exclude` has the labels of models to leave out.
+    `exclude` contains the labels of models to leave out.
     """
     set_sweeps = sweep.per_concept_set()
-    several_sets = len(set_sweeps) > 1
-    planned_sentences = [_plan_sentences(set_sweep, several_sets) for set_sweep in set_sweeps]
+    has_several_sets = len(set_sweeps) > 1
+    planned_sentences = [_plan_sentences(set_sweep, has_several_sets) for set_sweep in set_sweeps]
     with ThreadPoolExecutor(_MAX_CONCURRENT_LOOKUPS) as threads:
         resolved = list(threads.map(partial(_resolve_revisions, sweep), sweep.models))
     models = [
@@ -138,8 +126,8 @@ def plan_sweep(sweep: Sweep, exclude: Collection[str] = ()) -> Plan:
     ]
     concept_sets = [concepts for _, concepts in planned_sentences if concepts is not None]
     if sweep.steering is not None and len(concept_sets) == len(set_sweeps):
-        known = {concept.name for concepts in concept_sets for concept in concepts.concepts}
-        attributions.check_concepts(known, sweep.steering)
+        concept_names = {concept.name for concepts in concept_sets for concept in concepts.concepts}
+        attributions.check_concepts(concept_names, sweep.steering)
     planned_sets = [
         _plan_concept_set(sweep, set_sweep, stage, concepts, models)
         for set_sweep, (stage, concepts) in zip(set_sweeps, planned_sentences, strict=True)
@@ -195,29 +183,26 @@ def _plan_concept_set(
     return PlannedConceptSet(set_sweep.concept_set, concept_set, stages, judgments)
 
 
-def _restrict_steering(set_sweep: Sweep, known: Collection[str]) -> Sweep:
+def _restrict_steering(set_sweep: Sweep, concept_names: Collection[str]) -> Sweep:
     """The sweep of one concept set, steering only concepts of this set."""
     if set_sweep.steering is None or set_sweep.steering.concepts is None:
         return set_sweep
-    concepts = [name for name in set_sweep.steering.concepts if name in known]
+    concepts = [name for name in set_sweep.steering.concepts if name in concept_names]
     settings = set_sweep.steering.model_copy(update={"concepts": concepts}) if concepts else None
     return set_sweep.model_copy(update={"steering": settings})
 
 
 def baseline_stages(sweep: Sweep, sentences_stage: Stage) -> Iterator[Stage]:
     """Baselines that need none of the sweep's models."""
-    for baseline in sweep.baselines:
+    for name in sweep.baselines:
+        baseline = _DEFAULT_ENCODER if name == "sentence-encoder" else name
         if baseline == "glove":
             yield embeddings.plan_glove(sentences_stage)
-        elif baseline == "sentence-encoder":
-            encoder = resolve_encoder(DEFAULT_ENCODER, MAIN, sweep.models_folder)
-            yield sentence_encoder.plan(DEFAULT_ENCODER, encoder, sentences_stage)
         elif isinstance(baseline, WordVectorsBaseline):
             path = sweep.folder / baseline.path
             yield embeddings.plan_word_vectors(baseline.name, path, sentences_stage)
         elif isinstance(baseline, SentenceEncoderBaseline):
-            encoder = resolve_encoder(baseline.encoder, baseline.revision, sweep.models_folder)
-            yield sentence_encoder.plan(baseline.name, encoder, sentences_stage)
+            yield sentence_encoder.plan(baseline, sweep.models_folder, sentences_stage)
 
 
 @dataclass(frozen=True)
@@ -289,10 +274,9 @@ class _ModelPlanner:
         states: bool = False,
         autoencoder: SparseAutoencoder | None = None,
     ) -> Stage:
-        dtype = default_dtype() if model.dtype == "auto" else model.dtype
         stage = sentences_stage or self.sentences_stage
         return activations.plan(
-            weights, model, dtype, self.sweep.neurons, stage, self.n_sentences, states, autoencoder
+            weights, model, self.sweep.neurons, stage, self.n_sentences, states, autoencoder
         )
 
     def _control_stages(self, activations_stage: Stage) -> Iterator[Stage]:
@@ -306,14 +290,14 @@ class _ModelPlanner:
             yield reliability.plan(*(similarity_stage for _, similarity_stage in halves))
 
     def _plan_control(self, activations_stage: Stage, control: str) -> tuple[Stage, Stage]:
-        """The experts of a control, and their similarities by the reported measure."""
+        """The experts of a control, and their similarities by the sweep's first measure."""
         settings = self.sweep.experts
         experts_stage = experts.plan(activations_stage, settings, self.sweep.seed, control)
         measures = self.sweep.similarity.measures[:1]
         return experts_stage, similarity.plan(experts_stage, measures, ["model"], settings.threshold)
 
 
-def _plan_sentences(set_sweep: Sweep, several_sets: bool) -> tuple[Stage, ConceptSet | None]:
+def _plan_sentences(set_sweep: Sweep, has_several_sets: bool) -> tuple[Stage, ConceptSet | None]:
     """The sentences stage of a sweep with one concept set, and its content if it exists already."""
     (config,) = set_sweep.concepts
     name, concepts = set_sweep.concept_set, None
@@ -325,7 +309,7 @@ def _plan_sentences(set_sweep: Sweep, several_sets: bool) -> tuple[Stage, Concep
             words = read_concept_names(set_sweep.folder / config.words)
         else:
             words = concepts_from_names(config.words, f"{set_sweep.file}: concepts.words")
-        # a concept without a part of speech is taken as a noun
+        # concepts without a part of speech default to nouns
         words = [replace(word, pos=word.pos or NOUN) for word in words]
         if isinstance(config, HarvestedSentences):
             stage = harvest.plan(set_sweep, config, words)
@@ -333,7 +317,7 @@ def _plan_sentences(set_sweep: Sweep, several_sets: bool) -> tuple[Stage, Concep
             stage = generate.plan(set_sweep, config, words)
         if stage.is_done(set_sweep.store_path):
             concepts = sentences.read_concept_set(stage, set_sweep.store_path)
-    return replace(stage, set_name=name if several_sets else ""), concepts
+    return replace(stage, set_name=name if has_several_sets else ""), concepts
 
 
 def _resolve_revisions(sweep: Sweep, model: Model) -> list[Weights]:

@@ -29,7 +29,7 @@ SHUFFLED = "shuffled"
 
 
 def plan(concept_set: ConceptSet, language: str = "en") -> Stage:
-    """The stage for sentences provided by the user: they get quality flags, and none is dropped."""
+    """The stage for user-provided sentences, which get quality flags but are never dropped."""
 
     def run(stage: Stage, store: Path) -> StageOutput:
         flagged = _flag_sentences(concept_set, language)
@@ -46,16 +46,16 @@ def plan(concept_set: ConceptSet, language: str = "en") -> Stage:
 
 def plan_shuffled(concept_set: ConceptSet, sentences: Stage, language: str, seed: int) -> Stage:
     """The stage for the same sentences with their words in random order: each sentence keeps its
-    concept's word, but not what it says about the concept."""
+    concept's word but loses its meaning."""
     label = f"{sentences.params['concept_set']} {SHUFFLED}"
 
     def run(stage: Stage, store: Path) -> StageOutput:
-        random = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         words = _concept_words(concept_set, language)
         shuffled_sentences = [
             replace(
                 sentence,
-                text=shuffle_words(sentence.text, [words[name] for name in sentence.concepts], random),
+                text=shuffle_words(sentence.text, [words[name] for name in sentence.concepts], rng),
             )
             for sentence in concept_set.sentences
         ]
@@ -67,7 +67,7 @@ def plan_shuffled(concept_set: ConceptSet, sentences: Stage, language: str, seed
 
 
 def make_label(name: str, params: Mapping[str, Any]) -> str:
-    """The label of a concept set that is not made yet: its name and a short hash of its settings."""
+    """The label of a concept set to harvest or generate: its name and a short hash of its settings."""
     return f"{name}@{fingerprint(params)[:8]}"
 
 
@@ -77,18 +77,19 @@ def check_enough_sentences(
     """A note on the concepts with fewer sentences than requested.
 
     Raises:
-        WorkFailed: if concepts have fewer than `required`; it gives the reasons for each.
+        WorkFailed: if concepts have fewer than `required`, with the drop reasons of each.
     """
     counts = {name: len(result.sentences) for name, result in collected.items()}
     short = {name: count for name, count in counts.items() if count < requested}
     failures = []
     for name, count in short.items():
         if count < required:
-            reasons = [f"{reason} ({n})" for reason, n in collected[name].rejected.most_common(3)]
+            rejected = collected[name].rejected.most_common(3)
+            reasons = [f"{reason} ({n_dropped})" for reason, n_dropped in rejected]
             failures.append(f"{name}: {count} kept; dropped: {', '.join(reasons) or 'none'}")
     if failures:
         summary = f"{len(failures)} of {len(collected)} concepts have fewer than {required} sentences"
-        raise WorkFailed(f"{summary} (fewest)", failures)
+        raise WorkFailed(f"{summary} (`fewest`)", failures)
     if not short:
         return []
     name = min(short, key=lambda name: short[name])
@@ -112,13 +113,13 @@ def write_concept_set(
 ) -> list[FileRecord]:
     """Commit the tables of a concept set; `collected` has the dropped sentences of each concept."""
     label = stage.params["concept_set"]
-    tables = {
+    tables_by_file = {
         CONCEPTS_FILE: _concept_table(concept_set, label),
         SENTENCES_FILE: _sentence_table(concept_set, label),
         MEMBERSHIPS_FILE: _membership_table(concept_set, label, language),
         DROPPED_FILE: _dropped_table(collected, label),
     }
-    return [write_table(stage.folder(store), name, table) for name, table in tables.items()]
+    return [write_table(stage.folder(store), name, table) for name, table in tables_by_file.items()]
 
 
 def read_concept_set(stage: Stage, store: Path) -> ConceptSet:
@@ -193,17 +194,21 @@ def _concept_words(concept_set: ConceptSet, language: str) -> dict[str, ConceptW
 def _concept_table(concept_set: ConceptSet, label: str) -> pa.Table:
     counts = concept_set.count_sentences()
     rows = [
-        {"concept_set": label, "concept": name, **vars(concept), "n_sentences": counts[name]}
+        {
+            "concept_set": label,
+            "concept": concept.name,
+            **vars(concept),
+            "n_sentences": counts[concept.name],
+        }
         for concept in concept_set.concepts
-        for name in (concept.name,)
     ]
     return pa.Table.from_pylist(rows, tables.CONCEPTS.schema)
 
 
 def _sentence_table(concept_set: ConceptSet, label: str) -> pa.Table:
     rows = [
-        {"concept_set": label, "sentence_id": number, **vars(sentence)}
-        for number, sentence in enumerate(concept_set.sentences)
+        {"concept_set": label, "sentence_id": sentence_id, **vars(sentence)}
+        for sentence_id, sentence in enumerate(concept_set.sentences)
     ]
     return pa.Table.from_pylist(rows, tables.SENTENCES.schema)
 
@@ -211,22 +216,23 @@ def _sentence_table(concept_set: ConceptSet, label: str) -> pa.Table:
 def _membership_table(concept_set: ConceptSet, label: str, language: str) -> pa.Table:
     words = _concept_words(concept_set, language)
     memberships: list[tuple[int, str | None, str, list[tuple[int, int]]]] = []
-    for number, sentence in enumerate(concept_set.sentences):
+    for sentence_id, sentence in enumerate(concept_set.sentences):
         memberships += [
-            (number, name, POSITIVE, find_word(sentence.text, words[name])) for name in sentence.concepts
+            (sentence_id, name, POSITIVE, find_word(sentence.text, words[name]))
+            for name in sentence.concepts
         ]
-        memberships += [(number, name, NEGATIVE, []) for name in sentence.negative_of]
+        memberships += [(sentence_id, name, NEGATIVE, []) for name in sentence.negative_of]
         if sentence.pool:
-            memberships.append((number, None, POOL, []))
+            memberships.append((sentence_id, None, POOL, []))
     rows = [
         {
             "concept_set": label,
-            "sentence_id": number,
+            "sentence_id": sentence_id,
             "concept": name,
             "role": role,
-            "spans": [edge for span in spans for edge in span],
+            "spans": [offset for span in spans for offset in span],
         }
-        for number, name, role, spans in memberships
+        for sentence_id, name, role, spans in memberships
     ]
     return pa.Table.from_pylist(rows, tables.MEMBERSHIPS.schema)
 
@@ -249,24 +255,26 @@ def _dropped_table(collected: Mapping[str, CollectedSentences], label: str) -> p
 def _flag_sentences(concept_set: ConceptSet, language: str) -> ConceptSet:
     """The set with the quality filter's flags on each sentence.
 
-    Parts of speech are checked only where the file gives them.
+    Parts of speech are checked only for concepts whose file specifies them.
     """
-    gate = SentenceFilter(list(_concept_words(concept_set, language).values()), language)
-    numbered = {concept.name: (number, concept) for number, concept in enumerate(concept_set.concepts)}
+    quality_filter = SentenceFilter(list(_concept_words(concept_set, language).values()), language)
+    indexed = {concept.name: (index, concept) for index, concept in enumerate(concept_set.concepts)}
     collected: dict[str, CollectedSentences] = {}
     flagged = []
     for sentence in concept_set.sentences:
-        members = [numbered[name] for name in sentence.concepts]
+        members = [indexed[name] for name in sentence.concepts]
         flags: list[str | None] = []
         if members or sentence.pool:
             check_pos = all(concept.pos is not None for _, concept in members)
             flags.append(
-                gate.rejection_reason(sentence.text, [number for number, _ in members], check_pos)
+                quality_filter.rejection_reason(
+                    sentence.text, [index for index, _ in members], check_pos
+                )
             )
         for name in sentence.concepts:
-            earlier = collected.setdefault(name, CollectedSentences())
-            flags.append(earlier.repetition_reason(sentence.text))
-            earlier.add(sentence.text)
+            previous = collected.setdefault(name, CollectedSentences())
+            flags.append(previous.repetition_reason(sentence.text))
+            previous.add(sentence.text)
         flagged.append(replace(sentence, flags=list(dict.fromkeys(flag for flag in flags if flag))))
     return replace(concept_set, sentences=flagged)
 

@@ -225,13 +225,13 @@ def _make_inputs(stage: Stage, store: Path, weights: Weights, concepts: list[str
     concept_set = sentences.read_concept_set(sentences_stage, store)
     concepts_by_name = {concept.name: concept for concept in concept_set.concepts}
     language = sentences_stage.params["language"]
-    random = np.random.default_rng(params["seed"])
+    rng = np.random.default_rng(params["seed"])
     return _SteeringInputs(
         [sentences.concept_word(concepts_by_name[name], language) for name in concepts],
         words,
         prompt_ids,
         # The same random numbers for all interventions: only the clamped neurons differ.
-        random.random((len(prompt_ids), params["samples"], params["tokens"])),
+        rng.random((len(prompt_ids), params["samples"], params["tokens"])),
         params["seed"],
         params["others"],
     )

@@ -94,9 +94,8 @@ def check_disk_space(plan: Plan, store: Path) -> None:
         for stage in concept_set.stages:
             if stage.kind == activations.KIND:
                 model = weights[stage.label]
-                activation_bytes.append(
-                    disk_budget.remaining_activation_bytes(stage, model, concepts, store)
-                )
+                n_bytes = disk_budget.remaining_activation_bytes(stage, model, concepts, store)
+                activation_bytes.append(n_bytes)
             elif stage.kind == experts.KIND and not stage.is_done(store):
                 score_bytes += disk_budget.score_bytes(stage, weights[stage.label], concepts)
     if not plan.sweep.experts.keep_activations:

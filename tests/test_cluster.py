@@ -219,14 +219,14 @@ from pathlib import Path
 from cluster.runtime.job_server import JobServer
 from jobs.config.loader import read_sweep
 from jobs.commands.schedule import Cron, JobServerSubmitter, Scheduler
-from storage import layout
-from storage.store.schedule_slots import Slots
+from storage.store import layout
+from storage.store.schedule_slots import ScheduleSlots
 file, address, since, now = sys.argv[1:]
 sweep = read_sweep(Path(file))
-slots = Slots(layout.create(sweep.store_path), sweep.name)
+slots = ScheduleSlots(layout.create_store(sweep.store_path), sweep.name)
 slots.mark_done = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 server = JobServerSubmitter(Path(file), sweep, JobServer(address))
-keeper = Scheduler(slots, Cron("* * * * *"), "slot", server)
+scheduler = Scheduler(slots, Cron("* * * * *"), "slot", server)
 scheduler.tick(datetime.fromisoformat(since), datetime.fromisoformat(now))
 """
 

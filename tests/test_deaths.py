@@ -72,7 +72,7 @@ def test_every_unit_is_done_once_when_actors_replicas_and_nodes_die(
         """A process on a lost node may respond for a moment."""
         deadline = time.monotonic() + _SECONDS
         while time.monotonic() < deadline:
-            ray.get(pipeline._shards[0].offers_nccl.remote())
+            ray.get(pipeline._shards[0].supports_nccl.remote())
             time.sleep(0.1)
 
     def lose_the_node_of_a_replica() -> None:

@@ -31,7 +31,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from cluster.activations.shard import ActivationSettings, ActivationShard, Hidden
+from cluster.activations.shard import ActivationSettings, ActivationShard, HiddenStates
 from cluster.models.partial_model import load_layers, shard_layers
 from cluster.models.sites import extract_hidden_state, find_sites_from_config
 from cluster.models.size import model_size
@@ -90,7 +90,7 @@ def save_model(folder: Path, tiny_model: Path, config: PretrainedConfig, dtype: 
 def read_in_shards(folder: Path, settings: ActivationSettings, shards: int, texts: list[Text]) -> Values:
     """Run a work unit through all shards, in two pieces."""
     activations: Values = {}
-    incoming: list[Hidden | None] = [None, None]
+    incoming: list[HiddenStates | None] = [None, None]
     for number in range(shards):
         shard = ActivationShard(folder, settings, shard_layers(folder, number, shards))
         work = shard.begin(texts, 100)

@@ -16,7 +16,7 @@ from jobs.page.pairs import ConceptPairs
 from jobs.page.render import figure_files, make_sections, render_page
 from jobs.page.sections import steering
 from jobs.page.sections.concepts import concept_details
-from jobs.page.sections.layers_and_training import progression_finding, size_in_name
+from jobs.page.sections.layers_and_training import progression_finding, parse_size
 from jobs.page.study import Study, latest_study
 from jobs.page.study_data import StudyData
 from jobs.page.wording import agreement_sentence, difference_sentence
@@ -71,7 +71,7 @@ def test_agreement_of_equal_similarities_is_undefined() -> None:
     ],
 )
 def test_model_size_is_parsed_from_the_name(model: str, expected: float | None) -> None:
-    assert size_in_name(model) == expected
+    assert parse_size(model) == expected
 
 
 # --- data -------------------------------------------------------------------------------

@@ -96,11 +96,11 @@ class LabelPermutations:
         n_done = 0
         for low in range(0, n_labelled, _PERMUTED_AT_ONCE):
             high = low + _PERMUTED_AT_ONCE if low + _PERMUTED_AT_ONCE < n_labelled else np.inf
-            random = np.random.default_rng([self.seed, number])
+            rng = np.random.default_rng([self.seed, number])
             batch_sources, batch_keys = [], []
             for first in range(0, len(self.group), _DRAWN_AT_ONCE):
                 group = self.group[first : first + _DRAWN_AT_ONCE]
-                sort_keys = random.random(len(group))
+                sort_keys = rng.random(len(group))
                 # approximate, but monotone in the exact ranks
                 rank = group_starts[group] + sort_keys * sizes[group]
                 in_batch = np.flatnonzero((low <= rank) & (rank < high))

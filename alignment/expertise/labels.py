@@ -241,8 +241,8 @@ def labels_matched_by_length(
     for concept, own in enumerate(_group_by_concept(starts, members, n_concepts)):
         if not len(own):
             raise ValueError(f"concept {concept} has no positive sentence")
-        random = np.random.default_rng([seed, concept])
-        others = random.permutation(np.setdiff1d(labelled, own))
+        rng = np.random.default_rng([seed, concept])
+        others = rng.permutation(np.setdiff1d(labelled, own))
         target = np.bincount(bins[own], minlength=_N_LENGTH_BINS)
         available = np.bincount(bins[others], minlength=_N_LENGTH_BINS)
         ratio = (available[target > 0] / target[target > 0]).min()
@@ -259,10 +259,10 @@ def split_half(sentences: Ints, concepts: Ints, n_sentences: int, seed: int) -> 
 
     `sentences[i]` is a positive of `concepts[i]`; a sentence of several concepts counts for the first.
     """
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     first_concept = np.full(n_sentences, -1)
     first_concept[sentences[::-1]] = concepts[::-1]
-    order = random.permutation(n_sentences)
+    order = rng.permutation(n_sentences)
     order = order[np.argsort(first_concept[order], kind="stable")]
     # alternating across concepts too, so that the halves differ by at most one sentence in total
     half = np.empty(n_sentences, np.int64)
@@ -297,12 +297,12 @@ def _group_by_concept(starts: Ints, members: Ints, n_concepts: int) -> list[Ints
     return np.split(sentences[order], cuts)
 
 
-def _sample_evenly(positives: list[Ints], concept: int, count: int, random: np.random.Generator) -> Ints:
+def _sample_evenly(positives: list[Ints], concept: int, count: int, rng: np.random.Generator) -> Ints:
     """`count` sentences of the other concepts, one per concept in turn while they last."""
     # the concept's own queue is empty
-    queues = [random.permutation(np.setdiff1d(queue, positives[concept])) for queue in positives]
+    queues = [rng.permutation(np.setdiff1d(queue, positives[concept])) for queue in positives]
     turn = np.concatenate([np.arange(len(queue)) for queue in queues])
-    tie_breaker = random.random(len(turn))
+    tie_breaker = rng.random(len(turn))
     candidates = np.concatenate(queues)[np.lexsort((tie_breaker, turn))]
     _, first_index = np.unique(candidates, return_index=True)
     distinct: Ints = candidates[np.sort(first_index)]

@@ -66,10 +66,10 @@ def mantel_test(
     observed = correlate_prepared(measure, values[first, second], scores, weights)[0]
     if np.isnan(observed):
         return float("nan")
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     n_as_large = 0
     for rows in index_blocks(permutations, max(len(y), len(matrix))):
-        order = random.permuted(np.tile(np.arange(len(matrix)), (len(rows), 1)), axis=1)
+        order = rng.permuted(np.tile(np.arange(len(matrix)), (len(rows), 1)), axis=1)
         matrices = values[order[:, first], order[:, second]]
         permuted = correlate_prepared(measure, matrices, scores, weights)
         # an undefined correlation counts as evidence for the null hypothesis

@@ -16,13 +16,13 @@ from alignment.statistics.resampling import CONFIDENCE_LEVEL, IntervalEstimate
 def within_domain_auc(similarities: Floats, domains: Ints) -> IntervalEstimate:
     """AUC of within- vs. between-domain similarities, with its 95% interval.
 
-    The probability that a pair within a domain is more similar than a pair between, ties counting half.
-    `similarities` has shape (pairs,), in the order of `np.triu_indices(n, 1)`; `domains` numbers each
-    concept's domain; at least two domains must have two concepts. NaN if all similarities are equal. No
-    interval if the two kinds of pairs do not overlap.
+    The probability that a within-domain pair is more similar than a between-domain one; ties count half.
+    `similarities` has shape (pairs,), in the order of `np.triu_indices(n, 1)`; `domains` has the index
+    of each concept's domain; at least two domains must have two concepts. NaN if all similarities are
+    equal. No interval if the two kinds of pairs do not overlap.
 
-    The variance is that of the jackknife over concepts, minus what it double-counts of single pairs, and
-    at least the variance of pairs apart from concept effects. The interval uses Student's t with
+    The variance is the jackknife's over concepts minus the pair variance that it double-counts, but at
+    least the residual variance of pairs, without concept effects. The interval uses Student's t with
     Satterthwaite's degrees of freedom on the log-odds scale.
     """
     pairs = DomainPairs(similarities, domains)
@@ -34,20 +34,20 @@ def within_domain_auc(similarities: Floats, domains: Ints) -> IntervalEstimate:
     # slow to import
     from scipy import special, stats
 
-    by_concept = pairs.jackknife_variance()
-    by_pair = pairs.residual_variance()
-    shared = max(by_concept - pairs.double_counted_variance() - by_pair, 0.0)
-    variance = shared + by_pair
-    # `shared` has the dof of the concepts, and its estimate contains the variance of pairs twice
-    dof = pairs.dof * (variance / (shared + 2 * by_pair)) ** 2 if shared else np.inf
-    half = stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, dof) * np.sqrt(variance) / (auc * (1 - auc))
-    low, high = special.expit(special.logit(auc) + np.array([-half, half]))
+    jackknife = pairs.jackknife_variance()
+    residual = pairs.residual_variance()
+    shared = max(jackknife - pairs.double_counted_variance() - residual, 0.0)
+    variance = shared + residual
+    # `shared`, from concept effects, has their dof, and its estimate contains the residual twice
+    dof = pairs.dof * (variance / (shared + 2 * residual)) ** 2 if shared else np.inf
+    margin = stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, dof) * np.sqrt(variance) / (auc * (1 - auc))
+    low, high = special.expit(special.logit(auc) + np.array([-margin, margin]))
     return IntervalEstimate(auc, float(low), float(high))
 
 
 @dataclass(frozen=True)
 class DomainPairs:
-    """Pairs of concepts, within a domain or between two. All variances are those of the AUC."""
+    """Concept pairs, within a domain or between two domains. Every variance is a variance of the AUC."""
 
     similarities: Floats
     domains: Ints
@@ -60,14 +60,14 @@ class DomainPairs:
 
     @cached_property
     def masks(self) -> tuple[Bools, Bools]:
-        """Which pairs are within a domain, and which between two."""
+        """Masks of the within-domain and of the between-domain pairs."""
         first, second = self.ends
         is_within = self.domains[first] == self.domains[second]
         return is_within, ~is_within
 
     @cached_property
     def placements(self) -> Floats:
-        """For each pair, the share of pairs of the other kind that it is ordered correctly with (DeLong
+        """For each pair, the share of pairs of the other kind that it is ranked correctly against (DeLong
         et al. 1988, Biometrics 44). The mean over either kind is the AUC."""
         is_within, is_between = self.masks
         within, between = (np.sort(self.similarities[mask]) for mask in self.masks)
@@ -89,12 +89,14 @@ class DomainPairs:
     def dof(self) -> float:
         """Effective degrees of freedom of a variance over concepts: below n - 1 where few concepts
         dominate the AUC, such as those of the largest domain (Bell and McCaffrey 2002, Survey
-        Methodology 28(2)). The leverage of a concept is its share of the pairs within domains minus that
-        of the others."""
-        n_max = len(self.domains) - 1
+        Methodology 28(2)). The leverage of a concept is its share of within-domain pairs minus its share
+        of between-domain pairs."""
+        max_dof = len(self.domains) - 1
         within, between = (self.sum_per_concept(mask) / mask.sum() for mask in self.masks)
         squares = (within - between) ** 2
-        return min(n_max, float(squares.sum() ** 2 / (squares**2).sum())) if squares.any() else n_max
+        if not squares.any():
+            return max_dof
+        return min(max_dof, float(squares.sum() ** 2 / (squares**2).sum()))
 
     def jackknife_variance(self) -> float:
         """Jackknife over concepts, on the variance-stabilising arcsine scale; tolerates an AUC of 1."""
@@ -119,12 +121,12 @@ class DomainPairs:
         return np.asarray(remaining / (n_within_left * n_between_left), np.float64)
 
     def double_counted_variance(self) -> float:
-        """What the jackknife over concepts counts beyond once of the variance of independent pairs."""
+        """The variance of independent pairs that the jackknife over concepts counts more than once."""
         n, excess = len(self.domains), 0.0
         for mask in self.masks:
-            n_pairs, size = self.sum_per_concept(mask), mask.sum()
-            times = (n - 1) / n * float((n_pairs / (size - n_pairs)).sum())
-            excess += (times - 1) * self.independent_variance(mask)
+            pairs_per_concept, n_pairs = self.sum_per_concept(mask), mask.sum()
+            multiplicity = (n - 1) / n * float((pairs_per_concept / (n_pairs - pairs_per_concept)).sum())
+            excess += (multiplicity - 1) * self.independent_variance(mask)
         return excess
 
     def independent_variance(self, mask: Bools) -> float:
@@ -139,18 +141,18 @@ class DomainPairs:
         """
         is_within, is_between = self.masks
         centred = (self.placements - self.auc) * is_between
-        size, n_pairs = is_between.sum(), self.sum_per_concept(is_between)
+        n_pairs, pairs_per_concept = is_between.sum(), self.sum_per_concept(is_between)
         sums = self.sum_per_concept(centred)
         squares = float((centred**2).sum())
         products = float((sums**2).sum()) - 2 * squares
-        n_sharing = float((n_pairs * (n_pairs - 1)).sum())
+        n_sharing = float((pairs_per_concept * (pairs_per_concept - 1)).sum())
         # centring at the sample mean reduced the products by the variance of the mean
-        mean_variance = max(0.0, (squares + products) / (size**2 - n_sharing - size))
+        mean_variance = max(0.0, (squares + products) / (n_pairs**2 - n_sharing - n_pairs))
         effect = max(0.0, products / n_sharing + mean_variance)
-        between = max(0.0, squares / size + mean_variance - 2 * effect) / size
+        between = max(0.0, squares / n_pairs + mean_variance - 2 * effect) / n_pairs
 
-        # an effect raises similarities: higher placements within a domain, lower ones between
-        effects = -sums / n_pairs
+        # a concept with higher similarities has higher placements within its domain and lower ones between
+        effects = -sums / pairs_per_concept
         first, second = (effects[end][is_within] for end in self.ends)
         expected = first + second - (first + second).mean()
         spread = float(expected @ expected)
@@ -160,6 +162,6 @@ class DomainPairs:
 
 
 def _count_below(ascending: Floats, values: Floats) -> Floats:
-    """The number of sorted numbers below each value; equal ones count half."""
+    """How many of the `ascending` numbers are below each value; equal ones count half."""
     left, right = (np.searchsorted(ascending, values, side) for side in ("left", "right"))
     return (left + right) / 2

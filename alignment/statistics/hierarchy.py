@@ -45,8 +45,8 @@ def measure_containment(
     if len(others) < len(members):
         raise ValueError(f"a pseudo-domain needs {len(members)} other concepts, got {len(others)}")
     packed = np.packbits(experts, axis=1)
-    random = np.random.default_rng(seed)
-    pseudo = random.permuted(np.tile(others, (draws, 1)), axis=1)[:, : len(members)]
+    rng = np.random.default_rng(seed)
+    pseudo = rng.permuted(np.tile(others, (draws, 1)), axis=1)[:, : len(members)]
     groups = np.concatenate([members[None], pseudo])
     of_domain, of_members = np.empty(len(groups)), np.empty(len(groups))
     for start in range(0, len(groups), _DRAWS_AT_ONCE):
@@ -94,8 +94,8 @@ def measure_coherence(
     `similarity` has shape (concepts, concepts) and is symmetric; `domains` numbers each concept's domain
     from 0, with -1 for none. Groups are drawn without replacement from all concepts.
     """
-    random = np.random.default_rng(seed)
-    order = random.permuted(np.tile(np.arange(len(domains)), (draws, 1)), axis=1)
+    rng = np.random.default_rng(seed)
+    order = rng.permuted(np.tile(np.arange(len(domains)), (draws, 1)), axis=1)
     random_means: dict[int, Floats] = {}
     results: list[Coherence | None] = []
     for domain in range(domains.max() + 1):
@@ -304,8 +304,8 @@ def measure_recovery(similarity: Floats, domains: Ints, draws: int, seed: int) -
         return None
     is_best = similarity == similarity.max(axis=1, keepdims=True)
     credit = is_best / is_best.sum(axis=1, keepdims=True)
-    random = np.random.default_rng(seed)
-    permuted = random.permuted(np.tile(domains, (draws, 1)), axis=1)
+    rng = np.random.default_rng(seed)
+    permuted = rng.permuted(np.tile(domains, (draws, 1)), axis=1)
     shares = credit[np.arange(len(domains)), np.concatenate([domains[None], permuted])].mean(axis=1)
     observed, _, p = _compare_with_chance(shares)
     return DomainRecovery(len(domains), observed, float(shares[1:].mean()), p)
@@ -330,8 +330,8 @@ def measure_polysemy(experts: Bools, domains: Ints, draws: int, seed: int) -> Po
     """
     n_concepts = experts.sum(axis=0)
     shared = experts[:, n_concepts > 1].astype(np.float32)
-    random = np.random.default_rng(seed)
-    permuted = random.permuted(np.tile(domains, (draws, 1)), axis=1)
+    rng = np.random.default_rng(seed)
+    permuted = rng.permuted(np.tile(domains, (draws, 1)), axis=1)
     one_domain = np.full(draws + 1, np.nan)
     sizes = shared.sum(axis=0)
     for index, labels in enumerate([domains, *permuted] if shared.size else []):

@@ -137,10 +137,10 @@ def resample(
         return np.concatenate([statistic(block) for block in weights], axis=1)
 
     def bootstrap() -> Iterator[Floats]:
-        random = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         n = n_pairs if method == "pair-bootstrap" else n_concepts
         for rows in index_blocks(resamples, n_pairs):
-            counts = random.multinomial(n, np.full(n, 1 / n), size=len(rows)).astype(np.float64)
+            counts = rng.multinomial(n, np.full(n, 1 / n), size=len(rows)).astype(np.float64)
             yield counts if method == "pair-bootstrap" else counts[:, indices].prod(axis=2)
 
     def leave_one_concept_out() -> Iterator[Floats]:

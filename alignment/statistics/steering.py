@@ -70,13 +70,13 @@ def sample_control_neurons(
     Neurons are distinct and not in `excluded`; the first k are a control for the first k experts. Stops
     at the first site without candidates left. `widths` has the number of units of each site.
     """
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     candidates: dict[tuple[int, str], list[int]] = {}
     controls = []
     for layer, site, _ in experts:
         key = (layer, site)
         if key not in candidates:
-            units = map(int, random.permutation(widths[key]))
+            units = map(int, rng.permutation(widths[key]))
             candidates[key] = [unit for unit in units if (layer, site, unit) not in excluded]
         if not candidates[key]:
             break

@@ -51,10 +51,10 @@ def odd_one_out_p_value(matrix: Floats, members: Ints, permutations: int = 2000,
 
     identity = np.arange(len(matrix))[None]
     observed = abs(accuracies(identity)[0] - 1 / 3)
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     n_as_far = 0
     for rows in index_blocks(permutations, 3 * max(len(members), len(matrix))):
-        order = random.permuted(np.repeat(identity, len(rows), axis=0), axis=1)
+        order = rng.permuted(np.repeat(identity, len(rows), axis=0), axis=1)
         n_as_far += int((np.abs(accuracies(order) - 1 / 3) >= observed - _TOLERANCE).sum())
     return (1 + n_as_far) / (1 + permutations)
 

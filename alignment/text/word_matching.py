@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NOUN, VERB = "noun", "verb"
 
-# separators of the parts of a multi-word name
+# between the words of a multi-word name
 _SEPARATOR = r"[\s\-\u2010\u2011]+"
 
 # keeps letters (in lower case), digits, underscores and bytes beyond ASCII; the others become spaces
@@ -31,7 +31,7 @@ _MULTIBYTE_PUNCTUATION = re.compile(rb"\xe2\x80[\x80-\xbf]|\xc2[\xa0-\xbf]")
 
 @dataclass(frozen=True)
 class ConceptWord:
-    """The word of a concept: its name, part of speech and language."""
+    """The word to match for a concept: its name, part of speech and language."""
 
     name: str
     pos: str = NOUN
@@ -47,8 +47,8 @@ def word_pattern(concept: str | ConceptWord) -> re.Pattern[str]:
     """
     word = concept if isinstance(concept, ConceptWord) else ConceptWord(concept)
     forms = sorted(inflections(word.name, word.pos, word.language), key=len, reverse=True)
-    spelled = [_SEPARATOR.join(map(re.escape, form.split(" "))).replace("'", "['’]") for form in forms]
-    return re.compile(rf"(?<!\w)(?<!\w-)(?:{'|'.join(spelled)})(?!-?\w)", re.IGNORECASE)
+    spellings = [_SEPARATOR.join(map(re.escape, form.split(" "))).replace("'", "['’]") for form in forms]
+    return re.compile(rf"(?<!\w)(?<!\w-)(?:{'|'.join(spellings)})(?!-?\w)", re.IGNORECASE)
 
 
 def find_word(text: str, concept: str | ConceptWord) -> list[tuple[int, int]]:
@@ -56,7 +56,7 @@ def find_word(text: str, concept: str | ConceptWord) -> list[tuple[int, int]]:
     return [match.span() for match in word_pattern(concept).finditer(text)]
 
 
-def shuffle_words(text: str, words: Sequence[str | ConceptWord], random: np.random.Generator) -> str:
+def shuffle_words(text: str, words: Sequence[str | ConceptWord], rng: np.random.Generator) -> str:
     """Shuffle the words of a text with their punctuation, without splitting multi-word `words`."""
     spans = sorted(span for word in words for span in find_word(text, word))
     parts, end = [""], 0
@@ -64,7 +64,7 @@ def shuffle_words(text: str, words: Sequence[str | ConceptWord], random: np.rand
         inside = any(start < match.start() < stop for start, stop in spans)
         parts[-1:] = [parts[-1] + text[end : match.end()]] if inside else [parts[-1], match.group()]
         end = match.end()
-    return " ".join(random.permutation(parts[1:]))
+    return " ".join(rng.permutation(parts[1:]))
 
 
 def normalize_word(word: str) -> str:
@@ -75,7 +75,7 @@ def normalize_word(word: str) -> str:
 @cache
 def singularize(word: str) -> str:
     """The singular of an English noun; the word itself if it is not a plural."""
-    return str(_engine().singular_noun(word) or word)
+    return str(_inflect_engine().singular_noun(word) or word)
 
 
 @cache
@@ -90,7 +90,7 @@ def inflections(name: str, pos: str = NOUN, language: str = "en") -> frozenset[s
     parts = re.split(r"[\s_-]+", name.strip().replace("’", "'"))
     name = " ".join(parts)
     if language == "en" and pos == NOUN:
-        plurals = (str(_engine(classical).plural_noun(name)) for classical in (False, True))
+        plurals = (str(_inflect_engine(classical).plural_noun(name)) for classical in (False, True))
         forms = {name, _regular_plural(name), *plurals}
         return frozenset(forms | {_strip_accents(form) for form in forms})
     head = 0 if pos == VERB else len(parts) - 1
@@ -114,18 +114,18 @@ class WordFinder:
 
     def __init__(self, words: Sequence[ConceptWord]) -> None:
         self.words = list(words)
-        numbers: dict[bytes, list[int]] = {}
-        for number, word in enumerate(self.words):
-            for pattern in _byte_patterns(word):
-                numbers.setdefault(pattern, []).append(number)
         # words may have a form in common ("leaf" and "leave"): both match
-        self._counts = np.array(list(map(len, numbers.values())), np.int64)
+        indices_by_pattern: dict[bytes, list[int]] = {}
+        for index, word in enumerate(self.words):
+            for pattern in _byte_patterns(word):
+                indices_by_pattern.setdefault(pattern, []).append(index)
+        self._counts = np.array(list(map(len, indices_by_pattern.values())), np.int64)
         self._firsts = np.cumsum(self._counts) - self._counts
-        self._numbers = np.array(list(chain.from_iterable(numbers.values())), np.int64)
-        self._automaton = BytesAhoCorasick(list(numbers), matchkind=MatchKind.Standard)
+        self._indices = np.array(list(chain.from_iterable(indices_by_pattern.values())), np.int64)
+        self._automaton = BytesAhoCorasick(list(indices_by_pattern), matchkind=MatchKind.Standard)
 
     def find_in_bytes(self, text: bytes) -> tuple[Ints, Ints]:
-        """The numbers of the words in a UTF-8 text and, aligned with them, their start bytes.
+        """The indices of the words in a UTF-8 text and, as a parallel array, their start bytes.
 
         A word inside a longer name ("ice" in "ice cream") does not count. A name with punctuation
         ("C++") matches by its letters only; `find` is exact.
@@ -138,18 +138,19 @@ class WordFinder:
         pattern, start, end = pattern[order], start[order], end[order]
         furthest = np.maximum.accumulate(end)
         # a match includes the spaces around it, so neighbours overlap by one byte
-        inside = np.zeros(len(end), np.bool_)
-        inside[1:] = end[1:] <= furthest[:-1]
-        pattern, start = pattern[~inside], start[~inside]
+        is_nested = np.zeros(len(end), np.bool_)
+        is_nested[1:] = end[1:] <= furthest[:-1]
+        pattern, start = pattern[~is_nested], start[~is_nested]
         counts = self._counts[pattern]
+        # one entry per word of a pattern
         nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        numbers = self._numbers[np.repeat(self._firsts[pattern], counts) + nth]
-        return numbers, np.repeat(start, counts)
+        indices = self._indices[np.repeat(self._firsts[pattern], counts) + nth]
+        return indices, np.repeat(start, counts)
 
     def find(self, text: str) -> set[int]:
-        """The numbers of the words in a text, except inside longer names."""
-        numbers, _ = self.find_in_bytes(text.encode())
-        return {int(number) for number in np.unique(numbers) if find_word(text, self.words[number])}
+        """The indices of the words in a text, except inside longer names."""
+        indices, _ = self.find_in_bytes(text.encode())
+        return {int(index) for index in np.unique(indices) if find_word(text, self.words[index])}
 
 
 def mask_non_words(text: bytes) -> bytes:
@@ -162,21 +163,22 @@ def mask_non_words(text: bytes) -> bytes:
 def _byte_patterns(word: ConceptWord) -> set[bytes]:
     """The word's forms in masked text, with a space on either side.
 
-    Masking lowers only A-Z, so other letters need a pattern per casing; it masks punctuation per byte.
+    Masking lower-cases only A-Z, so other letters need a pattern for each casing; and it turns
+    multibyte punctuation into several spaces, so each variant needs a pattern.
     """
     forms = inflections(word.name, word.pos, word.language)
     cased = {case(form) for form in forms for case in (str, str.lower, str.upper, str.title)}
-    spelled = {
+    spellings = {
         form.replace(" ", separator).replace("'", apostrophe)
         for form in cased
         for separator in (" ", "\N{NON-BREAKING HYPHEN}")
         for apostrophe in ("'", "’")
     }
-    return {b" " + mask_non_words(form.encode()) + b" " for form in spelled}
+    return {b" " + mask_non_words(form.encode()) + b" " for form in spellings}
 
 
 @cache
-def _engine(classical: bool = False) -> inflect.engine:
+def _inflect_engine(classical: bool = False) -> inflect.engine:
     # slow to import
     import inflect
 

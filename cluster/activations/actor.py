@@ -17,7 +17,7 @@ import torch
 from ray.util.collective import nccl_available
 
 from cluster.activations.buffer import PooledSite
-from cluster.activations.shard import ActivationShard, Hidden
+from cluster.activations.shard import ActivationShard, HiddenStates
 from cluster.models.tokenizer import Text
 from cluster.runtime.shard_group import ModelActor
 from storage import tables
@@ -27,12 +27,12 @@ from storage.store.commit import FileRecord, write_table, write_values
 from storage.store.paths import is_remote
 
 STEPS = 4
-"""A unit passes from shard to shard in this many steps of complete batches, so that shards overlap."""
+"""A work unit passes from shard to shard in this many steps of complete batches, so that shards overlap."""
 
 _ROW_GROUP_BYTES = 4 << 20
 _MAX_BLOCK_BYTES = 64 << 20
 _PARALLEL_UPLOADS = 4
-"""Hides the latency of object stores; on a disk more than one writer only takes cores from the model."""
+"""Hides the latency of object stores. On a disk, more writers than one would only take the model's cores."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class WorkUnit:
     texts: list[Text]
     budget: int
     n_sentences: int = 0
-    """Sentences of all units."""
+    """Number of sentences in all work units."""
 
     @property
     def name(self) -> str:
@@ -66,16 +66,16 @@ class ShardActor(ModelActor[ActivationShard]):
 
     shard_class = ActivationShard
     _states: dict[int, Any]
-    """By unit, its `UnitState` or the error of its first failed step."""
+    """The `UnitState` of each work unit, or the error of its first failed step."""
 
     def supports_nccl(self) -> bool:
         """Whether Ray can send tensors from this actor's GPU to another."""
         return bool(nccl_available()) and torch.cuda.is_available()
 
     def step(
-        self, unit: WorkUnit, step: int, incoming: Hidden | None, stay_on_device: bool
-    ) -> Hidden | None:
-        """Run one of the STEPS of a unit; returns the next shard's input.
+        self, unit: WorkUnit, step: int, incoming: HiddenStates | None, stay_on_device: bool
+    ) -> HiddenStates | None:
+        """Run one of the STEPS of a unit; return the next shard's input.
 
         A failed step fails all later ones: Ray runs them regardless, and commits after the last.
         """
@@ -109,7 +109,7 @@ class ShardActor(ModelActor[ActivationShard]):
 
         def write(key: PooledSite) -> FileRecord:
             pooling, site = key
-            # torch transposes a matrix in half of NumPy's time
+            # torch transposes a matrix twice as fast as NumPy
             values = torch.from_numpy(activations.values[key]).contiguous().numpy()
             row_group = _units_per_row_group(values, unit.n_sentences) * values.shape[1]
             name = f"{activation_folder(pooling, site.layer, site.name)}/{unit.name}.parquet"
@@ -133,7 +133,7 @@ class ShardActor(ModelActor[ActivationShard]):
         try:
             yield
         except Exception as error:
-            # The frames would keep the tensors for which memory ran out.
+            # Its frames would keep tensors alive, and memory may have run out.
             traceback.clear_frames(error.__traceback__)
             if isinstance(error, NeuralignError):
                 error = type(error)(f"model {self._weights.label}: {error}")
@@ -141,8 +141,8 @@ class ShardActor(ModelActor[ActivationShard]):
             raise error
 
 
-def _units_per_row_group(values: npt.NDArray[np.floating[Any]], sentences: int) -> int:
-    """Neurons in a row group: fewer for many sentences, which bounds the memory of a reader of some
-    neurons over all work units."""
-    total_bytes = int(max(sentences, values.shape[1]) * values.itemsize)
+def _units_per_row_group(values: npt.NDArray[np.floating[Any]], n_sentences: int) -> int:
+    """Neurons per row group: fewer for many sentences, so that reading a few neurons over all work units
+    takes bounded memory."""
+    total_bytes = int(max(n_sentences, values.shape[1]) * values.itemsize)
     return max(1, min(_ROW_GROUP_BYTES // int(values[0].nbytes), _MAX_BLOCK_BYTES // total_bytes))

@@ -24,15 +24,15 @@ from storage.store.activation_files import LAST, MEAN, RESIDUAL
 from storage.store.commit import all_finite
 
 FLOAT16_MAX = float(torch.finfo(torch.float16).max)
-PAD_ID = 0  # any id of the vocabulary: attention masks padding
+PAD_ID = 0  # any valid token id: padding is masked
 
-Hidden = list[torch.Tensor]
+HiddenStates = list[torch.Tensor]
 
 
 @dataclass(frozen=True)
 class ActivationSettings(ShardSettings):
-    """Which activations are recorded: pooled neurons, or a sparse autoencoder's latents instead; and the
-    hidden states after each layer, if included."""
+    """Which activations to record: pooled neurons, or a sparse autoencoder's latents instead; and
+    optionally the hidden states after each layer."""
 
     poolings: list[str]
     include_hidden_states: bool = True
@@ -51,7 +51,7 @@ class UnitActivations:
 
 @dataclass
 class UnitState:
-    """A work unit in progress in a shard: its sentences, batches of their indices, and activations."""
+    """A work unit in progress: its sentences, batches of sentence indices, and pooled activations."""
 
     sentences: list[TokenizedText]
     batches: list[list[int]]
@@ -100,9 +100,9 @@ class ActivationShard(ModelShard[_PoolingState]):
         batches = batch_sentences([len(sentence.ids) for sentence in sentences], budget)
         return UnitState(sentences, batches, self._get_buffer(len(texts)))
 
-    def step(self, state: UnitState, indices: range, incoming: Hidden | None) -> Hidden:
-        """Run some of a unit's batches: hidden states after the shard, from those before it (None for
-        layer 0). Raises NeuralignError if a site has no output."""
+    def step(self, state: UnitState, indices: range, incoming: HiddenStates | None) -> HiddenStates:
+        """Run some of a unit's batches: from hidden states before the shard (None at layer 0) to those
+        after it. Raises NeuralignError if a site has no output."""
         outgoing = []
         for step, index in enumerate(indices):
             rows = state.batches[index]
@@ -138,7 +138,7 @@ class ActivationShard(ModelShard[_PoolingState]):
         )
 
     def recycle(self, state: UnitState) -> None:
-        """Reuse a unit's buffer once its activations are no longer needed: the system clears new memory
+        """Reuse a unit's buffer once its activations are no longer needed: the system zeroes new memory
         page by page, which takes as long as filling it."""
         self._spare_buffers.append(state.buffer)
 
@@ -162,17 +162,17 @@ class ActivationShard(ModelShard[_PoolingState]):
         self._encoder = LatentEncoder(autoencoder, width, self.device)
         return [autoencoder.site(self._encoder.width)]
 
-    def _get_buffer(self, sentences: int) -> ActivationBuffer:
+    def _get_buffer(self, n_sentences: int) -> ActivationBuffer:
         while self._spare_buffers:
             buffer = self._spare_buffers.pop()
-            if buffer.sentences == sentences:
+            if buffer.sentences == n_sentences:
                 return buffer
         dtypes = {
             (pooling, site): torch.float32 if site.name == RESIDUAL else torch.float16
             for site, poolings in self._poolings.items()
             for pooling in poolings
         }
-        return ActivationBuffer(dtypes, sentences)
+        return ActivationBuffer(dtypes, n_sentences)
 
     def _on_site(self, site: Site, values: Any) -> None:
         hidden = extract_hidden_state(values)

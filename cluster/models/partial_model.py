@@ -1,8 +1,8 @@
 """Loads a contiguous range of a model's layers using only transformers' own loading code.
 
 The architecture's class is instantiated without memory, layers outside the range are removed, and
-transformers loads the rest, so weight names and their conversions stay its responsibility. A layer keeps
-its number as its name and therefore matches its own weights.
+transformers loads what remains, so that it handles the names of weights and their conversion. A layer
+keeps its number as its name and therefore matches its own weights.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
 
     Raises UserError unless exactly one list matches.
     """
-    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    n_layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    matches = [layers for layers in lists if len(layers) == count]
+    matches = [layers for layers in lists if len(layers) == n_layers]
     if len(matches) != 1:
         raise UserError(
-            f"{type(model).__name__}: expected one list of {count} layers, got {len(matches)}"
+            f"{type(model).__name__}: expected one list of {n_layers} layers, got {len(matches)}"
         )
     return matches[0]
 
 
-def layer_count(folder: Path, trust_remote_code: bool = False) -> int:
+def count_layers(folder: Path, trust_remote_code: bool = False) -> int:
     """Number of layers of the model in a folder."""
     return int(read_config(folder, trust_remote_code).get_text_config().num_hidden_layers)
 
 
-def shard_layers(folder: Path, shard: int, shards: int, trust_remote_code: bool = False) -> range:
+def shard_layers(folder: Path, shard: int, n_shards: int, trust_remote_code: bool = False) -> range:
     """Layers of one of `shards` contiguous shards of nearly equal size."""
-    count = layer_count(folder, trust_remote_code)
-    if shards > count:
-        raise UserError(f"{folder}: has {count} layers, too few for {shards} shards")
-    return range(count * shard // shards, count * (shard + 1) // shards)
+    n_layers = count_layers(folder, trust_remote_code)
+    if n_shards > n_layers:
+        raise UserError(f"{folder}: has {n_layers} layers, too few for {n_shards} shards")
+    return range(n_layers * shard // n_shards, n_layers * (shard + 1) // n_shards)
 
 
 def load_layers(
@@ -73,10 +73,10 @@ def load_layers(
             transformers would initialise at random).
     """
     config = read_config(folder, trust_remote_code)
-    count = config.get_text_config().num_hidden_layers
-    if not 0 <= layers.start < layers.stop <= count:
+    n_layers = config.get_text_config().num_hidden_layers
+    if not 0 <= layers.start < layers.stop <= n_layers:
         raise UserError(
-            f"{folder}: has layers 0 to {count - 1}; requested {layers.start} to {layers.stop - 1}"
+            f"{folder}: has layers 0 to {n_layers - 1}; requested {layers.start} to {layers.stop - 1}"
         )
     has_embedding = layers.start == 0 or (with_head and config.get_text_config().tie_word_embeddings)
     full_class = _model_class(config, folder, trust_remote_code, with_head)
@@ -86,7 +86,7 @@ def load_layers(
     options = {"config": config, "dtype": dtype, "output_loading_info": True}
     model, missing = _load(partial_class, folder, layer_filter(layers), backend, **options)
     if missing:
-        # The numbers in tensor names may not be layer numbers.
+        # The numbers in this model's tensor names may not be layer numbers: read all tensors.
         model, missing = _load(partial_class, folder, lambda _: True, backend, **options)
     if missing:
         raise UserError(
@@ -122,9 +122,9 @@ def _load(
 
 def _model_class(config: Any, folder: Path, trust_remote_code: bool, with_head: bool) -> Any:
     """Class of the model, with or without its head, from transformers or from the folder's code."""
-    known = MODEL_FOR_CAUSAL_LM_MAPPING if with_head else MODEL_MAPPING
-    if type(config) in known:
-        return known[type(config)]
+    model_classes = MODEL_FOR_CAUSAL_LM_MAPPING if with_head else MODEL_MAPPING
+    if type(config) in model_classes:
+        return model_classes[type(config)]
     auto_map = getattr(config, "auto_map", None) or {}
     name, part = ("AutoModelForCausalLM", "head") if with_head else ("AutoModel", "body")
     if not trust_remote_code or name not in auto_map:
@@ -139,16 +139,16 @@ def _make_partial_class(full_class: Any, layers: range, has_embedding: bool) -> 
         def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
             super().__init__(config, *arguments, **options)
             modules = find_layers(self)
-            count = len(modules)
-            for number in set(range(count)).difference(layers):
+            n_layers = len(modules)
+            for number in set(range(n_layers)).difference(layers):
                 del modules._modules[str(number)]
             text_config = self.config.get_text_config()
             for name, value in vars(text_config).items():
-                # Per-layer settings, such as the attention type.
-                if "layer" in name and isinstance(value, list | tuple) and len(value) == count:
+                # Settings per layer, such as attention types, must match the remaining layers.
+                if "layer" in name and isinstance(value, list | tuple) and len(value) == n_layers:
                     setattr(text_config, name, value[layers.start : layers.stop])
             text_config.num_hidden_layers = len(layers)
-            # A plain dict, so that the layers keep only the names they are loaded by.
+            # Not as submodules, which would give the layers a second name.
             self.__dict__["numbered_layers"] = dict(zip(layers, modules, strict=True))
             if not has_embedding:
                 self.set_input_embeddings(nn.Identity())

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cluster.models.packed_linear import supports_packing
-from cluster.models.partial_model import layer_count, load_layers
+from cluster.models.partial_model import count_layers, load_layers
 from cluster.models.sites import Site, extract_hidden_state, find_sites, replace_hidden_state
 from cluster.models.tokenizer import Tokenizer
 from storage.errors import NeuralignError
@@ -52,7 +52,7 @@ class ModelShard(Generic[StateT]):
     ) -> None:
         self.device = torch.device(device)
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
-        n_layers = layer_count(folder, settings.trust_remote_code)
+        n_layers = count_layers(folder, settings.trust_remote_code)
         self.layers = range(n_layers) if layers is None else layers
         self.is_first, self.is_last = self.layers.start == 0, self.layers.stop == n_layers
         self.model, self._modules = load_layers(

@@ -153,8 +153,8 @@ def _match_modules(layers: Mapping[int, nn.Module], pattern: str) -> list[_HookP
         if name and matches(name)
     ]
     if not points:
-        known = ", ".join(name for name, _ in next(iter(layers.values())).named_modules() if name)
-        raise UserError(f"sites: {pattern!r} matches no module; a layer has {known}")
+        module_names = ", ".join(name for name, _ in next(iter(layers.values())).named_modules() if name)
+        raise UserError(f"sites: {pattern!r} matches no module; a layer has {module_names}")
     return points
 
 

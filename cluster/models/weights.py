@@ -204,8 +204,8 @@ def _checkpoint_names(folder: Path) -> list[str]:
 
 
 def _unknown_revision_error(model: str, revision: str, checkpoints: list[str]) -> UserError:
-    known = ", ".join([MAIN, RANDOM_INIT, *checkpoints])
-    return UserError(f"model {model!r}: has no revision {revision!r}; this local model has {known}")
+    revisions = ", ".join([MAIN, RANDOM_INIT, *checkpoints])
+    return UserError(f"model {model!r}: has no revision {revision!r}; this local model has {revisions}")
 
 
 def _local_weights(model: str, revision: str, source: str, path: Path, digest: str) -> Weights:

@@ -119,8 +119,8 @@ class JobServer:
     def logs(self, submission_id: str) -> str:
         """Output of a job so far. Raises UserError for an unknown id."""
         if self.job(submission_id) is None:
-            known = ", ".join(job.submission_id for job in self.jobs()) or "none"
-            raise UserError(f"{self.address}: has no job {submission_id!r}; it has: {known}")
+            job_ids = ", ".join(job.submission_id for job in self.jobs()) or "none"
+            raise UserError(f"{self.address}: has no job {submission_id!r}; it has: {job_ids}")
         return str(self._client.get_job_logs(submission_id))
 
     def _poll_job(self, submission_id: str) -> Any:

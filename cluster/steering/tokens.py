@@ -1,4 +1,4 @@
-"""Tokenization of prompted words, and sampling of tokens."""
+"""Tokenizing words after prompts, and sampling tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.errors import UserError
 def tokenize_words(
     weights: Weights, prompts: Sequence[str], words: Sequence[str], n_continuation: int
 ) -> tuple[list[TokenIds], list[list[PromptedWord]]]:
-    """Token ids of each prompt; and, for each word, of it after each of the prompts.
+    """Token ids of each prompt, and of each word after each prompt.
 
     Raises UserError if a prompt or a word has no tokens, or if a prompt with a word, or with
     `n_continuation` more tokens, is too long for the model.

@@ -1,4 +1,4 @@
-"""Cost estimates of models: neurons, bytes, FLOPs, and the work that run times are proportional to."""
+"""Cost estimates of models: neurons, bytes, FLOPs and neuron scores."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from jobs.sources.human_judgments import Judgments, load_judgments
 from storage.errors import UserError
 from storage.readers.concepts import concepts_from_names, read_concept_names, read_concepts
 
-TOKENS = 24
-"""Assumed number of tokens of a sentence."""
+TOKENS_PER_SENTENCE = 24
+"""An assumption."""
 
 
 def read_configs(sweep: Sweep) -> dict[str, Any]:
-    """Configurations that the sweep file has for the models, by model id.
+    """The model configurations that the sweep file refers to, by model id.
 
     Raises:
-        UserError: if one is missing or not a model configuration.
+        UserError: if one is missing or is not a model configuration.
     """
     from transformers import AutoConfig
 
@@ -55,18 +55,18 @@ def print_cost_estimate(console: Console, sweep: Sweep, configs: Mapping[str, An
     n_concepts = sum(len(names) for names, _ in set_sizes)
     n_poolings, with_states = len(sweep.neurons.pooling), "contextual" in sweep.baselines
     console.print(
-        f"{n_concepts:,} concepts, {n_sentences:,} sentences, ~{TOKENS} tokens each. Per revision:"
+        f"{n_concepts:,} concepts, {n_sentences:,} sentences, ~{TOKENS_PER_SENTENCE} tokens each. Per revision:"
     )
     rows, model_bytes, total_bytes, total_flop, total_scores = [], list[int](), 0, 0.0, 0
     for model in sweep.models:
         config = configs[model.id]
         size = measure_size(config, sweep.neurons.sites)
-        control = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
-        n_revisions = len(model.revisions) + control
+        adds_random_init = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
+        n_revisions = len(model.revisions) + adds_random_init
         per_sentence = disk_budget.activation_bytes_per_sentence(size, n_poolings, with_states)
         n_bytes = per_sentence * n_sentences
         # two FLOPs per weight and token
-        flop = 2.0 * count_layer_weights(config) * TOKENS * n_sentences
+        flop = 2.0 * count_layer_weights(config) * TOKENS_PER_SENTENCE * n_sentences
         counts = (n_revisions, size.layers, f"{size.neurons:,}")
         rows.append((model.id, *counts, f"{n_bytes / 1e9:,.1f} GB", f"{flop / 1e15:,.1f} PFLOP"))
         model_bytes.append(n_bytes)
@@ -84,9 +84,9 @@ def print_cost_estimate(console: Console, sweep: Sweep, configs: Mapping[str, An
             f"At most {max(model_bytes) / 1e9:,.0f} GB on disk per model at a time: activations are "
             "deleted after scoring."
         )
-    for single, (names, _) in zip(sweep.per_concept_set(), set_sizes, strict=True):
-        prefix = "" if len(set_sizes) == 1 else f"{single.concept_set}: "
-        for human in single.human:
+    for set_sweep, (names, _) in zip(sweep.per_concept_set(), set_sizes, strict=True):
+        prefix = "" if len(set_sizes) == 1 else f"{set_sweep.concept_set}: "
+        for human in set_sweep.human:
             judgments = load_judgments(human.resolve(sweep.folder), names)
             print_judgment_notes(console, judgments, prefix)
 

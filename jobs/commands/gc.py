@@ -13,7 +13,7 @@ def gc(
     store: StorePath,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the listed files.")] = False,
 ) -> None:
-    """List files to delete: scored activations, superseded results."""
+    """List files that can be deleted: scored activations, superseded results."""
     garbage = list(find_garbage(parse_store_path(store)))
     for item in garbage:
         print(f"{item.bytes / 1e6:10,.1f} MB  {item.stage.folder}: {item.reason}")

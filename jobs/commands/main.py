@@ -18,7 +18,7 @@ COMMANDS = (
     *("demo", "run", "plan", "submit", "schedule", "logs", "status", "doctor", "sql", "verify", "gc"),
     *("sentences", "compare", "report", "serve", "human", "schema", "version"),
 )
-"""Commands in the order of the help; each is the function of that name in the module of that name."""
+"""Commands, in the order of the help; each is a function in a module of the same name."""
 _INTERRUPTED = 130
 
 
@@ -30,10 +30,10 @@ class _LazyGroup(TyperGroup):
         self.commands = {name: TyperCommand(name) for name in COMMANDS}
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A stub with the help line, which the list of commands shows."""
+        """A stub of the command with its help line, for the list of commands."""
         command = super().get_command(ctx, cmd_name)
         if command is not None:
-            # parsed, as importing every command would load Ray and DuckDB
+            # parse only: importing every command would load Ray and DuckDB
             tree = ast.parse(Path(__file__).with_name(f"{cmd_name}.py").read_text(encoding="utf-8"))
             functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
             command.help = next(ast.get_docstring(node) for node in functions if node.name == cmd_name)
@@ -63,14 +63,14 @@ def _global_options(
 
 def load_command(name: str) -> Any:
     """Import a command, with its arguments and options."""
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(name)(getattr(import_module(f"jobs.commands.{name}"), name))
-    return typer.main.get_command(single)
+    command_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command_app.command(name)(getattr(import_module(f"jobs.commands.{name}"), name))
+    return typer.main.get_command(command_app)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    # the option is valid at any position
+    # typer would accept the option only before the command
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     _run_with_exit_code(lambda: app(arguments or ["--help"], standalone_mode=False))
 

@@ -30,8 +30,8 @@ Follow = Annotated[
 
 
 def stdout_console() -> Console:
-    """A console for results (progress goes to stderr), without markup: names may contain brackets."""
-    return Console(highlight=False, markup=False)
+    """A console for results (progress goes to stderr), without markup or emoji codes: names are literal."""
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def text_table(

@@ -80,8 +80,8 @@ def _print_plan(console: Console, planned: Plan) -> None:
         soft_wrap=True,
     )
     stages = list(remaining_stages(planned, store))
-    by_stage = len(stages) <= _MAX_ROWS
-    console.print(_stage_table(stages, several_sets) if by_stage else _model_table(stages, planned))
+    is_short = len(stages) <= _MAX_ROWS
+    console.print(_stage_table(stages, several_sets) if is_short else _model_table(stages, planned))
     if not planned.is_complete:
         configs = {weights.model: load_config(weights) for weights in planned.weights}
         print_cost_estimate(console, planned.sweep, configs)

@@ -78,7 +78,7 @@ def _target(sweep: Sweep) -> dict[str, str]:
 
 
 def _has_work(sweep: Sweep) -> bool:
-    """Whether a finished sweep has work left: a model has a new revision, or the store is gone.
+    """Whether a finished sweep has work left: a model has a new revision, or results were deleted.
 
     False if the sweep cannot be planned on this machine.
     """

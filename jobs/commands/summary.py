@@ -44,7 +44,8 @@ LEGEND = (
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """Print the results on one concept set: alignment, reliability, hierarchy and nearest concepts."""
     threshold = summary["headline_threshold"]
-    too_few, statistics = [], (summary["agreement"], TRIPLETS)
+    too_few = []
+    statistics = (summary["agreement"], TRIPLETS)
     alignment = [row for row in summary["alignment"] if row["agreement"] in statistics]
     rows_by_set = group_rows(alignment, "human_set")
     for human_set in summary["human_sets"]:
@@ -93,7 +94,7 @@ def print_steering(console: Console, stage: Stage, store: Path, figure: Path) ->
     console.print(
         f"\nSteering {stage.label}, {stage.params['pooling']} pooling: {rows[0]['n_concepts']} "
         f"concepts, {rows[0]['n_prompts']} prompts. Change in log P (nats) with k neurons clamped to "
-        "their on value at every token; share of concepts whose word gains; share of texts with it"
+        "their on value at every token; share of concepts whose word gains; share of texts with the word"
     )
     names = ("selection", "k", "own word", "others' words", "gain", "in texts")
     cells = [
@@ -118,7 +119,7 @@ def print_steering(console: Console, stage: Stage, store: Path, figure: Path) ->
 
 
 def print_coverage_warning(console: Console, n_concepts: int) -> None:
-    """Print the actual coverage of the intervals if a table is of few concepts."""
+    """Print the actual coverage of 95% CIs if they are estimated from few concepts."""
     if n_concepts < MIN_CONCEPTS_FOR_COVERAGE:
         console.print(
             f"With fewer than {MIN_CONCEPTS_FOR_COVERAGE} concepts, 95% CIs may cover "
@@ -134,7 +135,8 @@ def _print_cells(console: Console, rows: Iterable[Sequence[str]]) -> None:
 
 
 def _alignment_table(rows: list[Row], threshold: float) -> Table:
-    names, lines = ["representation", "rho [95% CI]"], []
+    names = ["representation", "rho [95% CI]"]
+    lines = []
     reference = next((row["reference"] for row in rows if row["reference"]), None)
     if reference:
         names.append(f"vs. {reference.split()[0]}")
@@ -208,7 +210,8 @@ def _print_hierarchy(console: Console, rows: list[Row], threshold: float) -> Non
 
 
 def _print_attribution_correlation(console: Console, neurons: list[Row]) -> None:
-    neurons_by_concept, correlations = group_rows(neurons, "concept"), []
+    neurons_by_concept = group_rows(neurons, "concept")
+    correlations = []
     for rows in neurons_by_concept.values():
         estimated, measured = (
             np.array([row[name] for row in rows]) for name in ("attribution", "change")

@@ -7,8 +7,9 @@ from storage.store.verify import verify as find_problems
 
 def verify(store: StorePath) -> int:
     """Check every file of a store and list the problems."""
-    count = 0
-    for count, problem in enumerate(find_problems(parse_store_path(store)), start=1):
+    problems = 0
+    for problem in find_problems(parse_store_path(store)):
+        problems += 1
         print(problem)
-    print(f"{count} problems" if count else "no problems found")
-    return 1 if count else 0
+    print(f"{problems} problems" if problems else "no problems found")
+    return 1 if problems else 0

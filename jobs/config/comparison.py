@@ -25,7 +25,6 @@ KnownBaseline = Literal[
 ]
 Control = Literal["split-half", "length-matched"]
 
-_COMMON_OPTIONS = {"name", "lemma"}
 _OPTIONS: dict[HumanSetKind, set[str]] = {
     "pairs": {"columns", "raters", "scores", "suffix"},
     "matrix": {"items", "scores"},
@@ -68,7 +67,7 @@ class HumanData(ConfigModel):
     @model_validator(mode="after")
     def _check_options(self) -> HumanData:
         builtin = builtin_human_sets()
-        options = self.model_fields_set - _COMMON_OPTIONS
+        options = self.model_fields_set - {"name", "lemma"}
         if self.path is None and self.name not in builtin:
             raise ConfigError(
                 f"{self.name!r}: expected {', '.join(builtin)}, or a file: {{name, path, columns}}",

@@ -18,6 +18,7 @@ from storage.store.paths import absolute_path
 
 Location = tuple[str | int, ...]
 
+# parts of pydantic's locations that name a union member instead of a key
 _UNION_MEMBER = re.compile(r"^(constrained-)?int$|^str$|^literal\[|^list\[")
 
 
@@ -34,11 +35,12 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
         content = loader.construct_document(root) if root else None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is not UTF-8 text: {error.reason}") from error
-    except _DuplicateKeyError as error:
-        raise UserError(f"{file}:{_line(error)}: {error.problem}") from error
     except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        prefix = "" if isinstance(error, _DuplicateKeyError) else "is not valid YAML: "
         reason = ", ".join(filter(None, (error.context, error.problem)))
-        raise UserError(f"{file}:{_line(error)}: is not valid YAML: {reason}") from error
+        raise UserError(f"{file}:{line}: {prefix}{reason}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
     if root is None or not isinstance(content, dict):
@@ -58,7 +60,7 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
             location, kind = _locate(dict(problem), several_sets)
             key, message = _explain(dict(problem), location, kind)
             line_and_key = _find_line(root, location), key
-            # one message per member of a union
+            # pydantic reports a problem per union member
             previous = messages.get(line_and_key)
             messages[line_and_key] = (
                 f"{previous} or {message.removeprefix('expected ')}" if previous else message
@@ -84,11 +86,6 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise _DuplicateKeyError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             keys.add(key)
         return super().construct_mapping(node, deep=deep)
-
-
-def _line(error: yaml.MarkedYAMLError) -> int:
-    mark = error.problem_mark or error.context_mark
-    return mark.line + 1 if mark else 1
 
 
 def _find_line(root: yaml.Node, location: Location) -> int:
@@ -124,7 +121,7 @@ def _locate(problem: dict[str, Any], several_sets: bool) -> tuple[Location, str 
 
 
 def _explain(problem: dict[str, Any], location: Location, kind: str | None) -> tuple[str, str]:
-    """The key with the value, and what is wrong."""
+    """The key, with its value unless the key itself is wrong, and the message."""
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     prefix = f"{path}: " if path else ""
     if problem["type"] == "extra_forbidden":

@@ -135,6 +135,7 @@ class Sweep(ConfigModel):
 
     @model_validator(mode="after")
     def _check_duplicates(self) -> Sweep:
+        steering = self.steering or SteeringSettings()
         lists: dict[tuple[str, ...], Sequence[Any]] = {
             ("concepts",): [concept_set.name for concept_set in self.concepts],
             ("human",): [human.name for human in self.human],
@@ -146,19 +147,16 @@ class Sweep(ConfigModel):
             ("neurons", "pooling"): self.neurons.pooling,
             ("similarity", "measures"): self.similarity.measures,
             ("similarity", "scopes"): self.similarity.scopes,
+            ("steering", "prompts"): steering.prompts,
+            ("steering", "concepts"): steering.concepts or [],
+            ("steering", "k"): steering.k,
         }
-        if self.steering is not None:
-            lists |= {
-                ("steering", "prompts"): self.steering.prompts,
-                ("steering", "concepts"): self.steering.concepts or [],
-                ("steering", "k"): self.steering.k,
-            }
-            if self.steering.pooling not in (None, *self.neurons.pooling):
-                raise ConfigError(
-                    f"{self.steering.pooling!r}: expected one of neurons.pooling: "
-                    f"{', '.join(self.neurons.pooling)}",
-                    *("steering", "pooling"),
-                )
+        if steering.pooling not in (None, *self.neurons.pooling):
+            poolings = ", ".join(self.neurons.pooling)
+            raise ConfigError(
+                f"{steering.pooling!r}: expected one of neurons.pooling: {poolings}",
+                *("steering", "pooling"),
+            )
         for location, values in lists.items():
             for index, value in enumerate(values):
                 if value in values[:index]:

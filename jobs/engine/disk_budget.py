@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from pathlib import Path
 
 from cluster.models.size import ModelSize, model_size
@@ -67,5 +67,4 @@ def free_bytes(store: Path) -> int | None:
     path = store.absolute()
     while not path.exists():
         path = path.parent
-    usage = os.statvfs(path)
-    return usage.f_bavail * usage.f_frsize
+    return shutil.disk_usage(path).free

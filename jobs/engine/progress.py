@@ -17,6 +17,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[[int], None]
 """Reports that a number of further items are done."""
+UpdateDisplay = Callable[[int, float], None]
+"""Shows the number of items done and the rate per second."""
 
 console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
@@ -34,31 +36,27 @@ def progress(label: str, total: int, unit_name: str, done_before: int = 0) -> It
     """
     counter = progress_counter(label, unit_name, total, done_before)
     display = _bar if console.is_terminal else _lines
+    started, done = time.monotonic(), done_before
     with display(label, total, unit_name, done_before) as update_display:
 
         def advance(count: int) -> None:
+            nonlocal done
+            done += count
             counter(count)
-            update_display(count)
+            update_display(done, (done - done_before) / max(time.monotonic() - started, 1e-9))
 
         yield advance
 
 
 @contextmanager
-def _bar(label: str, total: int, unit_name: str, done_before: int) -> Iterator[Advance]:
-    started = time.monotonic()
+def _bar(label: str, total: int, unit_name: str, done: int) -> Iterator[UpdateDisplay]:
     with _bars_lock:
-        task = _bars.add_task(label, total=total, completed=done_before, rate="")
+        task = _bars.add_task(label, total=total, completed=done, rate="")
         _bars.start()
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        rate = done / (time.monotonic() - started)
-        _bars.update(task, advance=count, rate=f"{_format_rate(rate)} {unit_name}/s")
-
     try:
-        yield advance
+        yield lambda done, rate: _bars.update(
+            task, completed=done, rate=f"{_format_rate(rate)} {unit_name}/s"
+        )
     finally:
         with _bars_lock:
             _bars.remove_task(task)
@@ -79,25 +77,21 @@ _bars_lock = threading.Lock()
 
 
 @contextmanager
-def _lines(label: str, total: int, unit_name: str, done_before: int) -> Iterator[Advance]:
+def _lines(label: str, total: int, unit_name: str, _: int) -> Iterator[UpdateDisplay]:
     """Print a line with rate and time left, at most every 10 s and at the end."""
-    started = last_line = time.monotonic()
-    done = done_before
+    last_line = time.monotonic()
 
-    def advance(count: int) -> None:
-        nonlocal done, last_line
-        done += count
-        now = time.monotonic()
-        if now - last_line < _SECONDS_BETWEEN_LINES and done < total:
+    def update_display(done: int, rate: float) -> None:
+        nonlocal last_line
+        if time.monotonic() - last_line < _SECONDS_BETWEEN_LINES and done < total:
             return
-        last_line = now
-        rate = (done - done_before) / max(now - started, 1e-9)
+        last_line = time.monotonic()
         print_line(
             f"{label}: {done:,} of {total:,} {unit_name}, {_format_rate(rate)}/s, "
             f"{(total - done) / rate:.0f} s left"
         )
 
-    yield advance
+    yield update_display
 
 
 def _format_rate(rate: float) -> str:

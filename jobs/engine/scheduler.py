@@ -1,6 +1,6 @@
 """Runs stages concurrently: each starts when its inputs are complete, one at a time per resource (see
-`jobs.engine.stage.Resource`). So the next model's forward passes run on the GPUs while one model's
-experts are scored on the CPUs and another's are compared in the driver.
+`jobs.engine.stage.Resource`). So one model's forward passes run on the GPUs while another's experts
+are scored on the CPUs and a third's are compared in the driver.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def run_concurrently(
     """Run the unfinished stages in threads, each after its inputs.
 
     A failed stage is yielded with its error, and stages that depend on it are skipped; a store failure
-    or a bug stops everything. `may_start(stage, ended)`, given the fingerprints of stages that ended,
-    may postpone a stage.
+    or a bug stops everything. `may_start(stage, ended)` may postpone a stage; `ended` are the
+    fingerprints of the stages that ended.
     """
     done, failed = set[str](), set[str]()
     waiting = []

@@ -97,12 +97,12 @@ def _compress(text: str) -> str:
 
 @cache
 def compressed_plotly() -> str:
-    """The source of Plotly: 5 MB become 2."""
+    """Plotly's source, compressed from 5 MB to 2 MB."""
     return _compress(get_plotlyjs())
 
 
 def _hash(script: str) -> str:
-    """The hash of a script for the content security policy."""
+    """A script's hash for the content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
@@ -121,8 +121,8 @@ def _format_cell(value: Cell) -> str:
 def _with_code(text: str) -> Markup:
     """Escaped text with backquoted parts as code."""
     parts = [
-        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
-        for number, part in enumerate(text.split("`"))
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
+        for index, part in enumerate(text.split("`"))
     ]
     return Markup("").join(parts)
 

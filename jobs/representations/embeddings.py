@@ -2,8 +2,7 @@
 
 The vectors are GloVe or other word vectors, the model's input embeddings, or its hidden states after
 each layer (of the last token, or the mean over tokens), averaged over a concept's sentences, with and
-without subtracting the mean over concepts. Sentence encoders are in
-`jobs.representations.sentence_encoder`.
+without subtracting the mean over concepts.
 """
 
 from __future__ import annotations

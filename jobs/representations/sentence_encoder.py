@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from alignment.arrays import AnyFloats
-from cluster.models.weights import Weights
+from cluster.models.weights import Weights, resolve_encoder
 from jobs import sentences
+from jobs.config.comparison import SentenceEncoderBaseline
 from jobs.engine.progress import progress
 from jobs.engine.stage import Resource, Stage, StageOutput
 from jobs.representations.embeddings import COSINE, concept_means, cosine_rows
@@ -27,17 +28,18 @@ _TEXTS_PER_TASK = 256
 _TASKS_IN_FLIGHT_PER_CPU = 2
 
 
-def plan(name: str, weights: Weights, sentences_stage: Stage) -> Stage:
+def plan(baseline: SentenceEncoderBaseline, models_folder: Path, sentences_stage: Stage) -> Stage:
     """The stage that compares the concepts' sentence embeddings."""
+    weights = resolve_encoder(baseline.encoder, baseline.revision, models_folder)
     params = {
-        "model": name,
+        "model": baseline.name,
         "revision": None if weights.source == "folder" else weights.revision,
         "identity": weights.identity,
         "concept_set": sentences_stage.params["concept_set"],
         "representation": SENTENCE_ENCODER,
     }
     inputs = {"sentences": sentences_stage}
-    return Stage(KIND, name, params, partial(_run, weights), inputs, Resource.CPUS)
+    return Stage(KIND, baseline.name, params, partial(_run, weights), inputs, Resource.CPUS)
 
 
 def _run(weights: Weights, stage: Stage, store: Path) -> StageOutput:

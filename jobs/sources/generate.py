@@ -17,6 +17,8 @@ from alignment.text.word_matching import ConceptWord
 from cluster.models import generation
 from cluster.models.weights import Weights, resolve
 from cluster.runtime.devices import default_dtype
+from cluster.runtime.queue import WorkQueue
+from cluster.runtime.session import connect
 from jobs.config.concepts import GeneratedSentences
 from jobs.config.sweep import Sweep
 from jobs.engine.progress import progress
@@ -124,9 +126,6 @@ def _run(
     stage: Stage,
     store: Path,
 ) -> StageOutput:
-    from cluster.runtime.queue import WorkQueue
-    from cluster.runtime.session import connect
-
     # not in plan(): a finished stage can be read where the engine is not installed
     generation.check_engine(settings.engine)
     folder = stage.folder(store)
@@ -197,9 +196,7 @@ def generate_unit(
     options = generation.SamplingOptions(_TOKENS_PER_SENTENCE * (config.at_once + 1), config.temperature)
     drafts = [_Draft(index, subject, task) for index, subject in enumerate(unit.subjects, unit.first)]
     for round_number in range(config.rounds):
-        requests = [
-            (draft, kind, prompt) for draft in drafts for kind, prompt in draft.prompts(round_number)
-        ]
+        requests = [(draft, *prompt) for draft in drafts for prompt in draft.prompts(round_number)]
         if not requests:
             break
         seed = _make_random(task.seed, unit.first, round_number).getrandbits(31)

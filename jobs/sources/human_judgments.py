@@ -30,7 +30,6 @@ from storage.readers.wordnet import NOUN_FILES, find_noun, read_hypernyms
 from storage.store.fingerprint import fingerprint, hash_file
 
 Pair = tuple[str, str]
-Triplet = tuple[str, str, str]
 ConceptLookup = Callable[[str], str | None]
 
 SAME_WORD = "a word with itself"
@@ -57,7 +56,7 @@ class Judgments:
     identity: str = ""
     scores: dict[Pair, float] = field(default_factory=dict)
     raters: dict[Pair, list[float]] = field(default_factory=dict)
-    triplets: list[Triplet] = field(default_factory=list)
+    triplets: list[tuple[str, str, str]] = field(default_factory=list)
     dropped: list[DroppedItem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ceiling: NoiseCeiling | None = None

@@ -64,7 +64,7 @@ _CLOSING = (" Answer with the sentence only.", " Answer with the sentences only,
 _IN_LANGUAGE = " Write in the language with the code {language}."
 
 TEMPLATES = [VARIATIONS, _INSTRUCTIONS, _CLOSING, _IN_LANGUAGE]
-"""All wording, for the stage's fingerprint: other wording gives other sentences."""
+"""The complete wording, for the stage's fingerprint: a change of wording changes the sentences."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class Subject:
     definition: str
 
 
-def make_prompt(subject: Subject, kind: str, count: int, language: str, generator: random.Random) -> str:
+def make_prompt(subject: Subject, kind: str, count: int, language: str, rng: random.Random) -> str:
     """A prompt for `count` sentences of a kind, with a random variation."""
     instruction = _INSTRUCTIONS[kind][count > 1].format(
         name=subject.name.replace("_", " "),
         pos=subject.pos,
         definition=subject.definition,
         count=count,
-        turn=generator.choice(VARIATIONS[kind]),
+        turn=rng.choice(VARIATIONS[kind]),
     )
     in_language = "" if language == "en" else _IN_LANGUAGE.format(language=language)
     return instruction + _CLOSING[count > 1] + in_language

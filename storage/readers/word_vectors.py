@@ -21,7 +21,7 @@ _HEADER_BYTES = 1 << 16
 
 
 def read_glove(words: list[str]) -> Vectors:
-    """GloVe 6B vectors (50-d) of the words that have one, by lower-case form."""
+    """GloVe 6B vectors (50-d) of the words that have one; case is ignored."""
     index = pq.read_table(ASSETS["glove-50-index"].path()).column("index").to_pylist()
     lower_words = {word.lower() for word in words}
     rows = {word: row for row, word in enumerate(index) if word in lower_words}
@@ -30,7 +30,7 @@ def read_glove(words: list[str]) -> Vectors:
 
 
 def read_vectors(path: Path, words: list[str]) -> Vectors:
-    """Vectors of the words that a file has, read by gensim.
+    """The words' vectors from a file, read by gensim; words without a vector are left out.
 
     The format is word2vec (text or binary), GloVe or fastText (.vec, or .bin, which composes vectors of
     unseen words from subwords), optionally compressed (.gz, .bz2). Words are looked up as given and in
@@ -61,7 +61,7 @@ def read_vectors(path: Path, words: list[str]) -> Vectors:
 
 
 def _forms(word: str) -> list[str]:
-    joined = [word, *(mark.join(word.replace("_", " ").split()) for mark in " _-")]
+    joined = [word, *(separator.join(word.replace("_", " ").split()) for separator in " _-")]
     return list(dict.fromkeys([*joined, *map(str.lower, joined)]))
 
 
@@ -89,7 +89,7 @@ def _load(path: Path) -> Any:
             str(path),
             binary=has_header and not _is_text(rest),
             no_header=not has_header,
-            # word2vec truncates long words within a character
+            # word2vec may truncate a long word inside a multibyte character
             unicode_errors="ignore",
         )
 

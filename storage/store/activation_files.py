@@ -68,13 +68,13 @@ class SiteActivations:
         where possible; otherwise the rest of the row group is buffered, so every byte is read once.
 
         Raises:
-            StoreError: for a file that is unreadable, was written for another site or has another size.
+            StoreError: if a file is unreadable, was written for another site or has the wrong size.
         """
         files = [_UnitFile(path, self.width) for path in self.paths]
         dtype = files[0].dtype
         for file in files:
             if file.dtype != dtype:
-                raise StoreError(f"{file.path}: holds {file.dtype}, but {files[0].path} {dtype}")
+                raise StoreError(f"{file.path}: has dtype {file.dtype}, but {files[0].path} has {dtype}")
         n_sentences = sum(file.n_sentences for file in files)
         block_units = max(1, min(self.width, max_units, max_bytes // (dtype.itemsize * n_sentences)))
         if files[0].units_per_group < block_units < self.width:
@@ -100,7 +100,7 @@ class SiteActivations:
 
 
 class _UnitFile:
-    """One file of a site, read sequentially unit by unit."""
+    """The file of one site and work unit, read sequentially, neuron by neuron."""
 
     def __init__(self, path: Path, width: int) -> None:
         self.path = path

@@ -124,8 +124,8 @@ def _heatmap(body: spec.Heatmap) -> Canvas:
     canvas = Canvas(figsize=(_WIDTH, 1.15 * _WIDTH), layout="constrained")
     axes = canvas.subplots()
     axes.set_facecolor(GRID)
-    known = body.values[np.isfinite(body.values)]
-    high, low = (float(known.max()), float(known.min())) if known.size else (1.0, 0.0)
+    finite = body.values[np.isfinite(body.values)]
+    high, low = (float(finite.max()), float(finite.min())) if finite.size else (1.0, 0.0)
     norm: Normalize = PowerNorm(0.5, vmin=0, vmax=high or 1.0)
     if not body.sqrt_scale:
         norm = Normalize(low, high if high > low else low + 1)

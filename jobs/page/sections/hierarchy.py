@@ -85,7 +85,7 @@ def _graph(data: StudyData, pairs: ConceptPairs) -> Figure | None:
         return None
     edges = [(int(first[pair]), int(second[pair]), float(values[pair])) for pair in strongest]
     concepts = sorted({end for edge in edges for end in edge[:2]})
-    node = {concept: number for number, concept in enumerate(concepts)}
+    node = {concept: index for index, concept in enumerate(concepts)}
     node_edges = [(node[a], node[b], value) for a, b, value in edges]
     groups = [pairs.groups[concept] for concept in concepts]
     finding = f"The {len(edges)} strongest links connect {len(concepts)} of {n:,} concepts"
@@ -99,7 +99,7 @@ def _graph(data: StudyData, pairs: ConceptPairs) -> Figure | None:
         )
     note = (
         f"Links: the highest {view.measure_name} similarities of expert sets, at least "
-        f"{edges[-1][2]:.3g} ({view.settings}). Line width: similarity. Positions carry no meaning "
+        f"{edges[-1][2]:.3g} ({view.settings}). Line width: similarity. Positions have no meaning "
         "beyond the links."
     )
     body = spec.GraphPlot(
@@ -162,8 +162,8 @@ def _coherence(data: StudyData, pairs: ConceptPairs) -> Figure | None:
     names = [name for name in dict.fromkeys(pairs.groups) if name != NO_DOMAIN]
     if len(names) < 2:
         return None
-    numbers = np.array([names.index(group) if group in names else -1 for group in pairs.groups])
-    measured = zip(names, measure_coherence(pairs.model, numbers, _DRAWS, _SEED), strict=True)
+    domain_indices = np.array([names.index(group) if group in names else -1 for group in pairs.groups])
+    measured = zip(names, measure_coherence(pairs.model, domain_indices, _DRAWS, _SEED), strict=True)
     domains = [(name, coherence) for name, coherence in measured if coherence is not None]
     if not domains:
         return None

@@ -60,7 +60,7 @@ def section(data: StudyData) -> Section:
 
 
 def _sort_by_pooling(rows: list[Row]) -> list[Row]:
-    """Rows with poolings in the order of the whole page."""
+    """Rows in the page's order of poolings."""
     return sorted(rows, key=lambda row: POOLINGS.index(row["pooling"]))
 
 
@@ -112,7 +112,7 @@ def _share_lines(counts: list[Row]) -> list[Line]:
 
 
 def _lines(rows: list[Row], x: str, *columns: str) -> list[Line]:
-    """One line per pooling: a column of values and, optionally, columns with the bounds of their CIs."""
+    """One line per pooling: the values of a column and, optionally, the bounds of their CIs."""
     return [
         Line(f"{pooling} pooling", *([row[name] for row in points] for name in (x, *columns)))
         for pooling, points in group_rows(rows, "pooling").items()
@@ -171,7 +171,7 @@ def _size_figure(data: StudyData, rows: list[Row]) -> Figure | str:
     last: dict[str, Row] = {}
     for row in rows:
         step = training_step(row["revision"]) or 0
-        size = size_in_name(row["model"])
+        size = parse_size(row["model"])
         if row["revision"] == RANDOM_INIT or size is None:
             continue
         key = f"{row['model']} {row['pooling']}"
@@ -200,21 +200,24 @@ def _progression(data: StudyData, name: str, axis: str, x: str, rows: list[Row])
 
 def progression_finding(rows: list[Row], x: str) -> str:
     """Where agreement first exceeds chance, and its last value."""
-    above = [row for row in rows if row["ci_low"] is not None and row["ci_low"] > chance_level(row)]
+    distinguishable = [
+        row for row in rows if row["ci_low"] is not None and row["ci_low"] > chance_level(row)
+    ]
     last = rows[-1]
     rho = format_interval(last["rho"], last["ci_low"], last["ci_high"])
-    if not above:
+    if not distinguishable:
         return (
             f"Agreement with human judgments is not distinguishable from chance at any of {len(rows)} "
             f"{x}s; at the last, {si_format(last[x])}, it is {rho}"
         )
     return (
         f"Agreement with human judgments is first distinguishable from chance at {x} "
-        f"{si_format(above[0][x])}; at the last of {len(rows)}, {si_format(last[x])}, it is {rho}"
+        f"{si_format(distinguishable[0][x])}; at the last of {len(rows)}, {si_format(last[x])}, "
+        f"it is {rho}"
     )
 
 
-def size_in_name(model: str) -> float | None:
-    """The number of parameters in a model's name, such as 135m or 1.7B."""
+def parse_size(model: str) -> float | None:
+    """The number of parameters according to a model's name, such as 135m or 1.7B."""
     match = _SIZE.search(model.rsplit("/", 1)[-1].replace("-", " ").replace("_", " "))
     return float(match[1]) * (1e6 if match[2].lower() == "m" else 1e9) if match else None

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from jobs.page.figures.colours import INK, MUTED, SCALE
-from jobs.page.figures.interactive.text import MAX_TICKS, SYMBOLS, in_template, plain
+from jobs.page.figures.interactive.text import MAX_TICKS, SYMBOLS, escape_for_template, escape_label
 from jobs.page.figures.spec import Dendrogram, GraphPlot, Heatmap
 from jobs.page.wording import truncate
 
@@ -21,14 +21,14 @@ _COLOUR_BAR_TICKS = 4
 def heatmap(body: Heatmap) -> go.Figure:
     """Coloured cells; the page labels as many rows as fit."""
     values = body.values.astype(np.float32)
-    names = [plain(name) for name in body.names]
-    known = values[np.isfinite(values)]
-    high, low = (float(known.max()), float(known.min())) if known.size else (1.0, 0.0)
-    z, bar = values, {}
+    names = [escape_label(name) for name in body.names]
+    finite = values[np.isfinite(values)]
+    high, low = (float(finite.max()), float(finite.min())) if finite.size else (1.0, 0.0)
+    z, colour_bar = values, {}
     if body.sqrt_scale:
         z, low = np.sqrt(np.maximum(values, 0)), 0.0
         ticks = np.linspace(0, np.sqrt(high or 1.0), _COLOUR_BAR_TICKS)
-        bar = {"tickvals": ticks, "ticktext": [f"{tick**2:.2g}" for tick in ticks]}
+        colour_bar = {"tickvals": ticks, "ticktext": [f"{tick**2:.2g}" for tick in ticks]}
         high = float(np.sqrt(high or 1.0))
     figure = go.Figure(
         go.Heatmap(
@@ -41,10 +41,11 @@ def heatmap(body: Heatmap) -> go.Figure:
             colorscale=SCALE,
             hoverongaps=False,
             hovertemplate=(
-                f"%{{y}} – %{{x}}<br>{in_template(body.label)} %{{customdata:.3g}}<extra></extra>"
+                f"%{{y}} – %{{x}}<br>{escape_for_template(body.label)} "
+                "%{customdata:.3g}<extra></extra>"
             ),
             colorbar={
-                "title": {"text": plain(body.label), "side": "top"},
+                "title": {"text": escape_label(body.label), "side": "top"},
                 "orientation": "h",
                 "thickness": 12,
                 "y": 1.0,
@@ -52,7 +53,7 @@ def heatmap(body: Heatmap) -> go.Figure:
                 "len": 0.8,
                 "tickfont": {"size": 11},
                 "tickangle": 0,
-                **bar,
+                **colour_bar,
             },
         )
     )
@@ -76,7 +77,7 @@ def heatmap(body: Heatmap) -> go.Figure:
 
 def _concept_axis(names: Sequence[str]) -> dict[str, Any]:
     """An axis with the names of concepts at 0, 1, ..., without ticks and grid."""
-    labels = [plain(truncate(name)) for name in names]
+    labels = [escape_label(truncate(name)) for name in names]
     ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": labels, "ticks": ""}
     return {**ticks, "showgrid": False, "automargin": True}
 
@@ -85,7 +86,7 @@ def _group_ticks(body: Heatmap, starts: Sequence[int]) -> dict[str, Any]:
     """Group names at the middle of each group, for pages too narrow for row names."""
     boundaries = [0, *starts, len(body.names)]
     middles = [(start + end - 1) // 2 for start, end in pairwise(boundaries)]
-    return {"vals": middles, "text": [plain(truncate(body.groups[row])) for row in middles]}
+    return {"vals": middles, "text": [escape_label(truncate(body.groups[row])) for row in middles]}
 
 
 def dendrogram(body: Dendrogram) -> go.Figure:
@@ -96,11 +97,11 @@ def dendrogram(body: Dendrogram) -> go.Figure:
         figure.add_scatter(
             x=[body.x_start] * len(indices),
             y=indices,
-            name=plain(truncate(group)),
+            name=escape_label(truncate(group)),
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 8},
-            customdata=[[plain(body.names[index]), body.names[index]] for index in indices],
-            hovertemplate=f"%{{customdata[0]}}<br>{in_template(group)}<extra></extra>",
+            customdata=[[escape_label(body.names[index]), body.names[index]] for index in indices],
+            hovertemplate=f"%{{customdata[0]}}<br>{escape_for_template(group)}<extra></extra>",
             cliponaxis=False,
         )
     n = len(body.names)
@@ -114,7 +115,7 @@ def dendrogram(body: Dendrogram) -> go.Figure:
     end = max((x for bracket in body.brackets for x, _ in bracket), default=1.0)
     margin = (end - body.x_start) * 0.02
     x_range = [body.x_start - margin / 2, end + margin]
-    figure.update_xaxes(title=plain(body.axis), zeroline=False, range=x_range, nticks=MAX_TICKS)
+    figure.update_xaxes(title=escape_label(body.axis), zeroline=False, range=x_range, nticks=MAX_TICKS)
     axis = _concept_axis(body.names) | {"tickfont": {"size": 11}, "ticklabelstandoff": 6}
     figure.update_yaxes(range=[n - 0.5, -0.5], zeroline=False, **axis)
     return figure
@@ -141,18 +142,18 @@ def graph(body: GraphPlot) -> go.Figure:
     neighbours: dict[int, list[str]] = {}
     for first, second, value in sorted(body.edges, key=lambda edge: -edge[2]):
         for node, neighbour in ((first, second), (second, first)):
-            neighbours.setdefault(node, []).append(f"{plain(body.names[neighbour])} {value:.3g}")
+            neighbours.setdefault(node, []).append(f"{escape_label(body.names[neighbour])} {value:.3g}")
     for group, colour, symbol, indices in body.palette.styles(body.groups, SYMBOLS):
         hover_text = {
-            index: [plain(body.names[index]), plain(group), *neighbours.get(index, [])[:6]]
+            index: [escape_label(body.names[index]), escape_label(group), *neighbours.get(index, [])[:6]]
             for index in indices
         }
         figure.add_scatter(
             x=body.positions[indices, 0].tolist(),
             y=body.positions[indices, 1].tolist(),
-            name=plain(truncate(group)),
+            name=escape_label(truncate(group)),
             mode="markers+text",
-            text=[plain(truncate(body.names[index])) for index in indices],
+            text=[escape_label(truncate(body.names[index])) for index in indices],
             textposition="top center",
             textfont={"size": 11},
             marker={"color": colour, "symbol": symbol, "size": 11, "line": {"color": INK, "width": 0.8}},

@@ -8,11 +8,11 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "
 MAX_TICKS = 5
 
 
-def plain(text: str) -> str:
+def escape_label(text: str) -> str:
     """Escaped text: Plotly renders some HTML in names and labels."""
     return html.escape(text, quote=False)
 
 
-def in_template(text: str) -> str:
+def escape_for_template(text: str) -> str:
     """Escaped text in a hover template, where a percent sign starts a variable."""
-    return plain(text).replace("%", "&#37;")
+    return escape_label(text).replace("%", "&#37;")

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from jobs.page.figures.colours import BACKGROUND, GRID, GROUPS, KINDS, MUTED
-from jobs.page.figures.interactive.text import MAX_TICKS, SYMBOLS, in_template, plain
+from jobs.page.figures.interactive.text import MAX_TICKS, SYMBOLS, escape_for_template, escape_label
 from jobs.page.figures.spec import IntervalPlot, IntervalRow, Line, LinePlot, Panel, group_style
 from jobs.page.wording import format_interval, si_format
 
@@ -52,20 +52,20 @@ def interval_plot(body: IntervalPlot) -> go.Figure:
                 "thickness": 1 if is_maximum else 2,
                 "width": 4,
             },
-            customdata=[f"{plain(row.label)}<br>{_value(row)}" for row in rows],
+            customdata=[f"{escape_label(row.label)}<br>{_value(row)}" for row in rows],
             hovertemplate="%{customdata}<extra></extra>",
         )
     for row, lines, end in zip(body.rows, labels, ends, strict=True):
         position = {"y": 22 - int(end), "xref": "paper", "yanchor": "bottom"}
         style = {"showarrow": False, "font_size": _LABEL_SIZE, **position}
-        label = "<br>".join(map(plain, lines))
+        label = "<br>".join(map(escape_label, lines))
         figure.add_annotation(x=0, text=label, xanchor="left", align="left", bgcolor=BACKGROUND, **style)
         figure.add_annotation(x=1, text=_value(row), xanchor="right", font_color=MUTED, **style)
     figure.add_vline(x=body.null_value, line={"color": MUTED, "width": 1})
     for label, value in body.references:
         figure.add_vline(x=value, line={"color": GROUPS[2], "width": 2, "dash": "dash"})
         style = {"y": 0, "yanchor": "bottom", "showarrow": False, "font": {"color": GROUPS[2]}}
-        figure.add_annotation(x=value, xanchor="right", yshift=2, text=plain(label), **style)
+        figure.add_annotation(x=value, xanchor="right", yshift=2, text=escape_label(label), **style)
     has_legend = len(body.series()) > 1
     references = _REFERENCES if body.references else 0
     above = (_LEGEND if has_legend else 8) + references
@@ -76,7 +76,9 @@ def interval_plot(body: IntervalPlot) -> go.Figure:
         meta={"values": _VALUE_WIDTH},
         legend={"orientation": "h", "x": 0, "y": 1 + references / int(ends[-1]), "yanchor": "bottom"},
     )
-    figure.update_xaxes(title=plain(body.axis), range=_range(body), zeroline=False, nticks=MAX_TICKS + 2)
+    figure.update_xaxes(
+        title=escape_label(body.axis), range=_range(body), zeroline=False, nticks=MAX_TICKS + 2
+    )
     figure.update_yaxes(visible=False, range=[-int(ends[-1]), 0])
     return figure
 
@@ -113,28 +115,32 @@ def line_plot(body: LinePlot) -> go.Figure:
             colour, symbol = group_style(number, SYMBOLS)
             if line.low:
                 figure.add_scatter(
-                    **_band(body, line), fillcolor=colour, legendgroup=plain(line.name), row=row, col=1
+                    **_band(body, line),
+                    fillcolor=colour,
+                    legendgroup=escape_label(line.name),
+                    row=row,
+                    col=1,
                 )
             figure.add_scatter(
                 x=[body.x_position(x) for x in line.x],
                 y=list(line.y),
-                name=plain(line.name),
-                legendgroup=plain(line.name),
+                name=escape_label(line.name),
+                legendgroup=escape_label(line.name),
                 showlegend=line.name not in in_legend,
                 mode="lines+markers",
                 line={"color": colour, "width": 2, "dash": ("solid", "dash", "dot")[number % 3]},
                 marker={"symbol": symbol, "size": 6},
                 customdata=[_hover_text(body, panel, *point) for point in line.points()],
-                hovertemplate=f"{in_template(line.name)}<br>%{{customdata}}<extra></extra>",
+                hovertemplate=f"{escape_for_template(line.name)}<br>%{{customdata}}<extra></extra>",
                 row=row,
                 col=1,
             )
             in_legend.add(line.name)
         figure.add_hline(y=panel.baseline, line={"color": MUTED, "width": 1}, row=row, col=1)
-        axis = "<br>".join(map(plain, textwrap.wrap(panel.axis, 28)))
+        axis = "<br>".join(map(escape_label, textwrap.wrap(panel.axis, 28)))
         style = {"automargin": True, "rangemode": "tozero", "tickformat": "~%" if panel.percent else ""}
         figure.update_yaxes(title={"text": axis, "standoff": 6}, row=row, col=1, **style)
-    figure.update_xaxes(title=plain(body.x_axis), row=len(body.panels), col=1)
+    figure.update_xaxes(title=escape_label(body.x_axis), row=len(body.panels), col=1)
     if body.log:
         ticks = body.x_ticks()
         positions, labels = [body.x_position(x) for x in ticks], [si_format(x) for x in ticks]
@@ -158,7 +164,7 @@ def _hover_text(
         text = f"{value:.1%}"
     else:
         text = "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    return f"{plain(body.x_axis)} {x:,.0f}<br>{text}"
+    return f"{escape_label(body.x_axis)} {x:,.0f}<br>{text}"
 
 
 def _band(body: LinePlot, line: Line) -> dict[str, Any]:
