@@ -96,7 +96,9 @@ def run_units(
     from cluster.runtime.queue import WorkQueue
     from cluster.steering.pipeline import SteeringPipeline
 
-    activations_stage = next(s for s in stage.ancestors() if s.kind == activations.KIND)
+    activations_stage = next(
+        ancestor for ancestor in stage.ancestors() if ancestor.kind == activations.KIND
+    )
     sites = activations_stage.params["sites"]
     settings = ShardSettings(stage.params["dtype"], sites, trust_remote_code=weights.trust_remote_code)
     queue: WorkQueue[ConceptUnit, Any] = WorkQueue(
@@ -172,8 +174,9 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
             experts = _read_experts(paths, unit.concepts)
             return pipeline.attribute(_make_request(unit, unit_words, experts))
 
-        results = run_units(stage, weights, model, placement, list(missing), len(concepts), submit)
-        for unit, values_by_site in results:
+        for unit, values_by_site in run_units(
+            stage, weights, model, placement, list(missing), len(concepts), submit
+        ):
             table = _make_table(stage, _read_experts(paths, unit.concepts), values_by_site)
             yield unit.name, [write_table(folder, f"{FOLDER}/{unit.name}.parquet", table)], {}
 

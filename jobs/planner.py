@@ -194,8 +194,8 @@ def _restrict_steering(set_sweep: Sweep, concept_names: Collection[str]) -> Swee
 
 def baseline_stages(sweep: Sweep, sentences_stage: Stage) -> Iterator[Stage]:
     """Baselines that need none of the sweep's models."""
-    for name in sweep.baselines:
-        baseline = _DEFAULT_ENCODER if name == "sentence-encoder" else name
+    for item in sweep.baselines:
+        baseline = _DEFAULT_ENCODER if item == "sentence-encoder" else item
         if baseline == "glove":
             yield embeddings.plan_glove(sentences_stage)
         elif isinstance(baseline, WordVectorsBaseline):

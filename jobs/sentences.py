@@ -266,11 +266,8 @@ def _flag_sentences(concept_set: ConceptSet, language: str) -> ConceptSet:
         flags: list[str | None] = []
         if members or sentence.pool:
             check_pos = all(concept.pos is not None for _, concept in members)
-            flags.append(
-                quality_filter.rejection_reason(
-                    sentence.text, [index for index, _ in members], check_pos
-                )
-            )
+            indices = [index for index, _ in members]
+            flags.append(quality_filter.rejection_reason(sentence.text, indices, check_pos))
         for name in sentence.concepts:
             previous = collected.setdefault(name, CollectedSentences())
             flags.append(previous.repetition_reason(sentence.text))

@@ -183,10 +183,9 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
         def submit(pipeline: SteeringPipeline, unit: ConceptUnit) -> Any:
             return pipeline.steer(_make_request(unit, inputs, neurons[unit.number], params))
 
-        results = attributions.run_units(
+        for unit, result in attributions.run_units(
             stage, weights, model, placement, remaining, len(concepts), submit
-        )
-        for unit, result in results:
+        ):
             unit_tables = _make_tables(unit, inputs, neurons[unit.number], params, result)
             files = [
                 write_table(folder, f"{name}/{unit.name}.parquet", table)

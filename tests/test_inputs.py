@@ -128,6 +128,7 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, w
         ("concepts: a.csv\nmodels: [a\n", "3: is not valid YAML"),
         ("concepts: a.csv\n? [a]\n: b\n", "2: is not valid YAML: while constructing a mapping"),
         ("concepts: a: b\n", "1: is not valid YAML: mapping values are not allowed here"),
+        ("concepts: a.csv\nseed: 2026-13-01\n", "is not valid YAML: month must be in 1..12"),
         ("concepts: []\nmodels: [a]\n", "concepts: []: "),
         (
             "concepts:\n- a.csv\n- b.csv\nmodels: [a]\n",

@@ -16,7 +16,7 @@ from jobs.page.pairs import ConceptPairs
 from jobs.page.render import figure_files, make_sections, render_page
 from jobs.page.sections import steering
 from jobs.page.sections.concepts import concept_details
-from jobs.page.sections.layers_and_training import progression_finding, parse_size
+from jobs.page.sections.layers_and_training import parse_size, progression_finding
 from jobs.page.study import Study, latest_study
 from jobs.page.study_data import StudyData
 from jobs.page.wording import agreement_sentence, difference_sentence

@@ -37,7 +37,7 @@ PARAMS = {
     "model": "m", "revision": "main", "concept_set": "s", "prevalence": 0.3, "floor": 0.3,
     "permutations": 2, "scores": True,
 }  # fmt: skip
-SITE = experts._Site("max", 0, "mlp.hidden")
+SITE = experts._SiteFiles("max", 0, "mlp.hidden")
 
 
 def _write_site(

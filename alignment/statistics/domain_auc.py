@@ -38,7 +38,7 @@ def within_domain_auc(similarities: Floats, domains: Ints) -> IntervalEstimate:
     residual = pairs.residual_variance()
     shared = max(jackknife - pairs.double_counted_variance() - residual, 0.0)
     variance = shared + residual
-    # `shared`, from concept effects, has their dof, and its estimate contains the residual twice
+    # only `shared` has the dof of the concepts, and its estimate contains the residual twice
     dof = pairs.dof * (variance / (shared + 2 * residual)) ** 2 if shared else np.inf
     margin = stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, dof) * np.sqrt(variance) / (auc * (1 - auc))
     low, high = special.expit(special.logit(auc) + np.array([-margin, margin]))
@@ -67,8 +67,8 @@ class DomainPairs:
 
     @cached_property
     def placements(self) -> Floats:
-        """For each pair, the share of pairs of the other kind that it is ranked correctly against (DeLong
-        et al. 1988, Biometrics 44). The mean over either kind is the AUC."""
+        """For each pair, the share of pairs of the other kind that it ranks correctly against (DeLong et
+        al. 1988, Biometrics 44). The mean over either kind is the AUC."""
         is_within, is_between = self.masks
         within, between = (np.sort(self.similarities[mask]) for mask in self.masks)
         placements = np.empty(len(is_within))
@@ -151,7 +151,7 @@ class DomainPairs:
         effect = max(0.0, products / n_sharing + mean_variance)
         between = max(0.0, squares / n_pairs + mean_variance - 2 * effect) / n_pairs
 
-        # a concept with higher similarities has higher placements within its domain and lower ones between
+        # a concept of high similarities has higher placements within its domain, lower ones between
         effects = -sums / pairs_per_concept
         first, second = (effects[end][is_within] for end in self.ends)
         expected = first + second - (first + second).mean()

@@ -40,8 +40,8 @@ def t_interval(value: float, error: float, dof: int) -> IntervalEstimate:
     # slow to import, and not needed to plan a sweep
     from scipy import stats
 
-    half = float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, dof) * error)
-    return IntervalEstimate(value, value - half, value + half)
+    margin = float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, dof) * error)
+    return IntervalEstimate(value, value - margin, value + margin)
 
 
 @dataclass(frozen=True)
@@ -185,10 +185,10 @@ def dyadic_variance(
     by_concept = (n - 1) * float(np.var(without_concept))
     by_pair = (len(without_pair) - 1) * float(np.var(without_pair))
     # how often `by_concept` counts the variance of independent pairs
-    times = (n - 1) / n * float((pairs_per_concept / (n_pairs - pairs_per_concept)).sum())
-    if by_concept <= times * by_pair:
+    multiplicity = (n - 1) / n * float((pairs_per_concept / (n_pairs - pairs_per_concept)).sum())
+    if by_concept <= multiplicity * by_pair:
         return by_pair, n_pairs - 1
-    return by_concept - (times - 1) * by_pair, n - 1
+    return by_concept - (multiplicity - 1) * by_pair, n - 1
 
 
 def index_blocks(rows: int, columns: int) -> Iterator[Ints]:

@@ -54,9 +54,9 @@ class SentenceSampler:
         self._add(text, starts, ends, sentences[is_single], words[is_single])
         self._add(text, starts, ends, neutral, np.full(len(neutral), len(self._samples) - 1))
 
-    def sentences_of_word(self, number: int) -> list[str]:
+    def sentences_of_word(self, word_index: int) -> list[str]:
         """The sampled sentences of a word, in the random order of their hashes."""
-        return [sentence.decode() for _, sentence in self._samples[number].items()]
+        return [sentence.decode() for _, sentence in self._samples[word_index].items()]
 
     def neutral_sentences(self) -> list[str]:
         """The sampled sentences without any of the words, in the random order of their hashes."""

@@ -27,12 +27,12 @@ from storage.store.commit import FileRecord, write_table, write_values
 from storage.store.paths import is_remote
 
 STEPS = 4
-"""A work unit passes from shard to shard in this many steps of complete batches, so that shards overlap."""
+"""A work unit passes from shard to shard in this many steps, of complete batches: so shards overlap."""
 
 _ROW_GROUP_BYTES = 4 << 20
 _MAX_BLOCK_BYTES = 64 << 20
 _PARALLEL_UPLOADS = 4
-"""Hides the latency of object stores. On a disk, more writers than one would only take the model's cores."""
+"""Hides the latency of object stores. On a disk, a second writer only takes cores from the model."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class ActivationPipeline(ShardGroup):
         transport, has_whole_gpus = self.default_transport, self._resources.get("GPU", 0) >= 1
         if len(self._shards) == 1:
             return transport
-        if has_whole_gpus and all(ray.get([s.supports_nccl.remote() for s in self._shards])):
+        if has_whole_gpus and all(ray.get([shard.supports_nccl.remote() for shard in self._shards])):
             transport = "nccl"
         if transport is not None:
             create_collective_group(self._shards, backend=transport)

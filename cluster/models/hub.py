@@ -54,10 +54,10 @@ def expand_revisions(model: str, revisions: Sequence[str], local: Sequence[str] 
         if revision != ALL and not any(wildcard in revision for wildcard in _WILDCARDS):
             expanded[revision] = None
             continue
-        known = sorted(list_revisions(model) if local is None else local, key=_natural_key)
-        matches = [name for name in known if revision == ALL or fnmatchcase(name, revision)]
+        available = sorted(list_revisions(model) if local is None else local, key=_natural_key)
+        matches = [name for name in available if revision == ALL or fnmatchcase(name, revision)]
         if not matches:
-            listed = ", ".join(known[:20]) or "none"
+            listed = ", ".join(available[:20]) or "none"
             raise UserError(f"model {model!r}: no revision matches {revision!r}; it has {listed}")
         expanded.update(dict.fromkeys(matches))
     return list(expanded)

@@ -193,8 +193,8 @@ def check_causal_lm(model: str, config: dict[str, Any], allowed: frozenset[str] 
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(f"model {model!r}: is not a causal language model (model_type {model_type!r})")
     values = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    known = {name for value in values for name in ([value] if isinstance(value, str) else value)}
-    if architectures and not known.intersection(architectures):
+    class_names = {name for value in values for name in ([value] if isinstance(value, str) else value)}
+    if architectures and not class_names.intersection(architectures):
         name = architectures[0]
         raise UserError(f"model {model!r}: is not a causal language model (architecture {name})")
 

@@ -20,7 +20,7 @@ from storage.errors import UserError
 from storage.readers.concepts import concepts_from_names, read_concept_names, read_concepts
 
 TOKENS_PER_SENTENCE = 24
-"""An assumption."""
+"""Assumed mean length."""
 
 
 def read_configs(sweep: Sweep) -> dict[str, Any]:
@@ -55,7 +55,8 @@ def print_cost_estimate(console: Console, sweep: Sweep, configs: Mapping[str, An
     n_concepts = sum(len(names) for names, _ in set_sizes)
     n_poolings, with_states = len(sweep.neurons.pooling), "contextual" in sweep.baselines
     console.print(
-        f"{n_concepts:,} concepts, {n_sentences:,} sentences, ~{TOKENS_PER_SENTENCE} tokens each. Per revision:"
+        f"{n_concepts:,} concepts, {n_sentences:,} sentences, ~{TOKENS_PER_SENTENCE} tokens each. "
+        "Per revision:"
     )
     rows, model_bytes, total_bytes, total_flop, total_scores = [], list[int](), 0, 0.0, 0
     for model in sweep.models:

@@ -30,7 +30,7 @@ Follow = Annotated[
 
 
 def stdout_console() -> Console:
-    """A console for results (progress goes to stderr), without markup or emoji codes: names are literal."""
+    """A console for results (progress goes to stderr); names may look like markup or emoji codes."""
     return Console(highlight=False, markup=False, emoji=False)
 
 

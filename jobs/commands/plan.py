@@ -73,22 +73,24 @@ def _print_plan(console: Console, planned: Plan) -> None:
     store = planned.sweep.store_path
     n_gpus = count_gpus()
     devices = f"{n_gpus} GPUs" if n_gpus else f"{os.cpu_count()} CPU cores"
-    several_sets = len(planned.concept_sets) > 1
-    sizes = "; ".join(_describe_set(concept_set, several_sets) for concept_set in planned.concept_sets)
+    has_several_sets = len(planned.concept_sets) > 1
+    sizes = "; ".join(
+        _describe_set(concept_set, has_several_sets) for concept_set in planned.concept_sets
+    )
     console.print(
         f"{sizes}, {len(planned.weights)} models; {devices} on this machine; results in {store}",
         soft_wrap=True,
     )
     stages = list(remaining_stages(planned, store))
     is_short = len(stages) <= _MAX_ROWS
-    console.print(_stage_table(stages, several_sets) if is_short else _model_table(stages, planned))
+    console.print(_stage_table(stages, has_several_sets) if is_short else _model_table(stages, planned))
     if not planned.is_complete:
         configs = {weights.model: load_config(weights) for weights in planned.weights}
         print_cost_estimate(console, planned.sweep, configs)
         return
     for concept_set in planned.concept_sets:
         for judgments in concept_set.judgments:
-            print_judgment_notes(console, judgments, f"{concept_set.name}: " if several_sets else "")
+            print_judgment_notes(console, judgments, f"{concept_set.name}: " if has_several_sets else "")
     done = Counter(item.stage.kind for item in stages if item.is_done)
     kinds = Counter(item.stage.kind for item in stages)
     counts = ", ".join(f"{kind} {done[kind]} of {count}" for kind, count in kinds.items())
@@ -107,11 +109,11 @@ def _print_plan(console: Console, planned: Plan) -> None:
         console.print("No time estimate: no such stage has run in this store yet.")
 
 
-def _stage_table(stages: list[RemainingStage], several_sets: bool) -> Table:
+def _stage_table(stages: list[RemainingStage], has_several_sets: bool) -> Table:
     rows = [
         (
             item.stage.kind,
-            *([item.stage.concept_set_name] if several_sets else []),
+            *([item.stage.concept_set_name] if has_several_sets else []),
             item.stage.label,
             "done" if item.is_done else "to do",
             f"{item.work_units} of {total}" if (total := item.stage.params.get("units")) else "",
@@ -119,7 +121,7 @@ def _stage_table(stages: list[RemainingStage], several_sets: bool) -> Table:
         )
         for item in stages
     ]
-    names = ("stage", *(["concepts"] if several_sets else []), "for", "state", *_REMAINING_COLUMNS)
+    names = ("stage", *(["concepts"] if has_several_sets else []), "for", "state", *_REMAINING_COLUMNS)
     return text_table("l" * (len(names) - 3) + "rrr", names, rows)
 
 
@@ -244,8 +246,8 @@ def _describe_set(planned: PlannedConceptSet, with_name: bool) -> str:
 def _total_time(stages: list[RemainingStage]) -> tuple[float | None, int]:
     """Seconds of the remaining stages with timing data, None if there are none; the number of others."""
     remaining = [item.seconds for item in stages if not item.is_done]
-    known = [seconds for seconds in remaining if seconds is not None]
-    return sum(known) if known else None, len(remaining) - len(known)
+    estimates = [seconds for seconds in remaining if seconds is not None]
+    return sum(estimates) if estimates else None, len(remaining) - len(estimates)
 
 
 def _format_cost(stages: list[RemainingStage]) -> tuple[str, str]:

@@ -41,7 +41,7 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
         prefix = "" if isinstance(error, _DuplicateKeyError) else "is not valid YAML: "
         reason = ", ".join(filter(None, (error.context, error.problem)))
         raise UserError(f"{file}:{line}: {prefix}{reason}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise UserError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
     if root is None or not isinstance(content, dict):
         raise UserError(f"{file}: has no keys; a sweep needs at least concepts and models")
@@ -54,10 +54,10 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
     try:
         return Sweep.model_validate({**content, "file": file})
     except ValidationError as error:
-        several_sets = isinstance(content.get("concepts"), list)
+        has_several_sets = isinstance(content.get("concepts"), list)
         messages: dict[tuple[int, str], str] = {}
         for problem in error.errors():
-            location, kind = _locate(dict(problem), several_sets)
+            location, kind = _locate(dict(problem), has_several_sets)
             key, message = _explain(dict(problem), location, kind)
             line_and_key = _find_line(root, location), key
             # pydantic reports a problem per union member
@@ -105,7 +105,7 @@ def _find_line(root: yaml.Node, location: Location) -> int:
     return line + 1
 
 
-def _locate(problem: dict[str, Any], several_sets: bool) -> tuple[Location, str | None]:
+def _locate(problem: dict[str, Any], has_several_sets: bool) -> tuple[Location, str | None]:
     """The location of a problem that pydantic found, as in the file, and the tag of its union member."""
     key, *rest = problem["loc"] or ("",)
     kind = None
@@ -115,7 +115,7 @@ def _locate(problem: dict[str, Any], several_sets: bool) -> tuple[Location, str 
     if isinstance(error, ConfigError):
         rest = [*rest, *error.location]
     location = tuple(part for part in (key, *rest) if not _UNION_MEMBER.search(str(part)))
-    if key == "concepts" and not several_sets:
+    if key == "concepts" and not has_several_sets:
         location = (key, *location[2:])
     return tuple(part for part in location if part != ""), kind
 

@@ -56,8 +56,7 @@ def remaining_units(stage: Stage, store: Path) -> int:
     """Work units of a stage that are not committed yet."""
     if stage.is_done(store):
         return 0
-    units: int = stage.params["units"]
-    return units - len(read_work_units(stage.folder(store)))
+    return int(stage.params["units"]) - len(read_work_units(stage.folder(store)))
 
 
 def free_bytes(store: Path) -> int | None:

@@ -67,14 +67,13 @@ class Stage:
     @cached_property
     def concept_set_name(self) -> str:
         """`set_name` of the sentences at the root of this stage's inputs."""
-        parent = next(iter(self.inputs.values()), None)
-        return self.set_name if parent is None else parent.concept_set_name
+        return next((parent.concept_set_name for parent in self.inputs.values()), self.set_name)
 
     @cached_property
     def concept_set(self) -> str:
         """Label of the sentences at the root of this stage's inputs."""
-        parent = next(iter(self.inputs.values()), None)
-        return str(self.params.get("concept_set", "")) if parent is None else parent.concept_set
+        label = str(self.params.get("concept_set", ""))
+        return next((parent.concept_set for parent in self.inputs.values()), label)
 
     def folder(self, store: Path) -> Path:
         return layout.stage_folder(store, self.kind, self.label, self.fingerprint)

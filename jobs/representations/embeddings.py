@@ -80,11 +80,11 @@ def _run_word_vectors(load: VectorLoader, stage: Stage, store: Path) -> StageOut
         for name, vector in load(names).items()
         if np.isfinite(vector).all() and vector.any()
     }
-    known = [name for name in names if name in vectors]
-    if len(known) < 2:
-        raise UserError(f"{stage.label}: has vectors for only {len(known)} of the {len(names)} concepts")
-    matrix = np.stack([vectors[name] for name in known])
-    rows = cosine_rows(known, matrix, stage, representation=WORD_VECTORS, measure=COSINE)
+    covered = [name for name in names if name in vectors]
+    if len(covered) < 2:
+        raise UserError(f"{stage.label}: has vectors for only {len(covered)} of {len(names)} concepts")
+    matrix = np.stack([vectors[name] for name in covered])
+    rows = cosine_rows(covered, matrix, stage, representation=WORD_VECTORS, measure=COSINE)
     missing = [name for name in names if name not in vectors]
     notes = [f"{stage.label}: no word vector for {', '.join(missing)}"] if missing else []
     return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, rows)], notes)

@@ -58,9 +58,15 @@ def _read_judgments(connection: duckdb.DuckDBPyConnection, row: dict[str, Any]) 
     pairs = run_query(connection, "FROM human_pairs").to_pylist()
     return Judgments(
         name,
-        scores={(p["concept_a"], p["concept_b"]): p["score"] for p in pairs if p["human_set"] == name},
+        scores={
+            (pair["concept_a"], pair["concept_b"]): pair["score"]
+            for pair in pairs
+            if pair["human_set"] == name
+        },
         triplets=[
-            (t["concept_a"], t["concept_b"], t["odd"]) for t in triplets if t["human_set"] == name
+            (triplet["concept_a"], triplet["concept_b"], triplet["odd"])
+            for triplet in triplets
+            if triplet["human_set"] == name
         ],
         are_triplets=row["agreement"] == alignment.TRIPLETS,
     )

@@ -199,15 +199,15 @@ def generate_unit(
         requests = [(draft, *prompt) for draft in drafts for prompt in draft.prompts(round_number)]
         if not requests:
             break
-        seed = _make_random(task.seed, unit.first, round_number).getrandbits(31)
+        seed = _make_rng(task.seed, unit.first, round_number).getrandbits(31)
         answers = engine.generate([prompt for _, _, prompt in requests], options, seed)
         for (draft, kind, _), answer in zip(requests, answers, strict=True):
             draft.add_answer(kind, answer, sentence_filter)
     return [{**draft.to_json(), "chats": engine.has_chat_template} for draft in drafts]
 
 
-def _make_random(*key: str | int) -> random.Random:
-    """A random generator seeded by `key`."""
+def _make_rng(*key: str | int) -> random.Random:
+    """A random number generator seeded by `key`."""
     return random.Random(" ".join(map(str, key)))  # noqa: S311 - not for cryptography
 
 
@@ -219,8 +219,8 @@ class _Draft:
         self._collected = CollectedSentences()
         self._kinds: list[str] = []
         kinds = task.config.prompts
-        share, rest = divmod(task.config.sentences, len(kinds))
-        self._quota: dict[str, int] = {kind: share + (index < rest) for index, kind in enumerate(kinds)}
+        share, extra = divmod(task.config.sentences, len(kinds))
+        self._quota: dict[str, int] = {kind: share + (index < extra) for index, kind in enumerate(kinds)}
         self._requested = 0
 
     def prompts(self, round_number: int) -> Iterator[tuple[str, str]]:
@@ -228,12 +228,12 @@ class _Draft:
         count, language = self._task.config.at_once, self._task.config.language
         acceptance_rate = len(self._kinds) / self._requested if self._requested else 1.0
         accepted_per_answer = count * max(acceptance_rate, _MIN_ACCEPTANCE_RATE)
-        generator = _make_random(self._task.seed, self._subject.name, round_number)
+        rng = _make_rng(self._task.seed, self._subject.name, round_number)
         for kind, quota in self._quota.items():
             missing = quota - self._kinds.count(kind)
             for _ in range(math.ceil(missing / accepted_per_answer)):
                 self._requested += count
-                yield kind, make_prompt(self._subject, kind, count, language, generator)
+                yield kind, make_prompt(self._subject, kind, count, language, rng)
 
     def add_answer(self, kind: str, answer: str, sentence_filter: SentenceFilter) -> None:
         """Add the sentences of an answer that pass the filter."""

@@ -173,8 +173,8 @@ def _from_pairs(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
 
 def _mean_ignoring_nan(scores: Iterable[float]) -> float:
     """Mean of a rater's scores of a duplicate pair; NaN if there is none."""
-    known = [score for score in scores if not math.isnan(score)]
-    return sum(known) / len(known) if known else math.nan
+    observed = [score for score in scores if not math.isnan(score)]
+    return sum(observed) / len(observed) if observed else math.nan
 
 
 def _from_matrix(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
@@ -185,10 +185,10 @@ def _from_matrix(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
 
 def _from_vectors(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
     items = read_items(human)
-    known = np.flatnonzero([find_concept(name) is not None for name in items.names])
+    matched = np.flatnonzero([find_concept(name) is not None for name in items.names])
     square = np.full((len(items.names), len(items.names)), np.nan)
-    if known.size:
-        square[np.ix_(known, known)] = _item_similarity(human, items, known)
+    if matched.size:
+        square[np.ix_(matched, matched)] = _item_similarity(human, items, matched)
     return _from_square(human, items.names, square, find_concept)
 
 
@@ -254,14 +254,14 @@ def _from_categories(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
 
 def _from_wordnet(human: HumanSet, concepts: list[str], senses: Mapping[str, str | None]) -> Judgments:
     synsets = {name: find_noun(human.path, name, senses.get(name)) for name in sorted(concepts)}
-    known = {name: synset for name, synset in synsets.items() if synset is not None}
-    dropped = [DroppedItem((name,), "no noun of WordNet") for name in synsets if name not in known]
+    covered = {name: synset for name, synset in synsets.items() if synset is not None}
+    dropped = [DroppedItem((name,), "no noun of WordNet") for name in synsets if name not in covered]
     try:
-        hypernyms = read_hypernyms(human.path, known.values())
-        square = taxonomy_similarity(hypernyms, list(known.values()), human.taxonomy)
+        hypernyms = read_hypernyms(human.path, covered.values())
+        square = taxonomy_similarity(hypernyms, list(covered.values()), human.taxonomy)
     except ValueError as error:
         raise UserError(f"{human.path}: {error}") from error
-    pairs = combinations(enumerate(known), 2)
+    pairs = combinations(enumerate(covered), 2)
     scores = {(a, b): float(square[row, column]) for (row, a), (column, b) in pairs}
     return Judgments(human.name, scores=scores, dropped=dropped)
 

@@ -34,7 +34,7 @@ def verify(root: Path) -> Iterator[str]:
         StoreError: if `root` is not a store of this version.
     """
     layout.check_store(root)
-    known = {root / layout.STORE_FILE, *walk_files(root / layout.SCHEDULES)}
+    referenced = {root / layout.STORE_FILE, *walk_files(root / layout.SCHEDULES)}
     folders = manifest.stage_folders(root)
     stages: dict[str, Manifest] = {}
     for folder in folders:
@@ -44,22 +44,22 @@ def verify(root: Path) -> Iterator[str]:
         except StoreError as error:
             yield str(error)
     for folder in folders:
-        known |= {folder / name for name in _STAGE_FILES}
-        known |= {path for path in walk_files(folder / layout.WORK_UNITS) if path.suffix == ".json"}
+        referenced |= {folder / name for name in _STAGE_FILES}
+        referenced |= {path for path in walk_files(folder / layout.WORK_UNITS) if path.suffix == ".json"}
         stage = stages.get(folder.name)
         if stage is None:
             for files, _ in manifest.read_work_units(folder).values():
                 yield from _check_files(folder, files)
-                known |= {folder / record.path for record in files}
+                referenced |= {folder / record.path for record in files}
             continue
         yield from _check_files(folder, stage.present_records)
         yield from _check_tables(stage)
-        known |= {folder / record.path for record in stage.files}
+        referenced |= {folder / record.path for record in stage.files}
         for name in stage.inputs.values():
             if name not in stages:
                 yield f"{folder}: its input {name} is missing"
     for path in walk_files(root):
-        if path not in known:
+        if path not in referenced:
             yield f"{path}: is not listed by any manifest"
 
 
