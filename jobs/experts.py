@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.arrays import Ints
+from alignment.arrays import AnyFloats, Ints
 from alignment.expertise.label_permutations import LabelPermutations, permute_labels
 from alignment.expertise.labels import (
     Labels,
@@ -295,9 +294,7 @@ def _score_site(
     return records
 
 
-def _score(
-    values: npt.NDArray[np.floating[Any]], inputs: _ScoringInputs, prevalence: float
-) -> tuple[Scores, ApHistogram]:
+def _score(values: AnyFloats, inputs: _ScoringInputs, prevalence: float) -> tuple[Scores, ApHistogram]:
     """Scores and AP counts of a block of neurons, on the task's GPU if it has one."""
     labels, permutations = inputs.labels, inputs.permutations
     # A GPU sorts all sentences of a neuron at once.
@@ -309,7 +306,7 @@ def _score(
 
 
 def _expert_table(
-    values: npt.NDArray[np.floating[Any]],
+    values: AnyFloats,
     scores: Scores,
     labels: Labels,
     concepts: list[str],

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from ray.util.collective import nccl_available
 
+from alignment.arrays import AnyFloats
 from cluster.activations.buffer import PooledSite
 from cluster.activations.shard import ActivationShard, HiddenStates
 from cluster.models.tokenizer import Text
@@ -141,7 +140,7 @@ class ShardActor(ModelActor[ActivationShard]):
             raise error
 
 
-def _units_per_row_group(values: npt.NDArray[np.floating[Any]], n_sentences: int) -> int:
+def _units_per_row_group(values: AnyFloats, n_sentences: int) -> int:
     """Neurons per row group: fewer for many sentences, so that reading a few neurons over all work units
     takes bounded memory."""
     total_bytes = int(max(n_sentences, values.shape[1]) * values.itemsize)

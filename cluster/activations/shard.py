@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from alignment.arrays import AnyFloats
 from cluster.activations.batching import batch_sentences, pad
 from cluster.activations.buffer import ActivationBuffer, PooledSite
 from cluster.activations.pooling import Pooler
@@ -44,7 +45,7 @@ class UnitActivations:
     """Activations of a work unit, (units, sentences) by pooled site: float16 for neurons, float32 for
     hidden states (their mean and last token)."""
 
-    values: dict[PooledSite, npt.NDArray[np.floating[Any]]]
+    values: dict[PooledSite, AnyFloats]
     n_tokens: int
     n_truncated: int
 

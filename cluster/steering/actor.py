@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from alignment.arrays import Floats, Ints
 from cluster.runtime.shard_group import ModelActor
-from cluster.steering.interventions import Floats, Integers, SiteKey, SteeredSequence, SteeringBatch
+from cluster.steering.interventions import SiteKey, SteeredSequence, SteeringBatch
 from cluster.steering.shard import ForwardRecord, SteeringShard
 from cluster.steering.tokens import sample_tokens
 
@@ -25,8 +26,8 @@ class AttributionTargets:
     """Neurons of a site to attribute, as arrays of equal length: the group of sequences (a word after
     some prompts), the unit, and the value to which it would be clamped."""
 
-    groups: Integers
-    units: Integers
+    groups: Ints
+    units: Ints
     on_values: Floats
 
 
@@ -76,7 +77,7 @@ class _AttemptState:
     records: dict[int, ForwardRecord] = field(default_factory=dict)
     sums: dict[SiteKey, dict[int, Floats]] = field(default_factory=dict)
     caches: dict[int, Any] = field(default_factory=dict)
-    tokens: dict[int, list[Integers]] = field(default_factory=dict)
+    tokens: dict[int, list[Ints]] = field(default_factory=dict)
 
 
 class SteeringActor(ModelActor[SteeringShard]):

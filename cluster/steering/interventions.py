@@ -14,8 +14,8 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from alignment.arrays import Floats, Ints
+
 TokenIds = tuple[int, ...]
 SiteKey = tuple[int, str]
 """A layer and the name of a site in it."""
@@ -25,7 +25,7 @@ SiteKey = tuple[int, str]
 class ClampedUnits:
     """Distinct units of one site, and the value to which each is clamped."""
 
-    units: Integers
+    units: Ints
     values: npt.NDArray[np.float32]
 
 

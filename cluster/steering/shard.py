@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from alignment.arrays import Floats, Ints
 from cluster.models.shard import ForwardState, ModelShard
 from cluster.models.sites import Site, extract_hidden_state, replace_hidden_state
-from cluster.steering.interventions import Floats, Integers, SiteKey, SteeredSequence, SteeringBatch
+from cluster.steering.interventions import SiteKey, SteeredSequence, SteeringBatch
 from storage.errors import NeuralignError
 
 _Clamps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -121,7 +122,7 @@ class SteeringShard(ModelShard[_SteeringState]):
         return _ShardCache(self._config, self.layers.start)
 
     def decode_step(
-        self, sequences: Sequence[SteeredSequence], inputs: Integers | torch.Tensor, cache: Any
+        self, sequences: Sequence[SteeredSequence], inputs: Ints | torch.Tensor, cache: Any
     ) -> torch.Tensor:
         """Run further tokens, (rows, tokens), or the hidden state before the shard, after the cached
         tokens: the hidden state after the shard or, from the last shard, log P of the next token,
@@ -138,7 +139,7 @@ class SteeringShard(ModelShard[_SteeringState]):
     def _forward(
         self,
         sequences: Sequence[SteeredSequence],
-        inputs: Integers | torch.Tensor,
+        inputs: Ints | torch.Tensor,
         n_logits: int,
         is_recorded: bool = False,
         cache: Any = None,
@@ -218,7 +219,7 @@ class SteeringShard(ModelShard[_SteeringState]):
         return (steered, *values[1:]) if isinstance(values, tuple) else steered
 
 
-def _token_ids(sequences: Sequence[SteeredSequence]) -> Integers:
+def _token_ids(sequences: Sequence[SteeredSequence]) -> Ints:
     return np.array([sequence.ids for sequence in sequences], np.int64)
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from alignment.arrays import Floats, Ints
 from cluster.models.shard import MAX_TOKENS, token_limit
 from cluster.models.tokenizer import Tokenizer
 from cluster.models.weights import Weights, ensure_local, read_config
-from cluster.steering.interventions import Floats, Integers, PromptedWord, TokenIds
+from cluster.steering.interventions import PromptedWord, TokenIds
 from storage.errors import UserError
 
 
@@ -47,7 +48,7 @@ def tokenize_words(
     return prompt_ids, prompted_words
 
 
-def sample_tokens(log_p: torch.Tensor, uniforms: Floats, temperature: float) -> Integers:
+def sample_tokens(log_p: torch.Tensor, uniforms: Floats, temperature: float) -> Ints:
     """Next tokens, (rows, 1), from log P, (rows, vocabulary), by inverse transform sampling: the first
     whose cumulative probability exceeds the row's uniform number. Temperature 0 takes the likeliest."""
     if temperature == 0:

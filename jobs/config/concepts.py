@@ -23,12 +23,12 @@ Language = Annotated[
 ]
 
 
-class _ConceptSet(ConfigModel):
+class _ConceptSetSettings(ConfigModel):
     name: str = ""
     """Name of the concept set, required if there are several; default: the sweep's name."""
 
 
-class ProvidedSentences(_ConceptSet):
+class ProvidedSentences(_ConceptSetSettings):
     """Existing sentences in a file or folder."""
 
     source: str = Field(min_length=1, json_schema_extra={"not": {"enum": ["harvest", "generate"]}})
@@ -39,7 +39,7 @@ class ProvidedSentences(_ConceptSet):
     """ISO 639-1 code of the sentences' language."""
 
 
-class SentencesToMake(_ConceptSet):
+class SentencesToMake(_ConceptSetSettings):
     """Concepts whose sentences are harvested or generated."""
 
     words: str | list[str]

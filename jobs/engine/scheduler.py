@@ -1,6 +1,7 @@
 """Runs stages concurrently: each starts when its inputs are complete, one at a time per resource (see
 `jobs.engine.stage.Resource`). So one model's forward passes run on the GPUs while another's experts
-are scored on the CPUs and a third's are compared in the driver.
+are scored on the CPUs and a third's are compared in the driver. Not `graphlib`: stages start in the
+order of the plan, wait for a resource or for `may_start`, and are skipped after a failure.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from alignment.arrays import Floats
 from storage.assets import ASSETS, HUMAN_SETS
 from storage.errors import UserError
 from storage.readers.concept_files import read_text
@@ -20,7 +20,6 @@ from storage.readers.tabular import ColumnRef, cell_number, cell_text, open_tabu
 HumanSetKind = Literal["pairs", "matrix", "embeddings", "features", "categories", "triplets", "wordnet"]
 VectorComparison = Literal["cosine", "dot", "softmax"]
 TaxonomyMeasure = Literal["path", "wu-palmer"]
-Floats = npt.NDArray[np.float64]
 
 DEFAULT_COLUMNS: dict[HumanSetKind, tuple[ColumnRef, ...]] = {
     "pairs": ("a", "b", "score"),

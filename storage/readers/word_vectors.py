@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from alignment.arrays import AnyFloats
 from storage.assets import ASSETS
 from storage.errors import UserError
 
-Vectors = dict[str, npt.NDArray[np.floating[Any]]]
+Vectors = dict[str, AnyFloats]
 
 _FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
 """First bytes of a fastText model."""

@@ -9,17 +9,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from alignment.arrays import AnyFloats
 from storage.errors import StoreError
 from storage.store.commit import LOCATION
 from storage.store.layout import escape_name
 from storage.store.paths import open_parquet
-
-Values = npt.NDArray[np.floating[Any]]
 
 POOLINGS = ("max", "concept", "context", "mean", "last")
 """Poolings of neurons: the maximum over all real tokens, over those of the concept's word, and over
@@ -51,7 +49,7 @@ class SiteActivations:
     paths: Sequence[Path]
     width: int
 
-    def read(self) -> Values:
+    def read(self) -> AnyFloats:
         """All activations of the site, of shape (units, sentences)."""
         ((_, values),) = self.blocks(sys.maxsize)
         return values
@@ -60,8 +58,8 @@ class SiteActivations:
         self,
         max_bytes: int,
         max_units: int = sys.maxsize,
-        allocate: Callable[[tuple[int, int], npt.DTypeLike], Values] = np.empty,
-    ) -> Iterator[tuple[int, Values]]:
+        allocate: Callable[[tuple[int, int], npt.DTypeLike], AnyFloats] = np.empty,
+    ) -> Iterator[tuple[int, AnyFloats]]:
         """Blocks of consecutive units: the first unit, and values of shape (units, sentences).
 
         A block has at most `max_bytes` and `max_units`, but at least one unit. Blocks end at row groups
@@ -88,14 +86,14 @@ class SiteActivations:
             yield first, values
             del values
 
-    def read_units(self, units: npt.NDArray[np.int64]) -> Values:
+    def read_units(self, units: npt.NDArray[np.int64]) -> AnyFloats:
         """Activations of the given units, of shape (units, sentences)."""
         parts, indices = [], []
         for first, block in self.blocks(_BLOCK_BYTES):
             in_block = np.flatnonzero((units >= first) & (units < first + len(block)))
             parts.append(block[units[in_block] - first])
             indices.append(in_block)
-        values: Values = np.concatenate(parts)[np.argsort(np.concatenate(indices))]
+        values: AnyFloats = np.concatenate(parts)[np.argsort(np.concatenate(indices))]
         return values
 
 
@@ -118,9 +116,9 @@ class _UnitFile:
             self.n_sentences: int = n_rows // width
             self.units_per_group: int = max(1, file.metadata.row_group(0).num_rows // self.n_sentences)
         self._next_group = 0
-        self._buffer: Values = np.empty((0, self.n_sentences), self.dtype)
+        self._buffer: AnyFloats = np.empty((0, self.n_sentences), self.dtype)
 
-    def read_next(self, out: Values) -> None:
+    def read_next(self, out: AnyFloats) -> None:
         """Fill `out`, of shape (units, sentences), with the activations of the next units."""
         row = self._drain_buffer(out, 0)
         if row < len(out):
@@ -133,7 +131,7 @@ class _UnitFile:
         # a view would keep the complete row group in memory
         self._buffer = self._buffer.copy()
 
-    def _drain_buffer(self, out: Values, row: int) -> int:
+    def _drain_buffer(self, out: AnyFloats, row: int) -> int:
         """Move buffered units into `out` from `row` on; returns the next row."""
         units = min(len(self._buffer), len(out) - row)
         out[row : row + units] = self._buffer[:units]

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError
 
+from alignment.arrays import AnyFloats
 from storage.errors import StoreError
 from storage.store import flat_parquet
 from storage.store.paths import is_remote, object_store, read_bytes
@@ -76,9 +76,7 @@ def write_table(folder: Path, name: str, table: pa.Table) -> FileRecord:
     return _commit(folder, name, [content.getvalue()], table.num_rows, check)
 
 
-def write_values(
-    folder: Path, name: str, values: npt.NDArray[np.floating[Any]], row_group: int
-) -> FileRecord:
+def write_values(folder: Path, name: str, values: AnyFloats, row_group: int) -> FileRecord:
     """Commit a flat array as the single column `value`, with `row_group` rows per group.
 
     The values do not identify themselves, so the file's metadata contain its location (see LOCATION).
@@ -265,7 +263,7 @@ def _translate_os_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: {error.strerror}; {advice}") from error
 
 
-def all_finite(values: npt.NDArray[np.floating[Any]]) -> bool:
+def all_finite(values: AnyFloats) -> bool:
     """Whether all values are finite."""
     if values.dtype == np.float16:
         # NumPy computes float16 in software; as integers, signed or not, non-finite values are largest

@@ -12,11 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Flat = npt.NDArray[np.floating[Any]]
+from alignment.arrays import AnyFloats
 
 _MAGIC = b"PAR1"
 _MAX_CACHED_TEMPLATES = 64
@@ -30,7 +29,7 @@ class _Template:
     metadata: pq.FileMetaData
 
 
-def encode(values: Flat, row_group: int, metadata: dict[bytes, bytes]) -> list[Any]:
+def encode(values: AnyFloats, row_group: int, metadata: dict[bytes, bytes]) -> list[Any]:
     """The parts of a file with the non-nullable column `value`, `row_group` rows per group.
 
     Values are not copied.
@@ -44,13 +43,15 @@ def encode(values: Flat, row_group: int, metadata: dict[bytes, bytes]) -> list[A
     return parts
 
 
-def decode(file: pa.Buffer) -> Flat:
+def decode(file: pa.Buffer) -> AnyFloats:
     """The values of such a file, read by pyarrow."""
-    values: Flat = pq.ParquetFile(pa.BufferReader(file)).read(use_threads=False).column(0).to_numpy()
+    values: AnyFloats = (
+        pq.ParquetFile(pa.BufferReader(file)).read(use_threads=False).column(0).to_numpy()
+    )
     return values
 
 
-def encode_with_pyarrow(values: Flat, row_group: int, metadata: dict[bytes, bytes]) -> pa.Buffer:
+def encode_with_pyarrow(values: AnyFloats, row_group: int, metadata: dict[bytes, bytes]) -> pa.Buffer:
     """The same file as from `encode`, written by pyarrow alone."""
     sink = pa.BufferOutputStream()
     pq.write_table(
