@@ -75,7 +75,7 @@ class _ScoringInputs:
     on_gpu: bool
 
 
-class _SiteFiles(NamedTuple):
+class _ScoringUnit(NamedTuple):
     pooling: str
     layer: int
     site: str
@@ -162,7 +162,7 @@ def _run(stage: Stage, store: Path, config: ExpertSettings) -> StageOutput:
     permutations = permute_labels(labels, stage.params["permutations"], stage.params["seed"])
     inputs = _ScoringInputs(labels, sentence_ids, permutations, config.gpus > 0)
     sites = [
-        _SiteFiles(row["pooling"], row["layer"], row["site"])
+        _ScoringUnit(row["pooling"], row["layer"], row["site"])
         for row in activations.read_neuron_sites(activations_stage, store)
     ]
     units = {site.name: site for site in sites}
@@ -171,7 +171,7 @@ def _run(stage: Stage, store: Path, config: ExpertSettings) -> StageOutput:
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
         remaining = list(missing)
         inputs_ref = ray.put(inputs)
-        in_flight: dict[Any, _SiteFiles] = {}
+        in_flight: dict[Any, _ScoringUnit] = {}
         with progress(stage.name, len(units), "sites", len(units) - len(remaining)) as advance:
             while remaining or in_flight:
                 while remaining and len(in_flight) < _MAX_TASKS_PER_CPU * cluster_cpus():
@@ -255,7 +255,7 @@ def _make_control_labels(
 
 def _score_site(
     files: SiteActivations,
-    site: _SiteFiles,
+    site: _ScoringUnit,
     inputs: _ScoringInputs,
     concepts: list[str],
     params: dict[str, Any],
@@ -310,7 +310,7 @@ def _expert_table(
     scores: Scores,
     labels: Labels,
     concepts: list[str],
-    site: _SiteFiles,
+    site: _ScoringUnit,
     first: int,
     params: dict[str, Any],
 ) -> pa.Table:
@@ -338,7 +338,7 @@ def _expert_table(
 
 
 def _chance_table(
-    histogram: ApHistogram, concepts: list[str], site: _SiteFiles, params: dict[str, Any]
+    histogram: ApHistogram, concepts: list[str], site: _ScoringUnit, params: dict[str, Any]
 ) -> pa.Table:
     """Highest AP and AP counts of a site for every concept, by permutation (0: the true labels)."""
     n_permutations, n_concepts = histogram.max_ap.shape
@@ -352,7 +352,7 @@ def _chance_table(
     return pa.table(columns, tables.CHANCE_COUNTS.schema)
 
 
-def _site_columns(site: _SiteFiles, params: dict[str, Any], n_rows: int) -> dict[str, Any]:
+def _site_columns(site: _ScoringUnit, params: dict[str, Any], n_rows: int) -> dict[str, Any]:
     """The columns that are constant within a site."""
     return {
         **{name: pa.repeat(params[name], n_rows) for name in ("model", "revision", "concept_set")},

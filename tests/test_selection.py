@@ -37,7 +37,7 @@ PARAMS = {
     "model": "m", "revision": "main", "concept_set": "s", "prevalence": 0.3, "floor": 0.3,
     "permutations": 2, "scores": True,
 }  # fmt: skip
-SITE = experts._SiteFiles("max", 0, "mlp.hidden")
+SITE = experts._ScoringUnit("max", 0, "mlp.hidden")
 
 
 def _write_site(
@@ -183,9 +183,9 @@ experts._score(np.zeros((1, 1000), np.float16), make_inputs(1000), 0.3)
 inputs = make_inputs(n)
 files = SiteActivations(sorted(folder.glob("site/*.parquet")), units)
 before = private_memory()
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
-site = experts._Site("max", 0, "mlp.hidden")
+site = experts._ScoringUnit("max", 0, "mlp.hidden")
 experts._score_site(files, site, inputs, list("abcde"), params, folder / "out")
 is_finished = True
 watcher.join()
