@@ -141,5 +141,5 @@ def test_a_store_not_visible_to_workers_is_reported_before_any_work(
         )
     assert done.returncode == 2, done.stderr
     assert "not visible from every node (" in done.stderr
-    assert "name a folder that all of them mount" in done.stderr
+    assert "use a folder that all nodes mount" in done.stderr
     assert not list(results.iterdir())
