@@ -112,7 +112,7 @@ def run_if_needed(stage: Stage, store: Path) -> bool:
     """Run a stage unless it is done; return whether it was run.
 
     A lease admits one process at a time; others wait and then find the stage done. Inputs whose files
-    were dropped (see `storage.store.manifest.drop`) are recomputed first.
+    were dropped (see `storage.store.manifest.drop_files`) are recomputed first.
     """
     if stage.is_done(store):
         # left by a run that was killed right after it committed the manifest
