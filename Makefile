@@ -1,6 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 VLLM := .venv-vllm
 VLLM_INSTALLED := $(VLLM)/installed
 PURELIB := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
@@ -9,8 +10,6 @@ PURELIB := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 demo: $(INSTALLED)
 	$(BIN)/neuralign demo
-
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow"

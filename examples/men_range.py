@@ -23,16 +23,16 @@ def main() -> None:
         first, second = sorted((pair.first, pair.second))
         if first.endswith("-n") and second.endswith("-n") and first != second:
             scores[first.removesuffix("-n"), second.removesuffix("-n")] = pair.score
-    neighbours: dict[str, set[str]] = defaultdict(set)
+    neighbors: dict[str, set[str]] = defaultdict(set)
     for first, second in scores:
-        neighbours[first].add(second)
-        neighbours[second].add(first)
-    vectors = read_glove(sorted(neighbours))
+        neighbors[first].add(second)
+        neighbors[second].add(first)
+    vectors = read_glove(sorted(neighbors))
     print("nouns  pairs  human scores (5%, 50%, 95%)  rho of GloVe-50")
     core = set(vectors)
     for size in SIZES:
         while len(core) > size:
-            core.remove(min(core, key=lambda word: (len(neighbours[word] & core), word)))
+            core.remove(min(core, key=lambda word: (len(neighbors[word] & core), word)))
         pairs = [pair for pair in scores if core.issuperset(pair)]
         human = np.array([scores[pair] for pair in pairs])
         model = np.array([_cosine(vectors[first], vectors[second]) for first, second in pairs])

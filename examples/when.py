@@ -88,7 +88,7 @@ def train(folder: Path, steps: list[int], width: int, layers: int, vocabulary: i
             eos_token_id=end,
         )
     )
-    optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     last, started = max(steps), time.monotonic()
     for step, batch in enumerate(_batches(streams, last + 1)):
         loss = model(input_ids=batch, labels=batch).loss
@@ -98,12 +98,12 @@ def train(folder: Path, steps: list[int], width: int, layers: int, vocabulary: i
                 tokenizer.save_pretrained(path)
             print(f"step {step:5}  loss {loss.item():.2f}  {time.monotonic() - started:4.0f} s")
         rate = min(1, (step + 1) / WARM_UP) * (0.1 + 0.45 * (1 + np.cos(np.pi * step / (last + 1))))
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * rate
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
 
 
 def _batches(streams: list[np.ndarray], count: int) -> Iterator[torch.Tensor]:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from cluster.models.sparse_autoencoder import SparseAutoencoder
 
 KIND = "activations"
-SITES_FILE = "sites.parquet"
-FILES_FILE = "files.parquet"
-
 TOKEN_BUDGET = 1024
 _SITE_KEY = ("pooling", "layer", "site")
 _MIN_UNIT_SENTENCES, _MAX_UNIT_SENTENCES = 64, 4096
@@ -103,7 +100,7 @@ def open_site(stage: Stage, store: Path, pooling: str, layer: int, site: str) ->
 
 def read_sites(stage: Stage, store: Path) -> list[dict[str, Any]]:
     """Rows of the stage's `sites` table."""
-    rows: list[dict[str, Any]] = stage.read_table(store, SITES_FILE).to_pylist()
+    rows: list[dict[str, Any]] = stage.read_table(store, tables.SITES.file).to_pylist()
     return rows
 
 
@@ -204,8 +201,8 @@ def _run(
         for unit in units
     ]
     files += [
-        write_table(folder, SITES_FILE, pa.Table.from_pylist(sites, tables.SITES.schema)),
-        write_table(folder, FILES_FILE, pa.Table.from_pylist(file_rows, tables.ACTIVATION_FILES.schema)),
+        write_table(folder, table.file, pa.Table.from_pylist(rows, table.schema))
+        for table, rows in ((tables.SITES, sites), (tables.ACTIVATION_FILES, file_rows))
     ]
     return StageOutput(files, make_notes(facts, len(texts), MAX_TOKENS))
 

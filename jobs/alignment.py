@@ -23,16 +23,11 @@ from alignment.statistics.resampling import IntervalMethod, ResampledStatistic
 from alignment.statistics.triplets import odd_one_out_accuracy, odd_one_out_p_value
 from jobs.engine.stage import Stage, StageOutput
 from jobs.representations.embeddings import WORD_VECTORS
-from jobs.similarity import SIMILARITY_FILE
 from jobs.sources.human_judgments import Judgments
 from storage import sql, tables
 from storage.store.commit import FileRecord, write_table
 
 KIND = "alignment"
-ALIGNMENT_FILE = "alignment.parquet"
-PAIRS_FILE = "human-pairs.parquet"
-TRIPLETS_FILE = "human-triplets.parquet"
-DROPPED_FILE = "human-dropped.parquet"
 TRIPLETS = "triplets"
 
 
@@ -114,7 +109,7 @@ def _run(
     paths = [
         path
         for similarity in similarity_stages
-        for path in similarity.read_manifest(store).paths(SIMILARITY_FILE)
+        for path in similarity.read_manifest(store).paths(tables.SIMILARITY.file)
     ]
     # The reference is the first word vectors of the sweep.
     names = [
@@ -136,7 +131,7 @@ def _run(
                 rows += _make_rows(connection, comparison, reference)
     folder = stage.folder(store)
     table = pa.Table.from_pylist(rows, tables.ALIGNMENT.schema)
-    files = [*_write_judgments(folder, human_sets), write_table(folder, ALIGNMENT_FILE, table)]
+    files = [*_write_judgments(folder, human_sets), write_table(folder, tables.ALIGNMENT.file, table)]
     return StageOutput(files, notes)
 
 
@@ -157,11 +152,11 @@ def _write_judgments(folder: Path, human_sets: list[Judgments]) -> list[FileReco
         for n, item in enumerate(judgments.dropped)
     ]
     return [
-        write_table(folder, name, pa.Table.from_pylist(rows, schema))
-        for name, rows, schema in (
-            (PAIRS_FILE, pairs, tables.HUMAN_PAIRS.schema),
-            (TRIPLETS_FILE, triplets, tables.HUMAN_TRIPLETS.schema),
-            (DROPPED_FILE, dropped, tables.HUMAN_DROPPED.schema),
+        write_table(folder, table.file, pa.Table.from_pylist(rows, table.schema))
+        for table, rows in (
+            (tables.HUMAN_PAIRS, pairs),
+            (tables.HUMAN_TRIPLETS, triplets),
+            (tables.HUMAN_DROPPED, dropped),
         )
     ]
 

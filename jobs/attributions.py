@@ -23,7 +23,6 @@ from jobs.config.analysis import SteeringSettings
 from jobs.config.models import Model
 from jobs.engine.progress import progress
 from jobs.engine.stage import Stage, StageOutput, run_missing_units
-from jobs.experts import SITES_FOLDER as EXPERTS_FOLDER
 from storage import sql, tables
 from storage.errors import UserError
 from storage.store.commit import FileRecord, write_table
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from cluster.steering.pipeline import SteeringPipeline
 
 KIND = "attributions"
-FOLDER = "attributions"
 HALVES = ("attribution_odd", "attribution_even")
 """Attributions over every other prompt, from the first and from the second: neurons selected on one half
 of the prompts can be measured on the other."""
@@ -135,9 +133,12 @@ def read_attributions(stage: Stage, store: Path, concept: str, pooling: str) -> 
     """Experts of a concept at one pooling by descending AP, with their on values and attributions, over
     all prompts and over each half."""
     with duckdb.connect() as connection:
-        for input_stage, name in ((stage.inputs["experts"], EXPERTS_FOLDER), (stage, FOLDER)):
-            paths = input_stage.read_manifest(store).paths(name)
-            sql.scan_parquet(connection, paths).create_view(name)
+        for source, table in (
+            (stage.inputs["experts"], tables.EXPERTS),
+            (stage, tables.ATTRIBUTIONS),
+        ):
+            paths = source.read_manifest(store).paths(table.file)
+            sql.scan_parquet(connection, paths).create_view(table.name)
         return connection.sql(
             f"SELECT layer, site, unit, ap, on_p50, attribution, {', '.join(HALVES)} "  # noqa: S608
             "FROM experts JOIN attributions USING (pooling, concept, layer, site, unit) "
@@ -159,7 +160,7 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
         ConceptUnit(number, concepts[first : first + _CONCEPTS_IN_UNIT], TOKEN_BUDGET)
         for number, first in enumerate(range(0, len(concepts), _CONCEPTS_IN_UNIT))
     ]
-    paths = experts_stage.read_manifest(store).paths(EXPERTS_FOLDER)
+    paths = experts_stage.read_manifest(store).paths(tables.EXPERTS.file)
     connect()
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
@@ -178,7 +179,8 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
             stage, weights, model, placement, list(missing), len(concepts), submit
         ):
             table = _make_table(stage, _read_experts(paths, unit.concepts), values_by_site)
-            yield unit.name, [write_table(folder, f"{FOLDER}/{unit.name}.parquet", table)], {}
+            name = f"{tables.ATTRIBUTIONS.file}/{unit.name}.parquet"
+            yield unit.name, [write_table(folder, name, table)], {}
 
     files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
     return StageOutput(files)
@@ -236,7 +238,7 @@ def _make_table(stage: Stage, experts: pa.Table, values_by_site: dict[tuple[int,
     by_half = np.concatenate(parts, axis=1) if parts else np.empty((n_halves, 0))
     sizes = [len(stage.params["prompts"][half::n_halves]) for half in range(n_halves)]
     columns = {
-        name: pa.repeat(pa.scalar(stage.params[name]), experts.num_rows)
+        name: pa.repeat(stage.params[name], experts.num_rows)
         for name in ("model", "revision", "concept_set")
     }
     columns |= {name: experts.column(name) for name in ("pooling", "concept", "layer", "site", "unit")}

@@ -49,10 +49,8 @@ CONTROL_KIND = "controls"
 HALVES = ("half 1", "half 2")
 LENGTH_MATCHED = "length-matched"
 _RELABELED_CONTROLS = (*HALVES, LENGTH_MATCHED)
-SITES_FOLDER = "experts"
-CHANCE_FOLDER = "chance"
+EXPERTS_FOLDER = tables.EXPERTS.file  # of controls, too
 SCORES_FOLDER = "scores"
-SCORED_CONCEPTS_FILE = "scored-concepts.parquet"
 _MAX_TASKS_PER_CPU = 2
 _POLL_SECONDS = 0.5
 _NOTE_THRESHOLD = 0.5
@@ -193,13 +191,14 @@ def _run(stage: Stage, store: Path, config: ExpertSettings) -> StageOutput:
     if stage.params["scores"]:
         columns = {"number": np.arange(len(concepts)), "concept": concepts}
         table = pa.table(columns, tables.SCORED_CONCEPTS.schema)
-        files.append(write_table(folder, SCORED_CONCEPTS_FILE, table))
+        files.append(write_table(folder, tables.SCORED_CONCEPTS.file, table))
     return StageOutput(files, notes)
 
 
 def _chance_notes(folder: Path, records: list[FileRecord]) -> list[str]:
     """One line per pooling: the number of experts, and the number under permuted labels."""
-    paths = [folder / record.path for record in records if record.path.startswith(f"{CHANCE_FOLDER}/")]
+    prefix = f"{tables.CHANCE_COUNTS.file}/"
+    paths = [folder / record.path for record in records if record.path.startswith(prefix)]
     with duckdb.connect() as connection:
         counts = sql.scan_parquet(connection, paths)
         counts.project("*, '' AS run").create_view("chance_counts")
@@ -280,7 +279,7 @@ def _score_site(
         histogram = block_histogram if histogram is None else histogram.merge(block_histogram)
         table = _expert_table(values, scores, labels, concepts, site, first, params)
         suffix = f".{first:07d}" if first else ""
-        records.append(write_table(folder, f"{SITES_FOLDER}/{site.name}{suffix}.parquet", table))
+        records.append(write_table(folder, f"{EXPERTS_FOLDER}/{site.name}{suffix}.parquet", table))
         if params["scores"]:
             subfolder = activation_folder(*site)
             ap = scores.ap.astype(np.float32)
@@ -290,7 +289,7 @@ def _score_site(
         del block, values
     if params["permutations"] and histogram is not None:
         table = _chance_table(histogram, concepts, site, params)
-        records.append(write_table(folder, f"{CHANCE_FOLDER}/{site.name}.parquet", table))
+        records.append(write_table(folder, f"{tables.CHANCE_COUNTS.file}/{site.name}.parquet", table))
     return records
 
 

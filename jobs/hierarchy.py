@@ -24,20 +24,19 @@ from alignment.statistics.hierarchy import (
 from jobs import sentences
 from jobs.alignment import finite_or_none
 from jobs.engine.stage import Stage, StageOutput
-from jobs.experts import SITES_FOLDER
-from jobs.similarity import EXPERTS, REPRESENTATION_KEY, SIMILARITY_FILE
+from jobs.experts import EXPERTS_FOLDER
+from jobs.similarity import EXPERTS, REPRESENTATION_KEY
 from storage import sql, tables
 from storage.store.commit import write_table
 
 KIND = "hierarchy"
-HIERARCHY_FILE = "summary.parquet"
 
-_FILES = {
-    HIERARCHY_FILE: tables.HIERARCHY_SUMMARY.schema,
-    "domains.parquet": tables.HIERARCHY_DOMAINS.schema,
-    "cuts.parquet": tables.HIERARCHY_CUTS.schema,
-    "merges.parquet": tables.HIERARCHY_MERGES.schema,
-}
+_TABLES = (
+    tables.HIERARCHY_SUMMARY,
+    tables.HIERARCHY_DOMAINS,
+    tables.HIERARCHY_CUTS,
+    tables.HIERARCHY_MERGES,
+)
 Domains = dict[str, str | None]
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -63,12 +62,12 @@ def _select_concepts(domains: Domains) -> dict[str, str]:
 
 def _run(stage: Stage, store: Path) -> StageOutput:
     all_domains = sentences.read_domains(stage.inputs["sentences"], store)
-    rows: Rows = {name: [] for name in _FILES}
+    rows: Rows = {table.name: [] for table in _TABLES}
     with duckdb.connect() as connection:
-        paths = stage.inputs["similarity"].read_manifest(store).paths(SIMILARITY_FILE)
+        paths = stage.inputs["similarity"].read_manifest(store).paths(tables.SIMILARITY.file)
         sql.scan_parquet(connection, paths).create_view("similarity")
         if "experts" in stage.inputs:
-            paths = stage.inputs["experts"].read_manifest(store).paths(SITES_FOLDER)
+            paths = stage.inputs["experts"].read_manifest(store).paths(EXPERTS_FOLDER)
             sql.scan_parquet(connection, paths).create("experts")
         query = "SELECT DISTINCT unnest([concept_a, concept_b]) FROM similarity"
         names = [name for (name,) in connection.sql(query).fetchall()]
@@ -83,8 +82,10 @@ def _run(stage: Stage, store: Path) -> StageOutput:
             for representation in matrices.to_arrow_table().to_pylist():
                 _add_rows(rows, representation, domains, connection, stage)
     files = [
-        write_table(stage.folder(store), name, pa.Table.from_pylist(rows[name], schema))
-        for name, schema in _FILES.items()
+        write_table(
+            stage.folder(store), table.file, pa.Table.from_pylist(rows[table.name], table.schema)
+        )
+        for table in _TABLES
     ]
     return StageOutput(files)
 
@@ -118,8 +119,8 @@ def _add_rows(
         "triplets": finite_or_none(tree.triplets),
     }
     summary |= _recovery_columns(matrix, domains, stage)
-    rows["cuts.parquet"] += [{**key, **asdict(cut)} for cut in tree.cuts]
-    rows["merges.parquet"] += [{**key, **merge} for merge in _merge_rows(tree, names)]
+    rows[tables.HIERARCHY_CUTS.name] += [{**key, **asdict(cut)} for cut in tree.cuts]
+    rows[tables.HIERARCHY_MERGES.name] += [{**key, **merge} for merge in _merge_rows(tree, names)]
     cutoff = (representation["threshold"], representation["top"])
     if representation["representation"] == EXPERTS and cutoff != (None, None):
         experts = _expert_sets(connection, representation, len(names))
@@ -132,10 +133,11 @@ def _add_rows(
             "one_domain_by_chance": finite_or_none(polysemy.one_domain_by_chance),
             "one_domain_p": finite_or_none(polysemy.p),
         }
-        rows["domains.parquet"] += [
+        rows[tables.HIERARCHY_DOMAINS.name] += [
             {**key, **columns} for columns in _containment_rows(experts, domains, stage)
         ]
-    rows[HIERARCHY_FILE].append(dict.fromkeys(tables.HIERARCHY_SUMMARY.schema.names) | summary)
+    table = tables.HIERARCHY_SUMMARY
+    rows[table.name].append(dict.fromkeys(table.schema.names) | summary)
 
 
 def _expert_sets(

@@ -14,13 +14,11 @@ import pyarrow as pa
 
 from alignment.statistics.correlation import MIN_PAIRS, correlate
 from jobs.engine.stage import Stage, StageOutput
-from jobs.experts import SITES_FOLDER
-from jobs.similarity import SIMILARITY_FILE
+from jobs.experts import EXPERTS_FOLDER
 from storage import sql, tables
 from storage.store.commit import write_table
 
 KIND = "reliability"
-RELIABILITY_FILE = "reliability.parquet"
 
 _BOTH_HALVES = """
 SELECT
@@ -47,8 +45,8 @@ def _run(stage: Stage, store: Path) -> StageOutput:
         for half, similarity in stage.inputs.items():
             experts = similarity.inputs["experts"]
             for name, input_stage, file in (
-                ("similarity", similarity, SIMILARITY_FILE),
-                ("experts", experts, SITES_FOLDER),
+                ("similarity", similarity, tables.SIMILARITY.file),
+                ("experts", experts, EXPERTS_FOLDER),
             ):
                 paths = input_stage.read_manifest(store).paths(file)
                 sql.scan_parquet(connection, paths).create_view(f"{half}_{name}")
@@ -65,7 +63,7 @@ def _run(stage: Stage, store: Path) -> StageOutput:
         for group in groups
     ]
     table = pa.Table.from_pylist(rows, tables.RELIABILITY.schema)
-    return StageOutput([write_table(stage.folder(store), RELIABILITY_FILE, table)])
+    return StageOutput([write_table(stage.folder(store), tables.RELIABILITY.file, table)])
 
 
 def _make_row(group: dict[str, Any]) -> dict[str, Any]:

@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
-from jobs import activations, alignment, hierarchy, reliability, sentences, similarity, steering
-from jobs.alignment import ALIGNMENT_FILE, PAIRS_FILE, TRIPLETS_FILE
+from jobs import activations, alignment, sentences, similarity
 from jobs.engine.stage import Stage, StageOutput
-from jobs.hierarchy import HIERARCHY_FILE
 from jobs.page.study import HEADLINE_THRESHOLD, Study, latest_studies
 from jobs.page.study_data import StudyData
-from jobs.reliability import RELIABILITY_FILE
 from jobs.results.rows import uses_measure
-from jobs.similarity import EXPERTS, SIMILARITY_FILE
-from jobs.steering import DOSES_FILE
-from storage import sql
+from jobs.similarity import EXPERTS
+from storage import sql, tables
 from storage.database import open_store
 from storage.store.commit import write_bytes, write_json
 from storage.store.layout import slug
@@ -126,11 +122,15 @@ def _make_summary(stage: Stage, store: Path) -> dict[str, Any]:
     thresholds = similarity_stage.params["thresholds"]
     threshold = min(thresholds, key=lambda threshold: abs(threshold - HEADLINE_THRESHOLD))
     similarities = _read_similarities(similarity_stage, store, pooling, threshold)
-    judgments = [alignment_stage.read_table(store, name) for name in (PAIRS_FILE, TRIPLETS_FILE)]
-    judged = pa.concat_tables([table.select(["human_set"]) for table in judgments])
+    judged = pa.concat_tables(
+        [
+            alignment_stage.read_table(store, table.file).select(["human_set"])
+            for table in (tables.HUMAN_PAIRS, tables.HUMAN_TRIPLETS)
+        ]
+    )
     counts = judged.group_by("human_set").aggregate([([], "count_all")]).to_pylist()
-    alignment_rows = _read_rows([alignment_stage], ALIGNMENT_FILE, store)
-    hierarchy_rows = _read_rows(_inputs_of_kind(stage, hierarchy.KIND), HIERARCHY_FILE, store)
+    alignment_rows = _read_rows(stage, tables.ALIGNMENT, store)
+    hierarchy_rows = _read_rows(stage, tables.HIERARCHY_SUMMARY, store)
     return {
         "sweep": stage.label,
         "concept_set": sentences_stage.params["concept_set"],
@@ -141,9 +141,9 @@ def _make_summary(stage: Stage, store: Path) -> dict[str, Any]:
         "human_pairs": {row["human_set"]: row["count_all"] for row in counts},
         "human_sets": list(alignment_stage.params["human"]),
         "alignment": [row for row in alignment_rows if uses_measure(row, measure)],
-        "reliability": _read_rows(_inputs_of_kind(stage, reliability.KIND), RELIABILITY_FILE, store),
+        "reliability": _read_rows(stage, tables.RELIABILITY, store),
         "hierarchy": [row for row in hierarchy_rows if uses_measure(row, measure)],
-        "steering": _read_rows(_inputs_of_kind(stage, steering.KIND), DOSES_FILE, store),
+        "steering": _read_rows(stage, tables.STEERING_DOSES, store),
         "nearest": {
             "of": f"{activations_stage.label}, {pooling} pooling, AP > {threshold}",
             "concepts": {
@@ -158,16 +158,20 @@ def _inputs_of_kind(stage: Stage, kind: str) -> list[Stage]:
     return [input_stage for input_stage in stage.inputs.values() if input_stage.kind == kind]
 
 
-def _read_rows(stages: list[Stage], name: str, store: Path) -> list[dict[str, Any]]:
-    """Rows of a table of several stages."""
-    return [row for stage in stages for row in stage.read_table(store, name).to_pylist()]
+def _read_rows(stage: Stage, table: tables.Table, store: Path) -> list[dict[str, Any]]:
+    """Rows of a table in all input stages that write it."""
+    return [
+        row
+        for input_stage in _inputs_of_kind(stage, table.stage)
+        for row in input_stage.read_table(store, table.file).to_pylist()
+    ]
 
 
 def _read_similarities(
     stage: Stage, store: Path, pooling: str, threshold: float
 ) -> dict[tuple[str, str], float | None]:
     with duckdb.connect() as connection:
-        paths = stage.read_manifest(store).paths(SIMILARITY_FILE)
+        paths = stage.read_manifest(store).paths(tables.SIMILARITY.file)
         sql.scan_parquet(connection, paths).create_view("similarity")
         rows = connection.execute(
             "SELECT concept_a, concept_b, similarity FROM similarity "

@@ -21,10 +21,6 @@ from storage.store.commit import FileRecord, write_table
 from storage.store.fingerprint import fingerprint
 
 KIND = "sentences"
-CONCEPTS_FILE = "concepts.parquet"
-SENTENCES_FILE = "sentences.parquet"
-MEMBERSHIPS_FILE = "memberships.parquet"
-DROPPED_FILE = "dropped.parquet"
 SHUFFLED = "shuffled"
 
 
@@ -114,19 +110,19 @@ def write_concept_set(
     """Commit the tables of a concept set; `collected` has the dropped sentences of each concept."""
     label = stage.params["concept_set"]
     tables_by_file = {
-        CONCEPTS_FILE: _concept_table(concept_set, label),
-        SENTENCES_FILE: _sentence_table(concept_set, label),
-        MEMBERSHIPS_FILE: _membership_table(concept_set, label, language),
-        DROPPED_FILE: _dropped_table(collected, label),
+        tables.CONCEPTS.file: _concept_table(concept_set, label),
+        tables.SENTENCES.file: _sentence_table(concept_set, label),
+        tables.MEMBERSHIPS.file: _membership_table(concept_set, label, language),
+        tables.DROPPED.file: _dropped_table(collected, label),
     }
     return [write_table(stage.folder(store), name, table) for name, table in tables_by_file.items()]
 
 
 def read_concept_set(stage: Stage, store: Path) -> ConceptSet:
     """The concept set of a finished stage."""
-    rows = stage.read_table(store, SENTENCES_FILE).to_pylist()
+    rows = stage.read_table(store, tables.SENTENCES.file).to_pylist()
     roles: dict[int, dict[str, list[str]]] = {}
-    for row in stage.read_table(store, MEMBERSHIPS_FILE).to_pylist():
+    for row in stage.read_table(store, tables.MEMBERSHIPS.file).to_pylist():
         roles.setdefault(row["sentence_id"], {}).setdefault(row["role"], []).append(row["concept"])
     sentences = []
     for row in rows:
@@ -142,48 +138,48 @@ def read_concept_set(stage: Stage, store: Path) -> ConceptSet:
         )
     concepts = [
         Concept(row["concept"], row["domain"], row["sense"], row["pos"])
-        for row in stage.read_table(store, CONCEPTS_FILE).to_pylist()
+        for row in stage.read_table(store, tables.CONCEPTS.file).to_pylist()
     ]
     return ConceptSet(stage.label, concepts, sentences)
 
 
 def read_dropped(stage: Stage, store: Path) -> list[dict[str, Any]]:
     """Rows of the stage's `dropped` table."""
-    rows: list[dict[str, Any]] = stage.read_table(store, DROPPED_FILE).to_pylist()
+    rows: list[dict[str, Any]] = stage.read_table(store, tables.DROPPED.file).to_pylist()
     return rows
 
 
 def read_concept_names(stage: Stage, store: Path) -> list[str]:
     """Names of the concepts, in the set's order."""
-    names: list[str] = stage.read_table(store, CONCEPTS_FILE).column("concept").to_pylist()
+    names: list[str] = stage.read_table(store, tables.CONCEPTS.file).column("concept").to_pylist()
     return names
 
 
 def read_domains(stage: Stage, store: Path) -> dict[str, str | None]:
     """Domain of each concept, in the set's order."""
-    rows = stage.read_table(store, CONCEPTS_FILE).to_pylist()
+    rows = stage.read_table(store, tables.CONCEPTS.file).to_pylist()
     return {row["concept"]: row["domain"] for row in rows}
 
 
 def read_texts(stage: Stage, store: Path) -> list[tuple[str, list[int]]]:
     """Text of every sentence, by sentence id, and the character spans of its concepts' words."""
     spans: dict[int, list[int]] = {}
-    for row in stage.read_table(store, MEMBERSHIPS_FILE).to_pylist():
+    for row in stage.read_table(store, tables.MEMBERSHIPS.file).to_pylist():
         if row["role"] == POSITIVE:
             spans.setdefault(row["sentence_id"], []).extend(row["spans"])
-    rows = stage.read_table(store, SENTENCES_FILE).to_pylist()
+    rows = stage.read_table(store, tables.SENTENCES.file).to_pylist()
     return [(row["text"], spans.get(row["sentence_id"], [])) for row in rows]
 
 
 def read_memberships(stage: Stage, store: Path, role: str = POSITIVE) -> tuple[Any, Any, int]:
     """Sentence ids and concept indices of the members of a role, as parallel arrays (no indices for the
     pool), and the number of sentences."""
-    table = stage.read_table(store, MEMBERSHIPS_FILE)
+    table = stage.read_table(store, tables.MEMBERSHIPS.file)
     rows = table.filter(pc.equal(table.column("role"), role))
     index = {name: number for number, name in enumerate(read_concept_names(stage, store))}
     names = [] if role == POOL else rows.column("concept").to_pylist()
     concepts = np.array([index[name] for name in names], np.int64)
-    n_sentences = stage.read_table(store, SENTENCES_FILE).num_rows
+    n_sentences = stage.read_table(store, tables.SENTENCES.file).num_rows
     return rows.column("sentence_id").to_numpy(), concepts, n_sentences
 
 

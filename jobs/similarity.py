@@ -16,14 +16,13 @@ import pyarrow as pa
 from jobs import activations, sentences
 from jobs.config.analysis import VECTOR_MEASURES
 from jobs.engine.stage import Stage, StageOutput
-from jobs.experts import SCORES_FOLDER, SITES_FOLDER
+from jobs.experts import EXPERTS_FOLDER, SCORES_FOLDER
 from jobs.representations.score_vectors import score_similarities
 from storage import sql, tables
 from storage.store.activation_files import activation_folder
 from storage.store.commit import write_table
 
 KIND = "similarity"
-SIMILARITY_FILE = "similarity.parquet"
 EXPERTS = "experts"
 FAMILY_KEY = ("representation", "model", "revision", "concept_set", "pooling", "measure")
 REPRESENTATION_KEY = (*FAMILY_KEY, "layer", "site", "threshold", "top")
@@ -58,7 +57,7 @@ def plan(
 def _run(stage: Stage, store: Path) -> StageOutput:
     experts = stage.inputs["experts"]
     activations_stage = experts.inputs["activations"]
-    paths = experts.read_manifest(store).paths(SITES_FOLDER)
+    paths = experts.read_manifest(store).paths(EXPERTS_FOLDER)
     concepts = sentences.read_concept_names(activations_stage.inputs["sentences"], store)
     measures = stage.params["measures"]
     with connect_duckdb() as connection:
@@ -77,7 +76,7 @@ def _run(stage: Stage, store: Path) -> StageOutput:
     names = ("model", "revision", "concept_set", "representation")
     constants = {name: stage.params[name] for name in names}
     rows = pa.concat_tables([fill_columns(table, constants) for table in results])
-    return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, rows)])
+    return StageOutput([write_table(stage.folder(store), tables.SIMILARITY.file, rows)])
 
 
 def _score_files(
@@ -85,11 +84,11 @@ def _score_files(
 ) -> list[tuple[dict[str, Any], list[Path]]]:
     """The score files of every scope, with the scope's columns (pooling, layer, site)."""
     sites = activations.read_neuron_sites(experts.inputs["activations"], store)
+    if len({row["site"] for row in sites}) == 1:
+        scopes = [scope for scope in scopes if scope != "site"]
     manifest = experts.read_manifest(store)
     paths_by_scope: dict[tuple[Any, ...], list[Path]] = {}
     for scope, row in product(scopes, sites):
-        if scope == "site" and len({row["site"] for row in sites}) == 1:
-            continue
         layer = row["layer"] if scope == "layer" else None
         site = row["site"] if scope == "site" else None
         folder = activation_folder(row["pooling"], row["layer"], row["site"])

@@ -30,6 +30,7 @@ from jobs.attributions import ConceptUnit
 from jobs.config.analysis import SteeringSettings
 from jobs.config.models import Model
 from jobs.engine.stage import Stage, StageOutput, run_missing_units
+from jobs.results.rows import group_rows
 from storage import tables
 from storage.store.commit import FileRecord, write_bytes, write_table
 from storage.store.paths import read_parquet
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from cluster.steering.pipeline import SteeringPipeline
 
 KIND = "steering"
-EFFECTS_FOLDER, PROMPTS_FOLDER, NEURONS_FOLDER = "steering", "prompts", "neurons"
-DOSES_FILE = "doses.parquet"
 FIGURE_FILE = "doses.png"
 NONE, BY_AP, BY_ATTRIBUTION, RANDOM = "none", "ap", "attribution", "random"
 SELECTIONS = (BY_AP, BY_ATTRIBUTION, RANDOM)
@@ -144,7 +143,7 @@ def plan(
 
 def read_doses(stage: Stage, store: Path) -> list[dict[str, Any]]:
     """Rows of the stage's `steering_doses` table."""
-    rows: list[dict[str, Any]] = stage.read_table(store, DOSES_FILE).to_pylist()
+    rows: list[dict[str, Any]] = stage.read_table(store, tables.STEERING_DOSES.file).to_pylist()
     return rows
 
 
@@ -156,7 +155,7 @@ def figure_path(stage: Stage, store: Path) -> Path:
 
 def read_neurons(stage: Stage, store: Path) -> list[dict[str, Any]]:
     """Rows of the stage's `steering_neurons` table, of neurons that were clamped alone."""
-    rows: list[dict[str, Any]] = stage.read_table(store, NEURONS_FOLDER).to_pylist()
+    rows: list[dict[str, Any]] = stage.read_table(store, tables.STEERING_NEURONS.file).to_pylist()
     return rows
 
 
@@ -194,7 +193,8 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
             yield unit.name, files, {}
 
     files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
-    paths = [folder / record.path for record in files if record.path.startswith(f"{PROMPTS_FOLDER}/")]
+    prefix = f"{tables.STEERING_PROMPTS.file}/"
+    paths = [folder / record.path for record in files if record.path.startswith(prefix)]
     # Imports Matplotlib, which is slow to load.
     from jobs.page.figures.dose_response import draw_dose_response
 
@@ -202,7 +202,7 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
     rows = doses.to_pylist()
     label = f"{activations_stage.label}, {params['pooling']} pooling"
     files += [
-        write_table(folder, DOSES_FILE, doses),
+        write_table(folder, tables.STEERING_DOSES.file, doses),
         write_bytes(folder, FIGURE_FILE, draw_dose_response(rows, label)),
     ]
     notes = [
@@ -386,9 +386,9 @@ def _make_tables(
         del row["on_p50"]
         neuron_rows.append({**constants, **row, **effect})
     return {
-        EFFECTS_FOLDER: pa.Table.from_pylist(effect_rows, tables.STEERING.schema),
-        PROMPTS_FOLDER: pa.Table.from_pylist(prompt_rows, tables.STEERING_PROMPTS.schema),
-        NEURONS_FOLDER: pa.Table.from_pylist(neuron_rows, tables.STEERING_NEURONS.schema),
+        tables.STEERING.file: pa.Table.from_pylist(effect_rows, tables.STEERING.schema),
+        tables.STEERING_PROMPTS.file: pa.Table.from_pylist(prompt_rows, tables.STEERING_PROMPTS.schema),
+        tables.STEERING_NEURONS.file: pa.Table.from_pylist(neuron_rows, tables.STEERING_NEURONS.schema),
     }
 
 
@@ -414,14 +414,11 @@ def _mean_columns(
 
 def _dose_table(params: Any, prompts: pa.Table) -> pa.Table:
     """Means over all concepts for every selection and k."""
-    rows_by_dose: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
-    for row in prompts.to_pylist():
-        by_concept = rows_by_dose.setdefault((row["selection"], row["k"]), {})
-        by_concept.setdefault(row["concept"], []).append(row)
+    rows_by_dose = group_rows(prompts.to_pylist(), "selection", "k")
     order = (NONE, *SELECTIONS)
     rows = []
     for selection, k in sorted(rows_by_dose, key=lambda dose: (order.index(dose[0]), dose[1])):
-        concept_rows = list(rows_by_dose[selection, k].values())
+        concept_rows = list(group_rows(rows_by_dose[selection, k], "concept").values())
         change, others, containing = (
             np.array([[row[name] for row in prompt_rows] for prompt_rows in concept_rows], np.float64)
             for name in ("change", "others", "containing")

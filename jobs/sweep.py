@@ -94,7 +94,8 @@ def check_disk_space(plan: Plan, store: Path) -> None:
         for stage in concept_set.stages:
             if stage.kind == activations.KIND:
                 model = weights[stage.label]
-                n_bytes = disk_budget.remaining_activation_bytes(stage, model, concepts, store)
+                remaining = disk_budget.remaining_units(stage, store)
+                n_bytes = disk_budget.remaining_activation_bytes(stage, model, concepts, remaining)
                 activation_bytes.append(n_bytes)
             elif stage.kind == experts.KIND and not stage.is_done(store):
                 score_bytes += disk_budget.score_bytes(stage, weights[stage.label], concepts)

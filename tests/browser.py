@@ -22,13 +22,13 @@ _TIMEOUT_SECONDS = 180
 
 
 class Browser:
-    """A browser window with a size and colour scheme, and the requests and messages of its pages."""
+    """A browser window with a size and color scheme, and the requests and messages of its pages."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
 
     def open(self, address: str, width: int = 1920, scheme: str = "light") -> None:
-        """Open a page with a window size and colour scheme."""
+        """Open a page with a window size and color scheme."""
         self.driver.get("about:blank")
         size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         self.command("Emulation.setDeviceMetricsOverride", size)

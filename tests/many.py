@@ -147,13 +147,13 @@ def _commit(
     kind: str,
     params: dict[str, Any],
     inputs: dict[str, str],
-    tables: Mapping[str, _Table],
+    files: Mapping[str, _Table],
 ) -> str:
-    """Commit the tables of a stage; returns its folder's name."""
+    """Commit the tables of a stage and return its folder's name."""
     fingerprint = f"{layout.STAGE_KINDS.index(kind):016x}"
     folder = layout.stage_folder(root, kind, "drawn", fingerprint)
     records = []
-    for name, (schema, columns, more) in tables.items():
+    for name, (schema, columns, more) in files.items():
         values = {**columns, **more}
         n = max((len(value) for value in values.values() if isinstance(value, np.ndarray)), default=1)
         arrays = [

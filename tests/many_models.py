@@ -1,4 +1,4 @@
-"""A sweep of many models of the hub, of which only the configurations are there, as if downloaded."""
+"""A sweep of many models from the Hugging Face Hub, with only their configurations in the cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROOT = Path(__file__).parent.parent
 
 
 def _hub(cache: Path, models: int, revisions: int) -> list[str]:
-    """The hub's cache on this machine, with so many revisions of so many models."""
+    """Fill a Hub cache with the given numbers of models and revisions; return the models' ids."""
     names = []
     for number in range(models):
         names.append(f"zoo/model-{number}")
@@ -39,14 +39,14 @@ def add_revision(cache: Path, number: int, step: int) -> None:
     (snapshot / "config.json").write_text(json.dumps(content))
 
 
-def write_study(folder: Path, models: int, revisions: int, concepts: int, each: int) -> Path:
-    """A sweep file of all revisions of so many models, over concepts of `each` sentences."""
+def write_study(folder: Path, models: int, revisions: int, concepts: int, sentences: int) -> Path:
+    """Write a sweep of all revisions of the models, with `sentences` sentences per concept."""
     names = _hub(folder / "hub", models, revisions)
-    with (folder / "concepts.csv").open("w") as sentences:
-        rows = csv.writer(sentences)
+    with (folder / "concepts.csv").open("w") as table:
+        rows = csv.writer(table)
         rows.writerow(["concept", "domain", "text"])
         for concept in range(concepts):
-            for number in range(each):
+            for number in range(sentences):
                 text = f"Nobody saw a thing{concept} in the place of number {number} again."
                 rows.writerow([f"thing{concept}", f"domain{concept % 27}", text])
     pairs = "".join(f"thing{n},thing{n + 1},{n % 7}\n" for n in range(concepts - 1))
@@ -60,7 +60,7 @@ def write_study(folder: Path, models: int, revisions: int, concepts: int, each: 
 
 
 def environment(file: Path) -> dict[str, str]:
-    """What a process needs to find the models of a sweep file."""
+    """Environment variables with which a process finds the models of a sweep file."""
     return {
         **os.environ,
         "PYTHONPATH": str(_ROOT),

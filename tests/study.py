@@ -29,7 +29,7 @@ PRINTED = "printed.txt"
 
 
 def make_study(folder: Path, model: Path) -> None:
-    """Run the sweep in a folder; what it printed is kept there too."""
+    """Run the sweep in a folder and save what it prints there."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(model, folder / "model")
     tiny.make_encoder(folder / "encoder")

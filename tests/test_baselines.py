@@ -105,13 +105,13 @@ def test_a_file_without_word_vectors_is_rejected(tmp_path: Path, content: bytes)
         read_vectors(tmp_path / "none", ["cat"])
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("pooling", ["cls_token", "mean_tokens", "max_tokens", "lasttoken"])
 def test_sentence_embeddings_equal_those_of_single_texts(
-    tmp_path: Path, pooling: str, normalise: bool
+    tmp_path: Path, pooling: str, normalize: bool
 ) -> None:
     """Padding must not change the numbers, and the pooling must be the configured one."""
-    folder = tiny.make_encoder(tmp_path, pooling, normalise)
+    folder = tiny.make_encoder(tmp_path, pooling, normalize)
     embeddings = SentenceEncoder(folder)([*SENTENCES, "word " * 40])
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     for text, vector in zip([*SENTENCES, "word " * 40], embeddings, strict=True):
@@ -125,7 +125,7 @@ def test_sentence_embeddings_equal_those_of_single_texts(
             "lasttoken": hidden[-1],
         }
         expected = pools[pooling].numpy()
-        if normalise:
+        if normalize:
             expected = expected / np.linalg.norm(expected)
         np.testing.assert_allclose(vector, expected, atol=1e-5)
 
@@ -212,7 +212,7 @@ def test_shuffling_changes_the_order() -> None:
 def test_invalid_baselines_in_a_sweep_file_are_rejected(
     tmp_path: Path, baselines: str, message: str
 ) -> None:
-    """A misspelt baseline that is ignored would be missing from the report."""
+    """A misspelled baseline that is ignored would be missing from the report."""
     (tmp_path / "sweep.yaml").write_text(f"concepts: a.csv\nmodels: [a]\nbaselines: {baselines}\n")
     with pytest.raises(UserError) as caught:
         read_sweep(tmp_path / "sweep.yaml")

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 
 from cluster.runtime.job_server import JobServer
-from jobs.commands.schedule import Cron, JobServerSubmitter, Scheduler
-from jobs.commands.submit import submit_sweep
+from jobs.actions.schedule import Cron, JobServerSubmitter, Scheduler
+from jobs.actions.submit import submit_sweep
 from jobs.config.loader import read_sweep
 from storage.errors import UserError
 from storage.store import layout
@@ -44,8 +44,8 @@ _ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with ray_head() as ray:
-        yield ray
+    with ray_head() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ from datetime import datetime
 from pathlib import Path
 from cluster.runtime.job_server import JobServer
 from jobs.config.loader import read_sweep
-from jobs.commands.schedule import Cron, JobServerSubmitter, Scheduler
+from jobs.actions.schedule import Cron, JobServerSubmitter, Scheduler
 from storage.store import layout
 from storage.store.schedule_slots import ScheduleSlots
 file, address, since, now = sys.argv[1:]

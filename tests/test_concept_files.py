@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +233,76 @@ def test_definitions_are_from_the_right_sense(tmp_path: Path) -> None:
     assert wordnet.look_up_definition(folder, "cat", "noun", "cat.n.03") is None
     assert wordnet.is_sense_name("cat.n.01")
     assert not wordnet.is_sense_name("a small animal. It purrs.")
+
+
+def test_underscores_of_a_lemma_are_exact_in_definitions(tmp_path: Path) -> None:
+    """A lemma with two underscores could not be found, or would get the definition of another."""
+    synsets = [Synset("sea_lion", gloss="swims"), Synset("sea__lion", gloss="a star")]
+    write_nouns(tmp_path, synsets)
+    assert wordnet.look_up_definition(tmp_path, "sea__lion", "noun") == "a star"
+    assert wordnet.look_up_definition(tmp_path, "sea  lion", "noun") == "swims"
+    assert wordnet.look_up_definition(tmp_path, "sea___lion", "noun") is None
+
+
+def test_a_wordnet_index_with_other_line_ends_is_read(tmp_path: Path) -> None:
+    """The words are still sorted, and the offsets are those of data.noun."""
+    folder = _write_wordnet(tmp_path / "dict")
+    for name in ("index.noun", "index.sense"):
+        (folder / name).write_bytes((folder / name).read_bytes().replace(b"\n", b"\r\n"))
+    assert wordnet.look_up_definition(folder, "ice cream", "noun") == "frozen dessert"
+    assert wordnet.look_up_definition(folder, "cat", "noun", "cat%1:18:01::") is not None
+    assert wordnet.look_up_definition(folder, "zebu", "noun") is None
+
+
+def _reverse_lines(content: bytes) -> bytes:
+    return b"".join(sorted(content.splitlines(keepends=True), reverse=True))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("index.noun", _reverse_lines, "index.noun: is not in WordNet's format: not sorted by bytes"),
+        ("index.noun", lambda content: content[: content.index(b"cafe")], "format: it has no words"),
+        ("index.noun", lambda content: content.decode().encode("utf-16"), "format: no offset in"),
+        ("index.noun", lambda content: re.sub(rb"\d{8}", b"00000001", content), "no synset at byte 1"),
+        ("index.noun", lambda content: re.sub(rb"\d{8}", b"", content), "'cat' has 0 of 2 synsets"),
+        ("index.sense", _reverse_lines, "index.sense: is not in WordNet's format: not sorted by bytes"),
+        ("index.sense", lambda content: re.sub(rb"\d{8}", b"?", content), "format: invalid literal"),
+        ("data.noun", lambda content: content.replace(b"\n", b"\r\n"), "format: no synset at byte"),
+        ("data.noun", lambda content: b"  0 Another line.\n" + content, "format: no synset at byte"),
+        ("data.noun", lambda content: content[:60], "format: no synset at byte"),
+    ],
+)
+def test_a_damaged_wordnet_is_rejected(
+    tmp_path: Path, file: str, damage: Callable[[bytes], bytes], message: str
+) -> None:
+    """A word of the database would be reported as missing, or get another word's definition."""
+    folder = _write_wordnet(tmp_path / "dict")
+    senses: list[tuple[str, str | None]] = [(word, None) for word in ("cafe", "cat", "guy", "ice cream")]
+    senses += [("cat", "cat%1:05:00::"), ("cat", "cat%1:18:01::")]
+    definitions = [wordnet.look_up_definition(folder, word, "noun", sense) for word, sense in senses]
+    assert None not in definitions
+    (folder / file).write_bytes(damage((folder / file).read_bytes()))
+    errors = []
+    for (word, sense), definition in zip(senses, definitions, strict=True):
+        try:
+            assert wordnet.look_up_definition(folder, word, "noun", sense) == definition
+        except UserError as error:
+            errors.append(str(error))
+    assert any(message in error for error in errors)
+    assert all("\n" not in error for error in errors)
+
+
+def test_a_synset_id_is_not_looked_up_in_a_shifted_file(tmp_path: Path) -> None:
+    """With the line ends of another system, every id would be reported as missing."""
+    *_, last = write_nouns(tmp_path / "dict", [Synset("cat"), Synset("dog"), Synset("cow")])
+    assert wordnet.find_noun(tmp_path / "dict", "cow", f"{last:08}-n") == last
+    assert wordnet.find_noun(tmp_path / "dict", "cow", f"{last + 1:08}-n") is None
+    write_nouns(tmp_path / "crlf", [Synset("cat"), Synset("dog"), Synset("cow")])
+    data = tmp_path / "crlf/data.noun"
+    data.write_bytes(data.read_bytes().replace(b"\n", b"\r\n"))
+    with pytest.raises(UserError, match=r"data\.noun: is not in WordNet's format: no synset at byte"):
+        wordnet.find_noun(tmp_path / "crlf", "cow", f"{last:08}-n")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.actions.working_dir import write_working_dir
 from jobs.commands.main import app
-from jobs.commands.working_dir import write_working_dir
 from jobs.config.loader import read_sweep
 from jobs.page.study import latest_studies
 from jobs.planner import plan_sweep

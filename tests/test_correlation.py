@@ -104,7 +104,7 @@ def test_integer_weights_equal_repeated_pairs(measure: CorrelationMeasure, seed:
 
 @pytest.mark.parametrize("measure", SCIPY)
 def test_resamples_match_plain_loops(measure: CorrelationMeasure) -> None:
-    """The vectorised resamples against loops that list the pairs of the sampled concepts explicitly."""
+    """The vectorized resamples against loops that list the pairs of the sampled concepts explicitly."""
     random = np.random.default_rng(3)
     first, second = np.triu_indices(9, 1)
     pairs = random.permutation(len(first))[:25]
@@ -316,7 +316,7 @@ def test_mantel_p_values_are_uniform_under_the_null_with_concept_effects(
 
 
 def test_the_mantel_test_matches_a_plain_loop_and_detects_an_effect() -> None:
-    """The vectorised permutations must be those of the concepts, applied to rows and columns alike."""
+    """The vectorized permutations must be those of the concepts, applied to rows and columns alike."""
     random = np.random.default_rng(8)
     matrix = random.integers(0, 9, (12, 12)).astype(float)
     matrix += matrix.T

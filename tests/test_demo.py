@@ -62,10 +62,10 @@ def _watch(process: subprocess.Popen[bytes], run: Run) -> None:
         total = 0
         with suppress(psutil.NoSuchProcess):
             demo = psutil.Process(process.pid)
-            for process_ in [demo, *demo.children(recursive=True)]:
+            for member in [demo, *demo.children(recursive=True)]:
                 # it may have exited in the meantime
                 with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                    total += process_.memory_full_info().pss
+                    total += member.memory_full_info().pss
         run.peak_bytes = max(run.peak_bytes, total)
         # measuring more often would slow the demo down
         time.sleep(3)

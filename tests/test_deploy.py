@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import ray
+import typer
 import yaml
 
-from jobs.commands.main import load_command
-from jobs.commands.schedule import Cron, find_time_zone
+from jobs.actions.schedule import Cron, find_time_zone
+from jobs.commands.main import app
 from jobs.config.loader import read_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -162,7 +163,8 @@ def _check_schedule(words: list[str], zone: str) -> None:
     program, command, file, *options = words
     assert program.rpartition("/")[2] == "neuralign"
     assert file.endswith(".yaml")
-    known = {option for parameter in load_command(command).params for option in parameter.opts}
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    known = {option for parameter in parameters for option in parameter.opts}
     assert set(options[::2]) <= known
     values = dict(zip(options[::2], options[1::2], strict=True))
     if not values["--cron"].startswith("$"):

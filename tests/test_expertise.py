@@ -167,12 +167,13 @@ def test_permuted_scores_match_scoring_each_permutation(
     permutations = permute_labels(labels, 3, seed)
     scores, histogram = score_with_permutations(values, labels, permutations)
     assert np.array_equal(scores.ap, score_neurons(values, labels).ap)
-    labellings = [labels, *map(labels.take, permutations)]
-    for row, labelling in enumerate(labellings):
-        ap = score_neurons(values, labelling).ap
+    labelings = [labels, *map(labels.take, permutations)]
+    for row, labeling in enumerate(labelings):
+        ap = score_neurons(values, labeling).ap
         assert np.array_equal(histogram.max_ap[row], ap.max(axis=0))
-        for step in range(N_AP_BINS):
-            assert np.array_equal(histogram.n_above[row, :, step], (ap > step / N_AP_BINS).sum(axis=0))
+        for ap_bin in range(N_AP_BINS):
+            n_above = (ap > ap_bin / N_AP_BINS).sum(axis=0)
+            assert np.array_equal(histogram.n_above[row, :, ap_bin], n_above)
 
 
 @settings(max_examples=150, deadline=None)
@@ -250,10 +251,10 @@ def test_permutations_preserve_the_label_counts(problem: tuple[AnyFloats, Labels
     permuted = labels.take(permutation)
     assert np.array_equal(permuted.n_positive, labels.n_positive)
     assert np.array_equal(permuted.n_negative, labels.n_negative)
-    is_labelled = np.zeros(labels.n_sentences, np.bool_)
+    is_labeled = np.zeros(labels.n_sentences, np.bool_)
     for sentences in (*labels.positives, *labels.negatives):
-        is_labelled[sentences] = True
-    assert np.array_equal(permutation[~is_labelled], np.flatnonzero(~is_labelled))
+        is_labeled[sentences] = True
+    assert np.array_equal(permutation[~is_labeled], np.flatnonzero(~is_labeled))
 
 
 def test_concepts_with_their_own_sentences_are_permuted_separately() -> None:
@@ -346,7 +347,7 @@ def test_the_reference_prevalence_matches_sampled_negatives_on_average() -> None
 @settings(max_examples=50, deadline=None)
 @given(problems())
 def test_scores_depend_only_on_the_order_of_activations(problem: tuple[AnyFloats, Labels]) -> None:
-    """Scale and offset differ between neurons and must not favour any."""
+    """Scale and offset differ between neurons and must not favor any."""
     values, labels = problem
     wide = values.astype(np.float32)
     assert_equal_scores(
@@ -450,7 +451,7 @@ def test_invalid_labels_and_inputs_are_rejected() -> None:
     labels = labels_against_others(np.arange(4), np.array([0, 0, 1, 1]), 4, 2)
     with pytest.raises(ValueError, match="shape \\(neurons, 4 sentences\\), got \\(2, 3\\)"):
         score_neurons(np.zeros((2, 3), np.float16), labels)
-    with pytest.raises(ValueError, match="prevalence must be between 0 and 1"):
+    with pytest.raises(ValueError, match="prevalence must be between 0 and 1, got 1"):
         score_neurons(np.zeros((2, 4), np.float16), labels, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Failures of figures: names rendered as markup, colours without a dark variant, hidden steps, selected
+"""Failures of figures: names rendered as markup, colors without a dark variant, hidden steps, selected
 maxima that look like other values, or output that is not reproducible."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jobs.page.figures import interactive, static
-from jobs.page.figures.colours import DARK
+from jobs.page.figures.colors import DARK
 from jobs.page.figures.spec import (
     Dendrogram,
     Figure,
@@ -57,7 +57,7 @@ def test_text_is_escaped() -> None:
         assert custom_data
 
 
-def test_every_colour_has_a_dark_variant() -> None:
+def test_every_color_has_a_dark_variant() -> None:
     body = LinePlot(
         [Panel("y", [Line(str(n), [1, 2], [0.1, 0.2], [0, 0], [1, 1]) for n in range(8)])], "x"
     )

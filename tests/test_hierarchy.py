@@ -293,13 +293,13 @@ def test_concepts_without_a_domain_and_single_concepts_form_no_group() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 14))
 def test_tree_layouts_match_scipy_at_any_number_of_leaves(seed: int, max_leaves: int) -> None:
-    """A branch at the wrong height would show a wrong tree."""
+    """A branch in the wrong row would show a wrong tree."""
     similarities, _ = make_similarities(seed)
     merges = average_linkage(similarities)
     layout = layout_tree(merges, max_leaves)
     expected = scipy_hierarchy.dendrogram(merges, p=max_leaves, truncate_mode="lastp", no_plot=True)
     brackets = {
-        tuple((distance, (height - 5) / 10) for height, distance in zip(*corners, strict=True))
+        tuple((distance, (row - 5) / 10) for row, distance in zip(*corners, strict=True))
         for corners in zip(expected["icoord"], expected["dcoord"], strict=True)
     }
     assert set(map(tuple, layout.brackets)) == brackets

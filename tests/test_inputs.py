@@ -116,7 +116,7 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, w
         ("concepts: a.csv\nmodels: [3]\n", "2: models[0]: 3: expected a mapping"),
         (
             "concepts: a.csv\nmodels: [a]\nhuman:\n- men\n- mean\n",
-            "5: human[1].name: 'mean': expected men",
+            "5: human[1].name: 'mean': expected men, simlex999",
         ),
         ("concepts: a.csv\nmodels:\n- a\n- a\n", "4: models[1]: 'a' at 'main' is listed twice"),
         (
@@ -128,7 +128,25 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, w
         ("concepts: a.csv\nmodels: [a\n", "3: is not valid YAML"),
         ("concepts: a.csv\n? [a]\n: b\n", "2: is not valid YAML: while constructing a mapping"),
         ("concepts: a: b\n", "1: is not valid YAML: mapping values are not allowed here"),
-        ("concepts: a.csv\nseed: 2026-13-01\n", "is not valid YAML: month must be in 1..12"),
+        ("concepts: a.csv\nseed: 2026-13-01\n", "2: is not valid YAML: month must be in 1..12"),
+        ("concepts: a.csv\nseed: !!bool 5\n", "2: is not valid YAML"),
+        ("concepts: a.csv\nmodels: [a\x01]\n", "2: is not valid YAML: special characters"),
+        ("concepts: a.csv\nmodels:\n- id: a\n  5: b\n", "4: the key 5 is not a string"),
+        ("concepts: a.csv\nmodels: [a]\nyes: b\n", "3: the key yes is not a string"),
+        ("concepts: a.csv\nmodels:\n- &a {id: a}\n- b\n- *a\n", "5: models[2]: 'a' at 'main' is listed"),
+        (
+            "concepts: a.csv\nmodels:\n- &a {id: a, shards: 2}\n- {<<: *a, id: b, shards: 0}\n",
+            "4: models[1].shards: 0: ",
+        ),
+        (
+            "concepts: a.csv\nmodels: [a]\nexperts: &e {floor: .3}\nsteering:\n  <<: *e\n",
+            "5: steering.f",
+        ),
+        (
+            "concepts: a.csv\nmodels: [a]\nexperts: {threshold: &t [0.5],\n top: *t}\n",
+            "4: experts.top[0]",
+        ),
+        ("{concepts: a.csv,\n models: [a,\n  {id: b,\n   shards: 0}]}\n", "4: models[1].shards: 0:"),
         ("concepts: []\nmodels: [a]\n", "concepts: []: "),
         (
             "concepts:\n- a.csv\n- b.csv\nmodels: [a]\n",
@@ -147,6 +165,10 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, w
             "concepts:\n  source: harvest\n  words: 5\n  corpus: c\nmodels: [a]\n",
             "3: concepts.words: 5: expected a valid string or a valid list",
         ),
+        (
+            "concepts: {source: harvest, corpus: c,\n words: [a,\n  5]}\nmodels: [a]\n",
+            "3: concepts.words[1]: 5: expected a valid string",
+        ),
         ("concepts: {source: a.csv,\n word: b}\nmodels: [a]\n", "2: concepts.word: unknown key; "),
         (
             "concepts: a.csv\nmodels: [a]\nbaselines:\n- name: s\n  dictionary: d\n  layer: -1\n",
@@ -160,7 +182,8 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, w
             "concepts: a.csv\nmodels: [a]\nbaselines:\n- glove\n- glov\n",
             "5: baselines[1]: 'glov': expected",
         ),
-        ("- a\n", "has no keys"),
+        ("\n- a\n", "2: has no keys"),
+        ("", "1: has no keys"),
         ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [1.5]}\n", "experts.threshold[0]: 1.5:"),
         ("concepts: a.csv\nmodels: [a]\nexperts: {threshold: [-0.1]}\n", "experts.threshold[0]: -0.1:"),
         (

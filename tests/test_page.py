@@ -89,8 +89,8 @@ def test_every_figure_fits_the_width_and_nothing_is_requested(
     assert window.evaluate(_OVERLAPS.strip()) == []
     is_dark = window.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
     assert is_dark == (scheme == "dark")
-    colour = window.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
-    assert colour == ("rgb(230, 232, 235)" if is_dark else "rgb(27, 31, 36)")
+    color = window.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
+    assert color == ("rgb(230, 232, 235)" if is_dark else "rgb(27, 31, 36)")
 
 
 @needs_chromium
@@ -152,7 +152,7 @@ def test_hover_sorting_and_concept_details_work_with_mouse_and_keyboard(
 
 
 @needs_chromium
-def test_a_dark_page_prints_with_light_colours_at_paper_width(
+def test_a_dark_page_prints_with_light_colors_at_paper_width(
     window: browser.Browser, report: Path
 ) -> None:
     window.open((report / "report.html").as_uri(), 1920, "dark")

@@ -159,7 +159,7 @@ def test_the_demo_sentences_pass_the_filter() -> None:
         ("Le chat dort toute la journée dans la cuisine.", "en", False),
     ],
 )
-def test_the_language_of_a_sentence_is_recognised(text: str, language: str, expected: bool) -> None:
+def test_the_language_of_a_sentence_is_recognized(text: str, language: str, expected: bool) -> None:
     """Models drift into other languages, and corpora mix them."""
     assert is_in_language(text, language) == expected
 
@@ -178,7 +178,7 @@ def test_the_language_of_a_sentence_is_recognised(text: str, language: str, expe
         ("He gave up after a while.", ConceptWord("give up", "verb"), True),
     ],
 )
-def test_the_part_of_speech_is_recognised(text: str, word: ConceptWord, expected: bool) -> None:
+def test_the_part_of_speech_is_recognized(text: str, word: ConceptWord, expected: bool) -> None:
     """The verb "watch" and the noun are different concepts."""
     assert has_pos(text, word) == expected
 

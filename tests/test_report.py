@@ -77,7 +77,7 @@ def test_model_size_is_parsed_from_the_name(model: str, expected: float | None) 
 # --- data -------------------------------------------------------------------------------
 
 
-def test_neighbours_and_disagreements_match_a_direct_computation(store: Path) -> None:
+def test_neighbors_and_disagreements_match_a_direct_computation(store: Path) -> None:
     with open_study(store) as data:
         pairs = ConceptPairs(data)
         details = concept_details(data)
@@ -85,12 +85,12 @@ def test_neighbours_and_disagreements_match_a_direct_computation(store: Path) ->
         model, names = pairs.model, pairs.names
     assert set(details) == set(names) == {HOSTILE.get(name, name) for name in tiny.CONCEPTS}
     for name, similarities in zip(names, model, strict=True):
-        neighbours = [
-            (neighbour, value)
-            for neighbour, value in zip(names, similarities, strict=True)
-            if value > 0 and neighbour != name
+        neighbors = [
+            (neighbor, value)
+            for neighbor, value in zip(names, similarities, strict=True)
+            if value > 0 and neighbor != name
         ]
-        assert sorted(neighbours) == sorted(map(tuple, details[name]["model"]))
+        assert sorted(neighbors) == sorted(map(tuple, details[name]["model"]))
         values = [value for _, value in details[name]["model"]]
         assert values == sorted(values, reverse=True)
     rated = [row for row in rows if row["score"] is not None]

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from jobs.commands.schedule import Cron, Scheduler, find_time_zone
+from jobs.actions.schedule import Cron, Scheduler, find_time_zone
 from storage.errors import UserError
 from storage.store.schedule_slots import ScheduleSlots
 

@@ -56,7 +56,7 @@ class Recorder:
                 assert resource not in [busy for _, busy in self.running], (label, self.running)
                 self.running.append((label, resource))
                 self.order.append(label)
-                self.concurrent |= {frozenset([label, neighbour]) for neighbour, _ in self.running}
+                self.concurrent |= {frozenset([label, other]) for other, _ in self.running}
             try:
                 work(label)
             finally:

@@ -21,7 +21,7 @@ from alignment.expertise.label_permutations import permute_labels
 from alignment.expertise.labels import labels_against_others
 from alignment.expertise.scoring import score_neurons
 from jobs import experts, planner, sweep
-from jobs.commands.plan import remaining_stages
+from jobs.actions.plan import remaining_stages
 from jobs.config.loader import read_sweep
 from jobs.engine import disk_budget
 from storage.errors import StoreError, UserError

@@ -1,4 +1,4 @@
-"""Activations of neighbouring sentences, padding or special tokens could leak into a sentence's."""
+"""Activations of neighboring sentences, padding or special tokens could leak into a sentence's."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from jobs.commands.status import read_states
+from jobs.actions.status import read_states
 from jobs.engine.stage import Stage, StageOutput, run_if_needed, run_missing_units
 from storage.store import layout, manifest
 from storage.store.lease import acquire_lease
@@ -107,7 +107,7 @@ def test_watch_refreshes_until_interrupted(tmp_path: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
         run_if_needed(_stage("second", lambda _: None), store)
 
-    monkeypatch.setattr("jobs.commands.status.time", SimpleNamespace(sleep=pause))
+    monkeypatch.setattr("jobs.actions.status.time", SimpleNamespace(sleep=pause))
     done = neuralign("status", store, "--watch")
     assert done.returncode == 130
     assert "first" in done.stdout

@@ -90,65 +90,60 @@ def test_control_neurons_have_the_sites_of_the_experts_and_are_not_experts() -> 
 _IDS = st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple)
 
 
-def _log_p(before: Sequence[int], token: int) -> float:
-    return float(hash((tuple(before), token)) % 1000)
+def _log_p(prefix: Sequence[int], token: int) -> float:
+    return float(hash((tuple(prefix), token)) % 1000)
 
 
 @given(st.lists(st.tuples(_IDS, _IDS), min_size=1, max_size=12), st.integers(1, 20))
-def test_words_that_share_a_prompt_are_read_as_if_alone(
+def test_words_with_a_shared_prompt_are_scored_as_if_alone(
     words: list[tuple[tuple[int, ...], tuple[int, ...]]], budget: int
 ) -> None:
-    given_words = [PromptedWord(before, tokens) for before, tokens in words]
-    reading = PrefixSharedWords(given_words)
-    rows = list(reading.sequences(NO_INTERVENTION))
-    assert len(rows) == len(reading) == len({word.prefix for word in given_words})
-    alone = {(word.prefix, word.sequence) for word in given_words}
-    assert sum(row.n_tokens for row in rows) <= sum(len(sequence) for _, sequence in alone)
-    found: list[np.ndarray] = [np.empty(0)] * len(rows)
-    for batch in batch_sequences(rows, budget):
+    """A value of another word, or of the wrong position, would pass for the effect of steering."""
+    prompted_words = [PromptedWord(prefix, tokens) for prefix, tokens in words]
+    shared = PrefixSharedWords(prompted_words)
+    sequences = list(shared.sequences(NO_INTERVENTION))
+    assert len(sequences) == len(shared) == len({word.prefix for word in prompted_words})
+    alone = {(word.prefix, word.sequence) for word in prompted_words}
+    assert sum(row.n_tokens for row in sequences) <= sum(len(sequence) for _, sequence in alone)
+    target_log_p: list[np.ndarray] = [np.empty(0)] * len(sequences)
+    for batch in batch_sequences(sequences, budget):
         assert len(batch.rows) == 1 or sum(row.n_tokens for row in batch.rows) <= budget
         values: list[list[np.ndarray]] = []
         for part in (batch, *batch.branches):
             assert {len(row.ids) for row in part.rows} == {part.length}
+            first_scored = part.length - part.n_scored_positions
             values.append([])
-            for at, row in enumerate(part.rows):
-                before = () if part is batch else batch.rows[part.indices[at]].ids
-                assert all(
-                    part.length - part.n_scored_positions <= each.position < part.length
-                    for each in row.targets
-                )
-                values[-1].append(
-                    np.array(
-                        [
-                            _log_p(before + row.ids[: each.position + 1], each.token)
-                            for each in row.targets
-                        ]
-                    )
-                )
-        for number, joined in zip(batch.indices, batch.merge_branches(values), strict=True):
-            found[number] = joined
+            for index, row in enumerate(part.rows):
+                prefix = () if part is batch else batch.rows[part.indices[index]].ids
+                assert all(first_scored <= target.position < part.length for target in row.targets)
+                log_p = [_log_p(prefix + row.ids[: t.position + 1], t.token) for t in row.targets]
+                values[-1].append(np.array(log_p))
+        for index, merged in zip(batch.indices, batch.merge_branches(values), strict=True):
+            target_log_p[index] = merged
     expected = [
-        sum(_log_p(word.prefix + word.tokens[:at], token) for at, token in enumerate(word.tokens))
-        for word in given_words
+        sum(_log_p(word.prefix + word.tokens[:end], token) for end, token in enumerate(word.tokens))
+        for word in prompted_words
     ]
-    assert reading.log_p(found).tolist() == expected
+    assert shared.log_p(target_log_p).tolist() == expected
 
 
-def test_a_batch_wants_no_position_before_the_first_target() -> None:
+def test_a_batch_scores_no_position_before_the_first_target() -> None:
+    """Logits of every position of a long prompt would not fit in memory."""
     word = PromptedWord((1, 2, 3), (4, 5))
     (batch,) = batch_sequences([SteeredSequence(word.sequence, targets=word.targets)], 1)
     assert (batch.length, batch.n_scored_positions) == (4, 2)
 
 
-def test_tokens_are_chosen_as_often_as_their_probability_says() -> None:
+def test_tokens_are_sampled_with_their_probabilities() -> None:
+    """A bias in sampling would look like an effect of steering on the continuations."""
     p = np.array([0.5, 0.0, 0.2, 0.3])
     with np.errstate(divide="ignore"):
         log_p = torch.tensor(np.log(p)).repeat(10_000, 1)
-    chances = (np.arange(10_000) + 0.5) / 10_000
+    uniform = (np.arange(10_000) + 0.5) / 10_000
     for temperature in (1.0, 0.5):
-        drawn = sample_tokens(log_p, chances, temperature)
-        assert drawn.shape == (10_000, 1)
+        tokens = sample_tokens(log_p, uniform, temperature)
+        assert tokens.shape == (10_000, 1)
         expected = p ** (1 / temperature) / (p ** (1 / temperature)).sum()
-        assert np.bincount(drawn[:, 0], minlength=4) / 10_000 == pytest.approx(expected, abs=2e-4)
+        assert np.bincount(tokens[:, 0], minlength=4) / 10_000 == pytest.approx(expected, abs=2e-4)
     assert sample_tokens(log_p[:2], np.array([0.0, 1 - 1e-16]), 1.0).ravel().tolist() == [0, 3]
-    assert set(sample_tokens(log_p, chances, 0)[:, 0]) == {0}
+    assert set(sample_tokens(log_p, uniform, 0)[:, 0]) == {0}

@@ -36,9 +36,9 @@ _PAUSES = """
 import sys, time
 from jobs.commands.main import run_stage
 from storage.store import manifest
-last, write_unit = sys.argv.pop(1), manifest.write_work_unit
+last, write_work_unit = sys.argv.pop(1), manifest.write_work_unit
 def pausing(folder, unit, *more):
-    write_unit(folder, unit, *more)
+    write_work_unit(folder, unit, *more)
     if unit == last:
         time.sleep(600)
 manifest.write_work_unit = pausing

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -19,6 +22,7 @@ from storage.errors import StoreError
 from storage.store import flat_parquet, layout, manifest
 from storage.store.commit import KEY, write_json, write_table, write_values
 from storage.store.fingerprint import fingerprint
+from storage.store.lease import holder_has_exited
 from storage.store.manifest import Manifest
 from storage.tables_doc import page
 
@@ -172,6 +176,22 @@ def test_a_work_unit_with_a_truncated_file_is_not_complete(tmp_path: Path) -> No
     with (tmp_path / "a.parquet").open("rb+") as file:
         file.truncate(10)
     assert manifest.read_work_units(tmp_path) == {}
+
+
+def test_a_lease_of_another_users_process_is_not_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's running stage would be taken over at once, also where /proc hides it."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    holder = {"host": socket.gethostname(), "pid": child.pid, "token": "theirs"}
+    assert holder_has_exited(holder)
+    assert not holder_has_exited({**holder, "host": "elsewhere"})
+    assert not holder_has_exited({**holder, "pid": os.getppid()})
+
+    def refuse(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not holder_has_exited(holder)
 
 
 def test_docs_tables_md_is_up_to_date() -> None:

@@ -16,7 +16,7 @@ from tests import tiny
 from tests.commands import neuralign, python_m, rows
 
 
-def test_a_sweep_prints_alignment_neighbours_and_next_steps(study: Path) -> None:
+def test_a_sweep_prints_alignment_neighbors_and_next_steps(study: Path) -> None:
     printed = (study / "printed.txt").read_text()
     assert "Alignment with mine: Spearman's rho, 12 pairs of 6 concepts" in printed
     for label in ("neurons, max", "neurons, context", "random weights, max", "input embedding"):

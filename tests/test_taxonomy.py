@@ -15,7 +15,7 @@ import pytest
 from alignment.statistics.taxonomy import taxonomy_similarity
 from storage.assets import ASSETS
 from storage.readers.wordnet import find_noun, read_hypernyms
-from tests.wordnet_files import LICENCE, Synset, write_nouns
+from tests.wordnet_files import LICENSE, Synset, write_nouns
 
 WORDNET = Path("/usr/share/wordnet")
 ReadWithNltk = Callable[[Path], Any]
@@ -80,17 +80,15 @@ def test_similarities_in_random_taxonomies_equal_nltks(
         count = min(number, int(random.integers(1, max_hypernyms + 1)))
         hypernyms = sorted(random.choice(number, count, replace=False).tolist())
         synsets.append(Synset(f"n{number:03}", hypernyms, f"noun {number:03}"))
-    write_nouns(tmp_path, synsets)
+    offsets = write_nouns(tmp_path, synsets)
     for pos in ("noun", "verb", "adj", "adv"):
         (tmp_path / f"{pos}.exc").write_text("")
         if pos != "noun":
-            (tmp_path / f"data.{pos}").write_text(LICENCE)
-            (tmp_path / f"index.{pos}").write_text(LICENCE)
+            (tmp_path / f"data.{pos}").write_text(LICENSE)
+            (tmp_path / f"index.{pos}").write_text(LICENSE)
     (tmp_path / "cntlist.rev").write_text("")
-    offsets = [find_noun(tmp_path, synset.words, None) for synset in synsets]
-    share = compare_with_nltk(
-        tmp_path, read_with_nltk(tmp_path), [offset for offset in offsets if offset is not None]
-    )
+    assert [find_noun(tmp_path, synset.words, None) for synset in synsets] == offsets
+    share = compare_with_nltk(tmp_path, read_with_nltk(tmp_path), offsets)
     assert share == 1 if max_hypernyms == 1 else 0.5 < share < 1
 
 

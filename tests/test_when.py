@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cluster.models.hub import expand_revisions
 from cluster.models.weights import local_revisions, resolve
-from jobs.commands.cost_estimate import print_cost_estimate, read_configs
+from jobs.actions.cost_estimate import print_cost_estimate, read_configs
 from jobs.commands.main import app
 from jobs.config.loader import read_sweep
 from storage.database import open_store
@@ -88,7 +88,7 @@ def test_the_example_trains_a_model_and_prints_its_checkpoints(tmp_path: Path) -
     ]
     for _, revision, before, stability, n_experts, rho in rows:
         current = [sets.get((revision, name), set()) for name in concepts]
-        assert n_experts == np.median([len(experts_) for experts_ in current])
+        assert n_experts == np.median([len(neurons) for neurons in current])
         assert rho == aligned[revision]
         if before:
             earlier = [sets.get((before, name), set()) for name in concepts]

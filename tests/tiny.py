@@ -93,7 +93,7 @@ def make_model(folder: Path, layers: int = 3, seed: int = 0) -> Path:
     return folder
 
 
-def make_encoder(folder: Path, pooling: str = "mean_tokens", normalise: bool = True) -> Path:
+def make_encoder(folder: Path, pooling: str = "mean_tokens", normalize: bool = True) -> Path:
     """Save a sentence encoder with random weights in the layout of sentence-transformers."""
     model = make_model(folder / "tokens")
     fast = PreTrainedTokenizerFast.from_pretrained(model, pad_token="<s>")
@@ -109,7 +109,7 @@ def make_encoder(folder: Path, pooling: str = "mean_tokens", normalise: bool = T
     )
     torch.manual_seed(1)
     BertModel(config).save_pretrained(folder)
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalise else [])]
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
     modules = [
         {"path": f"{number}_{kind}" if number else "", "type": f"sentence_transformers.models.{kind}"}
         for number, kind in enumerate(kinds)

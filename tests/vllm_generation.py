@@ -24,7 +24,7 @@ airplane,a machine with wings that flies people over long distances
 @pytest.mark.filterwarnings("default")
 def test_vllm_generates_the_sentences_of_a_sweep(tmp_path: Path) -> None:
     """vLLM in a Ray actor could fail to start, fail with more prompts than a batch, ignore the prompt
-    or add a second BOS; then no sentence would pass the gate."""
+    or add a second BOS; then no sentence would pass the filter."""
     (tmp_path / "words.csv").write_text(WORDS)
     file = tmp_path / "sweep.yaml"
     file.write_text(

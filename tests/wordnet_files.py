@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LICENCE = "  1 This line stands for the licence.\n"
+LICENSE = "  1 This line stands for the license.\n"
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ def write_nouns(folder: Path, synsets: Sequence[Synset]) -> list[int]:
     """Write index.noun and data.noun; returns the offset of each synset."""
     folder.mkdir(exist_ok=True)
     offsets = [0] * len(synsets)
-    position = len(LICENCE)
+    position = len(LICENSE)
     for index, synset in enumerate(synsets):
         offsets[index] = position
         position += len(_data_line(offsets, index, synset).encode())
     lines = [_data_line(offsets, index, synset) for index, synset in enumerate(synsets)]
-    (folder / "data.noun").write_text(LICENCE + "".join(lines))
+    (folder / "data.noun").write_text(LICENSE + "".join(lines))
     senses: dict[str, list[int]] = {}
     for offset, synset in zip(offsets, synsets, strict=True):
         for word in synset.words.split():
@@ -37,7 +37,7 @@ def write_nouns(folder: Path, synsets: Sequence[Synset]) -> list[int]:
     for word, word_offsets in sorted(senses.items()):
         n, listed = len(word_offsets), " ".join(f"{offset:08}" for offset in word_offsets)
         index_lines.append(f"{word} n {n} 1 @ {n} 0 {listed}  \n")
-    (folder / "index.noun").write_text(LICENCE + "".join(index_lines))
+    (folder / "index.noun").write_text(LICENSE + "".join(index_lines))
     return offsets
 
 

@@ -18,7 +18,7 @@ from tests import tiny
 
 
 def make_models(folder: Path) -> list[str]:
-    """Save a llama, a GPT-2 and a GPT-NeoX of one tokenizer in a folder; their names."""
+    """Save a Llama, a GPT-2 and a GPT-NeoX with one tokenizer in a folder; return their names."""
     tiny.make_model(folder / "llama", layers=2)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "llama")
     words = LlamaForCausalLM.from_pretrained(folder / "llama").config.vocab_size

@@ -271,13 +271,13 @@ def accumulate_permuted_ap(
             for concept in range(n_concepts):
                 score = precision[permutation * width + concept] / n_positive[concept]
                 max_ap[permutation, concept] = max(max_ap[permutation, concept], score)
-                step = min(int(score * N_AP_BINS), N_AP_BINS - 1)
+                ap_bin = min(int(score * N_AP_BINS), N_AP_BINS - 1)
                 # the product is rounded, and an AP equal to an edge does not exceed it
-                if step / N_AP_BINS >= score:
-                    step -= 1
-                elif step + 1 < N_AP_BINS and (step + 1) / N_AP_BINS < score:
-                    step += 1
-                counts[permutation, concept, step] += 1
+                if ap_bin / N_AP_BINS >= score:
+                    ap_bin -= 1
+                elif ap_bin + 1 < N_AP_BINS and (ap_bin + 1) / N_AP_BINS < score:
+                    ap_bin += 1
+                counts[permutation, concept, ap_bin] += 1
         tp[:] = 0
         listed_fp[:] = 0
         precision[:] = 0.0

@@ -35,7 +35,7 @@ class LabelPermutations:
     """Random permutations of labels, of shape (sentences,): the sentence whose labels each one receives.
 
     They are drawn on demand, deterministically. `group` numbers the sentences that exchange labels, and
-    `order` lists the sentences by group: `order[starts[g]:starts[g + 1]]`. The last group is unlabelled.
+    `order` lists the sentences by group: `order[starts[g]:starts[g + 1]]`. The last group is unlabeled.
     """
 
     count: int
@@ -92,10 +92,10 @@ class LabelPermutations:
         a random sort key, and the labels of a group go to its sentences in the order of the keys."""
         group_starts = np.append(self.starts[:-1], np.inf)
         sizes = np.append(np.diff(self.starts), 0)
-        n_labelled = self.starts[-1]
+        n_labeled = self.starts[-1]
         n_done = 0
-        for low in range(0, n_labelled, _PERMUTED_AT_ONCE):
-            high = low + _PERMUTED_AT_ONCE if low + _PERMUTED_AT_ONCE < n_labelled else np.inf
+        for low in range(0, n_labeled, _PERMUTED_AT_ONCE):
+            high = low + _PERMUTED_AT_ONCE if low + _PERMUTED_AT_ONCE < n_labeled else np.inf
             rng = np.random.default_rng([self.seed, number])
             batch_sources, batch_keys = [], []
             for first in range(0, len(self.group), _DRAWN_AT_ONCE):
@@ -110,9 +110,9 @@ class LabelPermutations:
             sources = sources[np.lexsort((np.concatenate(batch_keys), self.group[sources]))]
             yield self.order[n_done : n_done + len(sources)], sources
             n_done += len(sources)
-        for first in range(n_labelled, len(self.order), _PERMUTED_AT_ONCE):
-            unlabelled = self.order[first : first + _PERMUTED_AT_ONCE]
-            yield unlabelled, unlabelled
+        for first in range(n_labeled, len(self.order), _PERMUTED_AT_ONCE):
+            unlabeled = self.order[first : first + _PERMUTED_AT_ONCE]
+            yield unlabeled, unlabeled
 
 
 def permute_labels(labels: Labels, count: int, seed: int) -> LabelPermutations:
@@ -121,7 +121,7 @@ def permute_labels(labels: Labels, count: int, seed: int) -> LabelPermutations:
     A sentence's labels move together, so that sentences of several concepts remain such, and only among
     sentences connected through concepts: two sentences with a concept in common, as positives or
     negatives, are connected. With shared negatives all sentences are; concepts whose positives and
-    negatives belong to no other concept are permuted separately. Unlabelled sentences remain unlabelled.
+    negatives belong to no other concept are permuted separately. Unlabeled sentences remain unlabeled.
     """
     n_groups, group = _connected_groups(labels)
     order = np.argsort(group, kind="stable").astype(np.uint32)
@@ -131,12 +131,12 @@ def permute_labels(labels: Labels, count: int, seed: int) -> LabelPermutations:
 
 def _connected_groups(labels: Labels) -> tuple[int, UInt32s]:
     """The number of groups of sentences connected through concepts, and the group of each sentence;
-    unlabelled sentences get the next number."""
+    unlabeled sentences get the next number."""
     n_positive, n_negative = np.diff(labels.positive_starts), np.diff(labels.negative_starts)
-    is_labelled = (n_positive > 0) | (n_negative > 0) | labels.in_shared_pool
+    is_labeled = (n_positive > 0) | (n_negative > 0) | labels.in_shared_pool
     if labels.in_shared_pool.any():
         # a shared negative is a negative of all concepts
-        return 1, np.where(is_labelled, 0, 1).astype(np.uint32)
+        return 1, np.where(is_labeled, 0, 1).astype(np.uint32)
     # slow to import, and not needed to plan a sweep
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -147,7 +147,7 @@ def _connected_groups(labels: Labels) -> tuple[int, UInt32s]:
     size = labels.n_sentences + labels.n_concepts
     graph = coo_array((np.ones(len(rows), np.bool_), (rows, columns)), shape=(size, size))
     component = connected_components(graph, directed=False)[1][: labels.n_sentences]
-    components, labelled_group = np.unique(component[is_labelled], return_inverse=True)
+    components, labeled_group = np.unique(component[is_labeled], return_inverse=True)
     group = np.full(labels.n_sentences, len(components), np.uint32)
-    group[is_labelled] = labelled_group
+    group[is_labeled] = labeled_group
     return len(components), group

@@ -234,15 +234,15 @@ def labels_matched_by_length(
         ValueError: if a concept has no positives, or no negatives of matching length.
     """
     starts, members = _to_csr(sentences, concepts, len(lengths))
-    labelled = np.flatnonzero(np.diff(starts) > 0)
-    edges = np.unique(np.quantile(lengths[labelled], np.arange(1, _N_LENGTH_BINS) / _N_LENGTH_BINS))
+    labeled = np.flatnonzero(np.diff(starts) > 0)
+    edges = np.unique(np.quantile(lengths[labeled], np.arange(1, _N_LENGTH_BINS) / _N_LENGTH_BINS))
     bins = np.searchsorted(edges, lengths, side="left")
     draws = []
     for concept, own in enumerate(_group_by_concept(starts, members, n_concepts)):
         if not len(own):
             raise ValueError(f"concept {concept} has no positive sentence")
         rng = np.random.default_rng([seed, concept])
-        others = rng.permutation(np.setdiff1d(labelled, own))
+        others = rng.permutation(np.setdiff1d(labeled, own))
         target = np.bincount(bins[own], minlength=_N_LENGTH_BINS)
         available = np.bincount(bins[others], minlength=_N_LENGTH_BINS)
         ratio = (available[target > 0] / target[target > 0]).min()

@@ -51,7 +51,7 @@ class ApHistogram:
 
     @classmethod
     def from_ap(cls, ap: Floats) -> ApHistogram:
-        """The histogram of APs of shape (neurons, concepts), under one labelling."""
+        """The histogram of APs of shape (neurons, concepts), under one labeling."""
         counts = np.zeros((1, ap.shape[1], ap_kernel.N_AP_BINS), np.int64)
         edges = np.arange(ap_kernel.N_AP_BINS) / ap_kernel.N_AP_BINS
         bins = np.searchsorted(edges, ap, side="left") - 1
@@ -60,7 +60,7 @@ class ApHistogram:
 
     @classmethod
     def stack(cls, parts: Sequence[ApHistogram]) -> ApHistogram:
-        """Stack histograms of the same neurons under different labellings."""
+        """Stack histograms of the same neurons under different labelings."""
         max_ap = np.concatenate([part.max_ap for part in parts])
         return cls(max_ap, np.concatenate([part.n_above for part in parts]))
 
@@ -117,18 +117,18 @@ def score_with_permutations(
             rows = slice(first, first + n_rows)
             # without permutations a sentence's label pattern can replace its index
             ids = patterns.pattern if permuted is None else None
-            for order, shift, *step in sorted_chunks(values[rows], ids):
+            for chunk in sorted_chunks(values[rows], ids):
                 if permuted is not None:
                     ap_kernel.accumulate_permuted_ap(
-                        order, shift, *step, permuted.slots, permuted.patterns, *tables,
+                        *chunk, permuted.slots, permuted.patterns, *tables,
                         labels.n_positive, permuted_state, max_ap[part], counts[part],
                     )  # fmt: skip
                     if part.start:
                         # the actual labels were scored with the first permutations
                         continue
-                    ap_kernel.replace_ids(order, shift, patterns.pattern)
+                    ap_kernel.replace_ids(chunk.order, chunk.shift, patterns.pattern)
                 ap_kernel.accumulate_ap(
-                    order, shift, *step, patterns.first_concept, *tables,
+                    *chunk, patterns.first_concept, *tables,
                     state, ap[rows], ap_raw[rows], above_x2[rows],
                 )  # fmt: skip
     ap /= labels.n_positive

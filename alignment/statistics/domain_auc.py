@@ -99,7 +99,7 @@ class DomainPairs:
         return min(max_dof, float(squares.sum() ** 2 / (squares**2).sum()))
 
     def jackknife_variance(self) -> float:
-        """Jackknife over concepts, on the variance-stabilising arcsine scale; tolerates an AUC of 1."""
+        """Jackknife over concepts, on the variance-stabilizing arcsine scale; tolerates an AUC of 1."""
         angles = 2 * np.arcsin(np.sqrt(np.clip(self.leave_one_concept_out(), 0, 1)))
         return float((len(angles) - 1) * np.var(angles) * self.auc * (1 - self.auc))
 
@@ -140,10 +140,10 @@ class DomainPairs:
         within domains it is scaled by the squared slope of placements on the effects.
         """
         is_within, is_between = self.masks
-        centred = (self.placements - self.auc) * is_between
+        centered = (self.placements - self.auc) * is_between
         n_pairs, pairs_per_concept = is_between.sum(), self.sum_per_concept(is_between)
-        sums = self.sum_per_concept(centred)
-        squares = float((centred**2).sum())
+        sums = self.sum_per_concept(centered)
+        squares = float((centered**2).sum())
         products = float((sums**2).sum()) - 2 * squares
         n_sharing = float((pairs_per_concept * (pairs_per_concept - 1)).sum())
         # centring at the sample mean reduced the products by the variance of the mean

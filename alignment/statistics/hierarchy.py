@@ -19,7 +19,7 @@ class Containment:
 
     `of_domain` is the share of the domain's experts that are experts of a member, `of_members` the share
     of the members' experts that are experts of the domain; NaN without experts. `by_chance` is the
-    median over pseudo-domains, `p` the share of them that reach the observed value.
+    median over pseudo-domains, `p` the share of these and the domain that reach the observed value.
     """
 
     # columns of the table hierarchy_domains
@@ -75,7 +75,8 @@ class Coherence:
     """Similarity of the concepts of a domain, vs. random groups of the same size.
 
     `within` is the mean similarity of two members; `low` and `high` enclose 95% of the means of random
-    groups, `by_chance` is their median, `p` the share of them that reach the observed value.
+    groups, `by_chance` is their median, `p` the share of these and the domain that reach the
+    observed value.
     """
 
     members: int
@@ -137,8 +138,8 @@ def average_linkage(similarities: Floats) -> Floats:
 class TreeLayout:
     """A tree drawn as brackets.
 
-    `leaves` are the nodes at heights 0, 1, ... (concepts first, then collapsed merges), `below` the
-    first concept under each and their number; a bracket has four corners (distance, height).
+    `leaves` are the nodes in rows 0, 1, ... (concepts first, then collapsed merges), `below` the
+    first concept under each and their number; a bracket has four corners (distance, row).
     """
 
     leaves: list[int]
@@ -162,7 +163,7 @@ def layout_tree(merges: Floats, max_leaves: int) -> TreeLayout:
             stack += [int(merges[node - n, 1]), int(merges[node - n, 0])]
         else:
             leaves.append(node)
-    position = {node: (0.0, float(height)) for height, node in enumerate(leaves)}
+    position = {node: (0.0, float(row)) for row, node in enumerate(leaves)}
     brackets = []
     for node in expanded:
         left, right, distance, _ = merges[node - n]
@@ -179,7 +180,7 @@ class TreeCut:
     # columns of the table hierarchy_cuts
     clusters: int
     rand: float  # adjusted Rand index (Hubert and Arabie 1985)
-    information: float  # mutual information, normalised by the mean entropy
+    information: float  # mutual information, normalized by the mean entropy
     purity: float
 
 
@@ -226,7 +227,7 @@ def _compare_cut(labels: Any, domains: Ints) -> TreeCut:
     table = np.zeros((labels.max() + 1, domains.max() + 1))
     np.add.at(table, (labels, domains), 1)
     purity = float(table.max(axis=1).sum() / table.sum())
-    return TreeCut(len(table), _adjusted_rand_index(table), _normalised_information(table), purity)
+    return TreeCut(len(table), _adjusted_rand_index(table), _normalized_information(table), purity)
 
 
 def _adjusted_rand_index(table: Floats) -> float:
@@ -242,7 +243,7 @@ def _adjusted_rand_index(table: Floats) -> float:
     return 1.0 if maximum == expected else (index - expected) / (maximum - expected)
 
 
-def _normalised_information(table: Floats) -> float:
+def _normalized_information(table: Floats) -> float:
     joint = table / table.sum()
     rows, columns = joint.sum(axis=1), joint.sum(axis=0)
 

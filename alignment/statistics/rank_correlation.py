@@ -73,7 +73,7 @@ def _spearman(x: Any, y: Any, weights: Floats) -> Floats:
         for entry in range(entries):
             rank_x[row_x[entry]] += weight[entry]
             rank_y[y[entry]] += weight[entry]
-        variance = _centre_ranks(rank_x) * _centre_ranks(rank_y)
+        variance = _center_ranks(rank_x) * _center_ranks(rank_y)
         covariance = 0.0
         for entry in range(entries):
             covariance += weight[entry] * rank_x[row_x[entry]] * rank_y[y[entry]]
@@ -82,7 +82,7 @@ def _spearman(x: Any, y: Any, weights: Floats) -> Floats:
 
 
 @numba.njit(cache=True, nogil=True)
-def _centre_ranks(counts: Floats) -> float:
+def _center_ranks(counts: Floats) -> float:
     """Replace the count of each level by its mid-rank minus the mean rank; return the sum of squares.
 
     All terms are multiples of 1/2, so the sum is exactly 0 if only one level occurs.

@@ -58,8 +58,8 @@ def kl_divergence(sums: SufficientStatistics) -> Floats:
     return np.asarray(np.maximum(divergences, 0.0), np.float64)
 
 
-def centred_ranks(ap: AnyFloats) -> Floats:
-    """Ranks of the neurons (rows) for each concept, centred: their cosine is Spearman's rho."""
+def centered_ranks(ap: AnyFloats) -> Floats:
+    """Ranks of the neurons (rows) for each concept, centered: their cosine is Spearman's rho."""
     # slow to import
     from scipy.stats import rankdata
 

@@ -20,7 +20,7 @@ def taxonomy_similarity(
 
     `hypernyms` maps nodes to their direct hypernyms. `path` is 1 / (1 + edges of the shortest path via a
     common ancestor). `wu-palmer` is 2 d(c) / (2 d(c) + edges to c from both), with c the common ancestor
-    that maximises it and d its depth, 1 for the root (Wu and Palmer 1994, ACL, section 4).
+    that maximizes it and d its depth, 1 for the root (Wu and Palmer 1994, ACL, section 4).
 
     Raises:
         ValueError: if the graph has a cycle.

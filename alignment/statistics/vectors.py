@@ -17,8 +17,8 @@ def cosine_matrix(vectors: AnyFloats) -> Floats:
     norms = np.linalg.norm(exact, axis=1, keepdims=True)
     if not (np.isfinite(norms).all() and (norms > 0).all()):
         raise ValueError("a vector is zero or not finite, so its cosine is undefined")
-    normalised = exact / norms
-    return np.asarray(normalised @ normalised.T, np.float64)
+    normalized = exact / norms
+    return np.asarray(normalized @ normalized.T, np.float64)
 
 
 def subtract_mean(vectors: AnyFloats) -> Floats:

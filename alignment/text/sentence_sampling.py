@@ -163,7 +163,7 @@ def _hash_sentences(text: bytes, starts: Ints, ends: Ints, seed: int) -> _Hashes
 
 
 def _splitmix64(values: _Hashes) -> _Hashes:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

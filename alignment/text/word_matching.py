@@ -68,7 +68,7 @@ def shuffle_words(text: str, words: Sequence[str | ConceptWord], rng: np.random.
 
 
 def normalize_word(word: str) -> str:
-    """Normalise a word for comparison: lower case, single spaces, composed characters (NFC)."""
+    """Normalize a word for comparison: lower case, single spaces, composed characters (NFC)."""
     return " ".join(re.split(r"[\s_-]+", normalize("NFC", word).strip().lower()))
 
 
@@ -83,7 +83,7 @@ def inflections(name: str, pos: str = NOUN, language: str = "en") -> frozenset[s
     """The inflected forms of a name, itself included, with single spaces between words.
 
     For an English noun these are its rule-based plurals, regular and classical (Latin, Greek), with and
-    without accents. Otherwise they are the forms that simplemma's dictionary of the language lemmatises
+    without accents. Otherwise they are the forms that simplemma's dictionary of the language lemmatizes
     to the word, whatever their part of speech; a multi-word name inflects its first word if it is a verb
     ("gave up"), else its last.
     """
@@ -137,7 +137,7 @@ class WordFinder:
         order = np.lexsort((-end, start))
         pattern, start, end = pattern[order], start[order], end[order]
         furthest = np.maximum.accumulate(end)
-        # a match includes the spaces around it, so neighbours overlap by one byte
+        # a match includes the spaces around it, so neighbors overlap by one byte
         is_nested = np.zeros(len(end), np.bool_)
         is_nested[1:] = end[1:] <= furthest[:-1]
         pattern, start = pattern[~is_nested], start[~is_nested]

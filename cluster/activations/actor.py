@@ -26,7 +26,7 @@ from storage.store.commit import FileRecord, write_table, write_values
 from storage.store.paths import is_remote
 
 STEPS = 4
-"""A work unit passes from shard to shard in this many steps, of complete batches: so shards overlap."""
+"""A work unit passes from shard to shard in this many steps of complete batches, so shards overlap."""
 
 _ROW_GROUP_BYTES = 4 << 20
 _MAX_BLOCK_BYTES = 64 << 20

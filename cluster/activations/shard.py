@@ -169,7 +169,7 @@ class ActivationShard(ModelShard[_PoolingState]):
             if buffer.sentences == n_sentences:
                 return buffer
         dtypes = {
-            (pooling, site): torch.float32 if site.name == RESIDUAL else torch.float16
+            (pooling, site): torch.float16 if site in self.sites else torch.float32
             for site, poolings in self._poolings.items()
             for pooling in poolings
         }
@@ -178,7 +178,7 @@ class ActivationShard(ModelShard[_PoolingState]):
     def _on_site(self, site: Site, values: Any) -> None:
         hidden = extract_hidden_state(values)
         if self._state is not None and hidden is not None:
-            if self._encoder is not None and site.name != RESIDUAL:
+            if self._encoder is not None and site in self.sites:
                 hidden = self._encoder(hidden)
             for pooling, pooled in self._state.pooler(hidden, self._poolings[site]).items():
                 self._state.pooled[pooling, site] = pooled

@@ -1,6 +1,6 @@
 """Text generation with transformers or vLLM behind one interface, with one engine per actor.
 
-Prompts are tokenised here, with the model's chat template if it has one, and engines receive token ids,
+Prompts are tokenized here, with the model's chat template if it has one, and engines receive token ids,
 so that no second BOS is added.
 """
 
@@ -78,7 +78,7 @@ def _is_vllm_installed() -> bool:
 
 
 class PromptTokenizer:
-    """Tokenises prompts with a model's own tokenizer and chat template."""
+    """Tokenizes prompts with a model's own tokenizer and chat template."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
@@ -122,7 +122,7 @@ class TransformersEngine:
         import torch
 
         ids = [self._tokenizer.encode(prompt) for prompt in prompts]
-        # Batching prompts of similar length minimises padding.
+        # Batching prompts of similar length minimizes padding.
         order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
         completions: dict[int, str] = {}
         torch.manual_seed(seed)

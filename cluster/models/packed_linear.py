@@ -12,7 +12,7 @@ from torch import nn
 
 _ops = torch.ops.mkldnn
 _EXPECTED_ROWS = 512
-"""Rows that the layout is optimised for; the values do not depend on it."""
+"""Rows that the layout is optimized for; the values do not depend on it."""
 
 _release_memory = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 

@@ -48,7 +48,7 @@ def count_layers(folder: Path, trust_remote_code: bool = False) -> int:
 
 
 def shard_layers(folder: Path, shard: int, n_shards: int, trust_remote_code: bool = False) -> range:
-    """Layers of one of `shards` contiguous shards of nearly equal size."""
+    """Layers of one of `n_shards` contiguous shards of nearly equal size."""
     n_layers = count_layers(folder, trust_remote_code)
     if n_shards > n_layers:
         raise UserError(f"{folder}: has {n_layers} layers, too few for {n_shards} shards")
@@ -70,7 +70,7 @@ def load_layers(
 
     Raises:
         UserError: for a range outside the model, unreadable files, or missing weights (which
-            transformers would initialise at random).
+            transformers would initialize at random).
     """
     config = read_config(folder, trust_remote_code)
     n_layers = config.get_text_config().num_hidden_layers

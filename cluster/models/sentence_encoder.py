@@ -1,6 +1,6 @@
 """Sentence encoders in the layout of sentence-transformers: one vector per text.
 
-Loaded with transformers alone: the model, its token pooling, and whether vectors are normalised.
+Loaded with transformers alone: the model, its token pooling, and whether vectors are normalized.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SentenceEncoder:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        self._pooling, self._normalises = _read_modules(folder)
+        self._pooling, self._normalizes = _read_modules(folder)
         settings = _read_json(folder / "sentence_bert_config.json", {})
         if settings.get("do_lower_case"):
             raise UserError(f"{folder}: requires lower-cased input, which is not supported")
@@ -80,7 +80,7 @@ class SentenceEncoder:
             pooled = hidden.masked_fill(~is_token, -torch.inf).amax(dim=1)
         else:
             pooled = (hidden * is_token).sum(dim=1) / is_token.sum(dim=1)
-        return torch.nn.functional.normalize(pooled, dim=1) if self._normalises else pooled
+        return torch.nn.functional.normalize(pooled, dim=1) if self._normalizes else pooled
 
 
 def encode(weights: Weights, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -99,7 +99,7 @@ def _load_encoder(weights: Weights) -> SentenceEncoder:
 
 
 def _read_modules(folder: Path) -> tuple[str, bool]:
-    """Token pooling, and whether vectors are normalised."""
+    """Token pooling, and whether vectors are normalized."""
     modules = _read_json(folder / _MODULES, None)
     if modules is None:
         raise UserError(f"{folder}: is not a sentence-transformers model: it has no {_MODULES}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -12,7 +14,7 @@ from torch import nn
 
 from cluster.models.packed_linear import supports_packing
 from cluster.models.partial_model import count_layers, load_layers
-from cluster.models.sites import Site, extract_hidden_state, find_sites, replace_hidden_state
+from cluster.models.sites import Site, add_hook, extract_hidden_state, find_sites, replace_hidden_state
 from cluster.models.tokenizer import Tokenizer
 from storage.errors import NeuralignError
 
@@ -41,7 +43,7 @@ class ForwardState:
 StateT = TypeVar("StateT", bound=ForwardState)
 
 
-class ModelShard(Generic[StateT]):
+class ModelShard(ABC, Generic[StateT]):
     """Layers [a, b) of a model, by default all. Subclasses define what happens at a site."""
 
     with_head: ClassVar[bool] = False
@@ -80,10 +82,7 @@ class ModelShard(Generic[StateT]):
 
     def _hook_site(self, site: Site) -> None:
         module = self._modules[site.layer].get_submodule(site.module)
-        is_input = site.side == "input"
-        register = module.register_forward_pre_hook if is_input else module.register_forward_hook
-        # The last argument of a hook is the module's input or output.
-        register(lambda *arguments: self._on_site(site, arguments[-1]))
+        add_hook(module, site.side, partial(self._on_site, site))
 
     def _run_model(self, state: StateT, inputs: Any, **arguments: Any) -> Any:
         """Run the layers on token ids, (rows, tokens), or on hidden states, (rows, tokens, width)."""
@@ -107,9 +106,9 @@ class ModelShard(Generic[StateT]):
             return None
         return replace_hidden_state(self._state.incoming, args, kwargs)
 
+    @abstractmethod
     def _on_site(self, site: Site, values: Any) -> Any:
         """Handle a site's values; a result other than None replaces them."""
-        raise NotImplementedError
 
     def _on_exit(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         if self._state is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoModel, PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -96,6 +97,13 @@ def build_without_memory(config: PretrainedConfig, trust_remote_code: bool = Fal
         return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
 
 
+def add_hook(module: nn.Module, side: Side, function: Callable[[Any], Any]) -> RemovableHandle:
+    """Call a function with each input or output of a module; a result other than None replaces it."""
+    register = module.register_forward_pre_hook if side == "input" else module.register_forward_hook
+    # The last argument of a hook is the module's input or output.
+    return register(lambda *arguments: function(arguments[-1]))
+
+
 def extract_hidden_state(values: Any) -> torch.Tensor | None:
     """Hidden state in the positional inputs or the output of a module; None if there is none."""
     if isinstance(values, tuple | list):
@@ -164,18 +172,15 @@ def _measure_widths(
     """Measure the width at each hook point by running a few tokens through the model."""
     shapes: dict[_HookPoint, torch.Size] = {}
 
-    def record(point: _HookPoint, *arguments: Any) -> None:
-        # The last argument of a hook is the module's input or output.
-        hidden = extract_hidden_state(arguments[-1])
+    def record(point: _HookPoint, values: Any) -> None:
+        hidden = extract_hidden_state(values)
         if hidden is not None:
             shapes[point] = hidden.shape
 
     hooks = []
     for point in points:
         number, name, side = point
-        module = layers[number].get_submodule(name)
-        register = module.register_forward_pre_hook if side == "input" else module.register_forward_hook
-        hooks.append(register(partial(record, point)))
+        hooks.append(add_hook(layers[number].get_submodule(name), side, partial(record, point)))
     _run_probe(model)
     for hook in hooks:
         hook.remove()

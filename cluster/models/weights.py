@@ -1,7 +1,7 @@
 """Resolves a model to exact weights and makes them available locally.
 
 Every source becomes a folder with a configuration, a tokenizer and safetensors files. GGUF files are
-converted, and random-init models initialised, once per machine, into a cache keyed by the identity.
+converted, and random-init models initialized, once per machine, into a cache keyed by the identity.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def ensure_local(weights: Weights) -> Path:
         folder = Path(weights.location)
     if not weights.is_random_init:
         return folder
-    initialise = partial(_init_random_weights, folder, trust_remote_code=weights.trust_remote_code)
-    return _build_in_cache(fingerprint({"random": weights.identity}), initialise)
+    initialize = partial(_init_random_weights, folder, trust_remote_code=weights.trust_remote_code)
+    return _build_in_cache(fingerprint({"random": weights.identity}), initialize)
 
 
 def available_config(weights: Weights) -> dict[str, Any]:
@@ -322,7 +322,7 @@ def _convert_gguf(file: Path, target: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{file}: is not a GGUF file of a causal language model: {error}") from error
-    # The weights are dequantised, so save no trace of quantisation.
+    # The weights are dequantized, so save no trace of quantization.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -63,7 +63,7 @@ class PromptedWord:
 
 @dataclass(frozen=True)
 class Branch:
-    """Tokens that continue a sequence, apart from its other branches; targets count from the first."""
+    """One continuation of a sequence, independent of the others; target positions start at 0."""
 
     ids: TokenIds
     targets: Sequence[Target]
@@ -178,21 +178,25 @@ def _share_prefix(
 ) -> tuple[SteeredSequence, list[list[int]]]:
     """One sequence for all words after a prompt, and the indices of each word's tokens in its values."""
     branch_of: dict[TokenIds, TokenIds] = {}
-    longest_first: list[TokenIds] = []
+    words_of: dict[TokenIds, list[int]] = {}
     for tail in sorted({word.tokens[:-1] for word in words}, key=lambda tail: (-len(tail), tail)):
         if tail and tail not in branch_of:
-            longest_first.append(tail)
+            words_of[tail] = []
             branch_of |= {tail[:end]: tail for end in range(1, len(tail) + 1)}
+    for index, word in enumerate(words):
+        if len(word.tokens) > 1:
+            words_of[branch_of[word.tokens[:-1]]].append(index)
     value_indices = [[first] for first in range(len(words))]
     n_values = len(words)
     branches = []
-    for ids in reversed(longest_first):
+    # From the shortest branch to the longest.
+    for ids, indices in reversed(words_of.items()):
         targets: list[Target] = []
-        for word, indices in zip(words, value_indices, strict=True):
-            if branch_of.get(word.tokens[:-1]) == ids:
-                targets += [Target(index, token) for index, token in enumerate(word.tokens[1:])]
-                indices.extend(range(n_values, n_values + len(word.tokens) - 1))
-                n_values += len(word.tokens) - 1
+        for index in indices:
+            later_tokens = words[index].tokens[1:]
+            targets += [Target(position, token) for position, token in enumerate(later_tokens)]
+            value_indices[index].extend(range(n_values, n_values + len(later_tokens)))
+            n_values += len(later_tokens)
         branches.append(Branch(ids, targets))
     first_targets = [word.targets[0] for word in words]
     return SteeredSequence(prefix, targets=first_targets, branches=branches), value_indices

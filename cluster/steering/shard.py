@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -150,11 +151,15 @@ class SteeringShard(ModelShard[_SteeringState]):
         n_past = 0 if cache is None else cache.get_seq_length()
         mask = torch.ones(n_rows, n_past + n_tokens, dtype=torch.int64, device=self.device)
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
-        if self.is_last and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+        if self.is_last and self._supports_logits_to_keep:
             options["logits_to_keep"] = max(1, n_logits)
         state = _SteeringState(clamps=self._make_clamps(sequences), is_recorded=is_recorded)
         output = self._run_model(state, inputs, attention_mask=mask, **options)
         return state, output.logits if self.is_last else None
+
+    @cached_property
+    def _supports_logits_to_keep(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     def _make_clamps(self, sequences: Sequence[SteeredSequence]) -> dict[SiteKey, _Clamps]:
         """The clamped rows, units and values of each site that has any."""

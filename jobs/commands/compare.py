@@ -1,34 +1,12 @@
-"""The command `neuralign compare`: how well models and baselines align with one human data set."""
+"""The command `neuralign compare`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from jobs.commands.options import StorePath, stdout_console, text_table
-from jobs.commands.summary import LEGEND, print_coverage_warning
-from jobs.results import rows as results
-from jobs.results.differences import compute_differences
-from jobs.results.rows import LabelledRow, Row, format_estimate
-from jobs.similarity import EXPERTS
-from storage.assets import ASSETS
-from storage.database import open_store, run_query
-from storage.errors import UserError
-from storage.readers.human import builtin_human_sets
-from storage.store.paths import parse_store_path
-
-JACCARD = "jaccard"
-
-_RUNS = """
-SELECT human_set, agreement, run, list(DISTINCT threshold ORDER BY threshold) AS thresholds,
-    any_value(regexp_replace(concept_set, '@[^@]*$', '')) FILTER (representation = 'experts') AS set_name
-FROM alignment JOIN runs USING (run)
-GROUP BY human_set, agreement, run, finished
-ORDER BY finished
-"""
+from jobs.commands.options import StorePath
 
 
 def compare(
@@ -44,88 +22,6 @@ def compare(
     ] = None,
 ) -> None:
     """Compare models and baselines on the same pairs, best first."""
-    console, root = stdout_console(), parse_store_path(store)
-    with open_store(root) as connection:
-        all_runs = run_query(connection, _RUNS).to_pylist()
-        runs = [run for run in all_runs if run["human_set"] == human]
-        if not runs:
-            available = ", ".join(dict.fromkeys(run["human_set"] for run in all_runs)) or "none"
-            raise UserError(
-                f"{root}: no comparison with {human!r}; available: {available}. A set with fewer than "
-                "10 rated pairs of the concepts is not compared"
-            )
-        statistics = list(dict.fromkeys(run["agreement"] for run in runs))
-        statistic = agreement or statistics[0]
-        if statistic not in statistics:
-            raise UserError(f"{root}: no {statistic} for {human!r}; available: {', '.join(statistics)}")
-        latest = {run["set_name"] or "": run for run in runs if run["agreement"] == statistic}
-        selection = {name: run for name, run in latest.items() if threshold in run["thresholds"]}
-        if not selection:
-            thresholds = {value for run in latest.values() for value in run["thresholds"]} - {None}
-            available = ", ".join(map(str, sorted(thresholds)))
-            raise UserError(f"{root}: no experts at the threshold {threshold}; available: {available}")
-        for name, run in selection.items():
-            all_rows = run_query(connection, f"FROM alignment WHERE run = '{run['run']}'").to_pylist()
-            key = human, statistic
-            rows = [row for row in all_rows if (row["human_set"], row["agreement"]) == key]
-            _print_run(console, root, rows, threshold, f"{name}, " if len(latest) > 1 else "", against)
-    n_older = len({run["run"] for run in runs}) - len(selection)
-    if n_older:
-        console.print(f"{n_older} older runs not shown; query the view `alignment`.")
+    from jobs.actions.compare import print_comparison
 
-
-def _print_run(
-    console: Console, store: Path, rows: list[Row], threshold: float, prefix: str, against: str | None
-) -> None:
-    """Print the rows of one run, to fit 80 columns; the title begins with `prefix`."""
-    measures = sorted({row["measure"] for row in rows if row["representation"] == EXPERTS})
-    measure = JACCARD if JACCARD in measures else measures[0]
-    rows_of_measure = [row for row in rows if results.uses_measure(row, measure)]
-    selection = results.select_rows(rows_of_measure, threshold)
-    # undefined values last
-    selection.sort(key=lambda labelled: (labelled[1]["rho"] is None, -(labelled[1]["rho"] or 0)))
-    first, human_set = rows[0], rows[0]["human_set"]
-    if against is None:
-        column, meaning = "p", "p: permutation test over concepts"
-        cells = ["-" if row["p"] is None else f"{row['p']:.4f}" for _, row in selection]
-    else:
-        label, reference = _find_reference(selection, against)
-        column, meaning = "difference", f"Difference: relative to {label}"
-        compared = [row for _, row in selection]
-        cells = [
-            "-" if item is None else format_estimate(item.value, item.low, item.high, sign="+")
-            for item in compute_differences(store, compared, reference)
-        ]
-        cells[compared.index(reference)] = ""
-    console.print(f"{prefix}{human_set}: {results.describe_comparison(first, threshold)}")
-    lines = []
-    for (label, row), cell in zip(selection, cells, strict=True):
-        value = "-" if row["rho"] is None else f"{row['rho']:.2f}"
-        interval = format_estimate(row["rho"], row["ci_low"], row["ci_high"]).removeprefix(value).strip()
-        lines.append((label, value, interval, cell))
-    console.print(text_table("lrrr", ("representation", "", "95% CI", column), lines, "ellipsis"))
-    method = results.INTERVAL_METHODS[first["ci_by"]]
-    console.print(f"All rows use the same pairs. CIs: {method}. {meaning}. {LEGEND}")
-    print_coverage_warning(console, first["n_concepts"])
-    if first["ceiling"] is not None:
-        console.print(f"Human noise ceiling: {first['ceiling']:.2f} ({first['ceiling_source']}).")
-    if human_set in builtin_human_sets():
-        asset = ASSETS[human_set]
-        console.print(f"{human_set}: {asset.citation}; {asset.licence}.")
-    if len(measures) > 1:
-        others = ", ".join(measures)
-        console.print(f"Similarity of experts: {measure}; the view `alignment` has {others}.")
-
-
-def _find_reference(selection: list[LabelledRow], against: str) -> LabelledRow:
-    """The row with this label, or else the only row whose label contains it."""
-    name = against.casefold()
-    exact = [labelled for labelled in selection if labelled[0].casefold() == name]
-    matches = exact or [labelled for labelled in selection if name in labelled[0].casefold()]
-    if len(matches) != 1:
-        labels = "; ".join(label for label, _ in matches or selection)
-        problem = "ambiguous; it matches" if matches else "no row matches; rows"
-        raise UserError(f"--against {against!r}: {problem}: {labels}")
-    if matches[0][1]["rho"] is None:
-        raise UserError(f"--against {against!r}: {matches[0][0]} has no value to compare with")
-    return matches[0]
+    print_comparison(store, human, agreement, threshold, against)

@@ -1,12 +1,12 @@
 """The command `neuralign gc`."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import typer
 
 from jobs.commands.options import StorePath
-from storage.store.gc import find_garbage
-from storage.store.paths import parse_store_path
 
 
 def gc(
@@ -14,6 +14,9 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Delete the listed files.")] = False,
 ) -> None:
     """List files that can be deleted: scored activations, superseded results."""
+    from storage.store.gc import find_garbage
+    from storage.store.paths import parse_store_path
+
     garbage = list(find_garbage(parse_store_path(store)))
     for item in garbage:
         print(f"{item.bytes / 1e6:10,.1f} MB  {item.stage.folder}: {item.reason}")

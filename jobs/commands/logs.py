@@ -1,12 +1,12 @@
 """The command `neuralign logs`."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import typer
 
-from cluster.runtime.job_server import JobServer
-from jobs.commands.options import Follow, ServerAddress, write_log
-from jobs.commands.submit import SWEEP
+from jobs.commands.options import Follow, ServerAddress
 
 
 def logs(
@@ -17,14 +17,6 @@ def logs(
     follow: Follow = False,
 ) -> int:
     """Print the logs of a submitted job, or list the jobs."""
-    server = JobServer(address)
-    if job is None:
-        for details in server.jobs():
-            sweep_name = (details.metadata or {}).get(SWEEP, "")
-            print(details.submission_id, details.status, sweep_name, sep="  ")
-        return 0
-    text = server.logs(job)
-    if follow:
-        return server.follow(job, write_log)
-    write_log(text)
-    return 0
+    from jobs.actions.submit import print_logs
+
+    return print_logs(job, address, follow)

@@ -1,10 +1,12 @@
 """The command `neuralign schema`."""
 
-import json
+from __future__ import annotations
 
-from jobs.config.sweep import sweep_schema
+import json
 
 
 def schema() -> None:
     """Print the JSON Schema of the sweep file."""
+    from jobs.config.sweep import sweep_schema
+
     print(json.dumps(sweep_schema(), indent=2))

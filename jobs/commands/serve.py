@@ -1,12 +1,12 @@
 """The command `neuralign serve`."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import typer
 
 from jobs.commands.options import ConceptSetName, StorePath
-from jobs.page.serve import serve as serve_report
-from storage.store.paths import parse_store_path
 
 
 def serve(
@@ -15,4 +15,7 @@ def serve(
     concepts: ConceptSetName = None,
 ) -> None:
     """Serve the report on localhost, querying the store on demand."""
+    from jobs.page.serve import serve as serve_report
+    from storage.store.paths import parse_store_path
+
     serve_report(parse_store_path(store), port, concepts)

@@ -1,26 +1,14 @@
-"""The command `neuralign sql`: query results as a table, CSV or JSON."""
+"""The command `neuralign sql`."""
 
 from __future__ import annotations
 
-import json
-import math
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import pyarrow as pa
-import pyarrow.csv
 import typer
 
-from jobs.commands.options import StorePath, stdout_console, text_table
-from storage.database import export_database, open_store, run_query
+from jobs.commands.options import StorePath
 from storage.errors import UserError
-from storage.store.paths import parse_store_path
-
-_VIEWS = """
-SELECT table_name AS "view", string_agg(column_name, ', ' ORDER BY column_index) AS columns
-FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name
-"""
 
 
 def sql(
@@ -36,54 +24,14 @@ def sql(
     ] = None,
 ) -> None:
     """Query the results with DuckDB SQL."""
+    from jobs.actions.sql import print_rows
+    from storage.database import export_database
+    from storage.store.paths import parse_store_path
+
     root = parse_store_path(store)
-    if export is not None:
-        if query is not None:
-            raise UserError("--export takes no query; it exports all views")
-        export_database(root, export)
+    if export is None:
+        print_rows(root, query, output_format)
         return
-    with open_store(root) as connection:
-        rows = run_query(connection, query or _VIEWS)
-    rows = rows.rename_columns(_unique_names(rows.column_names))
-    if output_format == "csv":
-        pyarrow.csv.write_csv(_flatten(rows), sys.stdout.buffer)
-    elif output_format == "json":
-        records = [{name: _json_value(value) for name, value in row.items()} for row in rows.to_pylist()]
-        print(json.dumps(records, indent=1, default=str, allow_nan=False))
-    else:
-        console = stdout_console()
-        alignment = [
-            "r" if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) else "l"
-            for field in rows.schema
-        ]
-        cells = (map(_format_cell, row.values()) for row in rows.to_pylist())
-        console.print(text_table(alignment, rows.column_names, cells))
-        console.print(f"{rows.num_rows:,} rows")
-
-
-def _unique_names(names: list[str]) -> list[str]:
-    """Column names, with a number appended to repeated ones."""
-    counts = [names[: index + 1].count(name) for index, name in enumerate(names)]
-    return [name if n == 1 else f"{name}_{n}" for name, n in zip(names, counts, strict=True)]
-
-
-def _flatten(rows: pa.Table) -> pa.Table:
-    """Nested values as JSON text, since a CSV cell holds one value."""
-    columns = [
-        pa.array([json.dumps(value, default=str) for value in column.to_pylist()])
-        if pa.types.is_nested(column.type)
-        else column
-        for column in rows.columns
-    ]
-    return pa.table(columns, names=rows.column_names)
-
-
-def _json_value(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _format_cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if query is not None:
+        raise UserError("--export takes no query; it exports all views")
+    export_database(root, export)

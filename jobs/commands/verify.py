@@ -1,12 +1,15 @@
 """The command `neuralign verify`."""
 
+from __future__ import annotations
+
 from jobs.commands.options import StorePath
-from storage.store.paths import parse_store_path
-from storage.store.verify import verify as find_problems
 
 
 def verify(store: StorePath) -> int:
     """Check every file of a store and list the problems."""
+    from storage.store.paths import parse_store_path
+    from storage.store.verify import verify as find_problems
+
     problems = 0
     for problem in find_problems(parse_store_path(store)):
         problems += 1

@@ -1,5 +1,7 @@
 """The command `neuralign version`."""
 
+from __future__ import annotations
+
 from storage.version import __version__
 
 

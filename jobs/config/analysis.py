@@ -1,4 +1,4 @@
-"""How neurons are analysed: which are experts, how similar concepts are by them, and what clamping
+"""How neurons are analyzed: which are experts, how similar concepts are by them, and what clamping
 does."""
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class ExpertSettings(ConfigModel):
     """Negative sentences of a concept: all other concepts' positives (others), N of these (others:N), or
     the sentences with the role negative (own) or pool (pool)."""
     threshold: list[Threshold] = Field(default=[0.5, 0.6, 0.7, 0.8, 0.9], min_length=1)
-    """APs above which a neuron is an expert; each is analysed separately."""
+    """APs above which a neuron is an expert; each is analyzed separately."""
     prevalence: float = Field(default=REFERENCE_PREVALENCE, gt=0, lt=1)
     """Share of positives at which AP is computed; default 400/1400, as in the papers' data."""
     floor: Threshold = 0.4
     """AP above which a neuron is stored; at most the lowest threshold."""
     top: list[Count] = []
-    """Numbers of best neurons per concept that are also analysed as experts, whatever their AP."""
+    """Numbers of best neurons per concept that are also analyzed as experts, whatever their AP."""
     permutations: int = Field(default=19, ge=0)
     """Permutations of the labels, for the number of experts expected by chance; 0: none."""
     scores: bool = False

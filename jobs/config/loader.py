@@ -29,22 +29,10 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file")
-    try:
-        loader = _UniqueKeyLoader(file.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        content = loader.construct_document(root) if root else None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is not UTF-8 text: {error.reason}") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        prefix = "" if isinstance(error, _DuplicateKeyError) else "is not valid YAML: "
-        reason = ", ".join(filter(None, (error.context, error.problem)))
-        raise UserError(f"{file}:{line}: {prefix}{reason}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        raise UserError(f"{file}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if root is None or not isinstance(content, dict):
-        raise UserError(f"{file}: has no keys; a sweep needs at least concepts and models")
+    content, root = _read_yaml(file)
+    if not isinstance(content, dict):
+        line = _find_line(root, ())
+        raise UserError(f"{file}:{line}: has no keys; a sweep needs at least concepts and models")
     if "file" in content:
         line = _find_line(root, ("file",))
         raise UserError(f"{file}:{line}: file: unknown key; {_allowed_keys(('file',))}")
@@ -55,12 +43,17 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
         return Sweep.model_validate({**content, "file": file})
     except ValidationError as error:
         has_several_sets = isinstance(content.get("concepts"), list)
+        problems = [
+            (dict(problem), *_locate(dict(problem), has_several_sets)) for problem in error.errors()
+        ]
+        parents = {location[:end] for _, location, _ in problems for end in range(len(location))}
         messages: dict[tuple[int, str], str] = {}
-        for problem in error.errors():
-            location, kind = _locate(dict(problem), has_several_sets)
-            key, message = _explain(dict(problem), location, kind)
+        # pydantic reports a problem per union member; the one inside the value is the relevant one
+        for problem, location, kind in problems:
+            if location in parents:
+                continue
+            key, message = _explain(problem, location, kind)
             line_and_key = _find_line(root, location), key
-            # pydantic reports a problem per union member
             previous = messages.get(line_and_key)
             messages[line_and_key] = (
                 f"{previous} or {message.removeprefix('expected ')}" if previous else message
@@ -69,28 +62,67 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
         raise UserError("\n".join(lines)) from error
 
 
-class _DuplicateKeyError(yaml.MarkedYAMLError):
+def _read_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
+    """The content of a file, and its nodes with their lines. Raises UserError with the line."""
+    raw = file.read_bytes()
+    try:
+        text = raw.decode()
+        return yaml.load(text, _StrictLoader), yaml.compose(text, _LineLoader)  # noqa: S506
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}:{line}: is not UTF-8 text: {error.reason}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{file}:{line}: is not valid YAML: {error.reason}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        prefix = "" if isinstance(error, _InvalidKeyError) else "is not valid YAML: "
+        reason = ", ".join(filter(None, (error.context, error.problem)))
+        raise UserError(f"{file}:{line}: {prefix}{reason}") from error
+
+
+class _InvalidKeyError(yaml.MarkedYAMLError):
     pass
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that rejects duplicate keys, of which YAML would silently use the last."""
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML whose keys are strings, each used once; YAML would silently use the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         keys = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
                 continue
-            key = self.construct_object(key_node)
-            if key in keys:
-                raise _DuplicateKeyError(None, None, f"duplicate key {key!r}", key_node.start_mark)
-            keys.add(key)
-        return super().construct_mapping(node, deep=deep)
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                message = f"the key {key.value} is not a string; put it in quotes"
+                raise _InvalidKeyError(None, None, message, key.start_mark)
+            if key.value in keys:
+                raise _InvalidKeyError(None, None, f"duplicate key {key.value!r}", key.start_mark)
+            keys.add(key.value)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError) as error:  # such as an impossible date
+            raise yaml.MarkedYAMLError(None, None, str(error), node.start_mark) from error
 
 
-def _find_line(root: yaml.Node, location: Location) -> int:
+class _LineLoader(yaml.SafeLoader):
+    """Composes aliases as leaves: errors in an aliased value get the line of the alias."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.get_event()  # type: ignore[no-untyped-call]
+            return yaml.ScalarNode("", "", alias.start_mark)
+        return super().compose_node(parent, index)
+
+
+def _find_line(root: yaml.Node | None, location: Location) -> int:
     """The line of the key or list item at `location`, or else of its closest parent in the file."""
-    node, line = root, root.start_mark.line
+    node, line = root, root.start_mark.line if root else 0
     for part in location:
         if isinstance(node, yaml.MappingNode):
             children = {key.value: (key, value) for key, value in node.value}
@@ -99,8 +131,8 @@ def _find_line(root: yaml.Node, location: Location) -> int:
         else:
             break
         # shorthands lack a level: `similarity: [jaccard]` means `similarity: {measures: [jaccard]}`
-        if part in children:
-            key, node = children[part]
+        if child := children.get(part) or children.get("<<"):
+            key, node = child
             line = key.start_mark.line
     return line + 1
 

@@ -1,4 +1,4 @@
-"""Models, and which of their neurons are analysed."""
+"""Models, and which of their neurons are analyzed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Model(ConfigModel):
     """Repository on the Hugging Face Hub, or a folder (relative paths: see `models_in`)."""
     revisions: list[str] = Field(default=["main"], min_length=1)
     """Revisions to run, or one revision: names, patterns such as `step*`, `all` (patterns and `all` are
-    expanded when the sweep is planned), or `random-init` for randomly initialised weights."""
+    expanded when the sweep is planned), or `random-init` for randomly initialized weights."""
     dtype: Dtype = "auto"
     """Data type of the weights; auto: bfloat16 where the processor has native support, else float32."""
     shards: Count | Literal["auto"] = "auto"
@@ -42,7 +42,7 @@ class Model(ConfigModel):
 
 
 class Neurons(ConfigModel):
-    """Which neurons are analysed, and how their activations are pooled over tokens."""
+    """Which neurons are analyzed, and how their activations are pooled over tokens."""
 
     sites: Literal["mlp", "linears"] | list[str] = "mlp"
     """Hidden units of the MLPs, outputs of all linear layers, or regular expressions over module names,

@@ -55,7 +55,7 @@ class Sweep(ConfigModel):
     models_in: str = ""
     """Folder that relative paths of models start from; default: the sweep file's folder."""
     neurons: Neurons = Neurons()
-    """Which neurons are analysed."""
+    """Which neurons are analyzed."""
     experts: ExpertSettings = ExpertSettings()
     """Criteria for expert neurons."""
     similarity: SimilaritySettings = SimilaritySettings()

@@ -17,9 +17,10 @@ MAX_MODELS_WITH_ACTIVATIONS = 2
 """Where activations are dropped after scoring, those of at most this many models are stored at once."""
 
 
-def remaining_activation_bytes(stage: Stage, weights: Weights, concepts: ConceptSet, store: Path) -> int:
-    """Bytes of a model's activations that are not written yet."""
-    remaining = remaining_units(stage, store)
+def remaining_activation_bytes(
+    stage: Stage, weights: Weights, concepts: ConceptSet, remaining: int
+) -> int:
+    """Bytes of a model's activations that its `remaining` work units will write."""
     if not remaining:
         return 0
     return activation_bytes(stage, weights, concepts) * remaining // int(stage.params["units"])

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from cluster.runtime.metrics import progress_counter
-
 _SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[[int], None]
@@ -34,6 +32,9 @@ def progress(label: str, total: int, unit_name: str, done_before: int = 0) -> It
 
     `done_before` of the items were done by earlier runs. Concurrent work gets one bar each.
     """
+    # it imports Ray, which commands that only print do not need
+    from cluster.runtime.metrics import progress_counter
+
     counter = progress_counter(label, unit_name, total, done_before)
     display = _bar if console.is_terminal else _lines
     started, done = time.monotonic(), done_before

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from jobs.page.figures import interactive, static
-from jobs.page.figures.colours import DARK
+from jobs.page.figures.colors import DARK
 from jobs.page.figures.spec import Cell, IntervalCell, RoundedCell, Section, value_table
 from jobs.page.pairs import ConceptPairs
 from jobs.page.sections import (
@@ -58,6 +58,7 @@ def render_page(data: StudyData, title: str, sections: list[Section], live: bool
     script = (files("jobs.page") / "templates" / "page.js").read_text(encoding="utf-8")
     figures = [figure for section in sections for figure in section.figures]
     packs = [] if live or not data.views else list(_compressed_details(concept_details(data)))
+    plotly, plotly_hash = _plotly()
     template = _environment().get_template("page.html")
     return template.render(
         title=title,
@@ -67,8 +68,8 @@ def render_page(data: StudyData, title: str, sections: list[Section], live: bool
         has_activations=bool(data.views) and has_activations(data),
         live=live,
         script=script,
-        hashes=[_hash(script), _hash(get_plotlyjs())],
-        plotly=compressed_plotly(),
+        hashes=[_hash(script), plotly_hash],
+        plotly=plotly,
         figures={figure.name: interactive.draw(figure) for figure in figures},
         packs=packs,
         pack_size=_CONCEPTS_PER_PACK,
@@ -96,9 +97,10 @@ def _compress(text: str) -> str:
 
 
 @cache
-def compressed_plotly() -> str:
-    """Plotly's source, compressed from 5 MB to 2 MB."""
-    return _compress(get_plotlyjs())
+def _plotly() -> tuple[str, str]:
+    """Plotly's source, compressed from 5 MB to 2 MB, and its hash."""
+    source = get_plotlyjs()
+    return _compress(source), _hash(source)
 
 
 def _hash(script: str) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import duckdb
@@ -42,6 +42,9 @@ FROM duckdb_columns() WHERE NOT internal AND (table_name, column_name) = ($table
 """
 
 _STEP = re.compile(r"step[-_]?(\d+)$")
+
+model_key = itemgetter("model", "revision", "pooling")
+"""The model and pooling of a row."""
 
 
 @dataclass(frozen=True)

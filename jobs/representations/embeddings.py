@@ -19,7 +19,8 @@ from alignment.arrays import AnyFloats
 from alignment.statistics.vectors import cosine_matrix, subtract_mean
 from jobs import activations, sentences
 from jobs.engine.stage import Stage, StageOutput
-from jobs.similarity import KIND, SIMILARITY_FILE, fill_columns
+from jobs.similarity import KIND, fill_columns
+from storage import tables
 from storage.assets import ASSETS
 from storage.errors import UserError
 from storage.readers.word_vectors import read_glove, read_vectors
@@ -87,18 +88,18 @@ def _run_word_vectors(load: VectorLoader, stage: Stage, store: Path) -> StageOut
     rows = cosine_rows(covered, matrix, stage, representation=WORD_VECTORS, measure=COSINE)
     missing = [name for name in names if name not in vectors]
     notes = [f"{stage.label}: no word vector for {', '.join(missing)}"] if missing else []
-    return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, rows)], notes)
+    return StageOutput([write_table(stage.folder(store), tables.SIMILARITY.file, rows)], notes)
 
 
 def _run_embeddings(stage: Stage, store: Path) -> StageOutput:
     activations_stage = stage.inputs["activations"]
     sentences_stage = activations_stage.inputs["sentences"]
     names = sentences.read_concept_names(sentences_stage, store)
-    tables = []
+    results = []
     if stage.params["input_embedding"]:
         embeddings = activations.read_input_embeddings(activations_stage, store)
         matrix = np.array([embeddings[name] for name in names])
-        tables.append(cosine_rows(names, matrix, stage, representation=INPUT_EMBEDDING, measure=COSINE))
+        results.append(cosine_rows(names, matrix, stage, representation=INPUT_EMBEDDING, measure=COSINE))
     if stage.params["contextual"]:
         for row in activations.read_sites(activations_stage, store):
             if row["site"] != RESIDUAL:
@@ -108,8 +109,9 @@ def _run_embeddings(stage: Stage, store: Path) -> StageOutput:
             matrix = concept_means(states, *sentences.read_memberships(sentences_stage, store)[:2])
             key["representation"] = HIDDEN_STATE
             for measure, vectors in ((COSINE, matrix), (CENTRED_COSINE, subtract_mean(matrix))):
-                tables.append(cosine_rows(names, vectors, stage, **key, measure=measure))
-    return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, pa.concat_tables(tables))])
+                results.append(cosine_rows(names, vectors, stage, **key, measure=measure))
+    rows = pa.concat_tables(results)
+    return StageOutput([write_table(stage.folder(store), tables.SIMILARITY.file, rows)])
 
 
 def concept_means(states: AnyFloats, sentence_ids: Any, members: Any) -> AnyFloats:

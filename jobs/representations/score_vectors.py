@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from alignment.arrays import AnyFloats, Floats
 from alignment.statistics.score_vectors import (
-    centred_ranks,
+    centered_ranks,
     cosine_from_products,
     kl_divergence,
     sufficient_statistics,
@@ -54,7 +54,7 @@ def _read_blocks(paths: Sequence[Path], n_concepts: int) -> Iterator[AnyFloats]:
 
 
 def _spearman(paths: Sequence[Path], n_concepts: int) -> Floats:
-    """Spearman's rho of every pair of concepts: the cosine of their centred ranks, kept on disk."""
+    """Spearman's rho of every pair of concepts: the cosine of their centered ranks, kept on disk."""
     n_neurons = sum(len(block) for block in _read_blocks(paths, n_concepts))
     concepts_per_block = max(1, _MAX_BLOCK_BYTES // (8 * n_neurons))
     with tempfile.TemporaryFile(prefix="neuralign-") as file:
@@ -62,7 +62,7 @@ def _spearman(paths: Sequence[Path], n_concepts: int) -> Floats:
         for start in range(0, n_concepts, concepts_per_block):
             columns = slice(start, start + concepts_per_block)
             ap = np.concatenate([block[:, columns] for block in _read_blocks(paths, n_concepts)])
-            ranks[columns] = centred_ranks(ap).T
+            ranks[columns] = centered_ranks(ap).T
         products = np.zeros((n_concepts, n_concepts))
         neurons_per_block = max(1, _MAX_BLOCK_BYTES // (8 * n_concepts))
         for start in range(0, n_neurons, neurons_per_block):

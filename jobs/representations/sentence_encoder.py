@@ -18,7 +18,8 @@ from jobs.config.comparison import SentenceEncoderBaseline
 from jobs.engine.progress import progress
 from jobs.engine.stage import Resource, Stage, StageOutput
 from jobs.representations.embeddings import COSINE, concept_means, cosine_rows
-from jobs.similarity import KIND, SIMILARITY_FILE
+from jobs.similarity import KIND
+from storage import tables
 from storage.store.commit import write_table
 
 SENTENCE_ENCODER = "sentence encoder"
@@ -54,11 +55,12 @@ def _run(weights: Weights, stage: Stage, store: Path) -> StageOutput:
     vectors = np.concatenate(batches)
     sentence_ids, members, n_sentences = sentences.read_memberships(sentences_stage, store)
     means = concept_means(vectors[:n_sentences].T, sentence_ids, members)
-    tables = [
+    results = [
         cosine_rows(names, means, stage, representation=SENTENCE_ENCODER, measure=COSINE),
         cosine_rows(names, vectors[n_sentences:], stage, representation=ENCODED_WORD, measure=COSINE),
     ]
-    return StageOutput([write_table(stage.folder(store), SIMILARITY_FILE, pa.concat_tables(tables))])
+    rows = pa.concat_tables(results)
+    return StageOutput([write_table(stage.folder(store), tables.SIMILARITY.file, rows)])
 
 
 def _encode(texts: list[str], weights: Weights) -> Iterator[AnyFloats]:

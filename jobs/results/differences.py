@@ -9,8 +9,10 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from alignment.arrays import Floats
 from alignment.statistics.resampling import IntervalEstimate
 from jobs import alignment, similarity
+from jobs.results.rows import group_rows
 from jobs.sources.human_judgments import Judgments
 from storage.database import open_store, run_query
 from storage.store import manifest
@@ -38,13 +40,15 @@ def compute_differences(
         judgments = _read_judgments(connection, reference)
         concepts = alignment.create_common_concepts(connection, judgments.concepts)
         ((comparison,), _) = alignment.make_comparisons(judgments, concepts, settings)
-        key, matrices = itemgetter(*similarity.REPRESENTATION_KEY), []
-        for row in rows:
-            family = {name: row[name] for name in similarity.FAMILY_KEY}
+        key = itemgetter(*similarity.REPRESENTATION_KEY)
+        matrices: dict[Any, Floats] = {}
+        for values in group_rows(rows, *similarity.FAMILY_KEY):
+            family = dict(zip(similarity.FAMILY_KEY, values, strict=True))
             columns, family_matrices = alignment.load_similarity_matrices(family, connection, concepts)
-            matrices.append(family_matrices[list(map(key, columns)).index(key(row))])
-    estimates = comparison.estimate(np.stack(matrices))
-    (reference_index,) = (index for index, row in enumerate(rows) if row is reference)
+            matrices |= zip(map(key, columns), family_matrices, strict=True)
+    estimates = comparison.estimate(np.stack([matrices[key(row)] for row in rows]))
+    # one row can be both the best and the median hidden state
+    reference_index = next(index for index, row in enumerate(rows) if row is reference)
     return [
         None if row["rho"] is None else estimates.difference(index, estimates, reference_index)
         for index, row in enumerate(rows)

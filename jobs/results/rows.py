@@ -1,4 +1,4 @@
-"""Row selection: which rows of a result table the console and the report show, in order and labelled."""
+"""Row selection: which rows of a result table the console and the report show, in order and labeled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL_SAMPLE_COVERAGE = "91 to 98"
 """Actual coverage, in percent, of 95% CIs in simulated studies of few concepts."""
 
 Row = dict[str, Any]
-LabelledRow = tuple[str, Row]
+LabeledRow = tuple[str, Row]
 """A row of a result table and its display label."""
 
 
@@ -70,7 +70,7 @@ def is_selected_maximum(label: str, row: Row) -> bool:
     return row["layer"] is not None and label.removeprefix(_model_prefix(row)).startswith("best ")
 
 
-def select_rows(rows: list[Row], threshold: float | None, value: str = "rho") -> list[LabelledRow]:
+def select_rows(rows: list[Row], threshold: float | None, value: str = "rho") -> list[LabeledRow]:
     """Select and label the rows that compare neurons with baselines, in display order.
 
     These are the experts of every model and pooling at one threshold, controls, the best layer,
@@ -112,7 +112,7 @@ def _of_first_pooling(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["pooling"] == first]
 
 
-def _control_rows(rows: list[Row], threshold: float | None) -> list[LabelledRow]:
+def _control_rows(rows: list[Row], threshold: float | None) -> list[LabeledRow]:
     """Control experts, by the first pooling."""
     prefix = f"{EXPERTS}, "
     controls = [
@@ -124,7 +124,7 @@ def _control_rows(rows: list[Row], threshold: float | None) -> list[LabelledRow]
     ]
 
 
-def _best_layer_rows(rows: list[Row], threshold: float | None, value: str) -> list[LabelledRow]:
+def _best_layer_rows(rows: list[Row], threshold: float | None, value: str) -> list[LabeledRow]:
     """The layer of every trained model whose neurons have the highest `value`."""
     best = []
     for layers in single_layer_rows(rows, threshold):
@@ -135,7 +135,7 @@ def _best_layer_rows(rows: list[Row], threshold: float | None, value: str) -> li
     return best
 
 
-def _baseline_rows(rows: list[Row], value: str) -> list[LabelledRow]:
+def _baseline_rows(rows: list[Row], value: str) -> list[LabeledRow]:
     selection = []
     for row in sorted(rows, key=lambda row: row["representation"] != WORD_VECTORS):
         if row["representation"] in (WORD_VECTORS, SENTENCE_ENCODER):

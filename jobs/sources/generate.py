@@ -220,7 +220,9 @@ class _Draft:
         self._kinds: list[str] = []
         kinds = task.config.prompts
         share, extra = divmod(task.config.sentences, len(kinds))
-        self._quota: dict[str, int] = {kind: share + (index < extra) for index, kind in enumerate(kinds)}
+        self._quota: dict[str, int] = {
+            kind: share + (number < extra) for number, kind in enumerate(kinds)
+        }
         self._requested = 0
 
     def prompts(self, round_number: int) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,5 @@
 -- Split-half stability of experts: the Jaccard similarity of a concept's experts from the two halves of its
--- sentences, averaged over concepts. Concepts without experts in either half are left out.
+-- sentences, averaged over concepts. Concepts with experts in neither half are left out.
 -- Reads: first_experts, second_experts (like experts), thresholds(threshold).
 WITH sizes AS (
     SELECT pooling, concept, threshold, count(*) AS n

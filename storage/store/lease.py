@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import obstore
-import psutil
 
 from storage.errors import StoreError
 from storage.store.commit import encode_json, put_if_absent, write_json
@@ -157,7 +156,13 @@ def holder_has_exited(holder: dict[str, Any]) -> bool:
     if holder["pid"] == os.getpid():
         # a restarted container reuses process ids
         return holder["token"] not in _local_tokens
-    return not psutil.pid_exists(holder["pid"])
+    try:
+        # /proc may hide the processes of other users; for them, the signal is not permitted
+        with suppress(PermissionError):
+            os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 @contextmanager

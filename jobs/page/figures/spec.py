@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alignment.arrays import Floats
-from jobs.page.figures.colours import GROUPS, MUTED
+from jobs.page.figures.colors import GROUPS, MUTED
 
 
 class IntervalCell(NamedTuple):
@@ -52,7 +52,7 @@ class IntervalRow:
 @dataclass(frozen=True)
 class IntervalPlot:
     """A forest plot: one value and interval per row, with a line at the null value and at each of
-    the labelled `references`."""
+    the labeled `references`."""
 
     rows: Sequence[IntervalRow]
     axis: str
@@ -151,13 +151,13 @@ class LinePlot:
 
 
 def group_style(number: int, symbols: Sequence[str]) -> tuple[str, str]:
-    """Colour and symbol of a group or a line. Distinguishable colours are few, so groups with the same
-    colour differ in their symbol."""
+    """Color and symbol of a group or a line. Distinguishable colors are few, so groups with the same
+    color differ in their symbol."""
     return GROUPS[number % len(GROUPS)], symbols[number // len(GROUPS) % len(symbols)]
 
 
 class Palette:
-    """Colours and symbols of groups, the same in every figure."""
+    """Colors and symbols of groups, the same in every figure."""
 
     def __init__(self, groups: Sequence[str]) -> None:
         self._order = [group for group in dict.fromkeys(groups) if group != NO_DOMAIN]
@@ -165,7 +165,7 @@ class Palette:
     def styles(
         self, groups: Sequence[str], symbols: Sequence[str]
     ) -> Iterable[tuple[str, str, str, list[int]]]:
-        """(group, colour, symbol, indices of its members) in the palette's order; NO_DOMAIN last."""
+        """(group, color, symbol, indices of its members) in the palette's order; NO_DOMAIN last."""
         for number, group in enumerate([*self._order, NO_DOMAIN]):
             indices = [index for index, name in enumerate(groups) if name == group]
             if indices:
@@ -175,8 +175,8 @@ class Palette:
 
 @dataclass(frozen=True)
 class Dendrogram:
-    """A tree drawn from left to right. Leaf i is at height i and starts at `x_start`; each bracket has
-    four (distance, height) corners. `palette` covers all groups on the page."""
+    """A tree drawn from left to right. Leaf i is in row i and starts at `x_start`; each bracket has
+    four (distance, row) corners. `palette` covers all groups on the page."""
 
     names: Sequence[str]
     groups: Sequence[str]

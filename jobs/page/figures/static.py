@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
 from jobs.page.figures import spec
-from jobs.page.figures.colours import GRID, GROUPS, INK, KINDS, MUTED, SCALE
+from jobs.page.figures.colors import GRID, GROUPS, INK, KINDS, MUTED, SCALE
 from jobs.page.wording import si_format, truncate
 
 FORMATS = ("png", "svg")
@@ -44,7 +44,7 @@ _WIDTH = 85 / 25.4
 """Inches: one journal column."""
 
 _DPI = 300
-_MAX_LABELLED_ROWS = 28
+_MAX_LABELED_ROWS = 28
 
 
 def draw(figure: spec.Figure, formats: Sequence[str] = FORMATS) -> Iterator[tuple[str, bytes]]:
@@ -136,8 +136,8 @@ def _heatmap(body: spec.Heatmap) -> Canvas:
             axes.axhline(start - 0.5, color="white", linewidth=0.5)
             axes.axvline(start - 0.5, color="white", linewidth=0.5)
     ticks = [(float(row), name) for row, name in enumerate(body.names)]
-    if n > _MAX_LABELLED_ROWS:
-        ticks = _spaced_group_ticks(body, [0, *starts, n], n / _MAX_LABELLED_ROWS)
+    if n > _MAX_LABELED_ROWS:
+        ticks = _spaced_group_ticks(body, [0, *starts, n], n / _MAX_LABELED_ROWS)
     positions, names = [position for position, _ in ticks], [truncate(name) for _, name in ticks]
     axes.set_xticks(positions, names, rotation=90, fontsize=_SMALL)
     axes.set_yticks(positions, names, fontsize=_SMALL)
@@ -167,14 +167,14 @@ def _line_plot(body: spec.LinePlot) -> Canvas:
         axes.axhline(panel.baseline, color=MUTED, linewidth=0.8)
         for line in panel.lines:
             number = names.index(line.name)
-            colour, marker = spec.group_style(number, _MARKERS)
+            color, marker = spec.group_style(number, _MARKERS)
             x = [body.x_position(value) for value in line.x]
             y = np.array(line.y, np.float64)
-            style = {"color": colour, "marker": marker, "linestyle": ("-", "--", ":")[number % 3]}
+            style = {"color": color, "marker": marker, "linestyle": ("-", "--", ":")[number % 3]}
             (handles[line.name],) = axes.plot(x, y, markersize=2, linewidth=1, **style)
             if line.low:
                 low, high = np.array(line.low, np.float64), np.array(line.high, np.float64)
-                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         axes.set_ylabel("\n".join(textwrap.wrap(panel.axis, 22)))
         if panel.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -196,9 +196,9 @@ def _dendrogram(body: spec.Dendrogram) -> Canvas:
     axes = canvas.subplots()
     for bracket in body.brackets:
         axes.plot(*zip(*bracket, strict=True), color=MUTED, linewidth=0.5)
-    for group, colour, marker, indices in body.palette.styles(body.groups, _MARKERS):
+    for group, color, marker, indices in body.palette.styles(body.groups, _MARKERS):
         x = [body.x_start] * len(indices)
-        style: dict[str, Any] = {"color": colour, "marker": marker, "label": truncate(group)}
+        style: dict[str, Any] = {"color": color, "marker": marker, "label": truncate(group)}
         axes.scatter(x, indices, s=8, zorder=3, clip_on=False, **style)
     axes.set_yticks(range(n), map(truncate, body.names), fontsize=_SMALL)
     axes.tick_params(axis="y", length=0, pad=4)
@@ -217,9 +217,9 @@ def _graph(body: spec.GraphPlot) -> Canvas:
     for first, second, value in body.edges:
         x, y = body.positions[[first, second]].T
         axes.plot(x, y, color=MUTED, alpha=0.5, linewidth=0.2 + value / highest)
-    for group, colour, marker, indices in body.palette.styles(body.groups, _MARKERS):
+    for group, color, marker, indices in body.palette.styles(body.groups, _MARKERS):
         x, y = body.positions[indices].T
-        style: dict[str, Any] = {"color": colour, "marker": marker, "label": truncate(group)}
+        style: dict[str, Any] = {"color": color, "marker": marker, "label": truncate(group)}
         axes.scatter(x, y, s=12, edgecolor=INK, linewidth=0.3, zorder=3, **style)
     axes.margins(0.12, 0.05)
     axes.set_axis_off()

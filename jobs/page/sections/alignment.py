@@ -11,14 +11,14 @@ from jobs.page.figures.spec import BASELINE, CONTROL, NEURONS, Figure, IntervalP
 from jobs.page.study_data import StudyData, by_step
 from jobs.representations.embeddings import HIDDEN_STATE
 from jobs.results import rows as results
-from jobs.results.rows import LabelledRow, Row, is_selected_maximum
+from jobs.results.rows import LabeledRow, Row, is_selected_maximum
 from jobs.similarity import EXPERTS
 
 _CEILING = "noise ceiling"
 
 
-def alignment_rows(data: StudyData) -> dict[tuple[str, str], list[LabelledRow]]:
-    """Labelled rows by (human set, agreement measure), as in the printed summary."""
+def alignment_rows(data: StudyData) -> dict[tuple[str, str], list[LabeledRow]]:
+    """Labeled rows by (human set, agreement measure), as in the printed summary."""
     if not data.views:
         return {}
     view = data.view
@@ -31,7 +31,7 @@ def alignment_rows(data: StudyData) -> dict[tuple[str, str], list[LabelledRow]]:
     }
 
 
-def row_of_view(rows: list[LabelledRow], data: StudyData) -> Row | None:
+def row_of_view(rows: list[LabeledRow], data: StudyData) -> Row | None:
     """The row of the view shown in detail."""
     key = {**data.view.parameters, "representation": EXPERTS, "layer": None, "site": None}
     return next((row for _, row in rows if key.items() <= row.items()), None)
@@ -80,7 +80,7 @@ def _unaligned_human_sets(data: StudyData) -> list[str]:
     return [name for name in names if name not in aligned]
 
 
-def _sentences(human_set: str, rows: list[LabelledRow], data: StudyData) -> list[str]:
+def _sentences(human_set: str, rows: list[LabeledRow], data: StudyData) -> list[str]:
     """The main result in plain words."""
     row = row_of_view(rows, data)
     if row is None:
@@ -102,7 +102,7 @@ def _sentences(human_set: str, rows: list[LabelledRow], data: StudyData) -> list
     return [*sentences, f"Values are {statistic}, with 95% CIs in brackets."]
 
 
-def _figure(key: tuple[str, str], rows: list[LabelledRow], data: StudyData) -> Figure:
+def _figure(key: tuple[str, str], rows: list[LabeledRow], data: StudyData) -> Figure:
     human_set, agreement = key
     first = rows[0][1]
     row = row_of_view(rows, data)
@@ -123,7 +123,7 @@ def _figure(key: tuple[str, str], rows: list[LabelledRow], data: StudyData) -> F
     if any(name.startswith(f"{EXPERTS}, half") for name in representations):
         note += " Half: experts from half of the sentences."
     if HIDDEN_STATE in representations:
-        note += " States: hidden states after a layer, last token or mean over tokens; *: mean-centred."
+        note += " States: hidden states after a layer, last token or mean over tokens; *: mean-centered."
     references = []
     if first["ceiling"] is not None:
         references = [(_CEILING, first["ceiling"])]
@@ -134,7 +134,7 @@ def _figure(key: tuple[str, str], rows: list[LabelledRow], data: StudyData) -> F
     return Figure(f"alignment-{human_set}-{agreement}", finding, note, body)
 
 
-def interval_rows(rows: list[LabelledRow], value: str, low: str, high: str) -> list[IntervalRow]:
+def interval_rows(rows: list[LabeledRow], value: str, low: str, high: str) -> list[IntervalRow]:
     """Plot rows from the named columns."""
     return [
         IntervalRow(label, row[value], row[low], row[high], _kind(row), is_selected_maximum(label, row))

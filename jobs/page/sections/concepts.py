@@ -1,4 +1,4 @@
-"""Details of one or all concepts: experts, top-activating sentences, neighbours, disagreements between
+"""Details of one or all concepts: experts, top-activating sentences, neighbors, disagreements between
 model and people, and steering."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from storage.store.activation_files import SiteActivations
 from storage.store.manifest import Manifest
 
 MAX_EXPERTS = 10
-MAX_NEIGHBOURS = 10
+MAX_NEIGHBORS = 10
 MAX_DISAGREEMENTS = 5
 MAX_SENTENCES = 5
 
@@ -67,7 +67,7 @@ def concept_details(data: StudyData, concept: str | None = None) -> dict[str, Ro
         for row in data.query(_COUNTS):
             if row["concept"] in details:
                 details[row["concept"]]["n_experts"] = row["n"]
-    for row in data.named_query("nearest", concept=concept, count=MAX_NEIGHBOURS):
+    for row in data.named_query("nearest", concept=concept, count=MAX_NEIGHBORS):
         details[row["concept"]][row["source"]].append([row["other"], row["value"]])
     for row in data.named_query("disagreements", concept=concept, count=MAX_DISAGREEMENTS):
         columns = ("other", "similarity", "score", "model_rank", "people_rank")

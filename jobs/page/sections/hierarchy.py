@@ -11,7 +11,7 @@ from alignment.statistics.hierarchy import TreeLayout, layout_tree, measure_cohe
 from jobs.page.figures import spec
 from jobs.page.figures.spec import NO_DOMAIN, Figure, IntervalRow, Palette, Section
 from jobs.page.pairs import MAX_NAMES, ConceptPairs
-from jobs.page.sections.alignment import interval_rows
+from jobs.page.sections.alignment import interval_rows, row_of_view
 from jobs.page.study_data import StudyData, by_step, explain_missing_similarities
 from jobs.page.wording import format_interval, verdict
 from jobs.results.rows import select_rows, uses_measure
@@ -68,7 +68,7 @@ def _tree(data: StudyData, pairs: ConceptPairs, layout: TreeLayout) -> Figure:
     # Most trees merge far from 0, so the axis starts just before the first merge.
     x_first, x_last = first[1][0], last[1][0]
     start = max(0.0, x_first - 0.15 * ((x_last - x_first) or 1.0))
-    brackets = [[(max(x, start), height) for x, height in bracket] for bracket in layout.brackets]
+    brackets = [[(max(x, start), row) for x, row in bracket] for bracket in layout.brackets]
     axis = f"1 - {view.measure_name} similarity"
     body = spec.Dendrogram(names, groups, Palette(pairs.groups), brackets, axis, start)
     return Figure("tree", finding, note, body)
@@ -132,10 +132,10 @@ def _domain_auc(data: StudyData) -> Figure | None:
     view = data.view
     summary = sorted(data.query("FROM hierarchy_summary"), key=by_step)
     rows = [row for row in summary if uses_measure(row, view.measure) and row["auc"] is not None]
-    labelled = select_rows(rows, view.threshold, "auc")
-    if not labelled:
+    labeled = select_rows(rows, view.threshold, "auc")
+    if not labeled:
         return None
-    row = next((row for _, row in labelled if view.parameters.items() <= row.items()), labelled[0][1])
+    row = row_of_view(labeled, data) or labeled[0][1]
     comparison = verdict(
         row["auc_low"],
         row["auc_high"],
@@ -151,7 +151,7 @@ def _domain_auc(data: StudyData) -> Figure | None:
         f"(chance: 0.5); {row['n_concepts']:,} concepts of {row['n_domains']} domains. Bars: 95% CI. "
         "Hollow: best of several, selected on the same domains (optimistic)."
     )
-    intervals = interval_rows(labelled, "auc", "auc_low", "auc_high")
+    intervals = interval_rows(labeled, "auc", "auc_low", "auc_high")
     body = spec.IntervalPlot(intervals, "domain AUC", 0.5)
     return Figure("domains", finding, note, body)
 
@@ -174,7 +174,7 @@ def _coherence(data: StudyData, pairs: ConceptPairs) -> Figure | None:
     )
     note = (
         f"Mean {view.measure_name} similarity of pairs within a domain "
-        f"({view.settings}); number of concepts in brackets. Grey: 95% range of {_DRAWS:,} random "
+        f"({view.settings}); number of concepts in parentheses. Gray: 95% range of {_DRAWS:,} random "
         "groups of the same size. q: p corrected over the domains (Benjamini and Hochberg 1995)."
     )
     rows = [

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from operator import itemgetter
 
 from cluster.models.weights import RANDOM_INIT
 from jobs.page.figures.spec import Figure, IntervalPlot, IntervalRow, Line, LinePlot, Panel, Section
-from jobs.page.study_data import StudyData, explain_missing_similarities, training_step
+from jobs.page.study_data import StudyData, explain_missing_similarities, model_key, training_step
 from jobs.page.wording import chance_level, format_interval, si_format
 from jobs.results.rows import STATISTIC_NAMES, Row, group_rows
 from storage.store.activation_files import POOLINGS
@@ -32,7 +31,6 @@ WHERE threshold = $threshold AND concept_set = $concept_set GROUP BY ALL
 """
 
 _ESTIMATE = ("rho", "ci_low", "ci_high")
-_model_key = itemgetter("model", "revision", "pooling")
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?([mb])(?![a-z])", re.IGNORECASE)
 
 
@@ -45,9 +43,9 @@ def section(data: StudyData) -> Section:
     rows = data.query(_ALIGNMENT)
     rows = [row for row in _sort_by_pooling(rows) if row["agreement"] == rows[0]["agreement"]]
     figures, missing = _layer_figures(data, rows)
-    n_experts = {_model_key(row): row["n_experts"] for row in data.query(_MODEL_COUNTS)}
+    n_experts = {model_key(row): row["n_experts"] for row in data.query(_MODEL_COUNTS)}
     model_rows = [
-        {**row, "n_experts": n_experts.get(_model_key(row))}
+        {**row, "n_experts": n_experts.get(model_key(row))}
         for row in rows
         if row["layer"] is None and row["site"] is None
     ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from jobs.page.figures.spec import Cell, DataTable, IntervalCell, RoundedCell, Section
 from jobs.page.sections.alignment import alignment_rows
-from jobs.page.study_data import StudyData
+from jobs.page.study_data import StudyData, model_key
 from jobs.results.rows import Row
+from jobs.similarity import EXPERTS, REPRESENTATION_KEY
 
 _MEDIANS = """
 WITH counted AS (
@@ -35,7 +37,7 @@ _COLUMNS = (
     "split-half rho",
     "domain AUC",
 )
-_KEY = ("representation", "model", "revision", "pooling", "layer", "site", "measure", "threshold", "top")
+_representation_key = itemgetter(*REPRESENTATION_KEY)
 
 
 def section(data: StudyData) -> Section:
@@ -47,20 +49,19 @@ def section(data: StudyData) -> Section:
     view = data.view
     medians: dict[tuple[Any, ...], float] = {}
     if view.threshold is not None:
-        rows = data.query(_MEDIANS)
-        medians = {(row["model"], row["revision"], row["pooling"]): row["n"] for row in rows}
+        medians = {model_key(row): row["n"] for row in data.query(_MEDIANS)}
     reliability = {
-        (row["model"], row["revision"], row["pooling"]): row["rho"]
+        model_key(row): row["rho"]
         for row in data.query("FROM reliability")
         if (row["measure"], row["threshold"], row["concept_set"])
         == (view.measure, view.threshold, view.concept_set)
     }
-    aucs = {_key(row): row["auc"] for row in data.query("FROM hierarchy_summary")}
+    aucs = {_representation_key(row): row["auc"] for row in data.query("FROM hierarchy_summary")}
     cells: list[list[Cell]] = []
-    for (human_set, _), labelled in by_human_set.items():
-        for label, row in labelled:
-            model = (row["model"], row["revision"], row["pooling"])
-            is_model = (row["representation"], row["layer"], row["site"]) == ("experts", None, None)
+    for (human_set, _), labeled in by_human_set.items():
+        for label, row in labeled:
+            model = model_key(row)
+            is_model = (row["representation"], row["layer"], row["site"]) == (EXPERTS, None, None)
             cells.append(
                 [
                     _model_label(label, row),
@@ -73,7 +74,7 @@ def section(data: StudyData) -> Section:
                     row["n_pairs"],
                     medians.get(model) if is_model else None,
                     _rounded(reliability.get(model)) if is_model else None,
-                    _rounded(aucs.get(_key(row))),
+                    _rounded(aucs.get(_representation_key(row))),
                 ]
             )
     lead = [
@@ -86,10 +87,6 @@ def section(data: StudyData) -> Section:
     if not reliability:
         missing.append("No split-half reliability: add `controls: [split-half]` to the sweep file.")
     return Section(anchor, title, lead, tables=[DataTable(_COLUMNS, cells)], missing=missing)
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in _KEY)
 
 
 def _interval(low: float | None, high: float | None) -> IntervalCell | None:

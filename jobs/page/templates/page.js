@@ -10,7 +10,7 @@
   const isDark = window.matchMedia("(prefers-color-scheme: dark)");
   const NARROW_WIDTH = 640;
   const PRINT_WIDTH = 640;
-  const MIN_LABELLED_CELL = 9;
+  const MIN_LABELED_CELL = 9;
 
   // Decodes base64 and gzip.
   async function decompress(text) {
@@ -29,12 +29,12 @@
 
   // --- figures ---------------------------------------------------------------------------------
 
-  const COLOUR_KEY = /color$/;
-  function withDarkColours(value, key) {
-    if (typeof value === "string") return COLOUR_KEY.test(key) && dark[value] ? dark[value] : value;
-    if (Array.isArray(value)) return value.map((inner) => withDarkColours(inner, key));
+  const COLOR_KEY = /color$/;
+  function withDarkColors(value, key) {
+    if (typeof value === "string") return COLOR_KEY.test(key) && dark[value] ? dark[value] : value;
+    if (Array.isArray(value)) return value.map((inner) => withDarkColors(inner, key));
     if (value && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, withDarkColours(inner, name)]));
+      return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, withDarkColors(inner, name)]));
     }
     return value;
   }
@@ -42,10 +42,10 @@
   // Labels the rows of a heatmap or, where cells are too small, the groups.
   function labelHeatmap(layout, cell) {
     const { vals, text } = layout.meta.groups;
-    const all = cell >= MIN_LABELLED_CELL;
+    const all = cell >= MIN_LABELED_CELL;
     const spaced = [];
     vals.forEach((row, index) => {
-      if (!spaced.length || (row - vals[spaced.at(-1)]) * cell >= MIN_LABELLED_CELL) spaced.push(index);
+      if (!spaced.length || (row - vals[spaced.at(-1)]) * cell >= MIN_LABELED_CELL) spaced.push(index);
     });
     for (const axis of [layout.xaxis, layout.yaxis]) {
       if (!all) Object.assign(axis, { tickvals: spaced.map((index) => vals[index]), ticktext: spaced.map((index) => text[index]) });
@@ -53,9 +53,9 @@
     }
   }
 
-  // Adapts a figure to the colour scheme and the width.
+  // Adapts a figure to the color scheme and the width.
   function adapt(figure, width, darkScheme) {
-    const { data, layout } = darkScheme ? withDarkColours(figure, "") : structuredClone(figure);
+    const { data, layout } = darkScheme ? withDarkColors(figure, "") : structuredClone(figure);
     const meta = layout.meta || {};
     if (meta.matrix) {
       layout.height = Math.min(width + 120, 1150);

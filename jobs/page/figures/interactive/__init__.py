@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from jobs.page.figures.colours import GRID, INK
+from jobs.page.figures.colors import GRID, INK
 from jobs.page.figures.interactive import concepts, values
 from jobs.page.figures.spec import Dendrogram, Figure, GraphPlot, Heatmap, IntervalPlot, LinePlot, Plot
 

@@ -9,26 +9,26 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from jobs.page.figures.colours import INK, MUTED, SCALE
+from jobs.page.figures.colors import INK, MUTED, SCALE
 from jobs.page.figures.interactive.text import MAX_TICKS, SYMBOLS, escape_for_template, escape_label
 from jobs.page.figures.spec import Dendrogram, GraphPlot, Heatmap
 from jobs.page.wording import truncate
 
 _GRAPH_MARGIN = 0.16
-_COLOUR_BAR_TICKS = 4
+_COLOR_BAR_TICKS = 4
 
 
 def heatmap(body: Heatmap) -> go.Figure:
-    """Coloured cells; the page labels as many rows as fit."""
+    """Colored cells; the page labels as many rows as fit."""
     values = body.values.astype(np.float32)
     names = [escape_label(name) for name in body.names]
     finite = values[np.isfinite(values)]
     high, low = (float(finite.max()), float(finite.min())) if finite.size else (1.0, 0.0)
-    z, colour_bar = values, {}
+    z, color_bar = values, {}
     if body.sqrt_scale:
         z, low = np.sqrt(np.maximum(values, 0)), 0.0
-        ticks = np.linspace(0, np.sqrt(high or 1.0), _COLOUR_BAR_TICKS)
-        colour_bar = {"tickvals": ticks, "ticktext": [f"{tick**2:.2g}" for tick in ticks]}
+        ticks = np.linspace(0, np.sqrt(high or 1.0), _COLOR_BAR_TICKS)
+        color_bar = {"tickvals": ticks, "ticktext": [f"{tick**2:.2g}" for tick in ticks]}
         high = float(np.sqrt(high or 1.0))
     figure = go.Figure(
         go.Heatmap(
@@ -53,7 +53,7 @@ def heatmap(body: Heatmap) -> go.Figure:
                 "len": 0.8,
                 "tickfont": {"size": 11},
                 "tickangle": 0,
-                **colour_bar,
+                **color_bar,
             },
         )
     )
@@ -93,13 +93,13 @@ def dendrogram(body: Dendrogram) -> go.Figure:
     """Brackets, and a group symbol in front of every name."""
     figure = go.Figure()
     _add_lines(figure, body.brackets, width=1.2)
-    for group, colour, symbol, indices in body.palette.styles(body.groups, SYMBOLS):
+    for group, color, symbol, indices in body.palette.styles(body.groups, SYMBOLS):
         figure.add_scatter(
             x=[body.x_start] * len(indices),
             y=indices,
             name=escape_label(truncate(group)),
             mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 8},
+            marker={"color": color, "symbol": symbol, "size": 8},
             customdata=[[escape_label(body.names[index]), body.names[index]] for index in indices],
             hovertemplate=f"%{{customdata[0]}}<br>{escape_for_template(group)}<extra></extra>",
             cliponaxis=False,
@@ -132,20 +132,20 @@ def _add_lines(
 
 
 def graph(body: GraphPlot) -> go.Figure:
-    """Nodes in the colour of their group; links in three widths."""
+    """Nodes in the color of their group; links in three widths."""
     figure = go.Figure()
     highest = max((value for _, _, value in body.edges), default=1.0)
     widths = {1: (0.0, 1 / 3), 2.5: (1 / 3, 2 / 3), 5: (2 / 3, 2.0)}
     for width, (low, high) in widths.items():
         edges = [(a, b) for a, b, value in body.edges if low <= value / highest < high]
         _add_lines(figure, [body.positions[[*edge]].tolist() for edge in edges], width, opacity=0.55)
-    neighbours: dict[int, list[str]] = {}
+    neighbors: dict[int, list[str]] = {}
     for first, second, value in sorted(body.edges, key=lambda edge: -edge[2]):
-        for node, neighbour in ((first, second), (second, first)):
-            neighbours.setdefault(node, []).append(f"{escape_label(body.names[neighbour])} {value:.3g}")
-    for group, colour, symbol, indices in body.palette.styles(body.groups, SYMBOLS):
+        for node, neighbor in ((first, second), (second, first)):
+            neighbors.setdefault(node, []).append(f"{escape_label(body.names[neighbor])} {value:.3g}")
+    for group, color, symbol, indices in body.palette.styles(body.groups, SYMBOLS):
         hover_text = {
-            index: [escape_label(body.names[index]), escape_label(group), *neighbours.get(index, [])[:6]]
+            index: [escape_label(body.names[index]), escape_label(group), *neighbors.get(index, [])[:6]]
             for index in indices
         }
         figure.add_scatter(
@@ -156,7 +156,7 @@ def graph(body: GraphPlot) -> go.Figure:
             text=[escape_label(truncate(body.names[index])) for index in indices],
             textposition="top center",
             textfont={"size": 11},
-            marker={"color": colour, "symbol": symbol, "size": 11, "line": {"color": INK, "width": 0.8}},
+            marker={"color": color, "symbol": symbol, "size": 11, "line": {"color": INK, "width": 0.8}},
             customdata=[["<br>".join(hover_text[index]), body.names[index]] for index in indices],
             hovertemplate="%{customdata[0]}<extra></extra>",
         )

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from jobs.page.figures.colours import BACKGROUND, GRID, GROUPS, KINDS, MUTED
+from jobs.page.figures.colors import BACKGROUND, GRID, GROUPS, KINDS, MUTED
 from jobs.page.figures.interactive.text import MAX_TICKS, SYMBOLS, escape_for_template, escape_label
 from jobs.page.figures.spec import IntervalPlot, IntervalRow, Line, LinePlot, Panel, group_style
 from jobs.page.wording import format_interval, si_format
@@ -38,17 +38,17 @@ def interval_plot(body: IntervalPlot) -> go.Figure:
             figure.add_shape(type="rect", **box, fillcolor=GRID, line_width=0, layer="below")
     for (name, kind, is_maximum), indices in body.series().items():
         rows = [body.rows[index] for index in indices]
-        colour, symbol = KINDS[kind], _KIND_SYMBOLS[kind] + ("-open" if is_maximum else "")
+        color, symbol = KINDS[kind], _KIND_SYMBOLS[kind] + ("-open" if is_maximum else "")
         figure.add_scatter(
             x=[row.value for row in rows],
             y=[13 - int(ends[index]) for index in indices],
             name=name,
             mode="markers",
-            marker={"color": colour, "size": 10, "symbol": symbol, "line": {"width": 1.5}},
+            marker={"color": color, "size": 10, "symbol": symbol, "line": {"width": 1.5}},
             error_x={
                 "array": [_error(row.value, row.high) for row in rows],
                 "arrayminus": [_error(row.low, row.value) for row in rows],
-                "color": colour,
+                "color": color,
                 "thickness": 1 if is_maximum else 2,
                 "width": 4,
             },
@@ -105,18 +105,18 @@ def _range(body: IntervalPlot) -> list[float]:
 
 
 def line_plot(body: LinePlot) -> go.Figure:
-    """Panels in one column; a line has the same colour in all of them."""
+    """Panels in one column; a line has the same color in all of them."""
     figure = make_subplots(rows=len(body.panels), cols=1, shared_xaxes=True, vertical_spacing=0.09)
     names = list(dict.fromkeys(line.name for panel in body.panels for line in panel.lines))
     in_legend: set[str] = set()
     for row, panel in enumerate(body.panels, 1):
         for line in panel.lines:
             number = names.index(line.name)
-            colour, symbol = group_style(number, SYMBOLS)
+            color, symbol = group_style(number, SYMBOLS)
             if line.low:
                 figure.add_scatter(
                     **_band(body, line),
-                    fillcolor=colour,
+                    fillcolor=color,
                     legendgroup=escape_label(line.name),
                     row=row,
                     col=1,
@@ -128,7 +128,7 @@ def line_plot(body: LinePlot) -> go.Figure:
                 legendgroup=escape_label(line.name),
                 showlegend=line.name not in in_legend,
                 mode="lines+markers",
-                line={"color": colour, "width": 2, "dash": ("solid", "dash", "dot")[number % 3]},
+                line={"color": color, "width": 2, "dash": ("solid", "dash", "dot")[number % 3]},
                 marker={"symbol": symbol, "size": 6},
                 customdata=[_hover_text(body, panel, *point) for point in line.points()],
                 hovertemplate=f"{escape_for_template(line.name)}<br>%{{customdata}}<extra></extra>",

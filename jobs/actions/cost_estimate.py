@@ -10,8 +10,8 @@ from rich.console import Console
 
 from cluster.models.size import measure_size
 from cluster.models.weights import RANDOM_INIT
+from jobs.actions.output import text_table
 from jobs.alignment import reason_not_comparable
-from jobs.commands.options import text_table
 from jobs.config.concepts import HarvestedSentences, ProvidedSentences
 from jobs.config.sweep import Sweep
 from jobs.engine import disk_budget

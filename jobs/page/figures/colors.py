@@ -1,6 +1,6 @@
-"""Colour-blind-safe colours for light and dark backgrounds.
+"""Color-blind-safe colors for light and dark backgrounds.
 
-Group colours are those of Okabe and Ito (2008), as listed in Wong 2011 (Nature Methods 8, 441). Figures
+Group colors are those of Okabe and Ito (2008), as listed in Wong 2011 (Nature Methods 8, 441). Figures
 are drawn for a light background; the page substitutes the dark variants.
 """
 
@@ -16,7 +16,7 @@ KINDS = {"neurons": GROUPS[0], "control": MUTED, "baseline": GROUPS[1]}
 _DARK_GROUPS = ("#4aa8e0", "#f07a2a", "#2bc49a", "#e39bc6", "#f0b429", "#8fd0f5")
 DARK = {INK: "#e6e8eb", MUTED: "#a3abb8", GRID: "#3a3f47", BACKGROUND: "#14171c"}
 DARK |= zip(GROUPS, _DARK_GROUPS, strict=True)
-"""The dark variant of every colour."""
+"""The dark variant of every color."""
 
 SCALE = "cividis"
-"""Colour scale of heatmaps, safe for colour-blind readers (Nuñez, Anderton and Renslow 2018)."""
+"""Color scale of heatmaps, safe for color-blind readers (Nuñez, Anderton and Renslow 2018)."""

@@ -15,8 +15,8 @@ from alignment.statistics.correlation import MIN_PAIRS
 from alignment.statistics.resampling import MIN_CONCEPTS_FOR_COVERAGE
 from alignment.statistics.steering import attribution_correlation
 from jobs import steering
+from jobs.actions.output import text_table
 from jobs.alignment import TRIPLETS
-from jobs.commands.options import text_table
 from jobs.engine.stage import Stage
 from jobs.results.rows import (
     SMALL_SAMPLE_COVERAGE,
@@ -37,7 +37,7 @@ _MAX_LAYERS, _LAYERS_PER_LINE = 6, 3
 LEGEND = (
     "The best rows are selected on the same pairs (optimistic). constant: all similarities are equal, "
     "so the correlation is undefined; n/a: too few distinct values for a CI. States: hidden states "
-    "after a layer, mean over a sentence's tokens or last token; *: mean-centred."
+    "after a layer, mean over a sentence's tokens or last token; *: mean-centered."
 )
 
 
@@ -70,8 +70,8 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     _print_hierarchy(console, summary["hierarchy"], threshold)
     nearest = summary["nearest"]
     console.print(f"\nNearest concepts by shared experts ({nearest['of']}):")
-    for name, neighbours in nearest["concepts"].items():
-        text = ", ".join(f"{neighbour} {value:.2f}" for neighbour, value in neighbours if value)
+    for name, neighbors in nearest["concepts"].items():
+        text = ", ".join(f"{neighbor} {value:.2f}" for neighbor, value in neighbors if value)
         console.print(f"  {name:12} {text or '(no shared experts)'}")
 
 
@@ -111,7 +111,7 @@ def print_steering(console: Console, stage: Stage, store: Path, figure: Path) ->
     console.print(text_table("lrrrrr", names, cells, "ellipsis"))
     counts = {row["n_concepts"] for row in rows}
     console.print(
-        "95% CIs generalise over prompts and concepts."
+        "95% CIs generalize over prompts and concepts."
         + (" Some concepts have too few neurons for a large k." if len(counts) > 1 else "")
     )
     _print_attribution_correlation(console, steering.read_neurons(stage, store))
