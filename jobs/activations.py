@@ -27,6 +27,7 @@ from storage.store.fingerprint import hash_file
 
 if TYPE_CHECKING:
     from cluster.models.sparse_autoencoder import SparseAutoencoder
+    from cluster.models.tokenizer import InputOptions
 
 KIND = "activations"
 TOKEN_BUDGET = 1024
@@ -63,6 +64,7 @@ def plan(
         "sentences_in_unit": size,
         "units": -(-n_sentences // size),
     }
+    params |= model.input_params()
     if autoencoder is not None:
         params |= {"sites": [autoencoder.name], "dictionary": _autoencoder_params(autoencoder)}
 
@@ -70,6 +72,13 @@ def plan(
         return _run(stage, store, weights, model, autoencoder)
 
     return Stage(KIND, weights.label, params, run, {"sentences": sentences_stage}, resource_for(model))
+
+
+def input_options(model: Model) -> InputOptions:
+    """How the inputs of a model are made from texts."""
+    from cluster.models.tokenizer import InputOptions
+
+    return InputOptions(model.add_bos, model.skip_first_token)
 
 
 def resource_for(model: Model) -> Resource:
@@ -147,6 +156,7 @@ def _run(
         list(stage.params["poolings"]),
         stage.params["states"],
         autoencoder,
+        input_options(model),
         trust_remote_code=weights.trust_remote_code,
     )
     connect()
@@ -180,6 +190,7 @@ def _run(
                     "tokens": result.n_tokens,
                     "cut": result.n_truncated,
                     "budget": unit.budget,
+                    "word_tokens": result.word_tokens,
                 }
                 yield unit.name, result.files, facts
                 advance(len(unit.texts))
@@ -200,9 +211,16 @@ def _run(
         for row in sites
         for unit in units
     ]
+    # Units of earlier versions lack these counts.
+    word_tokens = facts[0].get("word_tokens", {})
+    word_rows = [{**constants, "concept": word, "n_tokens": n} for word, n in word_tokens.items()]
     files += [
         write_table(folder, table.file, pa.Table.from_pylist(rows, table.schema))
-        for table, rows in ((tables.SITES, sites), (tables.ACTIVATION_FILES, file_rows))
+        for table, rows in (
+            (tables.SITES, sites),
+            (tables.ACTIVATION_FILES, file_rows),
+            (tables.CONCEPT_TOKENS, word_rows),
+        )
     ]
     return StageOutput(files, make_notes(facts, len(texts), MAX_TOKENS))
 

@@ -114,7 +114,7 @@ def run_units(
 
 
 def tokenize_prompts(
-    weights: Weights, prompts: list[str], concepts: list[str], n_continuation: int = 0
+    weights: Weights, model: Model, prompts: list[str], concepts: list[str], n_continuation: int = 0
 ) -> tuple[list[tuple[int, ...]], list[list[PromptedWord]]]:
     """Token ids of each prompt, and of each concept's word after each prompt. Runs on the cluster: the
     driver may lack the tokenizer. See `cluster.steering.tokens.tokenize_words`."""
@@ -124,7 +124,9 @@ def tokenize_prompts(
     from cluster.steering.tokens import tokenize_words
 
     words = [concept.replace("_", " ") for concept in concepts]
-    task = ray.remote(tokenize_words).remote(weights, prompts, words, n_continuation)
+    options = activations.input_options(model)
+    remote: Any = ray.remote(tokenize_words)
+    task = remote.remote(weights, prompts, words, n_continuation, options)
     tokens: tuple[list[tuple[int, ...]], list[list[PromptedWord]]] = get_result(task)
     return tokens
 
@@ -167,7 +169,7 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
         placement = plan_placement(
             weights, params["dtype"], model.shards, model.replicas, model.gpus_per_shard
         )
-        _, words = tokenize_prompts(weights, params["prompts"], concepts)
+        _, words = tokenize_prompts(weights, model, params["prompts"], concepts)
         words_by_concept = dict(zip(concepts, words, strict=True))
 
         def submit(pipeline: SteeringPipeline, unit: ConceptUnit) -> Any:

@@ -67,8 +67,13 @@ class Plan:
     """The resolved models of a sweep and the stages of each of its concept sets."""
 
     sweep: Sweep
-    weights: list[Weights]
+    models: list[tuple[Model, Weights]]
     concept_sets: list[PlannedConceptSet]
+
+    @cached_property
+    def weights(self) -> list[Weights]:
+        """The models at all their revisions."""
+        return [weights for _, weights in self.models]
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -132,7 +137,7 @@ def plan_sweep(sweep: Sweep, exclude: Collection[str] = ()) -> Plan:
         _plan_concept_set(sweep, set_sweep, stage, concepts, models)
         for set_sweep, (stage, concepts) in zip(set_sweeps, planned_sentences, strict=True)
     ]
-    return Plan(sweep, [weights for _, weights in models], planned_sets)
+    return Plan(sweep, models, planned_sets)
 
 
 def _plan_concept_set(

@@ -176,7 +176,7 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
         placement = plan_placement(
             weights, params["dtype"], model.shards, model.replicas, model.gpus_per_shard
         )
-        inputs = _make_inputs(stage, store, weights, concepts)
+        inputs = _make_inputs(stage, store, weights, model, concepts)
         neurons = _select_neurons(stage, store, remaining)
 
         def submit(pipeline: SteeringPipeline, unit: ConceptUnit) -> Any:
@@ -214,12 +214,14 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
     return StageOutput(files, notes)
 
 
-def _make_inputs(stage: Stage, store: Path, weights: Weights, concepts: list[str]) -> _SteeringInputs:
+def _make_inputs(
+    stage: Stage, store: Path, weights: Weights, model: Model, concepts: list[str]
+) -> _SteeringInputs:
     params = stage.params
     sentences_stage = stage.inputs["activations"].inputs["sentences"]
     n_continuation = params["tokens"] if params["samples"] else 0
     prompt_ids, words = attributions.tokenize_prompts(
-        weights, params["prompts"], concepts, n_continuation
+        weights, model, params["prompts"], concepts, n_continuation
     )
     concept_set = sentences.read_concept_set(sentences_stage, store)
     concepts_by_name = {concept.name: concept for concept in concept_set.concepts}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from cluster.runtime.session import connect, shutdown_on_exit, uses_external_cluster
+from cluster.runtime.session import connect, root_cause, shutdown_on_exit, uses_external_cluster
 from cluster.runtime.store_access import check_store_visible
 from jobs import activations, experts
 from jobs.engine import disk_budget
@@ -16,7 +16,7 @@ from jobs.engine.scheduler import run_concurrently, run_sequentially
 from jobs.engine.stage import Stage
 from jobs.planner import Plan, plan_sweep
 from storage.database import is_activation_file
-from storage.errors import UserError, WorkFailed
+from storage.errors import NeuralignError, UserError, WorkFailed, describe_error
 from storage.store import layout
 from storage.store.manifest import drop_files
 
@@ -62,7 +62,7 @@ def run(plan: Plan, until: str | None = None) -> SweepResult:
             results = run_sequentially(stages, store)
         for stage, ran, error in results:
             if error is not None:
-                failed[_find_model(stage, error)] = f"{stage.name}: {error}"
+                failed[_find_model(stage, error)] = f"{stage.name}: {_describe(error)}"
                 print_line(f"{stage.name}: failed; continuing with the other models")
             if ran:
                 stages_run += 1
@@ -108,6 +108,10 @@ def check_disk_space(plan: Plan, store: Path) -> None:
             "free; free disk space, choose another store, or delete activations after scoring "
             "(experts.keep_activations: false)"
         )
+
+
+def _describe(error: BaseException) -> str:
+    return str(error) if isinstance(error, NeuralignError) else describe_error(root_cause(error))
 
 
 def _find_model(stage: Stage, error: BaseException) -> str:

@@ -14,12 +14,19 @@ import textwrap
 from collections.abc import Sequence
 
 _MAX_EXCERPT = 80
+_MAX_LINE = 1000
 
 
 class NeuralignError(Exception):
-    """Base class of the errors reported to users."""
+    """Base class of the errors reported to users; each argument is a line of the message.
+
+    Arguments may contain messages of libraries, of any length and number of lines.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(one_line(str(argument)) for argument in self.args)
 
 
 class UserError(NeuralignError):
@@ -42,6 +49,19 @@ class WorkFailed(NeuralignError):
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *(f"  {failure}" for failure in self.failures)])
+
+
+def one_line(text: str) -> str:
+    """A message without line breaks and, if it is very long, without its middle."""
+    line = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    half = _MAX_LINE // 2
+    return line if len(line) <= _MAX_LINE else f"{line[:half]} ... {line[-half:]}"
+
+
+def describe_error(error: BaseException) -> str:
+    """The type of an unexpected error and the first line of its message, which has the essence."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return one_line(f"{type(error).__name__}: {next(filter(None, lines), 'no message')}")
 
 
 def excerpt(text: str) -> str:

@@ -167,6 +167,13 @@ ACTIVATION_FILES = _table(
     name="activation_files",
 )
 
+CONCEPT_TOKENS = _table(
+    "activations/concept-tokens.parquet",
+    "The concepts' words in each model's vocabulary.",
+    [*_RUN_KEY, _CONCEPT],
+    _column("n_tokens", _INT, "tokens of the concept's word inside a sentence; 0 if it has none"),
+)
+
 EXPERTS = _table(
     "experts/experts",
     "Expert neurons of each concept. `attribution` is null unless the stage `attributions` was run.",

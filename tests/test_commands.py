@@ -10,15 +10,25 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import typer
 
-from jobs.commands.main import app
+from jobs.commands.main import COMMANDS, app
 from storage.assets import ASSETS
+from storage.errors import UserError, describe_error
 from storage.readers.human import builtin_human_sets
 from tests import tiny
-from tests.commands import neuralign, process
+from tests.commands import neuralign, process, python_m
+
+_ARGUMENTS = {
+    "compare": "NONE --human men",
+    "logs": "--address ftp://nowhere",
+    "schedule": "NONE --cron @daily",
+    **dict.fromkeys(("demo", "doctor", "human", "schema", "version"), "--nonsense"),
+}
+"""Arguments that a command must refuse, by default a missing file or folder NONE."""
 
 
 def test_sql_prints_three_formats(study: Path) -> None:
@@ -138,8 +148,48 @@ def test_schema_describes_the_sweep_file() -> None:
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    for arguments in (["--debug", "run", tmp_path / "none"], ["run", tmp_path / "none", "--debug"]):
-        assert "Traceback" in neuralign(*arguments).stderr
+    """With the traceback, the message and the exit code of the error would be lost."""
+    missing = tmp_path / "none"
+    for result in (
+        neuralign("--debug", "run", missing),
+        neuralign("run", missing, "--debug"),
+        python_m("jobs.sweep", missing, "--debug"),
+    ):
+        assert result.stderr.startswith("Traceback"), result.stderr
+        assert result.stderr.endswith(f"\nneuralign: {missing}: no such file\n")
+        assert result.returncode == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_in_one_line_with_exit_code_2(command: str, tmp_path: Path) -> None:
+    """A command that reports a mistake in its own way would show a traceback, or none with `--debug`."""
+    arguments = _ARGUMENTS.get(command, "NONE").replace("NONE", str(tmp_path / "none")).split()
+    result = neuralign(command, *arguments)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert result.stderr.startswith("neuralign: ")
+    debugged = neuralign(command, *arguments, "--debug")
+    assert debugged.returncode == 2
+    assert debugged.stderr.startswith("Traceback")
+    assert debugged.stderr.splitlines()[-1] == result.stderr.strip()
+
+
+def test_a_library_s_message_is_cut_to_one_line(tmp_path: Path) -> None:
+    """The dump of a library would hide which file is wrong and what to do about it."""
+    message = "\n\n  Traceback of a library:\n" + "  at frame 0x0\n" * 1000
+    error = UserError(f"model.gguf: cannot be read: {message}; download it again")
+    with patch("jobs.commands.main.app", side_effect=error):
+        result = neuralign("run", "sweep.yaml")
+    assert result.returncode == 2
+    assert result.stderr.startswith("neuralign: model.gguf: cannot be read: Traceback of a library: at")
+    assert result.stderr.endswith("; download it again\n")
+    assert result.stderr.count("\n") == 1
+    assert len(result.stderr) < 1100
+
+
+def test_an_unexpected_error_is_described_by_its_first_line() -> None:
+    """A message that starts with a line break would be reported as a type without a reason."""
+    error = RuntimeError("\n  CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA.")
+    assert describe_error(error) == "RuntimeError: CUDA error: out of memory"
 
 
 def test_a_usage_error_is_one_line_and_exit_code_2() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.activations.shard import ActivationSettings, ActivationShard
-from cluster.models.sites import Side
+from cluster.models.hooks import Side
 from cluster.models.sparse_autoencoder import Activation, LatentEncoder, SparseAutoencoder
 from cluster.models.tokenizer import Text
 from jobs.config.loader import read_sweep

@@ -92,7 +92,7 @@ def load_and_touch(
     # Warm up, so that memory of the libraries does not count.
     load_layers(small, range(1), dtype, pack_weights=packed)
     before = _memory("VmRSS")
-    model, _ = load_layers(folder, layers, dtype, pack_weights=packed)
+    model = load_layers(folder, layers, dtype, pack_weights=packed).model
     size = 0
     for tensor in model.parameters():
         # Packed layers have empty parameters.

@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoConfig
 
 from cluster.models.sites import find_sites_from_config
@@ -40,9 +39,8 @@ def test_the_size_from_the_configuration_is_that_of_the_model(kind: str) -> None
         pad_token_id=0,
         **width_keys,
     )
-    with torch.device("meta"):
-        sites, hidden = find_sites_from_config(config, "mlp")
-    expected = ModelSize(3, sum(site.width for site in sites), hidden)
+    found = find_sites_from_config(config, "mlp")
+    expected = ModelSize(found.n_layers, sum(site.width for site in found.sites), found.hidden_size)
     assert expected == ModelSize(3, 3 * 48, 32)
     assert _size_from_config(config.to_dict()) == expected
     assert _size_from_config({"model_type": kind}) is None

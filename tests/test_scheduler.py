@@ -14,13 +14,18 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from ray.exceptions import RayTaskError
 
-from jobs.engine.scheduler import run_concurrently
+from jobs import activations, sweep
+from jobs.config.loader import read_sweep
+from jobs.engine.scheduler import StageResult, run_concurrently
 from jobs.engine.stage import Resource, Stage, StageOutput
+from jobs.planner import plan_sweep
 from jobs.sweep import _consumers_of_activations, _may_start
 from storage.errors import StoreError, UserError, WorkFailed
 from storage.store import layout
 from storage.store.layout import RUNNING
+from tests import tiny
 
 _SECONDS = 60
 
@@ -217,3 +222,24 @@ def test_activations_of_at_most_two_models_are_stored_if_they_are_dropped(tmp_pa
     assert len(ended) == len(stages)
     for number in range(2, 5):
         assert ended.index(f"activations {number}") > ended.index(f"experts {number - 2}")
+
+
+def test_an_unexpected_error_in_a_task_is_listed_in_one_line(tmp_path: Path, tiny_model: Path) -> None:
+    """The list of failed models would contain a traceback for each of them."""
+    file = tiny.write_sweep(tmp_path, model=str(tiny_model))
+    shutil.copytree(tiny_model, tmp_path / "other")
+    models = f"{{id: {tiny_model}, dtype: float32}}"
+    file.write_text(file.read_text().replace(models, f"{models}, {{id: other, dtype: float32}}"))
+    cause = RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA.")
+    error = RayTaskError("measure", "Traceback:\n  a frame\n", cause, "measure", 1, "127.0.0.1")
+
+    def run_nothing(stages: list[Stage], *_: Any) -> Iterator[StageResult]:
+        for stage in stages:
+            if stage.kind == activations.KIND:
+                yield StageResult(stage, ran=False, error=error)
+
+    with patch("jobs.sweep.run_concurrently", run_nothing), pytest.raises(WorkFailed) as caught:
+        sweep.run(plan_sweep(read_sweep(file)))
+    assert len(caught.value.failures) == 2
+    for failure in caught.value.failures:
+        assert failure.endswith(": RuntimeError: CUDA error: out of memory")

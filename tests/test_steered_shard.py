@@ -111,7 +111,7 @@ class ReferenceModel:
         for site in sites:
             (name,) = (path for path in modules if path.endswith(f".{site.layer}.{site.module}"))
             clamp = self._make_clamp((site.layer, site.name), intervention, activations)
-            if site.side == "input":
+            if site.part == "input":
                 hooks.append(
                     modules[name].register_forward_pre_hook(
                         lambda _, args, c=clamp: (c(args[0]), *args[1:])

@@ -181,7 +181,7 @@ def test_clamping_neurons_to_their_own_activations_changes_nothing(tiny_model: P
         activations = shard.forward_recorded(batch, None).activations
         intervention = {
             key: ClampedUnits(np.arange(values.shape[-1]), values.detach()[0, 0].numpy())
-            for key, values in activations.items()
+            for (key, _), values in activations.items()
         }
         (clamped_batch,) = batch_sequences(
             [SteeredSequence(sequence.ids, intervention, sequence.targets)], 100

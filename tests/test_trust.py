@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from transformers import dynamic_module_utils
 
 from cluster.activations.shard import ActivationSettings, ActivationShard
+from cluster.models.model_config import REMOTE_CODE
+from cluster.models.model_files import PICKLED_WEIGHTS
 from cluster.models.sites import find_sites_from_config
 from cluster.models.tokenizer import Text
-from cluster.models.weights import PICKLED_WEIGHTS, REMOTE_CODE, load_config, resolve
+from cluster.models.weights import load_config, resolve
 from storage.errors import UserError
 from tests import tiny
 
@@ -103,8 +105,8 @@ def test_remote_code_runs_only_if_allowed(
     assert not (tmp_path / "run").exists()
     weights = resolve(str(model_copy), "main", model_copy, frozenset({REMOTE_CODE}))
     assert weights.trust_remote_code
-    planned, _ = find_sites_from_config(load_config(weights), "mlp", weights.trust_remote_code)
-    assert planned == ActivationShard(tiny_model, SETTINGS).sites
+    planned = find_sites_from_config(load_config(weights), "mlp", weights.trust_remote_code)
+    assert planned.sites == ActivationShard(tiny_model, SETTINGS).sites
     assert_same_activations(
         model_copy, tiny_model, ActivationSettings("float32", "mlp", ["max"], trust_remote_code=True)
     )

@@ -52,12 +52,14 @@ class WorkUnit:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """Files committed for a unit, and the pooled sites of the activations in them."""
+    """Files committed for a unit, the pooled sites of the activations in them, and the number of tokens
+    of each concept's word, in the unit that is given the words."""
 
     files: list[FileRecord]
     pooled_sites: list[PooledSite]
     n_tokens: int
     n_truncated: int
+    word_tokens: dict[str, int]
 
 
 class ShardActor(ModelActor[ActivationShard]):
@@ -122,9 +124,13 @@ class ShardActor(ModelActor[ActivationShard]):
             table = pa.Table.from_pydict(embeddings, tables.INPUT_EMBEDDINGS)
             files.append(write_table(folder, INPUT_EMBEDDINGS_FILE, table))
         pooled_sites = list(activations.values)
+        tokenizer = self._shard.tokenizer
+        word_tokens = {word: len(tokenizer.word_ids(word.replace("_", " "))) for word in words}
         if earlier is not None:
             files, pooled_sites = earlier.files + files, earlier.pooled_sites + pooled_sites
-        return UnitResult(files, pooled_sites, activations.n_tokens, activations.n_truncated)
+            word_tokens = earlier.word_tokens
+        n_tokens, n_truncated = activations.n_tokens, activations.n_truncated
+        return UnitResult(files, pooled_sites, n_tokens, n_truncated, word_tokens)
 
     @contextmanager
     def _handle_errors(self, unit: WorkUnit) -> Iterator[None]:

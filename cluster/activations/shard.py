@@ -16,11 +16,13 @@ from alignment.arrays import AnyFloats
 from cluster.activations.batching import batch_sentences, pad
 from cluster.activations.buffer import ActivationBuffer, PooledSite
 from cluster.activations.pooling import Pooler
+from cluster.activations.sentence_checks import check_tokens
+from cluster.models.hooks import extract_hidden_state
 from cluster.models.shard import ForwardState, ModelShard, ShardSettings
-from cluster.models.sites import Site, extract_hidden_state, find_sites
+from cluster.models.sites import Site, find_sites
 from cluster.models.sparse_autoencoder import LatentEncoder, SparseAutoencoder
-from cluster.models.tokenizer import Text, TokenizedText
-from storage.errors import NeuralignError, UserError, excerpt
+from cluster.models.tokenizer import AS_TOKENIZED, InputOptions, Text, TokenizedText
+from storage.errors import NeuralignError
 from storage.store.activation_files import LAST, MEAN, RESIDUAL
 from storage.store.commit import all_finite
 
@@ -38,6 +40,7 @@ class ActivationSettings(ShardSettings):
     poolings: list[str]
     include_hidden_states: bool = True
     sparse_autoencoder: SparseAutoencoder | None = None
+    inputs: InputOptions = AS_TOKENIZED
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class ActivationShard(ModelShard[_PoolingState]):
         self._spare_buffers: list[ActivationBuffer] = []
         self._poolings = dict.fromkeys(self.sites, settings.poolings)
         self._neuron_poolings = settings.poolings
+        self._inputs = settings.inputs
         for layer in self.layers if settings.include_hidden_states else ():
             site = Site(layer, RESIDUAL, "", "output", self.hidden_size)
             self._poolings[site] = [MEAN, LAST]
@@ -95,9 +99,9 @@ class ActivationShard(ModelShard[_PoolingState]):
     def begin(self, texts: Sequence[Text], budget: int) -> UnitState:
         """Tokenize a work unit and split it into batches of at most `budget` tokens, the same in all
         shards. Raises UserError if a sentence has no tokens to pool."""
-        sentences = self.tokenizer(texts)
+        sentences = self.tokenizer(texts, self._inputs)
         for text, sentence in zip(texts, sentences, strict=True):
-            self._check_tokens(text, sentence)
+            check_tokens(text, sentence, self._neuron_poolings)
         batches = batch_sentences([len(sentence.ids) for sentence in sentences], budget)
         return UnitState(sentences, batches, self._get_buffer(len(texts)))
 
@@ -145,7 +149,7 @@ class ActivationShard(ModelShard[_PoolingState]):
 
     def embed(self, words: Sequence[str]) -> npt.NDArray[np.float32]:
         """Mean input embedding of each word's tokens, (words, width); first shard only."""
-        table = self.model.get_input_embeddings().weight.detach()
+        table = self._text_model.get_input_embeddings().weight.detach()
         rows = [table[self.tokenizer.word_ids(word)].float().mean(dim=0) for word in words]
         return torch.stack(rows).cpu().numpy()
 
@@ -159,7 +163,7 @@ class ActivationShard(ModelShard[_PoolingState]):
         if autoencoder.module:
             layers = {autoencoder.layer: self._modules[autoencoder.layer]}
             pattern = f"{re.escape(autoencoder.module)}:{autoencoder.side}"
-            width = find_sites(self.model, layers, [pattern])[0].width
+            width = find_sites(self._text_model, layers, [pattern])[0].width
         self._encoder = LatentEncoder(autoencoder, width, self.device)
         return [autoencoder.site(self._encoder.width)]
 
@@ -175,26 +179,23 @@ class ActivationShard(ModelShard[_PoolingState]):
         }
         return ActivationBuffer(dtypes, n_sentences)
 
-    def _on_site(self, site: Site, values: Any) -> None:
-        hidden = extract_hidden_state(values)
-        if self._state is not None and hidden is not None:
-            if self._encoder is not None and site in self.sites:
-                hidden = self._encoder(hidden)
-            for pooling, pooled in self._state.pooler(hidden, self._poolings[site]).items():
-                self._state.pooled[pooling, site] = pooled
-
-    def _check_tokens(self, text: Text, sentence: TokenizedText) -> None:
-        quoted = excerpt(text.text)
-        if not any(sentence.real):
-            raise UserError(f"the sentence {quoted} has no tokens in this model's vocabulary")
-        if not {"concept", "context"}.intersection(self._neuron_poolings):
+    def _on_site(self, site: Site, values: Any, first_unit: int = 0) -> None:
+        state, hidden = self._state, extract_hidden_state(values)
+        if state is None or hidden is None:
             return
-        if text.spans and not any(sentence.concept):
-            raise UserError(
-                f"the sentence {quoted} is truncated after {len(sentence.ids)} tokens, before its "
-                "concept's word; shorten it"
-            )
-        if "context" in self._neuron_poolings and sum(sentence.concept) == sum(sentence.real):
-            raise UserError(
-                f"the sentence {quoted} is only its concept's word; pooling 'context' needs more words"
-            )
+        if not site.module and hidden.dim() == 4:
+            # Gemma 3n carries several residual streams, of which its layers read and write one.
+            hidden = hidden[self._config.altup_active_idx]
+        if self._encoder is not None and site in self.sites:
+            hidden = self._encoder(hidden)
+        for pooling, pooled in state.pooler(hidden, self._poolings[site]).items():
+            key = pooling, site
+            if site.part == "experts":
+                # An expert without tokens is not run: its neurons stay 0.
+                if key not in state.pooled:
+                    state.pooled[key] = pooled.new_zeros(len(pooled), site.width)
+                state.pooled[key][:, first_unit : first_unit + pooled.shape[1]] = pooled
+            elif key in state.pooled:
+                raise NeuralignError(f"{site}: its module runs more than once in a forward pass")
+            else:
+                state.pooled[key] = pooled

@@ -31,6 +31,14 @@ def layer_filter(layers: range) -> Callable[[str], bool]:
     return keep
 
 
+def checkpoint_files(folder: Path) -> list[str]:
+    """Names of the files of a checkpoint: the parts that its index lists, or the single file.
+
+    Raises UserError for an unreadable index.
+    """
+    return list(_tensor_names_by_file(folder))
+
+
 def open_tensors(folder: Path, keep: Callable[[str], bool], backend: Backend) -> dict[str, Any]:
     """Open the tensors whose names `keep` accepts, as slices that are read on access.
 

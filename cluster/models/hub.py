@@ -1,4 +1,4 @@
-"""Lists revisions and fetches configurations from the Hugging Face Hub, with one request per model."""
+"""Lists revisions of models on the Hugging Face Hub, and downloads the files that are loaded."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import json
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from cluster.models.checkpoint import checkpoint_files
+from cluster.models.model_files import (
+    PICKLED_WEIGHTS,
+    check_no_adapter,
+    settings_patterns,
+)
 from storage.errors import UserError
 
 ALL = "all"
@@ -61,6 +67,80 @@ def expand_revisions(model: str, revisions: Sequence[str], local: Sequence[str] 
             raise UserError(f"model {model!r}: no revision matches {revision!r}; it has {listed}")
         expanded.update(dict.fromkeys(matches))
     return list(expanded)
+
+
+def is_offline() -> bool:
+    """Whether nothing is downloaded from the hub (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def find_commit(model: str, revision: str) -> str:
+    """Commit of a branch, a tag, or a full or abbreviated hash. Raises UserError if there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+
+    if commit := list_revisions(model).get(revision):
+        return commit
+    try:
+        # Works offline from the cache; the folder is named after the commit.
+        return Path(snapshot_download(model, revision=revision, allow_patterns=["config.json"])).name
+    except RevisionNotFoundError as error:
+        raise UserError(f"model {model!r}: has no revision {revision!r} on the hub") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise unavailable_error(model, error) from error
+
+
+def download_settings(model: str, commit: str, allowed: frozenset[str]) -> Path:
+    """Download a model's configuration and tokenizer, of its main folder only; returns the local folder.
+
+    Offline, it contains what was downloaded before. Raises UserError for a model with an adapter.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # A pattern also matches names in subfolders, which hold other formats and checkpoints.
+    patterns = settings_patterns(allowed)
+    try:
+        path = snapshot_download(
+            model, revision=commit, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise unavailable_error(model, error) from error
+    folder = Path(path)
+    check_no_adapter(model, folder)
+    return folder
+
+
+def download(model: str, commit: str, allowed: frozenset[str]) -> Path:
+    """Download the files of a model that are loaded; returns the local folder.
+
+    Raises UserError if it has no safetensors files and others are not allowed, or has an adapter.
+    """
+    from huggingface_hub import snapshot_download
+
+    fetch = partial(snapshot_download, model, revision=commit)
+    folder = download_settings(model, commit, allowed)
+    fetch(allow_patterns=[*checkpoint_files(folder), *_encoder_settings(folder)])
+    if not any(folder.glob("*.safetensors")):
+        if PICKLED_WEIGHTS not in allowed:
+            raise UserError(
+                f"model {model!r}: has no .safetensors file on the hub; pickled weights can execute "
+                f"code; if you trust their author, add `allow: [{PICKLED_WEIGHTS}]` to the model"
+            )
+        fetch(allow_patterns=["pytorch_model*.bin"])
+    return folder
+
+
+def _encoder_settings(folder: Path) -> list[str]:
+    """Names of the settings of a sentence encoder's modules; none for other models."""
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return []
+    return [
+        f"{module['path']}/config.json" for module in json.loads(modules.read_text()) if module["path"]
+    ]
 
 
 def fetch_config(model: str, commit: str) -> dict[str, Any]:

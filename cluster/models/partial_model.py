@@ -8,6 +8,7 @@ keeps its number as its name and therefore matches its own weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,36 +16,44 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from cluster.environment import environment_variable
+from cluster.models.architecture import count_layers as layers_in_config
+from cluster.models.architecture import find_layers, model_class
 from cluster.models.checkpoint import Backend, layer_filter, open_tensors
+from cluster.models.divisible import check_divisible
+from cluster.models.model_config import read_config
 from cluster.models.packed_linear import pack
-from cluster.models.weights import read_config
 from storage.errors import UserError
 
 _SEQUENTIAL_LOAD = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
-def find_layers(model: nn.Module) -> nn.ModuleList:
-    """Find the layers of a language model: the module list whose length matches its configuration.
+class _Removed(nn.Identity):
+    """In the place of a module that this part of the model does not need."""
 
-    Raises UserError unless exactly one list matches.
+    def __init__(self) -> None:
+        super().__init__()
+        # Not a parameter: some architectures initialize the weight of a module by its name.
+        self.__dict__["weight"] = torch.empty(1, 1)
+
+
+@dataclass(frozen=True)
+class PartialModel:
+    """A model with some of its layers.
+
+    `model` is the causal language model, `text_model` the part of it that runs without the head, and
+    `layers` are the remaining layers by number.
     """
-    n_layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    matches = [layers for layers in lists if len(layers) == n_layers]
-    if len(matches) != 1:
-        raise UserError(
-            f"{type(model).__name__}: expected one list of {n_layers} layers, got {len(matches)}"
-        )
-    return matches[0]
+
+    model: Any
+    text_model: Any
+    layers: dict[int, nn.Module]
 
 
 def count_layers(folder: Path, trust_remote_code: bool = False) -> int:
     """Number of layers of the model in a folder."""
-    return int(read_config(folder, trust_remote_code).get_text_config().num_hidden_layers)
+    return layers_in_config(read_config(folder, trust_remote_code))
 
 
 def shard_layers(folder: Path, shard: int, n_shards: int, trust_remote_code: bool = False) -> range:
@@ -62,25 +71,29 @@ def load_layers(
     trust_remote_code: bool = False,
     with_head: bool = False,
     pack_weights: bool = False,
-) -> tuple[Any, dict[int, nn.Module]]:
-    """Load the model with only the layers of the range; also return these layers by number.
+) -> PartialModel:
+    """Load the model with only the layers of the range, and its head only if `with_head`.
 
-    Loads the model's body, or, if `with_head`, the causal language model. Leaves out the input embedding
-    unless the range starts at layer 0 or the head shares it.
+    Leaves out the input embedding unless the range starts at layer 0 or the head shares it.
 
     Raises:
-        UserError: for a range outside the model, unreadable files, or missing weights (which
-            transformers would initialize at random).
+        UserError: for a range outside the model, an architecture that cannot be divided, unreadable
+            files, or missing weights (which transformers would initialize at random).
     """
     config = read_config(folder, trust_remote_code)
-    n_layers = config.get_text_config().num_hidden_layers
+    n_layers = layers_in_config(config)
     if not 0 <= layers.start < layers.stop <= n_layers:
         raise UserError(
             f"{folder}: has layers 0 to {n_layers - 1}; requested {layers.start} to {layers.stop - 1}"
         )
+    if len(layers) < n_layers:
+        try:
+            check_divisible(config)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+    full_class, config = model_class(config, trust_remote_code, folder)
     has_embedding = layers.start == 0 or (with_head and config.get_text_config().tie_word_embeddings)
-    full_class = _model_class(config, folder, trust_remote_code, with_head)
-    partial_class = _make_partial_class(full_class, layers, has_embedding)
+    partial_class = _make_partial_class(full_class, layers, has_embedding, with_head)
     # Tensors that are used unchanged need no copy; the others are read and converted one by one.
     backend: Backend = "mmap" if config.dtype == dtype and not pack_weights else "pread"
     options = {"config": config, "dtype": dtype, "output_loading_info": True}
@@ -95,9 +108,10 @@ def load_layers(
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UserError(f"{folder}: {name} was not loaded")
+    _limit_config(model.text_model.config, layers, n_layers)
     if pack_weights:
         pack(model)
-    return model, model.numbered_layers
+    return PartialModel(model, model.text_model, model.numbered_layers)
 
 
 def _load(
@@ -120,40 +134,51 @@ def _load(
     return model, sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
 
 
-def _model_class(config: Any, folder: Path, trust_remote_code: bool, with_head: bool) -> Any:
-    """Class of the model, with or without its head, from transformers or from the folder's code."""
-    model_classes = MODEL_FOR_CAUSAL_LM_MAPPING if with_head else MODEL_MAPPING
-    if type(config) in model_classes:
-        return model_classes[type(config)]
-    auto_map = getattr(config, "auto_map", None) or {}
-    name, part = ("AutoModelForCausalLM", "head") if with_head else ("AutoModel", "body")
-    if not trust_remote_code or name not in auto_map:
-        raise UserError(f"{folder}: {type(config).__name__} has no model {part} ({name}) to load")
-    return get_class_from_dynamic_module(auto_map[name], folder)
-
-
-def _make_partial_class(full_class: Any, layers: range, has_embedding: bool) -> Any:
-    """Subclass whose instances have only the layers of the range, and optionally no input embedding."""
+def _make_partial_class(full_class: Any, layers: range, has_embedding: bool, with_head: bool) -> Any:
+    """Subclass whose instances have only the layers of the range, and only the modules that run with
+    them: no image or audio tower, and optionally no head and no input embedding."""
 
     class Partial(full_class):  # type: ignore[misc]
         def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
             super().__init__(config, *arguments, **options)
-            modules = find_layers(self)
-            n_layers = len(modules)
-            for number in set(range(n_layers)).difference(layers):
+            text_model: Any
+            text_model, modules = find_layers(self)
+            for number in set(range(len(modules))).difference(layers):
                 del modules._modules[str(number)]
-            text_config = self.config.get_text_config()
-            for name, value in vars(text_config).items():
-                # Settings per layer, such as attention types, must match the remaining layers.
-                if "layer" in name and isinstance(value, list | tuple) and len(value) == n_layers:
-                    setattr(text_config, name, value[layers.start : layers.stop])
-            text_config.num_hidden_layers = len(layers)
             # Not as submodules, which would give the layers a second name.
             self.__dict__["numbered_layers"] = dict(zip(layers, modules, strict=True))
+            self.__dict__["text_model"] = text_model
+            text_model.__dict__["embedding_width"] = text_model.get_input_embeddings().embedding_dim
+            _remove_others(self, text_model, with_head)
             if not has_embedding:
-                self.set_input_embeddings(nn.Identity())
+                text_model.set_input_embeddings(_Removed())
+            names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+            tied = getattr(self, "all_tied_weights_keys", {})
+            self.all_tied_weights_keys = {
+                target: source for target, source in tied.items() if names.issuperset((target, source))
+            }
 
     # transformers looks up weight renamings by the name of its own class.
     Partial.__name__ = Partial.__qualname__ = full_class.__name__
     Partial.__module__ = full_class.__module__
     return Partial
+
+
+def _limit_config(config: Any, layers: range, n_layers: int) -> None:
+    """Let settings per layer, such as attention types, match the remaining layers."""
+    text_config = config.get_text_config()
+    for name, value in vars(text_config).items():
+        if "layer" in name and isinstance(value, list | tuple) and len(value) == n_layers:
+            setattr(text_config, name, value[layers.start : layers.stop])
+    text_config.num_hidden_layers = len(layers)
+
+
+def _remove_others(model: nn.Module, text_model: nn.Module, with_head: bool) -> None:
+    """Replace the modules beside the text model, except the head: those of the model itself."""
+    path = next(name for name, module in model.named_modules() if module is text_model)
+    owner = model
+    for name in path.split(".") if path else ():
+        for child in dict(owner.named_children()):
+            if child != name and not (with_head and owner is model):
+                setattr(owner, child, _Removed())
+        owner = getattr(owner, name)

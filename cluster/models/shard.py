@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import nn
 
+from cluster.models.experts import add_expert_hook
+from cluster.models.hooks import add_hook, add_logits_hook, extract_hidden_state, replace_hidden_state
 from cluster.models.packed_linear import supports_packing
 from cluster.models.partial_model import count_layers, load_layers
-from cluster.models.sites import Site, add_hook, extract_hidden_state, find_sites, replace_hidden_state
+from cluster.models.site_proof import prove_sites
+from cluster.models.sites import Site, check_hidden_states, find_sites
 from cluster.models.tokenizer import Tokenizer
 from storage.errors import NeuralignError
 
@@ -57,7 +61,7 @@ class ModelShard(ABC, Generic[StateT]):
         n_layers = count_layers(folder, settings.trust_remote_code)
         self.layers = range(n_layers) if layers is None else layers
         self.is_first, self.is_last = self.layers.start == 0, self.layers.stop == n_layers
-        self.model, self._modules = load_layers(
+        loaded = load_layers(
             folder,
             self.layers,
             self.dtype,
@@ -66,23 +70,35 @@ class ModelShard(ABC, Generic[StateT]):
             # Packed layers have no gradients, which attributions need.
             pack_weights=not self.with_head and supports_packing(self.dtype, self.device),
         )
+        self._modules = loaded.layers
+        has_head = self.with_head and self.is_last
+        self._text_model = loaded.text_model
+        self.model = loaded.model if has_head else loaded.text_model
         self.model.eval().requires_grad_(False).to(self.device)
-        self._config = self.model.config.get_text_config()
+        self._config = self._text_model.config.get_text_config()
         self.hidden_size: int = self._config.hidden_size
         self.tokenizer = Tokenizer(folder, token_limit(self._config), settings.trust_remote_code)
         self._state: StateT | None = None
+        check_hidden_states(self._text_model, self._modules)
         self.sites = self._find_sites(settings)
+        prove_sites(self._text_model, self._modules, self.sites)
         self._modules[self.layers.start].register_forward_pre_hook(self._on_entry, with_kwargs=True)
         for site in self.sites:
             self._hook_site(site)
         self._modules[self.layers.stop - 1].register_forward_hook(self._on_exit)
 
     def _find_sites(self, settings: Any) -> list[Site]:
-        return find_sites(self.model, self._modules, settings.sites)
+        is_complete = self.is_first and self.is_last
+        return find_sites(self._text_model, self._modules, settings.sites, is_complete)
 
     def _hook_site(self, site: Site) -> None:
         module = self._modules[site.layer].get_submodule(site.module)
-        add_hook(module, site.side, partial(self._on_site, site))
+        if site.part == "experts":
+            add_expert_hook(module, partial(self._on_expert, site))
+        elif site.part == "logits":
+            add_logits_hook(module, partial(self._on_site, site))
+        else:
+            add_hook(module, site.part, partial(self._on_site, site))
 
     def _run_model(self, state: StateT, inputs: Any, **arguments: Any) -> Any:
         """Run the layers on token ids, (rows, tokens), or on hidden states, (rows, tokens, width)."""
@@ -90,7 +106,8 @@ class ModelShard(ABC, Generic[StateT]):
         state.shape = inputs.shape[:2]
         if inputs.is_floating_point():
             # The model derives masks and positions from zeros; `_on_entry` puts in the hidden state.
-            arguments["inputs_embeds"] = torch.zeros_like(inputs, dtype=self.dtype)
+            shape = (*state.shape, self._text_model.embedding_width)
+            arguments["inputs_embeds"] = inputs.new_zeros(shape, dtype=self.dtype)
             state.incoming = inputs
         else:
             arguments["input_ids"] = inputs
@@ -107,8 +124,20 @@ class ModelShard(ABC, Generic[StateT]):
         return replace_hidden_state(self._state.incoming, args, kwargs)
 
     @abstractmethod
-    def _on_site(self, site: Site, values: Any) -> Any:
-        """Handle a site's values; a result other than None replaces them."""
+    def _on_site(self, site: Site, values: Any, first_unit: int = 0) -> Any:
+        """Handle the values of a site's units from `first_unit` on; a result other than None replaces
+        them."""
+
+    def _on_expert(
+        self, site: Site, expert: int, tokens: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Handle an expert's neurons, which are 0 on the tokens that are not routed to it."""
+        if self._state is None:
+            return None
+        n_tokens, width = math.prod(self._state.shape), values.shape[-1]
+        padded = values.new_zeros(n_tokens, width).index_copy(0, tokens, values)
+        replaced = self._on_site(site, padded, expert * width)
+        return None if replaced is None else replaced[tokens]
 
     def _on_exit(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         if self._state is not None:
@@ -121,5 +150,9 @@ class ModelShard(ABC, Generic[StateT]):
 
 
 def token_limit(config: Any) -> int:
-    """Longest sequence read from a model with this configuration, in tokens."""
-    return min(MAX_TOKENS, getattr(config, "max_position_embeddings", None) or MAX_TOKENS)
+    """Longest sequence read from a model with this configuration, in tokens.
+
+    Sparse attention that selects `index_topk` tokens may select padding in longer ones.
+    """
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "index_topk"))
+    return min(MAX_TOKENS, *(int(limit) for limit in limits if limit))

@@ -1,153 +1,202 @@
-"""Finds the sites of a model at which activations are recorded, by preset or by regular expression."""
+"""Finds the sites of a model at which activations are recorded, by name or by regular expression."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
-from transformers import AutoModel, PretrainedConfig
-from transformers.pytorch_utils import Conv1D
+from transformers import PretrainedConfig
 
-from cluster.models.partial_model import find_layers
-from storage.errors import UserError
-from storage.store.activation_files import MLP_HIDDEN
+from cluster.models.architecture import find_layers, model_class
+from cluster.models.experts import expert_widths, is_experts, run_without_kernels
+from cluster.models.hooks import Side, add_hook, extract_hidden_state
+from cluster.models.mlp import find_mlp, in_out_features, linear_modules
+from storage.errors import UserError, one_line
+from storage.store.activation_files import MLP_EXPERTS, MLP_HIDDEN, MLP_ROUTER, MLP_SHARED
 
-Side = Literal["input", "output"]
+Part = Side | Literal["experts", "logits"]
+"""What is read of a module: its input or output, the neurons of the experts in it, or the logits of a
+router."""
+
 _HookPoint = tuple[int, str, Side]
 """Layer number, path of a module in the layer, and side of the module."""
-_Linear = nn.Linear | Conv1D
 
-_PROBE_SHAPE = (3, 2)
+_MLP_NEURONS = (MLP_HIDDEN, MLP_SHARED, MLP_EXPERTS)
+_NAMED_SITES = (*_MLP_NEURONS, MLP_ROUTER)
+
+_RESIDUAL_ARGUMENTS = {"residual", "input_tensor"}
+"""What transformers calls the argument of a module that adds the residual stream to its output."""
+
+PROBE_SHAPE = (3, 2)
 """Sentences and tokens of the dummy input that widths are measured with."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Input or output of one module in one layer; `module` is its path in the layer."""
+    """Values of one module in one layer; `module` is its path in the layer."""
 
     layer: int
     name: str
     module: str
-    side: Side
+    part: Part
     width: int
 
     def __str__(self) -> str:
         return f"L{self.layer:02d}.{self.name}"
 
 
+@dataclass(frozen=True)
+class ModelSites:
+    """The selected sites of a model, its number of layers, the width of its residual stream, and notes
+    on what has no site."""
+
+    sites: list[Site]
+    n_layers: int
+    hidden_size: int
+    notes: list[str]
+
+
 def find_sites(
-    model: nn.Module, layers: Mapping[int, nn.Module], selection: str | Sequence[str]
+    model: nn.Module,
+    layers: Mapping[int, nn.Module],
+    selection: str | Sequence[str],
+    is_complete: bool = True,
 ) -> list[Site]:
-    """Find the selected sites of a model's layers, which are keyed by layer number.
+    """Find the selected sites of a text model's layers, which are keyed by layer number.
+
+    Unless these are all layers (`is_complete`), there may be none.
 
     `selection` is one of
-    - `mlp`: hidden neurons of the MLP, i.e. the input of its down projection, which is the last linear
-      module outside the attention whose output is as wide as the residual stream
-    - `linears`: outputs of all linear modules (the units of the papers)
-    - regular expressions that match the full path of a module in a layer, each optionally followed by
-      `:input` or `:output` (the default)
+    - `mlp`: the neurons of the MLPs: `mlp.hidden`, the input of the down projection; in a mixture of
+      experts, `mlp.experts` and `mlp.shared`
+    - `linears`: outputs of all linear modules that run (the units of the papers), and `mlp.experts`
+    - a list of these names or `mlp.router`, and of regular expressions that match the full path of a
+      module in a layer, each optionally followed by `:input` or `:output` (the default)
 
     Raises:
-        UserError: if a layer has no such site, or a matched module does not give one vector per token.
+        UserError: if there are no sites, if the MLP of a layer is not known, or if a matched module does
+            not give one vector per token, or adds the residual stream to its output.
     """
-    if selection == "mlp":
-        hidden_size = _hidden_size(model)
-        return [
-            _find_mlp_hidden(number, _linear_modules(layer), hidden_size, type(model).__name__)
-            for number, layer in layers.items()
-        ]
     if selection == "linears":
-        return [
-            Site(number, name, name, "output", _in_out_features(module)[1])
-            for number, layer in layers.items()
-            for name, module in _linear_modules(layer).items()
-        ]
-    points = [point for pattern in selection for point in _match_modules(layers, pattern)]
-    return [
-        Site(number, f"{name}.{side}", name, side, width)
-        for (number, name, side), width in _measure_widths(model, layers, points).items()
-    ]
+        return _find_linears(model, layers)
+    sites: list[Site] = []
+    mlp_sites: list[Site] = []
+    entries = _MLP_NEURONS if selection == "mlp" else selection
+    if set(entries).intersection(_NAMED_SITES):
+        architecture = type(model).__name__
+        for number, layer in layers.items():
+            mlp_sites += _find_mlp_sites(number, layer, architecture)
+    for entry in entries:
+        if entry in _NAMED_SITES:
+            found = [site for site in mlp_sites if site.name == entry]
+        else:
+            found = _find_matches(model, layers, entry)
+        if is_complete and not found and selection != "mlp":
+            raise _no_site_error(model, layers, entry)
+        sites += found
+    if is_complete and not sites:
+        raise _no_site_error(model, layers, "MLP")
+    # By layer, as without shards.
+    return sorted(dict.fromkeys(sites), key=lambda site: site.layer)
 
 
 def find_sites_from_config(
     config: PretrainedConfig, selection: str | Sequence[str], trust_remote_code: bool = False
-) -> tuple[list[Site], int]:
-    """Find the sites of a model that is not loaded; also return the width of its residual stream."""
-    model = build_without_memory(config, trust_remote_code)
-    return find_sites(model, dict(enumerate(find_layers(model))), selection), _hidden_size(model)
+) -> ModelSites:
+    """Find the sites of a model that is not loaded. Raises UserError as `find_sites`."""
+    model, layers = find_layers(build_without_memory(config, trust_remote_code))
+    run_without_kernels(model)
+    check_hidden_states(model, dict(enumerate(layers)))
+    sites = find_sites(model, dict(enumerate(layers)), selection)
+    notes = _describe(sites, layers, selection)
+    return ModelSites(sites, len(layers), int(config.get_text_config().hidden_size), notes)
 
 
 def count_layer_weights(config: PretrainedConfig) -> int:
     """Number of weights in a model's layers, by which every token is multiplied."""
-    layers = find_layers(build_without_memory(config))
+    _, layers = find_layers(build_without_memory(config))
     return sum(weights.numel() for weights in layers.parameters())
 
 
 def build_without_memory(config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
-    """Build a model's body from its configuration on the meta device."""
-    with torch.device("meta"):
-        return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    """Build a causal language model from its configuration on the meta device.
 
-
-def add_hook(module: nn.Module, side: Side, function: Callable[[Any], Any]) -> RemovableHandle:
-    """Call a function with each input or output of a module; a result other than None replaces it."""
-    register = module.register_forward_pre_hook if side == "input" else module.register_forward_hook
-    # The last argument of a hook is the module's input or output.
-    return register(lambda *arguments: function(arguments[-1]))
-
-
-def extract_hidden_state(values: Any) -> torch.Tensor | None:
-    """Hidden state in the positional inputs or the output of a module; None if there is none."""
-    if isinstance(values, tuple | list):
-        values = values[0] if values else None
-    return values if isinstance(values, torch.Tensor) else None
-
-
-def replace_hidden_state(
-    hidden: torch.Tensor, inputs: tuple[Any, ...], keywords: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a layer with its hidden state replaced."""
-    if inputs:
-        return (hidden, *inputs[1:]), keywords
-    return inputs, {**keywords, "hidden_states": hidden}
-
-
-def _hidden_size(model: nn.Module) -> int:
-    size: int = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
-    return size
-
-
-def _linear_modules(layer: nn.Module) -> dict[str, _Linear]:
-    return {name: module for name, module in layer.named_modules() if isinstance(module, _Linear)}
-
-
-def _find_mlp_hidden(
-    number: int, linears: Mapping[str, _Linear], hidden_size: int, architecture: str
-) -> Site:
-    candidates = [
-        (name, module)
-        for name, module in linears.items()
-        if "attn" not in name and "attention" not in name and _in_out_features(module)[1] == hidden_size
-    ]
-    if not candidates:
+    Raises UserError if its class does not support that.
+    """
+    chosen, config = model_class(config, trust_remote_code, config.name_or_path)
+    try:
+        with torch.device("meta"):
+            return chosen._from_config(config)
+    except RuntimeError as error:
         raise UserError(
-            f"layer {number} of {architecture} has no linear down projection in its MLP (as in a "
-            "mixture of experts with fused weights); select sites by regular expressions such as "
-            "'mlp:output'"
-        )
-    name, module = candidates[-1]
-    return Site(number, MLP_HIDDEN, name, "input", _in_out_features(module)[0])
+            f"{chosen.__name__} cannot be built without memory: {one_line(error)}"
+        ) from error
 
 
-def _match_modules(layers: Mapping[int, nn.Module], pattern: str) -> list[_HookPoint]:
+def _find_mlp_sites(number: int, layer: nn.Module, architecture: str) -> list[Site]:
+    mlp = find_mlp(layer, number, architecture)
+    linears = linear_modules(layer)
+    sites = [
+        Site(number, name, path, "input", in_out_features(linears[path])[0])
+        for name, paths in ((MLP_HIDDEN, mlp.dense), (MLP_SHARED, mlp.shared))
+        for path in paths
+    ]
+    if mlp.experts is not None:
+        n_experts, width = expert_widths(layer.get_submodule(mlp.experts))
+        sites.append(Site(number, MLP_EXPERTS, mlp.experts, "experts", n_experts * width))
+        if mlp.router is not None:
+            sites.append(Site(number, MLP_ROUTER, mlp.router, "logits", n_experts))
+    return sites
+
+
+def _find_linears(model: nn.Module, layers: Mapping[int, nn.Module]) -> list[Site]:
+    points: list[_HookPoint] = [
+        (number, name, "output") for number, layer in layers.items() for name in linear_modules(layer)
+    ]
+    sites = [
+        Site(number, name, name, "output", width)
+        for (number, name, _), width in _measure_widths(model, layers, points).items()
+    ]
+    for number, layer in layers.items():
+        for name, module in layer.named_modules():
+            if is_experts(module):
+                n_experts, width = expert_widths(module)
+                sites.append(Site(number, MLP_EXPERTS, name, "experts", n_experts * width))
+    return sites
+
+
+def _describe(sites: Sequence[Site], layers: nn.ModuleList, selection: str | Sequence[str]) -> list[str]:
+    """Notes on layers without sites, linear modules that are left out, and routed experts."""
+    notes = []
+    if missing := sorted(set(range(len(layers))).difference(site.layer for site in sites)):
+        listed = ", ".join(map(str, missing))
+        notes.append(f"{len(missing)} of {len(layers)} layers have none of the selected sites: {listed}")
+    if selection == "linears":
+        recorded = {(site.layer, site.module) for site in sites}
+        left_out = [
+            name
+            for number, layer in enumerate(layers)
+            for name in linear_modules(layer)
+            if (number, name) not in recorded
+        ]
+        if left_out:
+            listed = ", ".join(dict.fromkeys(left_out))
+            notes.append(f"linear modules without one output per token are left out: {listed}")
+    if any(site.name == MLP_EXPERTS for site in sites):
+        notes.append("mlp.experts: a neuron is 0 on tokens that are not routed to its expert")
+    return notes
+
+
+def _find_matches(model: nn.Module, layers: Mapping[int, nn.Module], pattern: str) -> list[Site]:
+    """The sites at the modules whose path matches a regular expression."""
     expression, _, suffix = pattern.rpartition(":")
     side: Side = "input" if suffix == "input" else "output"
     try:
@@ -160,58 +209,124 @@ def _match_modules(layers: Mapping[int, nn.Module], pattern: str) -> list[_HookP
         for name, _ in layer.named_modules()
         if name and matches(name)
     ]
-    if not points:
-        module_names = ", ".join(name for name, _ in next(iter(layers.values())).named_modules() if name)
-        raise UserError(f"sites: {pattern!r} matches no module; a layer has {module_names}")
-    return points
+    widths = _measure_widths(model, layers, points)
+    for number, name, _ in points:
+        problem = None
+        if (number, name, side) not in widths:
+            problem = "is not one vector per token; choose another module or its other side"
+        elif side == "output" and _adds_residual(layers[number].get_submodule(name)):
+            problem = "includes the residual stream; choose a module in it"
+        if problem:
+            raise UserError(
+                f"sites: the {side} of {name} in layer {number} of {type(model).__name__} {problem}"
+            )
+    return [
+        Site(number, f"{name}.{side}", name, side, width) for (number, name, _), width in widths.items()
+    ]
+
+
+def _adds_residual(module: nn.Module) -> bool:
+    return bool(_RESIDUAL_ARGUMENTS.intersection(inspect.signature(module.forward).parameters))
+
+
+def _no_site_error(model: nn.Module, layers: Mapping[int, nn.Module], entry: str) -> UserError:
+    modules = (name for layer in layers.values() for name, _ in layer.named_modules() if name)
+    return UserError(
+        f"sites: no layer of {type(model).__name__} has {entry!r}; the modules of a layer are "
+        f"{', '.join(dict.fromkeys(modules))}"
+    )
 
 
 def _measure_widths(
     model: nn.Module, layers: Mapping[int, nn.Module], points: Sequence[_HookPoint]
 ) -> dict[_HookPoint, int]:
-    """Measure the width at each hook point by running a few tokens through the model."""
-    shapes: dict[_HookPoint, torch.Size] = {}
+    """Width at each hook point that gives one vector per token, by running a few tokens."""
+    if not points:
+        return {}
+    leading = ([PROBE_SHAPE], [(math.prod(PROBE_SHAPE),)])
+    return {
+        # A module that runs several times in a pass has no one vector either.
+        point: runs[0][-1]
+        for point, runs in _record_shapes(model, layers, points).items()
+        if [run[:-1] for run in runs] in leading
+    }
+
+
+def _record_shapes(
+    model: nn.Module, layers: Mapping[int, nn.Module], points: Sequence[_HookPoint]
+) -> dict[_HookPoint, list[torch.Size]]:
+    """Shapes of the values at each hook point, one per run of the module, when a few tokens run."""
+    shapes: dict[_HookPoint, list[torch.Size]] = {point: [] for point in points}
 
     def record(point: _HookPoint, values: Any) -> None:
         hidden = extract_hidden_state(values)
-        if hidden is not None:
-            shapes[point] = hidden.shape
+        shapes[point].append(torch.Size() if hidden is None else hidden.shape)
 
-    hooks = []
-    for point in points:
-        number, name, side = point
-        hooks.append(add_hook(layers[number].get_submodule(name), side, partial(record, point)))
-    _run_probe(model)
-    for hook in hooks:
-        hook.remove()
-    for number, name, side in points:
-        shape = shapes.get((number, name, side), torch.Size())
-        if shape[:-1] not in (_PROBE_SHAPE, (math.prod(_PROBE_SHAPE),)):
+    with ExitStack() as hooks:
+        for point in points:
+            number, name, side = point
+            module = layers[number].get_submodule(name)
+            hooks.callback(add_hook(module, side, partial(record, point)).remove)
+        run_probe(model)
+    return shapes
+
+
+def check_hidden_states(model: Any, layers: Mapping[int, nn.Module]) -> None:
+    """Raise UserError unless every layer runs once and gives one hidden state per token, as wide as the
+    residual stream."""
+    points: list[_HookPoint] = [(number, "", "output") for number in layers]
+    width = model.config.get_text_config().hidden_size
+    # Gemma 3n has several residual streams, of which one is read.
+    n_dimensions = 4 if hasattr(model.config, "altup_active_idx") else 3
+    shapes = _record_shapes(model, layers, points)
+    for (number, _, _), runs in shapes.items():
+        if [run[-3:] for run in runs] != [(*PROBE_SHAPE, width)] or len(runs[0]) != n_dimensions:
+            found = ", ".join(str(tuple(run)) for run in runs) or "nothing"
+            sentences, tokens = PROBE_SHAPE
             raise UserError(
-                f"sites: the {side} of {name} in layer {number} of {type(model).__name__} is not one "
-                "vector per token; choose another module or its other side"
+                f"{type(model).__name__}: layer {number} gives {found} for {sentences} sentences of "
+                f"{tokens} tokens, not one hidden state of width {width} per token; such architectures "
+                "are not supported"
             )
-    return {point: shapes[point][-1] for point in points}
 
 
-def _run_probe(model: nn.Module) -> None:
-    """Run a few tokens through a model, which may be on the meta device."""
+def run_probe(model: Any) -> None:
+    """Run a few tokens through a text model, which may be on the meta device.
+
+    Raises UserError if it cannot run there.
+    """
     weights = next(model.parameters())
-    tokens = torch.zeros(*_PROBE_SHAPE, _hidden_size(model), dtype=weights.dtype, device=weights.device)
-    inputs = {"inputs_embeds": tokens, "use_cache": False}
-    sentences, length = _PROBE_SHAPE
-    mask = torch.zeros(sentences, 1, length, length, dtype=torch.bool, device=weights.device)
+    inputs = [_probe_ids(model, weights), _probe_embeddings(model, weights)]
     with torch.inference_mode():
-        if weights.is_meta:
-            # Models build their mask from values, which meta tensors lack; most accept a ready-made one.
-            with suppress(ValueError, RuntimeError):
-                model(**inputs, attention_mask=mask)
-                return
-        model(**inputs)
+        if not weights.is_meta:
+            model(**(inputs[0] or inputs[1]), use_cache=False)
+            return
+        # Models build their mask from values, which meta tensors lack; most accept a ready-made one.
+        sentences, length = PROBE_SHAPE
+        mask = torch.zeros(sentences, 1, length, length, dtype=torch.bool, device="meta")
+        for options in ({"attention_mask": mask}, {}):
+            for tokens in inputs:
+                with suppress(ValueError, RuntimeError, NotImplementedError):
+                    model(**tokens, **options, use_cache=False)
+                    return
+    raise UserError(
+        f"{type(model).__name__} cannot run without weights, as planning needs; such architectures are "
+        "not supported"
+    )
 
 
-def _in_out_features(module: _Linear) -> tuple[int, int]:
-    """Input and output width of a linear module."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    return module.weight.shape[0], module.nf
+def _probe_ids(model: Any, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        return {}
+    # Not the first, which often pads and has an embedding of zeros.
+    ids = torch.arange(embedding.num_embeddings - math.prod(PROBE_SHAPE), embedding.num_embeddings)
+    return {"input_ids": ids.reshape(PROBE_SHAPE).to(weights.device)}
+
+
+def _probe_embeddings(model: Any, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    embedding = model.get_input_embeddings()
+    width = getattr(model, "embedding_width", None) or embedding.embedding_dim
+    shape = (*PROBE_SHAPE, width)
+    values = torch.linspace(-2, 2, math.prod(shape)).sin().reshape(shape)
+    return {"inputs_embeds": values.to(weights.device, weights.dtype)}

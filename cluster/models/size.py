@@ -41,9 +41,8 @@ def measure_size(
     """Compute the size of a model from its configuration, by building it without memory."""
     from cluster.models.sites import find_sites_from_config
 
-    resolved, hidden_size = find_sites_from_config(config, sites, trust_remote_code)
-    neurons = sum(site.width for site in resolved)
-    return ModelSize(len({site.layer for site in resolved}), neurons, hidden_size)
+    found = find_sites_from_config(config, sites, trust_remote_code)
+    return ModelSize(found.n_layers, sum(site.width for site in found.sites), found.hidden_size)
 
 
 def _size_from_config(config: dict[str, Any]) -> ModelSize | None:

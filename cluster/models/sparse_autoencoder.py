@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cluster.models.sites import Side, Site
+from cluster.models.hooks import Side
+from cluster.models.sites import Site
 from storage.errors import UserError
 
 Activation = Literal["relu", "jumprelu", "topk"]

@@ -7,31 +7,22 @@ converted, and random-init models initialized, once per machine, into a cache ke
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
-from cluster.models import hub
+from cluster.models import gguf, hub, random_init
+from cluster.models.gguf_header import find_parts
+from cluster.models.model_cache import build_in_cache, cache_folder
+from cluster.models.model_config import REMOTE_CODE, check_causal_lm, read_config
+from cluster.models.model_files import check_folder, hash_encoder, hash_model
 from storage.assets import ASSETS
 from storage.errors import UserError
-from storage.store.commit import fsync
 from storage.store.fingerprint import fingerprint, hash_file
 
 RANDOM_INIT = "random-init"
 MAIN = "main"
-PICKLED_WEIGHTS = "pickled-weights"
-REMOTE_CODE = "remote-code"
-
-_RANDOM_SEED = 0
-_CAUSAL_LM_SUFFIXES = ("ForCausalLM", "LMHeadModel")
-_MODEL_FILE_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -80,17 +71,18 @@ def _resolve_source(model: str, revision: str, base_dir: Path, allowed: frozense
         if revision not in (MAIN, RANDOM_INIT):
             raise _unknown_revision_error(model, revision, [])
         if is_asset:
-            return _local_weights(model, revision, "gguf", ASSETS[model].path(), ASSETS[model].sha256)
-        return _local_weights(model, revision, "gguf", path, hash_file(path))
+            return _gguf_weights(model, revision, [ASSETS[model].path()], [ASSETS[model].sha256])
+        parts = find_parts(path)
+        return _gguf_weights(model, revision, parts, list(map(hash_file, parts)))
     if path.is_dir():
         if revision not in (MAIN, RANDOM_INIT):
             checkpoints = _checkpoint_names(path)
             if revision not in checkpoints:
                 raise _unknown_revision_error(model, revision, checkpoints)
             path /= revision
-        _check_folder(model, path, allowed)
-        digest = _hash_folder(path, _file_patterns(allowed))
-        return _local_weights(model, revision, "folder", path, digest)
+        check_folder(model, path, allowed)
+        identity = _identity(f"sha256:{hash_model(path, allowed)}", revision)
+        return Weights(model, revision, identity, "folder", str(path))
     if model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1:
         raise UserError(f"model {model!r}: no such file or folder: {path}")
     return _resolve_on_hub(model, revision, allowed)
@@ -113,25 +105,26 @@ def resolve_encoder(model: str, revision: str, base_dir: Path) -> Weights:
     if model in ASSETS:
         path = ASSETS[model].path().parent
     if path.is_dir():
-        digest = _hash_folder(path, [f"**/{pattern}" for pattern in _MODEL_FILE_PATTERNS])
-        return _local_weights(model, revision, "folder", path, digest)
-    commit = hub.list_revisions(model).get(revision) or _resolve_commit(model, revision)
+        identity = _identity(f"sha256:{hash_encoder(path)}", revision)
+        return Weights(model, revision, identity, "folder", str(path))
+    commit = hub.find_commit(model, revision)
     return Weights(model, revision, f"commit:{commit}", "hub", model, commit)
 
 
 def ensure_local(weights: Weights) -> Path:
     """Return the local folder of the weights, creating it if needed."""
     if weights.source == "hub":
-        folder = _download(weights)
+        folder = hub.download(weights.location, weights.commit or MAIN, weights.allowed)
     elif weights.source == "gguf":
-        convert = partial(_convert_gguf, Path(weights.location))
-        folder = _build_in_cache(_gguf_cache_name(weights), convert)
+        convert = partial(gguf.convert_gguf, Path(weights.location))
+        folder = build_in_cache(_gguf_cache_name(weights), convert)
     else:
         folder = Path(weights.location)
     if not weights.is_random_init:
         return folder
-    initialize = partial(_init_random_weights, folder, trust_remote_code=weights.trust_remote_code)
-    return _build_in_cache(fingerprint({"random": weights.identity}), initialize)
+    trust_remote_code = weights.trust_remote_code
+    initialize = partial(random_init.init_random_weights, folder, trust_remote_code=trust_remote_code)
+    return build_in_cache(fingerprint({"random": weights.identity}), initialize)
 
 
 def available_config(weights: Weights) -> dict[str, Any]:
@@ -141,62 +134,26 @@ def available_config(weights: Weights) -> dict[str, Any]:
     if weights.source == "hub":
         return hub.fetch_config(weights.location, weights.commit or MAIN)
     is_folder = weights.source == "folder"
-    folder = Path(weights.location) if is_folder else _cache_folder(_gguf_cache_name(weights))
+    folder = Path(weights.location) if is_folder else converted_folder(weights)
     path = folder / "config.json"
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
+def converted_folder(weights: Weights) -> Path:
+    """Folder of a converted GGUF model, which may not exist yet."""
+    return cache_folder(_gguf_cache_name(weights))
+
+
 def load_config(weights: Weights) -> Any:
-    """Load the model's configuration without its weights."""
-    return _load_config(weights.source, weights.location, weights.commit, weights.trust_remote_code)
+    """Load the model's configuration without its weights. Raises UserError if it is unreadable."""
+    if weights.source == "gguf":
+        return gguf.read_gguf_config(Path(weights.location))
+    return _load_config(weights.location, weights.commit, weights.trust_remote_code)
 
 
 @cache
-def _load_config(source: str, location: str, commit: str | None, trust_remote_code: bool) -> Any:
-    # Cached: all revisions of a GGUF file share one configuration, which is slow to read.
-    from transformers import AutoConfig
-
-    if source == "gguf":
-        file = Path(location)
-        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    return AutoConfig.from_pretrained(location, revision=commit, trust_remote_code=trust_remote_code)
-
-
-def read_config(folder: Path, trust_remote_code: bool) -> Any:
-    """Load the configuration of a model in a folder. Raises UserError if it is unreadable."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: config.json cannot be read: {error}".splitlines()[0]) from error
-
-
-def check_causal_lm(model: str, config: dict[str, Any], allowed: frozenset[str] = frozenset()) -> None:
-    """Raise UserError unless a config.json is of a causal language model whose code may run."""
-    model_type = config.get("model_type")
-    architectures = config.get("architectures") or []
-    has_code = "AutoModelForCausalLM" in (config.get("auto_map") or {})
-    is_causal = bool(model_type and architectures and architectures[0].endswith(_CAUSAL_LM_SUFFIXES))
-    if (has_code and REMOTE_CODE in allowed) or (is_causal and not has_code):
-        return
-    # Imported only when needed because it is slow.
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if has_code and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(
-            f"model {model!r}: requires remote code, which is disabled; if you trust its author, "
-            f"add `allow: [{REMOTE_CODE}]` to the model"
-        )
-    if is_causal:
-        return
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"model {model!r}: is not a causal language model (model_type {model_type!r})")
-    values = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    class_names = {name for value in values for name in ([value] if isinstance(value, str) else value)}
-    if architectures and not class_names.intersection(architectures):
-        name = architectures[0]
-        raise UserError(f"model {model!r}: is not a causal language model (architecture {name})")
+def _load_config(location: str, commit: str | None, trust_remote_code: bool) -> Any:
+    return read_config(location, trust_remote_code, commit)
 
 
 def _checkpoint_names(folder: Path) -> list[str]:
@@ -208,138 +165,22 @@ def _unknown_revision_error(model: str, revision: str, checkpoints: list[str]) -
     return UserError(f"model {model!r}: has no revision {revision!r}; this local model has {revisions}")
 
 
-def _local_weights(model: str, revision: str, source: str, path: Path, digest: str) -> Weights:
-    return Weights(model, revision, _identity(f"sha256:{digest}", revision), source, str(path))
+def _gguf_weights(model: str, revision: str, parts: list[Path], hashes: list[str]) -> Weights:
+    digest = hashes[0] if len(hashes) == 1 else fingerprint(hashes)
+    identity = _identity(f"sha256:{digest}+conversion:{gguf.CONVERSION}", revision)
+    return Weights(model, revision, identity, "gguf", str(parts[0]))
 
 
 def _identity(source_identity: str, revision: str) -> str:
-    return source_identity + (f"+{RANDOM_INIT}:{_RANDOM_SEED}" if revision == RANDOM_INIT else "")
-
-
-def _check_folder(model: str, folder: Path, allowed: frozenset[str]) -> None:
-    config = folder / "config.json"
-    if not config.is_file():
-        raise UserError(f"model {model!r}: the folder {folder} has no config.json")
-    try:
-        content = json.loads(config.read_text())
-    except ValueError as error:
-        raise UserError(f"model {model!r}: {config} is not valid JSON: {error}") from error
-    check_causal_lm(model, content, allowed)
-    if not any(folder.glob("*.safetensors")):
-        if not any(folder.glob("*.bin")):
-            raise UserError(f"model {model!r}: the folder {folder} has no .safetensors file")
-        if PICKLED_WEIGHTS not in allowed:
-            raise UserError(
-                f"model {model!r}: the folder {folder} has only pickled weights, which can execute "
-                f"code; if you trust their author, add `allow: [{PICKLED_WEIGHTS}]` to the model"
-            )
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        names = ", ".join(_TOKENIZER_FILES)
-        raise UserError(f"model {model!r}: the folder {folder} has no tokenizer (one of {names})")
-
-
-def _file_patterns(allowed: frozenset[str]) -> list[str]:
-    """Glob patterns of the files that make up a model."""
-    pickles = ["*.bin"] if PICKLED_WEIGHTS in allowed else []
-    return _MODEL_FILE_PATTERNS + pickles + (["*.py"] if REMOTE_CODE in allowed else [])
-
-
-def _hash_folder(folder: Path, patterns: list[str]) -> str:
-    files = {path for pattern in patterns for path in folder.glob(pattern)}
-    return fingerprint({str(path.relative_to(folder)): hash_file(path) for path in files})
+    return source_identity + (f"+{RANDOM_INIT}:{random_init.SEED}" if revision == RANDOM_INIT else "")
 
 
 def _resolve_on_hub(model: str, revision: str, allowed: frozenset[str]) -> Weights:
-    trained = MAIN if revision == RANDOM_INIT else revision
-    commit = hub.list_revisions(model).get(trained) or _resolve_commit(model, trained)
+    commit = hub.find_commit(model, MAIN if revision == RANDOM_INIT else revision)
     check_causal_lm(model, hub.fetch_config(model, commit), allowed)
     return Weights(model, revision, _identity(f"commit:{commit}", revision), "hub", model, commit)
 
 
-def _resolve_commit(model: str, revision: str) -> str:
-    """Commit of a revision that is neither a branch nor a tag: a full or abbreviated hash."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
-
-    try:
-        # Works offline from the cache; the folder is named after the commit.
-        return Path(snapshot_download(model, revision=revision, allow_patterns=["config.json"])).name
-    except RevisionNotFoundError as error:
-        raise UserError(f"model {model!r}: has no revision {revision!r} on the hub") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise hub.unavailable_error(model, error) from error
-
-
-def _download(weights: Weights) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = _file_patterns(weights.allowed)
-    folder = Path(snapshot_download(weights.location, revision=weights.commit, allow_patterns=patterns))
-    if not any(folder.glob("*.safetensors")) and PICKLED_WEIGHTS not in weights.allowed:
-        raise UserError(
-            f"model {weights.model!r}: has no .safetensors file on the hub; pickled weights can execute "
-            f"code; if you trust their author, add `allow: [{PICKLED_WEIGHTS}]` to the model"
-        )
-    return folder
-
-
 def _gguf_cache_name(weights: Weights) -> str:
     # The random-init control shares the conversion, so its suffix is dropped.
-    return fingerprint({"gguf": weights.identity.split("+")[0]})
-
-
-def _cache_folder(name: str) -> Path:
-    return Path(platformdirs.user_cache_dir("neuralign")) / "models" / name
-
-
-def _build_in_cache(name: str, build: Callable[[Path], None]) -> Path:
-    final = _cache_folder(name)
-    if final.is_dir():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    target = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=final.parent))
-    try:
-        build(target)
-        for path in target.iterdir():
-            fsync(path)
-        try:
-            target.rename(final)
-        except OSError:
-            # Another process finished first; its result is identical.
-            if not final.is_dir():
-                raise
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
-    return final
-
-
-def _convert_gguf(file: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: is not a GGUF file of a causal language model: {error}") from error
-    # The weights are dequantized, so save no trace of quantization.
-    model.hf_quantizer = None  # type: ignore[assignment]
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(target)
-
-
-def _init_random_weights(trained: Path, target: Path, trust_remote_code: bool) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = read_config(trained, trust_remote_code)
-    torch.manual_seed(_RANDOM_SEED)
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, trust_remote_code=trust_remote_code
-    )
-    model.to(config.dtype or torch.float32).save_pretrained(target)
-    for path in trained.iterdir():
-        if path.suffix not in (".safetensors", ".bin") and not (target / path.name).exists():
-            shutil.copy(path, target / path.name)
+    return fingerprint({"gguf": weights.identity.removesuffix(_identity("", RANDOM_INIT))})

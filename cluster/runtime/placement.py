@@ -8,6 +8,7 @@ from typing import Literal
 
 import ray
 
+from cluster.models.model_checks import check_shards
 from cluster.models.weights import Weights, load_config
 from cluster.runtime import session
 from storage.errors import UserError
@@ -45,9 +46,10 @@ def plan_placement(
     resources = {"GPU": gpus_per_shard} if on_gpus else {"CPU": 1.0}
     if shards == "auto":
         shards = _shards_for_gpus(weights, dtype, gpus_per_shard) if on_gpus else 1
-    layers = load_config(weights).get_text_config().num_hidden_layers
-    if shards > layers:
-        raise UserError(f"model {weights.label}: has {layers} layers, too few for {shards} shards")
+    try:
+        check_shards(load_config(weights), shards)
+    except UserError as error:
+        raise UserError(f"model {weights.label}: {error}") from error
     slots = session.cluster_gpus() / gpus_per_shard if on_gpus else session.cluster_cpus()
     max_replicas = int(slots // shards)
     if max_replicas < (1 if replicas == "auto" else replicas):

@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.runtime.session import describe_cluster, format_resources, root_cause
-from storage.errors import NeuralignError, UserError, WorkFailed
+from storage.errors import NeuralignError, UserError, WorkFailed, describe_error
 
 MAX_ATTEMPTS = 3
 _BACKOFF_SECONDS = 1.0
@@ -155,7 +155,7 @@ class WorkQueue(Generic[UnitT, ResultT]):
         except RayError as error:
             cause = root_cause(error)
             if isinstance(cause, UserError):
-                raise cause from None
+                raise cause from error
             if isinstance(cause, _WORKER_LOST_ERRORS):
                 self._replace_lost_worker(state)
                 if attempt is not state.suspect:
@@ -186,9 +186,8 @@ class WorkQueue(Generic[UnitT, ResultT]):
                 work_unit = self.shrink(work_unit)
             self._pending.append(_Attempt(work_unit, attempt.number + 1, time.monotonic() + pause))
         else:
-            reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
             count = f" ({attempt.number} attempts)" if attempt.number > 1 else ""
-            self._failures.append(f"{self.describe(attempt.work_unit)}: {reason}{count}")
+            self._failures.append(f"{self.describe(attempt.work_unit)}: {describe_error(cause)}{count}")
 
 
 def _no_resources_error(resource_request: str, seconds: float) -> UserError:

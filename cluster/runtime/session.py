@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
+from cluster.runtime.session_folder import SessionFolder
 from storage.errors import NeuralignError, UserError
 
 _ADDRESS = "RAY_ADDRESS"
@@ -20,13 +22,14 @@ _SETTINGS_FRAME = b"\x04"
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS_FRAME + bytes(5)
 """Start of HTTP/2 (gRPC), to which the server replies with its settings (RFC 9113, section 3.4)."""
 _OBJECT_STORE_BYTES = 256 << 20
+_links = ExitStack()
 
 
 def connect() -> None:
     """Connect to the cluster of RAY_ADDRESS, or start a private one on this machine.
 
-    Does nothing if a session is open. Raises UserError, within seconds, if the address does not respond
-    or the cluster runs another version of Ray or Python.
+    Does nothing if a session is open. Raises UserError, within seconds, if the address does not respond,
+    the cluster runs another version of Ray or Python, or there is no folder for a private session.
     """
     if ray.is_initialized():
         return
@@ -35,15 +38,33 @@ def connect() -> None:
     # The work queue reports a failure once; Ray would print a traceback for each dependent task.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if not uses_external_cluster():
-        memory = _OBJECT_STORE_BYTES
-        ray.init(address="local", include_dashboard=False, object_store_memory=memory, **options)
+        _start_private_session(options)
         return
     _check_reachable(os.environ[_ADDRESS])
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError) as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{_ADDRESS} {os.environ[_ADDRESS]}: {message}") from error
+        raise UserError(f"{_ADDRESS} {os.environ[_ADDRESS]}: {error}") from error
+
+
+def _start_private_session(options: dict[str, Any]) -> None:
+    folder = SessionFolder()
+    _links.callback(folder.remove_link)
+    atexit.register(_shutdown)
+    with folder.environment():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(folder.path / "ray"),
+            **options,
+        )
+
+
+def _shutdown() -> None:
+    ray.shutdown()
+    # last, because Ray deletes its spilled objects through the link
+    _links.close()
 
 
 def uses_external_cluster() -> bool:
@@ -82,7 +103,7 @@ def shutdown_on_exit() -> Iterator[None]:
         yield
     finally:
         if not was_open:
-            ray.shutdown()
+            _shutdown()
 
 
 def cluster_cpus() -> int:
@@ -112,7 +133,7 @@ def get_result(reference: Any) -> Any:
     except RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, NeuralignError):
-            raise cause from None
+            raise cause from error
         raise
 
 

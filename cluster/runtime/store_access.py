@@ -11,7 +11,8 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from storage.errors import UserError
+from cluster.runtime.session import root_cause
+from storage.errors import UserError, describe_error
 from storage.store.commit import TEMPORARY_SUFFIX, write_bytes
 from storage.store.paths import read_bytes, remove_file
 
@@ -66,7 +67,7 @@ def _echo(store: Path, probe: str, reply: str) -> str | None:
             return "no write permission"
         write_bytes(store, reply, content)
     except (OSError, UserError) as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return describe_error(error)
     return None
 
 
@@ -76,7 +77,7 @@ def _probe_problem(reference: Any, reply: Path) -> str | None:
         if problem is None:
             read_bytes(reply)
     except RayTaskError as error:
-        return str(error).strip().splitlines()[-1]
+        return describe_error(root_cause(error))
     except ray.exceptions.RayError:
         return None
     except OSError:

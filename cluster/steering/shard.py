@@ -18,13 +18,17 @@ from torch import nn
 from transformers import DynamicCache
 
 from alignment.arrays import Floats, Ints
+from cluster.models.hooks import extract_hidden_state, replace_hidden_state
 from cluster.models.shard import ForwardState, ModelShard
-from cluster.models.sites import Site, extract_hidden_state, replace_hidden_state
+from cluster.models.sites import Site
 from cluster.steering.interventions import SiteKey, SteeredSequence, SteeringBatch
 from storage.errors import NeuralignError
 
 _Clamps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Rows, units and values, of equal length."""
+
+UnitRange = tuple[SiteKey, int]
+"""A site, and the first of the units in a tensor of its values: experts have one tensor each."""
 
 
 class _ShardCache(DynamicCache):
@@ -53,7 +57,7 @@ class ForwardRecord:
 
     incoming: torch.Tensor
     outgoing: torch.Tensor
-    activations: dict[SiteKey, torch.Tensor]
+    activations: dict[UnitRange, torch.Tensor]
 
 
 @dataclass(kw_only=True)
@@ -61,13 +65,17 @@ class _SteeringState(ForwardState):
     clamps: dict[SiteKey, _Clamps]
     is_recorded: bool
     entry: torch.Tensor | None = None
-    activations: dict[SiteKey, torch.Tensor] = field(default_factory=dict)
+    activations: dict[UnitRange, torch.Tensor] = field(default_factory=dict)
 
 
 class SteeringShard(ModelShard[_SteeringState]):
     """Layers [a, b) of a model, whose sites can be clamped; the last shard gives log-probabilities."""
 
     with_head = True
+
+    @cached_property
+    def _widths(self) -> dict[SiteKey, int]:
+        return {(site.layer, site.name): site.width for site in self.sites}
 
     def run(
         self, batch: SteeringBatch, incoming: Sequence[torch.Tensor] | None
@@ -112,10 +120,13 @@ class SteeringShard(ModelShard[_SteeringState]):
             record.outgoing, inputs, gradient, allow_unused=True
         )
         sums = {}
-        for key, site_gradient in zip(record.activations, site_gradients, strict=True):
-            values = record.activations[key].detach().double()
+        for (key, first), site_gradient in zip(record.activations, site_gradients, strict=True):
+            values = record.activations[key, first].detach().double()
             gradients = torch.zeros_like(values) if site_gradient is None else site_gradient.double()
-            sums[key] = torch.stack([gradients.sum(1), (gradients * values).sum(1)]).cpu().numpy()
+            parts = torch.stack([gradients.sum(1), (gradients * values).sum(1)]).cpu().numpy()
+            if key not in sums:
+                sums[key] = np.zeros((2, values.shape[0], self._widths[key]))
+            sums[key][:, :, first : first + values.shape[2]] = parts
         return incoming_gradient, sums
 
     def new_cache(self) -> Any:
@@ -205,19 +216,23 @@ class SteeringShard(ModelShard[_SteeringState]):
         state.entry = hidden.detach().requires_grad_()
         return replace_hidden_state(state.entry, args, kwargs)
 
-    def _on_site(self, site: Site, values: Any) -> Any:
+    def _on_site(self, site: Site, values: Any, first_unit: int = 0) -> Any:
         """Replace a site's values by the clamped ones."""
         state, hidden = self._state, extract_hidden_state(values)
         key = (site.layer, site.name)
         if state is None or hidden is None or not (state.is_recorded or key in state.clamps):
             return None
         # A copy, which only this module sees; some layers flatten rows and tokens for their MLP.
-        steered = hidden.reshape(*state.shape, hidden.shape[-1]).clone()
+        width = hidden.shape[-1]
+        steered = hidden.reshape(*state.shape, width).clone()
         if key in state.clamps:
             rows, units, clamped = state.clamps[key]
-            steered[rows, :, units] = clamped.unsqueeze(1)
+            present = (units >= first_unit) & (units < first_unit + width)
+            steered[rows[present], :, units[present] - first_unit] = clamped[present].unsqueeze(1)
         if state.is_recorded:
-            state.activations[key] = steered
+            if (key, first_unit) in state.activations:
+                raise NeuralignError(f"{site}: its module runs more than once in a forward pass")
+            state.activations[key, first_unit] = steered
         steered = steered.reshape(hidden.shape)
         if isinstance(values, list):
             return [steered, *values[1:]]

@@ -8,15 +8,20 @@ import numpy as np
 import torch
 
 from alignment.arrays import Floats, Ints
-from cluster.models.shard import MAX_TOKENS, token_limit
-from cluster.models.tokenizer import Tokenizer
-from cluster.models.weights import Weights, ensure_local, read_config
+from cluster.models.model_config import read_config
+from cluster.models.shard import token_limit
+from cluster.models.tokenizer import AS_TOKENIZED, InputOptions, Tokenizer
+from cluster.models.weights import Weights, ensure_local
 from cluster.steering.interventions import PromptedWord, TokenIds
 from storage.errors import UserError
 
 
 def tokenize_words(
-    weights: Weights, prompts: Sequence[str], words: Sequence[str], n_continuation: int
+    weights: Weights,
+    prompts: Sequence[str],
+    words: Sequence[str],
+    n_continuation: int,
+    options: InputOptions = AS_TOKENIZED,
 ) -> tuple[list[TokenIds], list[list[PromptedWord]]]:
     """Token ids of each prompt, and of each word after each prompt.
 
@@ -24,26 +29,39 @@ def tokenize_words(
     `n_continuation` more tokens, is too long for the model.
     """
     folder = ensure_local(weights)
-    tokenizer = Tokenizer(folder, MAX_TOKENS, weights.trust_remote_code)
-    limit = token_limit(read_config(folder, weights.trust_remote_code).get_text_config())
-    prompt_ids = [tuple(tokenizer.encode_prompt(prompt, "")[0]) for prompt in prompts]
+    config = read_config(folder, weights.trust_remote_code).get_text_config()
+    tokenizer = Tokenizer(folder, token_limit(config), weights.trust_remote_code)
+    return tokenize_with(tokenizer, weights.label, prompts, words, n_continuation, options)
+
+
+def tokenize_with(
+    tokenizer: Tokenizer,
+    label: str,
+    prompts: Sequence[str],
+    words: Sequence[str],
+    n_continuation: int,
+    options: InputOptions,
+) -> tuple[list[TokenIds], list[list[PromptedWord]]]:
+    """`tokenize_words` with a tokenizer and the label of its model."""
+    prompt_ids = [tuple(tokenizer.encode_prompt(prompt, "", options)[0]) for prompt in prompts]
     prompted_words = []
     for word in words:
         prompted = [
-            PromptedWord(*map(tuple, tokenizer.encode_prompt(prompt, word))) for prompt in prompts
+            PromptedWord(*map(tuple, tokenizer.encode_prompt(prompt, word, options)))
+            for prompt in prompts
         ]
         if not all(prompted_word.tokens for prompted_word in prompted):
-            raise UserError(f"steering: the word {word!r} has no tokens for model {weights.label}")
+            raise UserError(f"steering: the word {word!r} has no tokens for model {label}")
         prompted_words.append(prompted)
     for index, (prompt, ids) in enumerate(zip(prompts, prompt_ids, strict=True)):
         if not ids or not all(prompted[index].prefix for prompted in prompted_words):
-            raise UserError(f"steering.prompts: {prompt!r} has no tokens for model {weights.label}")
+            raise UserError(f"steering.prompts: {prompt!r} has no tokens for model {label}")
         lengths = [len(prompted[index].sequence) + 1 for prompted in prompted_words]
         length = max([len(ids) + n_continuation, *lengths])
-        if length > limit:
+        if length > tokenizer.max_tokens:
             raise UserError(
                 f"steering.prompts: {prompt!r} is {length} tokens long with its continuation; the limit "
-                f"of model {weights.label} is {limit}"
+                f"of model {label} is {tokenizer.max_tokens}"
             )
     return prompt_ids, prompted_words
 

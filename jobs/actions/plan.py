@@ -23,6 +23,7 @@ from cluster.models.weights import load_config
 from cluster.runtime.devices import count_gpus
 from jobs import activations, experts
 from jobs.actions.cost_estimate import print_cost_estimate, print_judgment_notes, read_configs
+from jobs.actions.model_checks import check_models
 from jobs.actions.output import stdout_console, text_table
 from jobs.config.loader import read_sweep
 from jobs.engine import disk_budget
@@ -57,6 +58,7 @@ def print_plan(file: Path) -> None:
     gc.disable()
     try:
         planned = plan_sweep(sweep)
+        check_models(planned)
     except UserError as error:
         if not all(model.config for model in sweep.models):
             raise

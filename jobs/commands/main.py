@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from storage.errors import NeuralignError
+from storage.errors import NeuralignError, UserError, one_line
 
 app = typer.Typer(
     help="Find the neurons of a language model that respond to concepts, and test how well the overlap "
@@ -25,12 +26,13 @@ COMMANDS = (
     *("sentences", "compare", "report", "serve", "human", "schema", "version"),
 )
 """Commands in the order of the help; each is a function in the module of its name."""
+_DEBUG = "--debug"
 _INTERRUPTED = 130
 
 
 @app.callback()
 def _global_options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")] = False,
 ) -> None: ...
 
 
@@ -40,47 +42,47 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Entry point of the console script."""
-    # typer would accept the option only before the command
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    _run_with_exit_code(lambda: app(arguments or ["--help"], standalone_mode=False))
+    _run_with_exit_code(lambda arguments: app(arguments or ["--help"], standalone_mode=False))
 
 
 def run_stage(until: str | None = None) -> None:
     """Entry point of `python -m jobs.<stage> FILE`: run a sweep, or its stages up to one kind."""
 
-    def work() -> int:
-        if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-            print(f"usage: python -m jobs.{until or 'sweep'} FILE", file=sys.stderr)
-            return 2
+    def work(arguments: list[str]) -> None:
+        if len(arguments) != 1 or arguments[0].startswith("-"):
+            raise UserError(f"usage: python -m jobs.{until or 'sweep'} FILE [--debug]")
         from jobs.actions.run import run_sweep_file
 
-        run_sweep_file(Path(sys.argv[1]), until)
-        return 0
+        run_sweep_file(Path(arguments[0]), until)
 
     _run_with_exit_code(work)
 
 
-def _run_with_exit_code(work: Callable[[], Any]) -> None:
-    """Exit with the returned code, or with one line and the code of an expected error."""
-    debug = "--debug" in sys.argv
+def _run_with_exit_code(work: Callable[[list[str]], Any]) -> None:
+    """Exit with the code that `work(arguments)` returns, or that of an expected error."""
+    # typer would accept the option only before the command
+    arguments = [argument for argument in sys.argv[1:] if argument != _DEBUG]
     try:
-        code = work()
-    except NeuralignError as error:
-        if debug:
+        code = work(arguments)
+    except BaseException as error:
+        report = _message_and_code(error)
+        if report is None:
             raise
-        message, code = str(error), error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        message, code = "interrupted; run the same command to resume", _INTERRUPTED
-    except OSError as error:
-        if debug or error.filename is None:
-            raise
-        message, code = f"{error.filename}: {error.strerror}", NeuralignError.exit_code
-    except Exception as error:
-        # usage errors of typer
-        if not hasattr(error, "format_message"):
-            raise
-        message, code = error.format_message(), 2
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
-    print(f"neuralign: {message}", file=sys.stderr)
-    sys.exit(code)
+        if _DEBUG in sys.argv:
+            traceback.print_exc()
+        message, code = report
+        print(f"neuralign: {message}", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _message_and_code(error: BaseException) -> tuple[str, int] | None:
+    """Message and exit code of an expected error; None for a bug."""
+    if isinstance(error, NeuralignError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return "interrupted; run the same command to resume", _INTERRUPTED
+    if isinstance(error, OSError) and error.filename is not None:
+        return one_line(f"{error.filename}: {error.strerror}"), NeuralignError.exit_code
+    if hasattr(error, "format_message"):  # usage errors of typer
+        return one_line(error.format_message()), UserError.exit_code
+    return None

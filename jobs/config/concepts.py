@@ -32,7 +32,7 @@ class ProvidedSentences(_ConceptSetSettings):
     """Existing sentences in a file or folder."""
 
     source: str = Field(min_length=1, json_schema_extra={"not": {"enum": ["harvest", "generate"]}})
-    """A .csv, .jsonl or .parquet file, or a folder with a concept_list.csv."""
+    """A .csv, .tsv, .jsonl or .parquet file, also compressed, or a folder with a concept_list.csv."""
     columns: dict[str, str] = {}
     """Names of the file's columns by the standard names, such as `{concept: word, text: sentence}`."""
     language: Language = "en"

@@ -59,7 +59,7 @@ def read_sweep(file: Path, store: Path | None = None) -> Sweep:
                 f"{previous} or {message.removeprefix('expected ')}" if previous else message
             )
         lines = [f"{file}:{line}: {key}{message}" for (line, key), message in sorted(messages.items())]
-        raise UserError("\n".join(lines)) from error
+        raise UserError(*lines) from error
 
 
 def _read_yaml(file: Path) -> tuple[Any, yaml.Node | None]:

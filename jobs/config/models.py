@@ -30,10 +30,19 @@ class Model(ConfigModel):
     """GPUs per shard; 0.5 puts two shards on a GPU, 0 uses CPUs only."""
     wait_seconds: float = Field(default=60.0, gt=0)
     """Seconds to wait for resources on the cluster before the model fails."""
+    add_bos: bool | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Whether texts begin with a BOS token; by default as the model's tokenizer does."""
+    skip_first_token: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Leave the first token of every text out of all poolings. In many models it attracts most attention
+    whatever it is. If it is a BOS, it is never pooled, and this changes nothing."""
     allow: list[Literal["pickled-weights", "remote-code"]] = []
     """Unsafe features that this model may use."""
     config: str | None = None
     """A copy of the model's config.json, to estimate costs when the model itself is not available."""
+
+    def input_params(self) -> dict[str, bool]:
+        """The settings of the model's inputs that differ from the defaults."""
+        return self.model_dump(include={"add_bos", "skip_first_token"})
 
     @field_validator("revisions", mode="before", json_schema_input_type=str | NonEmpty[str])
     @classmethod

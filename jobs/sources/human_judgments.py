@@ -163,6 +163,11 @@ def _from_pairs(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
             f"{human.name}: duplicate pairs: {len(duplicates)} ({len(conflicting)} with different "
             f"scores); scores averaged. The first: {first!r} and {second!r}: {values}"
         )
+    ratings = [score for pair in scores for row in raters[pair] for score in row]
+    if missing := sum(map(math.isnan, ratings)):
+        notes.append(
+            f"{human.name}: {missing:,} of {len(ratings):,} ratings by individual raters are missing"
+        )
     rater_scores = {
         pair: [_mean_ignoring_nan(scores) for scores in zip(*raters[pair], strict=True)]
         for pair in means

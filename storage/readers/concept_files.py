@@ -1,4 +1,6 @@
-"""Rows of a concept set in CSV, JSON Lines or Parquet files, or in folders in the format of ml-selfcond.
+"""Rows of a concept set in a table (delimited text, JSON Lines, Parquet) or a folder of ml-selfcond.
+
+A row of a table has one sentence, or in JSON Lines and Parquet a list of sentences.
 
 A folder has `concept_list.csv` (columns group, concept) and GROUP/CONCEPT.json, which holds
 `sentences.positive` and `sentences.negative`. Concepts are named by word and WordNet sense
@@ -7,13 +9,11 @@ A folder has `concept_list.csv` (columns group, concept) and GROUP/CONCEPT.json,
 
 from __future__ import annotations
 
-import codecs
 import csv
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import UserError
+from storage.readers.cells import cell_text, is_missing
+from storage.readers.file_format import plain_suffix, read_text
+from storage.readers.tabular import open_table
 
 COLUMNS = ("concept", "text", "domain", "sense", "pos", "source", "prompt", "role")
 _CONCEPT_LIST = "concept_list.csv"
@@ -43,27 +46,45 @@ def read_concept_rows(
     """
     if path.is_dir():
         return _read_folder(path), []
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix == ".json":
+    if plain_suffix(path) == ".json":
         raise UserError(f"{path}: {_UNSUPPORTED}")
-    readers = {".jsonl": _read_json_lines, ".parquet": _read_parquet_rows}
-    file_columns, file_rows = readers.get(path.suffix, _read_csv)(path)
+    table = open_table(path)
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown:
         raise UserError(f"{path}: unknown column {unknown[0]!r}; allowed: {', '.join(COLUMNS)}")
     file_names = {name: columns.get(name, name) for name in COLUMNS}
-    for name in (*required, *columns):
-        if file_names[name] not in file_columns:
-            raise UserError(
-                f"{path}: has no column {file_names[name]!r}; its columns are "
-                f"{', '.join(file_columns) or 'none'}, required are {', '.join(required)}"
-            )
-    rows = [
-        (location, {name: values.get(file_names[name], "").strip() for name in COLUMNS})
-        for location, values in file_rows
+    read = [
+        name for name in COLUMNS if name in (*required, *columns) or file_names[name] in table.columns
     ]
-    return rows, [name for name in file_columns if name not in file_names.values()]
+    advice = f", required are {', '.join(required)}"
+    indices = [table.find_column(file_names[name], advice) for name in read]
+    empty = dict.fromkeys(COLUMNS, "")
+    rows = []
+    for location, cells in table.select(indices):
+        by_name = dict(zip(read, cells, strict=True))
+        for place, cell in _split_sentences(location, by_name.pop("text", None)):
+            where = f"{path}: {place}"
+            texts = {
+                name: cell_text(value, where, file_names[name])
+                for name, value in {**by_name, "text": cell}.items()
+            }
+            rows.append((place, empty | _without_missing(texts, where)))
+    return rows, [name for name in table.columns if name not in file_names.values()]
+
+
+def _split_sentences(location: str, cell: Any) -> list[tuple[str, Any]]:
+    """The sentences in a cell, which may be a list, and their locations."""
+    if isinstance(cell, list) and cell:
+        return [(f"{location}, sentence {number}", item) for number, item in enumerate(cell, 1)]
+    return [(location, None if cell == [] else cell)]
+
+
+def _without_missing(texts: Mapping[str, str], where: str) -> dict[str, str]:
+    """The cells of a row, empty where NA and the like mark a missing value, which only some may have."""
+    for name in ("text",) if texts.get("role") == "pool" else ("concept", "text"):
+        if texts.get(name) and is_missing(texts[name]):
+            raise UserError(f"{where}: the {name} is {texts[name]!r}, which marks a missing value")
+    return {name: "" if is_missing(text) else text for name, text in texts.items()}
 
 
 def write_concept_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -84,102 +105,19 @@ def write_concept_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         raise UserError(f"{path}: {_UNSUPPORTED}")
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises UserError, with the byte, for other encodings."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise encoding_error(path, error.start, error.reason) from error
-
-
-def encoding_error(path: Path, byte: int, reason: str) -> UserError:
-    """The error to raise for text that is not UTF-8."""
-    with path.open("rb") as file:
-        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
-    return UserError(
-        f"{path}: is not UTF-8 text: {reason} at byte {byte:,}; convert it, for example "
-        f"`iconv -f {encoding} -t utf-8`"
-    )
-
-
-def parse_json_lines(text: str) -> Iterator[tuple[int, Any | ValueError]]:
-    """Number and value of each non-empty line; for invalid JSON the error."""
-    # not splitlines, which also splits at characters that JSON may contain
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                yield number, error
-            else:
-                yield number, value
-
-
-def read_parquet_file(path: Path) -> pa.Table:
-    """The table of a Parquet file. Raises UserError for other files."""
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: is not a Parquet file: {error}") from error
-
-
-_FileRows = tuple[list[str], Iterable[tuple[str, Mapping[str, str]]]]
-
-
-def _read_csv(path: Path) -> _FileRows:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    rows: list[tuple[str, Mapping[str, str]]] = []
-    try:
-        columns = list(reader.fieldnames or [])
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(f"{path}: line {reader.line_num}: expected {len(columns)} columns")
-            rows.append((f"line {reader.line_num}", row))
-    except csv.Error as error:
-        raise UserError(f"{path}: is not a CSV file: {error}") from error
-    return columns, rows
-
-
-def _read_json_lines(path: Path) -> _FileRows:
-    columns: dict[str, None] = {}
-    rows: list[tuple[str, Mapping[str, str]]] = []
-    problems: list[str] = []
-    for number, value in parse_json_lines(read_text(path)):
-        if not isinstance(value, dict):
-            problem = f"invalid JSON: {value}" if isinstance(value, ValueError) else "not an object"
-            problems.append(f"line {number}: {problem}")
-            continue
-        columns.update(dict.fromkeys(value))
-        rows.append((f"line {number}", {name: _to_text(item) for name, item in value.items()}))
-    if problems:
-        raise UserError(f"{path}: {len(problems)} lines cannot be read; first: {problems[0]}")
-    return list(columns), rows
-
-
-def _read_parquet_rows(path: Path) -> _FileRows:
-    table = read_parquet_file(path)
-    rows = [
-        (f"row {number}", {name: _to_text(value) for name, value in row.items()})
-        for number, row in enumerate(table.to_pylist(), 1)
-    ]
-    return table.column_names, rows
-
-
-def _to_text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
 def _read_folder(folder: Path) -> Rows:
     concept_list = folder / _CONCEPT_LIST
     if not concept_list.is_file():
         raise UserError(f"{folder}: {_CONCEPT_LIST} is missing")
-    columns, list_rows = _read_csv(concept_list)
-    missing = [name for name in ("group", "concept") if name not in columns]
-    if missing:
-        raise UserError(f"{concept_list}: has no column {missing[0]!r}")
-    pairs = [(row["group"].strip(), row["concept"].strip()) for _, row in list_rows]
+    table = open_table(concept_list)
+    indices = [table.find_column(name, "") for name in ("group", "concept")]
+    pairs = [
+        (
+            cell_text(group, f"{concept_list}: {where}", "group"),
+            cell_text(concept, f"{concept_list}: {where}", "concept"),
+        )
+        for where, (group, concept) in table.select(indices)
+    ]
     words = Counter(_word_and_sense(concept)[0] for _, concept in pairs)
     rows: Rows = []
     for group, concept in pairs:
@@ -199,10 +137,11 @@ def _read_folder(folder: Path) -> Rows:
 def _read_sentences(path: Path) -> dict[str, list[str]]:
     try:
         content = json.loads(read_text(path))["sentences"]
-        sentences = {role: list(content[role]) for role in ("positive", "negative")}
-        if not all(isinstance(text, str) for texts in sentences.values() for text in texts):
-            raise TypeError("a sentence is not a string")
-    except (ValueError, KeyError, TypeError) as error:
+        sentences = {role: content[role] for role in ("positive", "negative")}
+        for role, texts in sentences.items():
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"{role} is not a list of strings")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: is not a concept file: sentences.positive and sentences.negative must be lists of "
             f"strings ({type(error).__name__}: {error})"

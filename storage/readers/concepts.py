@@ -89,7 +89,7 @@ class ConceptSet:
 
 
 def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = None) -> ConceptSet:
-    """Read a concept set from a .csv, .jsonl or .parquet file or a folder (see `concept_files`).
+    """Read a concept set from a table or a folder (see `concept_files`).
 
     A file has the columns `concept` and `text`, and optionally domain, sense, pos, source, prompt and
     role; `columns` maps these to the names in the file. A sentence listed under several concepts is one

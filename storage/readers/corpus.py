@@ -13,12 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import UserError
-from storage.readers.concept_files import encoding_error
+from storage.readers.file_format import check_text, detect_format, encoding_error, is_compressed
 
 CHUNK_BYTES = 1 << 20
 PARAGRAPH = b"\n\n"
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _ROWS_PER_BATCH = 256
+_TEXT_TYPES = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
+)
 
 
 @dataclass
@@ -70,13 +74,16 @@ def read_chunks(path: Path, column: str, unreadable: UnreadableLines) -> Iterato
     that holds the text; lines without it are counted in `unreadable`.
 
     Raises:
-        UserError: for text that is not UTF-8, and for a file without the column.
+        UserError: for text that is not UTF-8, other formats, and a file without text in the column.
     """
-    if path.suffix == ".txt":
-        return _read_paragraphs(path)
+    if is_compressed(path):
+        raise UserError(f"{path}: is compressed; decompress it")
+    if detect_format(path) == "parquet":
+        return _join_documents(_read_parquet_documents(path, column))
+    check_text(path)
     if path.suffix == ".jsonl":
         return _join_documents(_read_json_documents(path, column, unreadable))
-    return _join_documents(_read_parquet_documents(path, column))
+    return _read_paragraphs(path)
 
 
 def _read_paragraphs(path: Path) -> Iterator[bytes]:
@@ -134,7 +141,7 @@ def _read_json_documents(path: Path, column: str, unreadable: UnreadableLines) -
             except UnicodeDecodeError as error:
                 byte = file.tell() - len(line) + error.start
                 raise encoding_error(path, byte, error.reason) from error
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 unreadable.add(f"{path.name}: line {number}", f"invalid JSON: {error}")
                 continue
             if isinstance(document, dict) and isinstance(document.get(column), str):
@@ -156,7 +163,17 @@ def _read_parquet_documents(path: Path, column: str) -> Iterator[bytes]:
     columns = file.schema_arrow.names
     if column not in columns:
         raise UserError(f"{path}: has no column {column!r}; its columns are {', '.join(columns)}")
-    for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[column]):
-        for document in batch.column(0).to_pylist():
-            if isinstance(document, str):
-                yield document.replace("\r", "").encode(errors="replace")
+    kind = file.schema_arrow.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not any(is_text(kind) for is_text in _TEXT_TYPES):
+        raise UserError(f"{path}: the column {column!r} has the type {kind}; expected text")
+    row = 0
+    try:
+        for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[column]):
+            for document in batch.column(0).cast(kind).to_pylist():
+                if document is not None:
+                    text = document.decode() if isinstance(document, bytes) else document
+                    yield text.replace("\r", "").encode()
+                row += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read after row {row:,}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ import numpy as np
 from alignment.arrays import Floats
 from storage.assets import ASSETS, HUMAN_SETS
 from storage.errors import UserError
-from storage.readers.concept_files import read_text
-from storage.readers.tabular import ColumnRef, cell_number, cell_text, open_tabular, read_columns
+from storage.readers.cells import cell_number, cell_text, is_missing, is_missing_number
+from storage.readers.file_format import detect_format, read_text
+from storage.readers.number_files import read_numbers
+from storage.readers.tabular import ColumnRef, open_table, read_columns
 
 HumanSetKind = Literal["pairs", "matrix", "embeddings", "features", "categories", "triplets", "wordnet"]
 VectorComparison = Literal["cosine", "dot", "softmax"]
@@ -32,8 +35,9 @@ DEFAULT_COLUMNS: dict[HumanSetKind, tuple[ColumnRef, ...]] = {
 }
 
 _ASYMMETRY = 1e-6
-_MISSING = ("", "nan", "na")
-"""Spellings of a missing number, in any case."""
+_QUOTED = re.compile(r'^"(.*)"$')
+_PANDAS_INDEX = "__index_level_0__"
+"""Column in which pandas writes the names of the rows to Parquet, as the last one."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class HumanSet:
     """A file of judgments and its format.
 
     pairs       columns of two words and their score; `raters`: columns of individual raters' scores
-    matrix      a square table with item names, or .npy with the names in `items`
-    embeddings  .npy, or numbers in a text file; one row per item of the file `items`
+    matrix      a square table with item names, or an array, square or condensed, with `items`
+    embeddings  an array, or numbers in a text file; one row per item of the file `items`
     features    one row per item, one column per feature; or columns of item, feature and value
     categories  columns of category and word
     triplets    columns of two similar items and the odd one out; with `items`, indices into it from 0
@@ -124,7 +128,7 @@ def builtin_human_set(name: str) -> HumanSet:
 
 
 def read_pairs(human: HumanSet) -> list[RatedPair]:
-    """The rows of a list of pairs. A rater's cell may be empty.
+    """The rows of a list of pairs. A rater's cell may be empty or NA.
 
     Raises:
         UserError: with file and line, for a missing file, column or word, or a non-finite score.
@@ -133,7 +137,7 @@ def read_pairs(human: HumanSet) -> list[RatedPair]:
     for where, cells in read_columns(human.path, (*human.columns, *human.raters)):
         first, second, score, *rater_scores = cells
         _check_words((first, second), where)
-        raters = tuple(cell_number(cell, where, "score") if cell else math.nan for cell in rater_scores)
+        raters = tuple(_number_or_nan(cell, where, "score") for cell in rater_scores)
         pairs.append(RatedPair(first, second, cell_number(score, where, "score"), raters))
     return pairs
 
@@ -163,7 +167,7 @@ def read_categories(human: HumanSet) -> list[tuple[str, str]]:
 
 
 def _check_words(words: Sequence[str], where: str) -> None:
-    if not all(words):
+    if any(map(is_missing, words)):
         raise UserError(f"{where}: a word is missing")
 
 
@@ -183,15 +187,13 @@ def read_items(human: HumanSet) -> Items:
         UserError: for names that do not match the numbers, or duplicates.
     """
     path = human.path
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
     columns = None
     if human.kind == "features" and human.columns:
         names, values = _read_long_features(human)
-    elif path.suffix == ".npy":
-        names, values = _read_item_names(human), _load_npy(path)
-    elif human.items is not None:
-        names, values = _read_item_names(human), _read_numbers(path)
+    elif human.items is not None or detect_format(path) in ("npy", "npz", "mat"):
+        names, values = _read_item_names(human), read_numbers(path)
+        if human.kind == "matrix":
+            values = _expand_condensed(values, len(names))
     else:
         names, columns, values = _read_wide_table(path)
     if values.ndim != 2 or len(values) != len(names):
@@ -206,6 +208,20 @@ def read_items(human: HumanSet) -> Items:
         if not np.isfinite(row).all():
             raise UserError(f"{path}: the item {name!r} has missing or non-finite numbers")
     return Items(names, values)
+
+
+def _expand_condensed(values: Floats, n: int) -> Floats:
+    """The symmetric matrix of n items from a vector of its pairs.
+
+    The pairs have the order of SciPy's and MATLAB's `pdist`: (0, 1), (0, 2), ..., (n - 2, n - 1). Other
+    arrays are returned as they are.
+    """
+    is_vector = values.ndim == 1 or (values.ndim == 2 and 1 in values.shape)
+    if n < 2 or not is_vector or values.size != n * (n - 1) // 2:
+        return values
+    square = np.zeros((n, n))
+    square[np.triu_indices(n, 1)] = values.ravel()
+    return square + square.T
 
 
 def _complete_matrix(path: Path, values: Floats, names: list[str], columns: list[str] | None) -> Floats:
@@ -239,41 +255,33 @@ def _check_unique(names: list[str], problem: str) -> None:
 def _read_item_names(human: HumanSet) -> list[str]:
     if human.items is None:
         raise UserError(f"{human.path}: has no item names; set `items` to a file with one name per line")
-    lines = read_text(human.items).splitlines()
-    names = [line.split("\t")[0].strip() for line in lines]
-    return [name for name in names if name]
+    lines = re.split(r"\r\n?|\n", read_text(human.items).rstrip())
+    names = [_QUOTED.sub(r"\1", line.split("\t")[0].strip()) for line in lines]
+    if "" in names:
+        # left out, it would shift the items after it
+        raise UserError(f"{human.items}: line {names.index('') + 1} is empty; expected an item")
+    return names
 
 
-def _load_npy(path: Path) -> Floats:
-    try:
-        values = np.load(path, allow_pickle=False)
-        if values.dtype.kind not in "biuf":
-            raise TypeError(f"its values are {values.dtype}")
-        return np.asarray(values, np.float64)
-    except (ValueError, TypeError, EOFError) as error:
-        raise UserError(f"{path}: is not a .npy file of numbers: {error}") from error
-
-
-def _read_numbers(path: Path) -> Floats:
-    try:
-        return np.loadtxt(read_text(path).replace(",", " ").splitlines(), ndmin=2)
-    except ValueError as error:
-        raise UserError(f"{path}: is not a table of numbers: {error}") from error
+def _number_or_nan(cell: str, where: str, what: str) -> float:
+    return math.nan if is_missing_number(cell) else cell_number(cell, where, what)
 
 
 def _read_wide_table(path: Path) -> tuple[list[str], list[str], Floats]:
     """Items (the first column), names of the other columns, and their numbers."""
-    columns, rows = open_tabular(path)
+    table = open_table(path)
+    indices = list(range(len(table.columns)))
+    if table.columns and table.columns[-1] == _PANDAS_INDEX:
+        indices = [indices[-1], *indices[:-1]]
+    columns = [table.columns[index] for index in indices]
     names, values = [], []
-    for where, cells in rows:
-        name, *numbers = map(cell_text, cells)
+    for location, row in table.select(indices):
+        where = f"{path}: {location}"
+        pairs = zip(row, columns, strict=True)
+        name, *numbers = (cell_text(cell, where, column) for cell, column in pairs)
+        _check_words((name,), where)
         names.append(name)
-        values.append(
-            [
-                math.nan if number.lower() in _MISSING else cell_number(number, where, "value")
-                for number in numbers
-            ]
-        )
+        values.append([_number_or_nan(number, where, "value") for number in numbers])
     if not values or len(columns) < 2:
         raise UserError(f"{path}: has no numbers next to the item names")
     return names, columns[1:], np.array(values)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from alignment.arrays import AnyFloats
 from storage.assets import ASSETS
 from storage.errors import UserError
+from storage.readers.file_format import FORMAT_NAMES, find_signature, is_compressed
 
 Vectors = dict[str, AnyFloats]
 
@@ -39,11 +40,14 @@ def read_vectors(path: Path, words: list[str]) -> Vectors:
     Raises:
         UserError: if the file is missing or in another format.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    if (found := find_signature(path)) is not None:
+        raise UserError(f"{path}: is {FORMAT_NAMES[found]}; expected word vectors")
+    if is_compressed(path) and path.suffix not in (".gz", ".bz2"):
+        raise UserError(f"{path}: is compressed; its name must end in .gz or .bz2")
     try:
         vectors = _load(path)
-    except (ValueError, EOFError, OSError, AssertionError, NotImplementedError, MemoryError) as error:
+    # gensim raises errors of any kind for files in other formats
+    except Exception as error:
         raise UserError(
             f"{path}: is not a file of word vectors (word2vec, GloVe or fastText): "
             f"{' '.join(str(error).split()) or type(error).__name__}"

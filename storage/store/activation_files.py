@@ -28,6 +28,15 @@ INPUT_EMBEDDINGS_FILE = "input-embeddings.parquet"
 MLP_HIDDEN = "mlp.hidden"
 """Site: the hidden neurons of a layer's MLP, the input of its down projection."""
 
+MLP_SHARED = "mlp.shared"
+"""Site: the same of the shared experts of a mixture of experts, which process every token."""
+
+MLP_EXPERTS = "mlp.experts"
+"""Site: the same of its routed experts, expert by expert; 0 on tokens not routed to the expert."""
+
+MLP_ROUTER = "mlp.router"
+"""Site: the logits of its router, one per expert."""
+
 RESIDUAL = "residual"
 """Site: the residual stream after a layer."""
 

@@ -1,0 +1,181 @@
+"""Proves on a few tokens that the sites of an MLP are its neurons, before anything is read from them.
+
+Modules are found by name, so a new architecture could give a known name to another module. In one layer
+of each kind, values are changed and the effects are followed: an up projection must change one neuron of
+one token, a neuron the output of the down projection by its column of weights, and thereby the layer's
+output in that sentence alone. Routed experts must give the same output as in transformers' own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.models.experts import add_expert_hook
+from cluster.models.hooks import extract_hidden_state
+from cluster.models.mlp import linear_modules, up_projections
+from cluster.models.sites import PROBE_SHAPE, Site, run_probe
+from storage.errors import UserError
+from storage.store.activation_files import MLP_EXPERTS, MLP_HIDDEN, MLP_SHARED
+
+_Edit = Callable[[torch.Tensor], torch.Tensor]
+_Point = tuple[str, str]
+"""Path of a module, and its input or output."""
+
+_TOLERANCE = 0.05
+"""Share of the largest change, above the rounding of bfloat16."""
+
+
+def prove_sites(model: Any, layers: Mapping[int, nn.Module], sites: Iterable[Site]) -> None:
+    """Prove the neurons of the MLPs among the sites, in one layer of each kind.
+
+    Raises UserError, naming the site, if one is not the neurons of an MLP.
+    """
+    by_kind: dict[Any, list[Site]] = {}
+    for site in sites:
+        if site.name in (MLP_HIDDEN, MLP_SHARED, MLP_EXPERTS):
+            kind = (type(layers[site.layer]), site.name, site.module)
+            by_kind.setdefault(kind, []).append(site)
+    by_layer: dict[int, list[Site]] = {}
+    for same in by_kind.values():
+        by_layer.setdefault(same[0].layer, []).append(same[0])
+    architecture = type(model).__name__
+    proven = set()
+    with ExitStack() as hooks:
+        for number, of_layer in by_layer.items():
+
+            def prove(
+                layer: nn.Module, args: Any, kwargs: Any, _: Any, of_layer: list[Site] = of_layer
+            ) -> None:
+                if of_layer[0].layer in proven:
+                    return
+                proven.add(of_layer[0].layer)
+                for site in of_layer:
+                    _LayerProof(layer, args, kwargs, site, architecture).run()
+
+            hook = layers[number].register_forward_hook(prove, with_kwargs=True)
+            hooks.callback(hook.remove)
+        if by_layer:
+            run_probe(model)
+    for number in set(by_layer).difference(proven):
+        raise UserError(f"{by_layer[number][0]} of {architecture}: its layer does not run on text")
+
+
+class _LayerProof:
+    """Runs a layer again on the same arguments, with values of its modules changed."""
+
+    def __init__(self, layer: nn.Module, args: Any, kwargs: Any, site: Site, architecture: str) -> None:
+        self._layer, self._args, self._kwargs = layer, args, kwargs
+        self._site, self._architecture = site, architecture
+
+    def run(self) -> None:
+        if self._site.part == "experts":
+            self._prove_experts()
+            return
+        down = self._site.module
+        linears = linear_modules(self._layer)
+        base = self._replay({})
+        neurons, output = base[down, "input"], base[down, "output"]
+        # An active neuron, which no gate holds at 0.
+        unit = int(neurons[0].abs().argmax())
+        for up in up_projections(down, linears):
+            change = self._replay({(up, "output"): _add(unit, _size(base[up, "output"]))})
+            changed = _changed(change[down, "input"], neurons)
+            if changed[1:].any() or not changed[0].any():
+                self._reject(f"{up} does not change it for its own token alone")
+            if changed[0].sum() > 1 and not self._has_norm(down):
+                self._reject(f"an output of {up} changes several of its units")
+        size = _size(neurons)
+        change = self._replay({(down, "input"): _add(unit, size)})
+        effect = change[down, "output"][0] - output[0]
+        weight = linears[down].weight.detach().float()
+        column = (weight[:, unit] if isinstance(linears[down], nn.Linear) else weight[unit]) * size
+        error = (effect - column).abs().max()
+        if error > _TOLERANCE * (column.abs().max() + output[0].abs().max()):
+            self._reject(f"{down} does not multiply it by its weights")
+        # (residual streams, sentences, tokens x units); a mixer after the MLP may reach later tokens.
+        shape = (-1, PROBE_SHAPE[0], PROBE_SHAPE[1] * change["", "output"].shape[-1])
+        changed = _changed(change["", "output"], base["", "output"]).reshape(shape).any(2).any(0)
+        if changed.tolist() != [True, *[False] * (PROBE_SHAPE[0] - 1)]:
+            self._reject("it does not change the layer's output in its sentence alone")
+
+    def _prove_experts(self) -> None:
+        experts: Any = self._layer.get_submodule(self._site.module)
+        own = self._replay({})["", "output"]
+        add_expert_hook(experts, lambda *_: None)
+        try:
+            read = self._replay({})["", "output"]
+        finally:
+            del experts.forward
+        if (own - read).abs().max() > _TOLERANCE * own.abs().max():
+            self._reject("reading the experts one by one changes their output")
+
+    def _replay(self, edits: Mapping[_Point, _Edit]) -> dict[_Point, torch.Tensor]:
+        """Values, (tokens, width), of the down projection, the edited modules and the layer."""
+        values: dict[_Point, torch.Tensor] = {}
+        linears = linear_modules(self._layer)
+        paths = [*linears, ""]
+        with ExitStack() as hooks:
+            for path in paths:
+                for side in ("input", "output"):
+                    if path or side == "output":
+                        hook = self._hook(path, side, edits.get((path, side)), values)
+                        hooks.callback(hook.remove)
+            self._layer(*self._args, **self._kwargs)
+        return values
+
+    def _hook(self, path: str, side: str, edit: _Edit | None, values: dict[_Point, torch.Tensor]) -> Any:
+        module = self._layer.get_submodule(path)
+
+        def hook(*arguments: Any) -> Any:
+            hidden = extract_hidden_state(arguments[-1])
+            if hidden is None:
+                return None
+            flat = hidden.reshape(-1, hidden.shape[-1])
+            if edit is not None:
+                flat = edit(flat)
+            values[path, side] = flat.float()
+            if edit is None:
+                return None
+            edited = flat.reshape(hidden.shape)
+            return (edited, *arguments[-1][1:]) if isinstance(arguments[-1], tuple) else edited
+
+        if side == "input":
+            return module.register_forward_pre_hook(hook)
+        return module.register_forward_hook(hook)
+
+    def _has_norm(self, down: str) -> bool:
+        block = self._layer.get_submodule(down.rpartition(".")[0])
+        return any("norm" in name.lower() for name, _ in block.named_children())
+
+    def _reject(self, reason: str) -> None:
+        raise UserError(
+            f"{self._site} of {self._architecture} ({self._site.module}) is not an MLP's neurons: "
+            f"{reason}; select sites by regular expressions"
+        )
+
+
+def _add(unit: int, size: float) -> _Edit:
+    """Change a unit of the first token."""
+
+    def edit(values: torch.Tensor) -> torch.Tensor:
+        edited = values.clone()
+        edited[0, unit] += size
+        return edited
+
+    return edit
+
+
+def _size(values: torch.Tensor) -> float:
+    """A change that is large beside the values."""
+    return float(1 + 4 * values.abs().max())
+
+
+def _changed(values: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Which values, (tokens, units), differ by more than rounding."""
+    difference = (values - base).abs()
+    return difference > 0.01 * difference.max()

@@ -1,0 +1,240 @@
+"""The wrong module of some architecture could pass for its MLP, or a shard give other values.
+
+Every architecture that transformers builds as a language model is read at a tiny size and compared with
+a plain forward pass. The verdicts are the table in docs/models.md, which `python -m
+tests.test_every_architecture` writes.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.activations.shard import ActivationSettings, ActivationShard
+from cluster.models.divisible import check_divisible
+from cluster.models.model_config import read_config
+from cluster.models.sites import ModelSites, find_sites_from_config
+from cluster.models.tokenizer import Text
+from storage.errors import UserError
+from tests.architectures import CAUSAL, LAYERS, UNBUILDABLE, WRAPPERS
+from tests.plain_forward import SENTENCES, PlainForward, Values, first_tensor, record, save_model
+from tests.test_partial import read_in_shards
+
+DOCS = Path(__file__).parents[1] / "docs/models.md"
+HEADER = "| architecture | MLP | shards | |\n| --- | --- | --- | --- |\n"
+ONLY_WRAPPERS = [name for name in WRAPPERS if name not in CAUSAL]
+TEXTS = [Text(sentence, []) for sentence in SENTENCES]
+TOLERANCE = 2e-3
+"""Rounding to float16, and different orders of summation, relative to the largest value."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an architecture is read: the MLP's sites, whether it can be divided, and a note."""
+
+    sites: str
+    shards: str
+    note: str
+
+    def __str__(self) -> str:
+        return f"{self.sites} | {self.shards} | {self.note}"
+
+
+@pytest.mark.parametrize("model_type", CAUSAL)
+def test_a_language_model_is_read_as_documented(tmp_path: Path, model_type: str) -> None:
+    """Wrong neurons, or other values than the model's."""
+    assert str(judge(tmp_path, model_type)) == documented_verdicts()[model_type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ONLY_WRAPPERS)
+def test_a_text_tower_is_read_as_documented(tmp_path: Path, model_type: str) -> None:
+    """The vision tower's layers could pass for the language model's."""
+    assert str(judge(tmp_path, model_type)) == documented_verdicts()[model_type]
+
+
+def test_the_table_has_every_architecture() -> None:
+    """A release of transformers could add one that is not tested."""
+    assert list(documented_verdicts()) == sorted({*CAUSAL, *WRAPPERS})
+
+
+def test_most_architectures_are_read() -> None:
+    """A change could reject architectures that are read today."""
+    verdicts = documented_verdicts()
+    assert sum("mlp." in verdicts[name] for name in CAUSAL) >= 120
+
+
+def judge(folder: Path, model_type: str) -> Verdict:
+    """Read a tiny model, compare it with a plain forward pass, and describe how it is read."""
+    if model_type in UNBUILDABLE:
+        return Verdict("", "", f"not tested: {UNBUILDABLE[model_type]}")
+    save_model(folder, model_type)
+    selection = "mlp"
+    try:
+        config = read_config(folder, False)
+        planned = find_sites_from_config(config, selection)
+    except UserError as error:
+        return judge_refused(folder, error)
+    return compare(folder, model_type, config, planned, selection)
+
+
+def compare(folder: Path, model_type: str, config: Any, planned: ModelSites, selection: Any) -> Verdict:
+    settings = ActivationSettings("float32", selection, ["max"])
+    shard = ActivationShard(folder, settings)
+    assert shard.sites == planned.sites
+    read = read_in_shards(folder, settings, 1, TEXTS)
+    check_widths(config, planned)
+    expected = plain_values(folder, model_type, planned)
+    for key, values in expected.items():
+        assert_close(read[key], values, key)
+    assert read.keys() == expected.keys()
+    try:
+        check_divisible(config)
+    except UserError:
+        shards = "no"
+    else:
+        shards = "yes"
+        for number in (2, 3, LAYERS):
+            divided = read_in_shards(folder, settings, number, TEXTS)
+            assert divided.keys() == read.keys()
+            for key, values in read.items():
+                assert np.array_equal(divided[key], values), (key, number)
+    modules = dict.fromkeys(f"{site.name} = {site.module}" for site in planned.sites)
+    return Verdict(
+        ", ".join(modules), shards, "; ".join(note for note in planned.notes if "layers" in note)
+    )
+
+
+def judge_refused(folder: Path, error: UserError) -> Verdict:
+    """A refusal is one line, at the planning and at the loading of a model."""
+    message = str(error)
+    assert "\n" not in message
+    if "without weights" not in message:
+        with pytest.raises(UserError):
+            ActivationShard(folder, ActivationSettings("float32", "mlp", ["max"]))
+    reason = re.sub(r"; (select|such|its|this) .*", "", message.removeprefix("sites: "))
+    return Verdict("", "", f"rejected: {reason}")
+
+
+def plain_values(folder: Path, model_type: str, planned: ModelSites) -> dict[tuple[str, str], Values]:
+    """Pooled values, (units, sentences), of the sites and the hidden states after every layer."""
+    plain = PlainForward(folder, model_type)
+    layers = plain.layers(planned.n_layers)
+    seen: dict[tuple[str, str], list[Values]] = {}
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(record(seen, ("", f"L{number:02d}.residual"), residual))
+    for site in planned.sites:
+        module = layers[site.layer].get_submodule(site.module)
+        if site.name == "mlp.experts":
+            module.register_forward_pre_hook(record_experts(seen, str(site)), with_kwargs=True)
+        else:
+            module.register_forward_pre_hook(record(seen, ("", str(site)), first_tensor))
+    plain.run()
+    pooled = {}
+    for (_, name), sentences in seen.items():
+        # without the BOS
+        tokens = [values[1:] for values in sentences]
+        if name.endswith("residual"):
+            pooled["mean", name] = np.stack([values.mean(0) for values in tokens], 1)
+            pooled["last", name] = np.stack([values[-1] for values in tokens], 1)
+        else:
+            pooled["max", name] = np.stack([values.max(0) for values in tokens], 1)
+    return pooled
+
+
+def residual(output: Any) -> torch.Tensor:
+    hidden = first_tensor(output)
+    # Gemma 3n: its first stream is the active one
+    return hidden[0] if hidden.dim() == 4 else hidden
+
+
+def record_experts(store: dict[Any, list[Values]], name: str) -> Any:
+    """A hook on the experts that computes each routed neuron in a plain loop over tokens and experts."""
+
+    def hook(experts: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        inputs, *routing = (*arguments, *keywords.values())
+        store.setdefault(("", name), []).append(run_experts(experts, inputs, routing))
+
+    return hook
+
+
+def run_experts(experts: Any, inputs: torch.Tensor, routing: list[torch.Tensor]) -> Values:
+    """Neurons of all experts, (tokens, experts x width), 0 where a token is not routed."""
+    if not routing:
+        return run_scaled_experts(experts, inputs)
+    gated = hasattr(experts, "gate_up_proj")
+    up = experts.gate_up_proj if gated else experts.up_proj
+    bias = getattr(experts, "gate_up_proj_bias" if gated else "up_proj_bias", None)
+    transposed = up.shape[1] == inputs.shape[-1] and experts.is_transposed
+    n_experts = len(up)
+    width = (up.shape[2] if transposed else up.shape[1]) // (2 if gated else 1)
+    values = torch.zeros(len(inputs), n_experts, width)
+    for token, chosen in enumerate(routing[0].tolist()):
+        for expert in chosen:
+            if expert < n_experts:
+                product = inputs[token] @ (up[expert] if transposed else up[expert].T)
+                product = product if bias is None else product + bias[expert]
+                values[token, expert] = (
+                    experts._apply_gate(product[None])[0] if gated else experts.act_fn(product)
+                )
+    return values.reshape(len(inputs), -1).detach().double().numpy()
+
+
+def run_scaled_experts(experts: Any, inputs: torch.Tensor) -> Values:
+    """Llama 4: the inputs are those of each expert, times the router's weights."""
+    values = []
+    for expert, states in enumerate(inputs.reshape(experts.num_experts, -1, inputs.shape[-1])):
+        gate, up = (states @ experts.gate_up_proj[expert]).chunk(2, -1)
+        values.append(up * experts.act_fn(gate))
+    return torch.stack(values, 1).flatten(1).detach().double().numpy()
+
+
+def check_widths(config: Any, planned: ModelSites) -> None:
+    """The widths of MLPs are in the configuration, which has others for everything else."""
+    settings = vars(config.get_text_config())
+    # xLSTM rounds its width up
+    known = {4 * planned.hidden_size, settings.get("ffn_round_up_to_multiple_of")}
+    for name, value in settings.items():
+        if re.search("intermediate|ffn|inner|dff|d_ff|ff_dim", name):
+            known.update(value if isinstance(value, list) else [value])
+    for site in planned.sites:
+        if site.name == "mlp.hidden":
+            # doubled in some layers of Gemma 4, the gate's half in Moshi and RecurrentGemma
+            assert known.intersection((site.width, site.width // 2, site.width * 2)), site
+
+
+def assert_close(actual: Values, expected: Values, name: object) -> None:
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max(), err_msg=str(name)
+    )
+
+
+@cache
+def documented_verdicts() -> dict[str, str]:
+    rows = DOCS.read_text().partition(HEADER)[2].partition("\n\n")[0].splitlines()
+    cells = [row.strip("| ").split(" | ", 1) if " | " in row else [row, ""] for row in rows]
+    return {name.strip("| `"): f"{rest}".rstrip() for name, rest in cells}
+
+
+def write_table() -> None:
+    """Write the table of verdicts into docs/models.md."""
+    rows = []
+    for model_type in sorted({*CAUSAL, *WRAPPERS}):
+        with tempfile.TemporaryDirectory() as folder:
+            verdict = judge(Path(folder), model_type)
+        rows.append(f"| `{model_type}` | {verdict} |")
+        print(rows[-1], flush=True)
+    before, _, after = DOCS.read_text().partition(HEADER)
+    DOCS.write_text(before + HEADER + "\n".join(rows) + "\n\n" + after.partition("\n\n")[2])
+
+
+if __name__ == "__main__":
+    write_table()
