@@ -155,4 +155,4 @@ def token_limit(config: Any) -> int:
     Sparse attention that selects `index_topk` tokens may select padding in longer ones.
     """
     limits = (getattr(config, name, None) for name in ("max_position_embeddings", "index_topk"))
-    return min(MAX_TOKENS, *(int(limit) for limit in limits if limit))
+    return min([MAX_TOKENS, *(int(limit) for limit in limits if limit)])

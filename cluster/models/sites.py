@@ -137,7 +137,7 @@ def build_without_memory(config: PretrainedConfig, trust_remote_code: bool = Fal
             return chosen._from_config(config)
     except RuntimeError as error:
         raise UserError(
-            f"{chosen.__name__} cannot be built without memory: {one_line(error)}"
+            f"{chosen.__name__} cannot be built without memory: {one_line(str(error))}"
         ) from error
 
 
