@@ -27,6 +27,8 @@ SENTENCES = (
     "boats",
     "one more sentence of eight words is here",
 )
+EOS = 2
+"""Id of the last special token."""
 Values = npt.NDArray[np.floating[Any]]
 
 
@@ -69,6 +71,7 @@ class PlainForward:
 
     def __init__(self, folder: Path, model_type: str) -> None:
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        self.is_text: list[npt.NDArray[np.bool_]] = []
         self.model: Any = auto_class(model_type).from_pretrained(folder, dtype=torch.float32).eval()
 
     def layers(self, count: int) -> list[Any]:
@@ -85,9 +88,10 @@ class PlainForward:
         return list(layers)
 
     def run(self, sentences: Sequence[str] = SENTENCES) -> None:
-        """Run sentences; hooks see (1, tokens, ...), the first token being the BOS."""
+        """Run sentences; hooks see (1, tokens, ...), of which `is_text` gives those that are text."""
         for sentence in sentences:
             ids = torch.tensor([self.tokenizer(sentence)["input_ids"]])
+            self.is_text.append((ids[0] > EOS).numpy())
             with torch.no_grad():
                 self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 

@@ -23,15 +23,24 @@ from cluster.models.divisible import check_divisible
 from cluster.models.model_config import read_config
 from cluster.models.sites import ModelSites, find_sites_from_config
 from cluster.models.tokenizer import Text
+from cluster.steering.interventions import NO_INTERVENTION, PrefixSharedWords, PromptedWord
 from storage.errors import UserError
-from tests.architectures import CAUSAL, LAYERS, UNBUILDABLE, WRAPPERS
+from tests.architectures import CAUSAL, UNBUILDABLE, WRAPPERS
 from tests.plain_forward import SENTENCES, PlainForward, Values, first_tensor, record, save_model
 from tests.test_partial import read_in_shards
+from tests.test_steered_shard import load_shards, target_log_p
 
 DOCS = Path(__file__).parents[1] / "docs/models.md"
 HEADER = "| architecture | MLP | shards | |\n| --- | --- | --- | --- |\n"
 ONLY_WRAPPERS = [name for name in WRAPPERS if name not in CAUSAL]
 TEXTS = [Text(sentence, []) for sentence in SENTENCES]
+WORDS = [
+    PromptedWord((1, 20, 30, 40), (50, 60, 70)),
+    PromptedWord((1, 20, 30, 40), (50, 61)),
+    PromptedWord((1, 20, 30, 40), (55,)),
+    PromptedWord((1, 25, 33), (50, 60, 71, 72)),
+]
+LOG_P_TOLERANCE = 2e-3
 TOLERANCE = 2e-3
 """Rounding to float16, and different orders of summation, relative to the largest value."""
 
@@ -44,21 +53,20 @@ class Verdict:
     shards: str
     note: str
 
-    def __str__(self) -> str:
-        return f"{self.sites} | {self.shards} | {self.note}"
-
 
 @pytest.mark.parametrize("model_type", CAUSAL)
 def test_a_language_model_is_read_as_documented(tmp_path: Path, model_type: str) -> None:
     """Wrong neurons, or other values than the model's."""
-    assert str(judge(tmp_path, model_type)) == documented_verdicts()[model_type]
+    verdict = judge(tmp_path, model_type)
+    assert as_row(model_type, verdict) == documented_verdicts()[model_type]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ONLY_WRAPPERS)
 def test_a_text_tower_is_read_as_documented(tmp_path: Path, model_type: str) -> None:
     """The vision tower's layers could pass for the language model's."""
-    assert str(judge(tmp_path, model_type)) == documented_verdicts()[model_type]
+    verdict = judge(tmp_path, model_type)
+    assert as_row(model_type, verdict) == documented_verdicts()[model_type]
 
 
 def test_the_table_has_every_architecture() -> None:
@@ -96,13 +104,16 @@ def compare(folder: Path, model_type: str, config: Any, planned: ModelSites, sel
     for key, values in expected.items():
         assert_close(read[key], values, key)
     assert read.keys() == expected.keys()
+    log_p = plain_log_p(folder, model_type)
+    np.testing.assert_allclose(steered_log_p(folder, 1), log_p, atol=LOG_P_TOLERANCE)
     try:
         check_divisible(config)
     except UserError:
         shards = "no"
     else:
         shards = "yes"
-        for number in (2, 3, LAYERS):
+        for number in {min(2, planned.n_layers), min(3, planned.n_layers), planned.n_layers}:
+            np.testing.assert_allclose(steered_log_p(folder, number), log_p, atol=LOG_P_TOLERANCE)
             divided = read_in_shards(folder, settings, number, TEXTS)
             assert divided.keys() == read.keys()
             for key, values in read.items():
@@ -113,6 +124,26 @@ def compare(folder: Path, model_type: str, config: Any, planned: ModelSites, sel
     )
 
 
+def steered_log_p(folder: Path, n_shards: int) -> list[float]:
+    """log P of words after prompts by the steering shards, which run a prompt once for all its words."""
+    words = PrefixSharedWords(WORDS)
+    shards = load_shards(folder, "mlp", n_shards)
+    return list(words.log_p(target_log_p(shards, list(words.sequences(NO_INTERVENTION)))))
+
+
+def plain_log_p(folder: Path, model_type: str) -> list[float]:
+    """The same by the complete model, one sequence at a time, without a cache."""
+    model = PlainForward(folder, model_type).model
+    sums = []
+    for word in WORDS:
+        ids = torch.tensor([word.prefix + word.tokens])
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        first = len(word.prefix) - 1
+        sums.append(sum(float(logits[first + i, token]) for i, token in enumerate(word.tokens)))
+    return sums
+
+
 def judge_refused(folder: Path, error: UserError) -> Verdict:
     """A refusal is one line, at the planning and at the loading of a model."""
     message = str(error)
@@ -120,7 +151,7 @@ def judge_refused(folder: Path, error: UserError) -> Verdict:
     if "without weights" not in message:
         with pytest.raises(UserError):
             ActivationShard(folder, ActivationSettings("float32", "mlp", ["max"]))
-    reason = re.sub(r"; (select|such|its|this) .*", "", message.removeprefix("sites: "))
+    reason = re.sub(r"; (select|such|its|the modules) .*", "", message.removeprefix("sites: "))
     return Verdict("", "", f"rejected: {reason}")
 
 
@@ -140,8 +171,7 @@ def plain_values(folder: Path, model_type: str, planned: ModelSites) -> dict[tup
     plain.run()
     pooled = {}
     for (_, name), sentences in seen.items():
-        # without the BOS
-        tokens = [values[1:] for values in sentences]
+        tokens = [values[real] for values, real in zip(sentences, plain.is_text, strict=True)]
         if name.endswith("residual"):
             pooled["mean", name] = np.stack([values.mean(0) for values in tokens], 1)
             pooled["last", name] = np.stack([values[-1] for values in tokens], 1)
@@ -200,8 +230,10 @@ def run_scaled_experts(experts: Any, inputs: torch.Tensor) -> Values:
 def check_widths(config: Any, planned: ModelSites) -> None:
     """The widths of MLPs are in the configuration, which has others for everything else."""
     settings = vars(config.get_text_config())
-    # xLSTM rounds its width up
-    known = {4 * planned.hidden_size, settings.get("ffn_round_up_to_multiple_of")}
+    known = {4 * planned.hidden_size}
+    if config.model_type == "xlstm":
+        # a share of the hidden size, rounded up
+        known.add(48)
     for name, value in settings.items():
         if re.search("intermediate|ffn|inner|dff|d_ff|ff_dim", name):
             known.update(value if isinstance(value, list) else [value])
@@ -219,9 +251,13 @@ def assert_close(actual: Values, expected: Values, name: object) -> None:
 
 @cache
 def documented_verdicts() -> dict[str, str]:
+    """The table's rows by architecture."""
     rows = DOCS.read_text().partition(HEADER)[2].partition("\n\n")[0].splitlines()
-    cells = [row.strip("| ").split(" | ", 1) if " | " in row else [row, ""] for row in rows]
-    return {name.strip("| `"): f"{rest}".rstrip() for name, rest in cells}
+    return {row.split("`")[1]: row for row in rows}
+
+
+def as_row(model_type: str, verdict: Verdict) -> str:
+    return f"| `{model_type}` | {verdict.sites} | {verdict.shards} | {verdict.note} |"
 
 
 def write_table() -> None:
@@ -230,10 +266,10 @@ def write_table() -> None:
     for model_type in sorted({*CAUSAL, *WRAPPERS}):
         with tempfile.TemporaryDirectory() as folder:
             verdict = judge(Path(folder), model_type)
-        rows.append(f"| `{model_type}` | {verdict} |")
+        rows.append(as_row(model_type, verdict))
         print(rows[-1], flush=True)
     before, _, after = DOCS.read_text().partition(HEADER)
-    DOCS.write_text(before + HEADER + "\n".join(rows) + "\n\n" + after.partition("\n\n")[2])
+    DOCS.write_text(before + HEADER + "\n".join(rows) + "\n" + after.partition("\n\n")[2])
 
 
 if __name__ == "__main__":

@@ -42,7 +42,10 @@ def model_class(config: Any, trust_remote_code: bool = False, code: Any = None) 
     if trust_remote_code and _REMOTE_CLASS in auto_map:
         return get_class_from_dynamic_module(auto_map[_REMOTE_CLASS], code), config
     candidates: list[Any] = []
-    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING):
+    mappings = [MODEL_FOR_CAUSAL_LM_MAPPING]
+    if not config.is_encoder_decoder:
+        mappings.append(MODEL_FOR_MULTIMODAL_LM_MAPPING)
+    for mapping in mappings:
         if type(config) in mapping:
             classes = mapping[type(config)]
             candidates += classes if isinstance(classes, tuple | list) else [classes]

@@ -19,7 +19,7 @@ DIVISIBLE = frozenset(
     cosmos3_omni ctrl cwm data2vec-text deepseek_ocr2 deepseek_v2 deepseek_v3 deepseek_v32
     deepseek_vl deepseek_vl_hybrid diffllama doge dots1 electra ernie ernie4_5 ernie4_5_moe
     exaone4 exaone4_5 exaone_moe falcon falcon_h1 falcon_mamba flex_olmo fun_asr_nano fuyu gemma
-    gemma2 gemma3 gemma3_text gemma4 gemma4_text gemma4_unified gemma4_unified_text git glm glm4
+    gemma2 gemma3 gemma3_text gemma4 gemma4_text gemma4_unified gemma4_unified_text glm glm4
     glm46v glm4_moe glm4_moe_lite glm4v glm4v_moe glm_ocr glmasr glmga got_ocr2 gpt-sw3 gpt2
     gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granite4_vision
     granite_speech granite_speech_plus granite_swa granitemoe granitemoe_swa granitemoehybrid
@@ -40,6 +40,33 @@ DIVISIBLE = frozenset(
     """.split()  # noqa: SIM905
 )
 """Model types, those of wrappers included."""
+
+CACHEABLE = frozenset(
+    """
+    afmoe apertus arcee aria aria_text axk1 aya_vision bart bert bert-generation bigbird_pegasus
+    biogpt bitnet blenderbot blenderbot-small bloom camembert chameleon codegen cohere cohere2
+    cohere2_moe cohere2_vision cohere_compass cohere_compass_text cosmos3_edge cosmos3_omni ctrl
+    cwm data2vec-text deepseek_ocr2 deepseek_v2 deepseek_v3 deepseek_vl deepseek_vl_hybrid
+    diffllama doge dots1 electra ernie ernie4_5 ernie4_5_moe exaone4 exaone4_5 exaone_moe falcon
+    flex_olmo fun_asr_nano fuyu gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4 gemma4_text
+    gemma4_unified gemma4_unified_text glm glm4 glm46v glm4_moe glm4_moe_lite glm4v glm4v_moe
+    glm_moe_dsa glm_ocr glmasr glmga got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox
+    gpt_neox_japanese gpt_oss gptj granite granite4_vision granite_speech granite_speech_plus
+    granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense
+    hunyuan_v1_moe hunyuan_vl hy_v3 hyperclovax hyperclovax_vision_v2 idefics2 idefics3 internvl
+    jais2 janus kimi_k25 laguna lighton_ocr llama llama4 llama4_text llava llava_next
+    llava_next_video llava_onevision marian mbart megatron-bert mellum mimo_v2_flash minicpm3
+    minimax_m2 ministral ministral3 mistral mistral3 mistral4 mixtral modernbert-decoder mpt
+    muse_glimmer mvp nanochat nemotron olmo olmo2 olmo3 olmoe opt ovis2 paddleocr_vl pegasus
+    persimmon phi phi3 phi4_multimodal phimoe plbart pp_chart2table qianfan_ocr qwen2 qwen2_5_vl
+    qwen2_moe qwen2_vl qwen3 qwen3_asr qwen3_moe qwen3_vl rembert roberta roberta-prelayernorm
+    roc_bert roformer seed_oss smollm3 smolvlm solar_open stablelm starcoder2 trocr vaultgemma
+    vibevoice_asr video_llama_3 video_llava vipllava voxtral whisper xglm xlm-roberta
+    xlm-roberta-xl youtu zaya
+    """.split()  # noqa: SIM905
+)
+"""Model types whose cache of keys and values gives the same logits as running all tokens at once, in
+shards too."""
 
 _STATE_BETWEEN_LAYERS = ("num_kv_shared_layers", "hidden_size_per_layer_input")
 """Settings by which layers use keys and values, or inputs, that are not in the hidden state."""

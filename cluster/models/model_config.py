@@ -26,7 +26,8 @@ def read_config(folder: str | Path, trust_remote_code: bool, commit: str | None 
 
 
 def check_causal_lm(model: str, config: dict[str, Any], allowed: frozenset[str] = frozenset()) -> None:
-    """Raise UserError unless a config.json is of a causal language model whose code may run."""
+    """Raise UserError unless a config.json is of a causal language model, or of a model of text and
+    images that contains one, and its code may run."""
     model_type = config.get("model_type")
     architectures = config.get("architectures") or []
     has_code = "AutoModelForCausalLM" in (config.get("auto_map") or {})
@@ -34,7 +35,10 @@ def check_causal_lm(model: str, config: dict[str, Any], allowed: frozenset[str] 
     if (has_code and REMOTE_CODE in allowed) or (is_causal and not has_code):
         return
     # Imported only when needed because it is slow.
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    )
 
     if has_code and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
@@ -43,9 +47,12 @@ def check_causal_lm(model: str, config: dict[str, Any], allowed: frozenset[str] 
         )
     if is_causal:
         return
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    mappings = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    if not config.get("is_encoder_decoder"):
+        mappings.append(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+    if not any(model_type in mapping for mapping in mappings):
         raise UserError(f"model {model!r}: is not a causal language model (model_type {model_type!r})")
-    values = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    values = [value for mapping in mappings for value in mapping.values()]
     class_names = {name for value in values for name in ([value] if isinstance(value, str) else value)}
     if architectures and not class_names.intersection(architectures):
         name = architectures[0]

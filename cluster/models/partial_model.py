@@ -92,8 +92,7 @@ def load_layers(
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
     full_class, config = model_class(config, trust_remote_code, folder)
-    has_embedding = layers.start == 0 or (with_head and config.get_text_config().tie_word_embeddings)
-    partial_class = _make_partial_class(full_class, layers, has_embedding, with_head)
+    partial_class = _make_partial_class(full_class, layers, with_head)
     # Tensors that are used unchanged need no copy; the others are read and converted one by one.
     backend: Backend = "mmap" if config.dtype == dtype and not pack_weights else "pread"
     options = {"config": config, "dtype": dtype, "output_loading_info": True}
@@ -134,28 +133,34 @@ def _load(
     return model, sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
 
 
-def _make_partial_class(full_class: Any, layers: range, has_embedding: bool, with_head: bool) -> Any:
-    """Subclass whose instances have only the layers of the range, and only the modules that run with
-    them: no image or audio tower, and optionally no head and no input embedding."""
+def _make_partial_class(full_class: Any, layers: range, with_head: bool) -> Any:
+    """Subclass whose instances have only the layers of the range and, unless `with_head`, of the other
+    modules only those of the text model: no head, no image or audio tower."""
 
     class Partial(full_class):  # type: ignore[misc]
         def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
             super().__init__(config, *arguments, **options)
             text_model: Any
             text_model, modules = find_layers(self)
+            embedding = text_model.get_input_embeddings()
+            text_model.__dict__["embedding_width"] = embedding.embedding_dim
+            tied: dict[str, str] = getattr(self, "all_tied_weights_keys", {})
+            parameters = dict(self.named_parameters(remove_duplicate=False))
+            is_tied = any(parameters[name] is embedding.weight for keys in tied.items() for name in keys)
             for number in set(range(len(modules))).difference(layers):
                 del modules._modules[str(number)]
             # Not as submodules, which would give the layers a second name.
             self.__dict__["numbered_layers"] = dict(zip(layers, modules, strict=True))
             self.__dict__["text_model"] = text_model
-            text_model.__dict__["embedding_width"] = text_model.get_input_embeddings().embedding_dim
-            _remove_others(self, text_model, with_head)
-            if not has_embedding:
+            if not with_head:
+                _remove_others(self, text_model)
+            if layers.start and not (with_head and is_tied):
                 text_model.set_input_embeddings(_Removed())
-            names = {name for name, _ in self.named_parameters(remove_duplicate=False)}
-            tied = getattr(self, "all_tied_weights_keys", {})
+            remaining = {name for name, _ in self.named_parameters(remove_duplicate=False)}
             self.all_tied_weights_keys = {
-                target: source for target, source in tied.items() if names.issuperset((target, source))
+                target: source
+                for target, source in tied.items()
+                if remaining.issuperset((target, source))
             }
 
     # transformers looks up weight renamings by the name of its own class.
@@ -173,12 +178,12 @@ def _limit_config(config: Any, layers: range, n_layers: int) -> None:
     text_config.num_hidden_layers = len(layers)
 
 
-def _remove_others(model: nn.Module, text_model: nn.Module, with_head: bool) -> None:
-    """Replace the modules beside the text model, except the head: those of the model itself."""
+def _remove_others(model: nn.Module, text_model: nn.Module) -> None:
+    """Replace the modules beside the text model."""
     path = next(name for name, module in model.named_modules() if module is text_model)
     owner = model
     for name in path.split(".") if path else ():
         for child in dict(owner.named_children()):
-            if child != name and not (with_head and owner is model):
+            if child != name:
                 setattr(owner, child, _Removed())
         owner = getattr(owner, name)

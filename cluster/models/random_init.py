@@ -13,13 +13,12 @@ SEED = 0
 def init_random_weights(trained: Path, target: Path, trust_remote_code: bool) -> None:
     """Write a model of the same architecture with random weights, and the trained model's tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    config = read_config(trained, trust_remote_code)
+    from cluster.models.architecture import model_class
+
+    chosen, config = model_class(read_config(trained, trust_remote_code), trust_remote_code, trained)
     torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, trust_remote_code=trust_remote_code
-    )
+    model = chosen._from_config(config, dtype=torch.float32)
     model.to(config.dtype or torch.float32).save_pretrained(target)
     for path in trained.iterdir():
         if path.suffix not in (".safetensors", ".bin") and not (target / path.name).exists():

@@ -73,6 +73,7 @@ class ModelShard(ABC, Generic[StateT]):
         self._modules = loaded.layers
         has_head = self.with_head and self.is_last
         self._text_model = loaded.text_model
+        self._model_type = loaded.model.config.model_type
         self.model = loaded.model if has_head else loaded.text_model
         self.model.eval().requires_grad_(False).to(self.device)
         self._config = self._text_model.config.get_text_config()

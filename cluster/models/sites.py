@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from cluster.models.architecture import find_layers, model_class
 from cluster.models.experts import expert_widths, is_experts, run_without_kernels
 from cluster.models.hooks import Side, add_hook, extract_hidden_state
 from cluster.models.mlp import find_mlp, in_out_features, linear_modules
-from storage.errors import UserError, one_line
+from storage.errors import NeuralignError, UserError, describe_error
 from storage.store.activation_files import MLP_EXPERTS, MLP_HIDDEN, MLP_ROUTER, MLP_SHARED
 
 Part = Side | Literal["experts", "logits"]
@@ -34,6 +34,8 @@ _NAMED_SITES = (*_MLP_NEURONS, MLP_ROUTER)
 
 _RESIDUAL_ARGUMENTS = {"residual", "input_tensor"}
 """What transformers calls the argument of a module that adds the residual stream to its output."""
+
+_DEFAULT_SIDE: Side = "output"
 
 PROBE_SHAPE = (3, 2)
 """Sentences and tokens of the dummy input that widths are measured with."""
@@ -100,10 +102,10 @@ def find_sites(
         else:
             found = _find_matches(model, layers, entry)
         if is_complete and not found and selection != "mlp":
-            raise _no_site_error(model, layers, entry)
+            raise _no_site_error(model, layers, repr(entry))
         sites += found
     if is_complete and not sites:
-        raise _no_site_error(model, layers, "MLP")
+        raise _no_site_error(model, layers, "an MLP")
     # By layer, as without shards.
     return sorted(dict.fromkeys(sites), key=lambda site: site.layer)
 
@@ -129,16 +131,16 @@ def count_layer_weights(config: PretrainedConfig) -> int:
 def build_without_memory(config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
     """Build a causal language model from its configuration on the meta device.
 
-    Raises UserError if its class does not support that.
+    Raises UserError if that is not possible.
     """
     chosen, config = model_class(config, trust_remote_code, config.name_or_path)
     try:
         with torch.device("meta"):
             return chosen._from_config(config)
-    except RuntimeError as error:
-        raise UserError(
-            f"{chosen.__name__} cannot be built without memory: {one_line(str(error))}"
-        ) from error
+    except Exception as error:
+        # Code of hundreds of architectures, with any settings.
+        reason = describe_error(error)
+        raise UserError(f"{chosen.__name__} cannot be built from its configuration: {reason}") from error
 
 
 def _find_mlp_sites(number: int, layer: nn.Module, architecture: str) -> list[Site]:
@@ -197,10 +199,12 @@ def _describe(sites: Sequence[Site], layers: nn.ModuleList, selection: str | Seq
 
 def _find_matches(model: nn.Module, layers: Mapping[int, nn.Module], pattern: str) -> list[Site]:
     """The sites at the modules whose path matches a regular expression."""
-    expression, _, suffix = pattern.rpartition(":")
-    side: Side = "input" if suffix == "input" else "output"
+    expression, side = pattern, _DEFAULT_SIDE
+    for suffix in get_args(Side):
+        if pattern.endswith(f":{suffix}"):
+            expression, side = pattern.removesuffix(f":{suffix}"), suffix
     try:
-        matches = re.compile(expression if suffix in ("input", "output") else pattern).fullmatch
+        matches = re.compile(expression).fullmatch
     except re.error as error:
         raise UserError(f"sites: {pattern!r} is not a valid regular expression: {error}") from error
     points: list[_HookPoint] = [
@@ -232,7 +236,7 @@ def _adds_residual(module: nn.Module) -> bool:
 def _no_site_error(model: nn.Module, layers: Mapping[int, nn.Module], entry: str) -> UserError:
     modules = (name for layer in layers.values() for name, _ in layer.named_modules() if name)
     return UserError(
-        f"sites: no layer of {type(model).__name__} has {entry!r}; the modules of a layer are "
+        f"sites: no layer of {type(model).__name__} has {entry}; the modules of a layer are "
         f"{', '.join(dict.fromkeys(modules))}"
     )
 
@@ -293,20 +297,27 @@ def check_hidden_states(model: Any, layers: Mapping[int, nn.Module]) -> None:
 def run_probe(model: Any) -> None:
     """Run a few tokens through a text model, which may be on the meta device.
 
-    Raises UserError if it cannot run there.
+    Raises UserError if it cannot run.
     """
     weights = next(model.parameters())
     inputs = [_probe_ids(model, weights), _probe_embeddings(model, weights)]
     with torch.inference_mode():
         if not weights.is_meta:
-            model(**(inputs[0] or inputs[1]), use_cache=False)
+            try:
+                model(**(inputs[0] or inputs[1]), use_cache=False)
+            except (NeuralignError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                # Code of hundreds of architectures, with any settings.
+                reason = describe_error(error)
+                raise UserError(f"{type(model).__name__} cannot run: {reason}") from error
             return
         # Models build their mask from values, which meta tensors lack; most accept a ready-made one.
         sentences, length = PROBE_SHAPE
         mask = torch.zeros(sentences, 1, length, length, dtype=torch.bool, device="meta")
         for options in ({"attention_mask": mask}, {}):
             for tokens in inputs:
-                with suppress(ValueError, RuntimeError, NotImplementedError):
+                with suppress(Exception):
                     model(**tokens, **options, use_cache=False)
                     return
     raise UserError(
@@ -319,9 +330,9 @@ def _probe_ids(model: Any, weights: torch.Tensor) -> dict[str, torch.Tensor]:
     embedding = model.get_input_embeddings()
     if not isinstance(embedding, nn.Embedding):
         return {}
-    # Not the first, which often pads and has an embedding of zeros.
-    ids = torch.arange(embedding.num_embeddings - math.prod(PROBE_SHAPE), embedding.num_embeddings)
-    return {"input_ids": ids.reshape(PROBE_SHAPE).to(weights.device)}
+    # Not the first, which often pads and has an embedding of zeros, nor the last, which may be no text.
+    ids = embedding.num_embeddings // 2 + torch.arange(math.prod(PROBE_SHAPE), device=weights.device)
+    return {"input_ids": ids.reshape(PROBE_SHAPE)}
 
 
 def _probe_embeddings(model: Any, weights: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from alignment.arrays import Floats, Ints
+from cluster.models.divisible import CACHEABLE
 from cluster.models.hooks import extract_hidden_state, replace_hidden_state
 from cluster.models.shard import ForwardState, ModelShard
 from cluster.models.sites import Site
@@ -49,6 +50,21 @@ class _ShardCache(DynamicCache):
         selected.layers = [copy.copy(layer) for layer in self.layers]
         selected.batch_select_indices(torch.tensor(rows))
         return selected
+
+
+@dataclass
+class _PastInputs:
+    """The inputs of all tokens so far, (rows, tokens, ...), which are run again with each further one:
+    for architectures whose cache is not known to give the same values."""
+
+    inputs: torch.Tensor | None = None
+
+    def select(self, rows: Sequence[int]) -> _PastInputs:
+        """A copy of some rows, which may repeat."""
+        return _PastInputs(None if self.inputs is None else self.inputs[list(rows)])
+
+
+_Cache = _ShardCache | _PastInputs
 
 
 @dataclass
@@ -129,8 +145,10 @@ class SteeringShard(ModelShard[_SteeringState]):
             sums[key][:, :, first : first + values.shape[2]] = parts
         return incoming_gradient, sums
 
-    def new_cache(self) -> Any:
-        """An empty cache of keys and values."""
+    def new_cache(self) -> _Cache:
+        """An empty cache of what precedes a token."""
+        if self._model_type not in CACHEABLE:
+            return _PastInputs()
         return _ShardCache(self._config, self.layers.start)
 
     def decode_step(
@@ -154,19 +172,30 @@ class SteeringShard(ModelShard[_SteeringState]):
         inputs: Ints | torch.Tensor,
         n_logits: int,
         is_recorded: bool = False,
-        cache: Any = None,
+        cache: _Cache | None = None,
     ) -> tuple[_SteeringState, torch.Tensor | None]:
         """Run token ids or a hidden state; the last shard gives logits of at least the last `n_logits`
         positions."""
         n_rows, n_tokens = inputs.shape[:2]
-        n_past = 0 if cache is None else cache.get_seq_length()
-        mask = torch.ones(n_rows, n_past + n_tokens, dtype=torch.int64, device=self.device)
-        options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
+        options: dict[str, Any] = {"use_cache": isinstance(cache, _ShardCache)}
+        n_past = 0
+        if isinstance(cache, _ShardCache):
+            n_past = cache.get_seq_length()
+            options["past_key_values"] = cache
+        elif isinstance(cache, _PastInputs):
+            inputs = torch.as_tensor(inputs)
+            if cache.inputs is not None:
+                inputs = torch.cat([cache.inputs, inputs], dim=1)
+            cache.inputs = inputs
+        mask = torch.ones(n_rows, n_past + inputs.shape[1], dtype=torch.int64, device=self.device)
         if self.is_last and self._supports_logits_to_keep:
             options["logits_to_keep"] = max(1, n_logits)
         state = _SteeringState(clamps=self._make_clamps(sequences), is_recorded=is_recorded)
         output = self._run_model(state, inputs, attention_mask=mask, **options)
-        return state, output.logits if self.is_last else None
+        if self.is_last:
+            return state, output.logits[:, -n_tokens:]
+        state.outgoing = self._outgoing(state)[..., -n_tokens:, :]
+        return state, None
 
     @cached_property
     def _supports_logits_to_keep(self) -> bool:
