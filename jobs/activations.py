@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from cluster.models.earlier_versions import reading_params
+from cluster.models.size import model_size
 from cluster.models.weights import Weights
 from cluster.runtime.devices import default_dtype
 from jobs import sentences
 from jobs.config.models import Model, Neurons
+from jobs.engine.disk_budget import activation_bytes_per_sentence
 from jobs.engine.progress import progress
 from jobs.engine.stage import Resource, Stage, StageOutput, run_missing_units
 from storage import tables
@@ -34,6 +37,7 @@ TOKEN_BUDGET = 1024
 _SITE_KEY = ("pooling", "layer", "site")
 _MIN_UNIT_SENTENCES, _MAX_UNIT_SENTENCES = 64, 4096
 _MIN_UNITS = 8
+_MAX_UNIT_BYTES = 4 << 30
 
 
 def plan(
@@ -50,7 +54,11 @@ def plan(
 
     Shards and replicas are not part of the fingerprint: they do not change the values.
     """
+    reading = reading_params(weights)
     size = work_unit_size(n_sentences)
+    if reading and autoencoder is None:
+        # The size is part of the fingerprint, so that of models read by earlier versions is kept.
+        size = limit_unit_size(size, _bytes_per_sentence(weights, neurons, states))
     params = {
         "model": weights.model,
         "revision": weights.revision,
@@ -63,6 +71,7 @@ def plan(
         "token_budget": TOKEN_BUDGET,
         "sentences_in_unit": size,
         "units": -(-n_sentences // size),
+        **reading,
     }
     params |= model.input_params()
     if autoencoder is not None:
@@ -96,6 +105,14 @@ def work_unit_size(n_sentences: int) -> int:
     return min(max(size, _MIN_UNIT_SENTENCES), _MAX_UNIT_SENTENCES)
 
 
+def limit_unit_size(size: int, bytes_per_sentence: int) -> int:
+    """A work unit's sentences, halved until their activations fit into 4 GB of a worker's memory; at
+    least the minimum."""
+    while size > _MIN_UNIT_SENTENCES and size * bytes_per_sentence > _MAX_UNIT_BYTES:
+        size //= 2
+    return size
+
+
 def open_site(stage: Stage, store: Path, pooling: str, layer: int, site: str) -> SiteActivations:
     """Activations of one site on all sentences."""
     paths = stage.read_manifest(store).paths(activation_folder(pooling, layer, site))
@@ -122,6 +139,11 @@ def read_input_embeddings(stage: Stage, store: Path) -> dict[str, list[float]]:
     """Input embedding of each concept."""
     table = stage.read_table(store, INPUT_EMBEDDINGS_FILE)
     return {row["concept"]: row["vector"] for row in table.to_pylist()}
+
+
+def _bytes_per_sentence(weights: Weights, neurons: Neurons, states: bool) -> int:
+    size = model_size(weights, neurons.sites)
+    return activation_bytes_per_sentence(size, len(neurons.pooling), states)
 
 
 def _autoencoder_params(autoencoder: SparseAutoencoder) -> dict[str, Any]:
@@ -184,7 +206,7 @@ def _run(
             for unit, result in queue.run(remaining, replicas, model.wait_seconds):
                 facts = {
                     "places": [
-                        [pooling, site.layer, site.name, site.width]
+                        [pooling, site.layer, site.name, site.width, site.module, site.part]
                         for pooling, site in result.pooled_sites
                     ],
                     "tokens": result.n_tokens,
@@ -197,10 +219,9 @@ def _run(
 
     files, facts = run_missing_units(folder, {unit.name: unit for unit in units}, run)
     constants = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
-    sites = [
-        {**constants, "pooling": pooling, "layer": layer, "site": site, "width": width}
-        for pooling, layer, site, width in facts[0]["places"]
-    ]
+    # Work units of earlier versions lack the last two.
+    columns = ("pooling", "layer", "site", "width", "module", "part")
+    sites = [constants | dict(zip(columns, values, strict=False)) for values in facts[0]["places"]]
     file_rows = [
         {
             **row,
@@ -222,7 +243,8 @@ def _run(
             (tables.CONCEPT_TOKENS, word_rows),
         )
     ]
-    return StageOutput(files, make_notes(facts, len(texts), MAX_TOKENS))
+    notes = [] if autoencoder else [*model_size(weights, stage.params["sites"]).notes]
+    return StageOutput(files, [*notes, *make_notes(facts, len(texts), MAX_TOKENS)])
 
 
 def make_notes(unit_facts: Sequence[Mapping[str, Any]], n_sentences: int, max_tokens: int) -> list[str]:

@@ -25,6 +25,7 @@ from jobs.engine.progress import progress
 from jobs.engine.stage import Stage, StageOutput, run_missing_units
 from storage import sql, tables
 from storage.errors import UserError
+from storage.store.activation_files import MLP_ROUTER
 from storage.store.commit import FileRecord, write_table
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ class ConceptUnit:
 
 
 def plan(experts: Stage, weights: Weights, model: Model, config: SteeringSettings) -> Stage:
-    """The stage for the experts of one model."""
+    """The stage for the experts of one model. Raises UserError if none of its sites can be clamped."""
+    if set(experts.inputs["activations"].params["sites"]) == {MLP_ROUTER}:
+        raise UserError(
+            f"steering: {MLP_ROUTER} cannot be clamped: a router chooses its experts inside its module; "
+            "add other sites to neurons.sites, or remove steering"
+        )
     params = {
         **{name: experts.params[name] for name in ("model", "revision", "concept_set")},
         "dtype": config.dtype,
@@ -185,17 +191,25 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
             yield unit.name, [write_table(folder, name, table)], {}
 
     files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
-    return StageOutput(files)
+    notes = []
+    if MLP_ROUTER in experts_stage.inputs["activations"].params["sites"]:
+        notes = [
+            f"{MLP_ROUTER} is left out of attributions and steering: a router chooses its experts "
+            "inside its module, so its logits cannot be clamped"
+        ]
+    return StageOutput(files, notes)
 
 
 def _read_experts(paths: list[Path], concepts: list[str]) -> pa.Table:
-    """Experts of some concepts at all poolings, sorted by site."""
+    """Experts of some concepts at all poolings, sorted by site, except router logits: clamping them has
+    no effect."""
     with duckdb.connect() as connection:
         sql.scan_parquet(connection, paths).create_view("experts")
         return connection.sql(
             "SELECT pooling, concept, layer, site, unit, on_p50 FROM experts "
-            "WHERE list_contains($concepts, concept) ORDER BY layer, site, pooling, concept, unit",
-            params={"concepts": concepts},
+            "WHERE list_contains($concepts, concept) AND site != $router "
+            "ORDER BY layer, site, pooling, concept, unit",
+            params={"concepts": concepts, "router": MLP_ROUTER},
         ).to_arrow_table()
 
 

@@ -249,13 +249,14 @@ class _ModelPlanner:
         self, baseline: SparseAutoencoderBaseline, model: Model, weights: Weights
     ) -> list[Stage]:
         """Control: experts among the latents of a sparse autoencoder."""
+        from cluster.models.architecture import count_layers
         from cluster.models.sparse_autoencoder import SparseAutoencoder
 
         key = f"baselines: {baseline.name}"
         module, _, side = baseline.at.rpartition(":")
         if baseline.at and side not in ("input", "output"):
             raise UserError(f"{key}: at: {baseline.at!r}: expected MODULE:input or :output")
-        layers = load_config(weights).get_text_config().num_hidden_layers
+        layers = count_layers(load_config(weights))
         if baseline.layer >= layers:
             raise UserError(f"{key}: layer: {baseline.layer}: {model.id!r} has layers 0 to {layers - 1}")
         autoencoder = SparseAutoencoder(

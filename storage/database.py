@@ -165,12 +165,21 @@ def _select_rows(stages: list[Manifest], table: tables.Table) -> str:
     return _union(
         [
             f"SELECT {_select_columns(table, stage)}, {_quoted(stage.fingerprint)} AS run "
-            f"FROM read_parquet({_list(paths)}, hive_partitioning = false)"
+            f"FROM ({_select_files(table, paths)})"
             for stage in stages
             if (paths := stage.paths(table.file))
         ],
         table.schema,
     )
+
+
+def _select_files(table: tables.Table, paths: list[Path]) -> str:
+    """The rows of a table's files, with nulls in the columns that files of earlier versions lack."""
+    rows = f"FROM read_parquet({_list(paths)}, hive_partitioning = false)"
+    if not table.added:
+        return rows
+    schema = pa.schema([table.schema.field(name) for name in table.added])
+    return f"{rows} UNION ALL BY NAME SELECT {_nulls(schema)} WHERE false"
 
 
 def _select_columns(table: tables.Table, stage: Manifest) -> str:
@@ -234,8 +243,11 @@ def _select_site_files(
 
 def _union(parts: list[str], schema: pa.Schema) -> str:
     """The rows of several queries; none, but with the same columns, if there are no queries."""
-    nulls = ", ".join(f'NULL::{sql_type(column.type)} AS "{column.name}"' for column in schema)
-    return " UNION ALL ".join(parts) or f"SELECT {nulls}, NULL::VARCHAR AS run WHERE false"
+    return " UNION ALL ".join(parts) or f"SELECT {_nulls(schema)}, NULL::VARCHAR AS run WHERE false"
+
+
+def _nulls(schema: pa.Schema) -> str:
+    return ", ".join(f'NULL::{sql_type(column.type)} AS "{column.name}"' for column in schema)
 
 
 def _create_runs(connection: duckdb.DuckDBPyConnection, stages: Iterable[Manifest]) -> None:

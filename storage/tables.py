@@ -42,10 +42,19 @@ class View:
 
 @dataclass(frozen=True)
 class Table(View):
-    """A view of stored rows: a file of a stage, or all files in a folder of it."""
+    """A view of stored rows: a file of a stage, or all files in a folder of it.
+
+    Files of earlier versions lack the columns `added`, which are null in the view.
+    """
 
     stage: str = ""
     file: str = ""
+    added: Sequence[str] = ()
+
+    def matches(self, schema: pa.Schema) -> bool:
+        """Whether a file with these columns is of this version or an earlier one."""
+        earlier = [column for column in self.schema if column.name not in self.added]
+        return bool(schema.equals(self.schema) or schema.equals(pa.schema(earlier)))
 
 
 TABLES: dict[str, Table] = {}
@@ -53,12 +62,19 @@ TABLES: dict[str, Table] = {}
 
 
 def _table(
-    path: str, meaning: str, key: Columns, *values: pa.Field, name: str = "", joined: Columns = ()
+    path: str,
+    meaning: str,
+    key: Columns,
+    *values: pa.Field,
+    name: str = "",
+    joined: Columns = (),
+    added: Sequence[str] = (),
 ) -> Table:
     """A table stored as STAGE/FILE; the view is named after the file by default."""
     stage, _, file = path.partition("/")
     name = name or file.removesuffix(".parquet").replace("-", "_")
-    return TABLES.setdefault(name, Table(name, meaning, key, values, joined, stage=stage, file=file))
+    table = Table(name, meaning, key, values, joined, stage=stage, file=file, added=added)
+    return TABLES.setdefault(name, table)
 
 
 def _view(name: str, meaning: str, key: Columns, *values: pa.Field, has_run: bool = True) -> View:
@@ -156,6 +172,9 @@ SITES = _table(
     "The sites whose activations were recorded.",
     _SITE_KEY,
     _column("width", _INT32, "number of units in the site"),
+    _optional("module", _TEXT, "path of the module in the layer; empty: the layer itself"),
+    _optional("part", _TEXT, "what is read of it: input, output, experts or logits"),
+    added=("module", "part"),
 )
 
 ACTIVATION_FILES = _table(
@@ -176,7 +195,8 @@ CONCEPT_TOKENS = _table(
 
 EXPERTS = _table(
     "experts/experts",
-    "Expert neurons of each concept. `attribution` is null unless the stage `attributions` was run.",
+    "Expert neurons of each concept. `attribution` is null unless the stage `attributions` was run, and "
+    "at the site mlp.router.",
     [*_RUN_KEY, _POOLING, *_UNIT_KEY],
     _AP,
     _column("ap_raw", _FLOAT, "average precision with unweighted sentences"),

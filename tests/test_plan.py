@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from cluster.models.sites import find_sites_from_config
-from cluster.models.size import _MLP_WIDTH_KEYS, ModelSize, _size_from_config
+from cluster.models.size import _MLPS, _size_from_config, measure_size
 from jobs.config.loader import read_sweep
 from jobs.planner import plan_sweep
 from storage.errors import UserError
@@ -22,9 +21,9 @@ from tests.many_models import add_revision, environment, write_study
 _ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("kind", sorted(_MLP_WIDTH_KEYS))
+@pytest.mark.parametrize("kind", sorted(_MLPS))
 def test_the_size_from_the_configuration_is_that_of_the_model(kind: str) -> None:
-    """A key with another meaning in some architecture would give wrong bytes and times."""
+    """A key with another meaning in some architecture would give wrong sites, bytes and times."""
     width_keys = (
         {"ffn_dim": 48, "word_embed_proj_dim": 32} if kind == "opt" else {"intermediate_size": 48}
     )
@@ -39,9 +38,8 @@ def test_the_size_from_the_configuration_is_that_of_the_model(kind: str) -> None
         pad_token_id=0,
         **width_keys,
     )
-    found = find_sites_from_config(config, "mlp")
-    expected = ModelSize(found.n_layers, sum(site.width for site in found.sites), found.hidden_size)
-    assert expected == ModelSize(3, 3 * 48, 32)
+    expected = measure_size(config, "mlp")
+    assert (expected.layers, expected.neurons, expected.hidden_size) == (3, 3 * 48, 32)
     assert _size_from_config(config.to_dict()) == expected
     assert _size_from_config({"model_type": kind}) is None
 

@@ -18,12 +18,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.models.size import ModelSize, model_size
+from cluster.models.size import ModelSize, measure_size, model_size
 from cluster.models.weights import load_config
 from cluster.runtime.devices import count_gpus
 from jobs import activations, experts
 from jobs.actions.cost_estimate import print_cost_estimate, print_judgment_notes, read_configs
 from jobs.actions.model_checks import check_models
+from jobs.actions.model_sites import print_sites
 from jobs.actions.output import stdout_console, text_table
 from jobs.config.loader import read_sweep
 from jobs.engine import disk_budget
@@ -63,7 +64,9 @@ def print_plan(file: Path) -> None:
         if not all(model.config for model in sweep.models):
             raise
         console.print(f"Cannot run here: {error}", soft_wrap=True)
-        print_cost_estimate(console, sweep, read_configs(sweep))
+        configs, selection = read_configs(sweep), sweep.neurons.sites
+        print_sites(console, {name: measure_size(configs[name], selection) for name in configs})
+        print_cost_estimate(console, sweep, configs)
     else:
         _print_stages(console, planned)
     finally:
@@ -86,6 +89,9 @@ def _print_stages(console: Console, planned: Plan) -> None:
     stages = list(remaining_stages(planned, store))
     is_short = len(stages) <= _MAX_ROWS
     console.print(_stage_table(stages, has_several_sets) if is_short else _model_table(stages, planned))
+    models = {weights.model: weights for weights in planned.weights}
+    selection = planned.sweep.neurons.sites
+    print_sites(console, {name: model_size(weights, selection) for name, weights in models.items()})
     if not planned.is_complete:
         configs = {weights.model: load_config(weights) for weights in planned.weights}
         print_cost_estimate(console, planned.sweep, configs)

@@ -54,8 +54,9 @@ class Neurons(ConfigModel):
     """Which neurons are analyzed, and how their activations are pooled over tokens."""
 
     sites: Literal["mlp", "linears"] | list[str] = "mlp"
-    """Hidden units of the MLPs, outputs of all linear layers, or regular expressions over module names,
-    each optionally with `:input` or `:output` (the default)."""
+    """Hidden units of the MLPs, outputs of all linear layers, or a list of names (mlp.hidden,
+    mlp.shared, mlp.experts, mlp.router) and of regular expressions over module names, each optionally
+    with `:input` or `:output` (the default)."""
     pooling: list[Pooling] = Field(default=["max"], min_length=1)
     """Pooling over the tokens of a sentence: the maximum over all tokens (max), over the concept's word
     (concept) or over all other tokens (context), the mean, or the last token."""
@@ -70,7 +71,8 @@ class Neurons(ConfigModel):
         )
         if not is_pattern_list and value not in ("mlp", "linears"):
             raise ValueError(
-                "expected mlp, linears, or a list of regular expressions over module names, each "
-                "optionally with :input or :output (the default)"
+                "expected mlp, linears, or a list of mlp.hidden, mlp.shared, mlp.experts, mlp.router "
+                "and regular expressions over module names, each optionally with :input or :output (the "
+                "default)"
             )
         return value

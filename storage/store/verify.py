@@ -102,7 +102,7 @@ def _check_tables(stage: Manifest) -> Iterator[str]:
             except (OSError, KeyError, StoreError):
                 # _check_files has reported it
                 continue
-            if not rows.schema.equals(table.schema):
+            if not table.matches(rows.schema):
                 yield f"{path}: its columns differ from those of the table {table.name} in this version"
         if len(keys) > 1 and (problem := find_table_problem(pa.concat_tables(keys))):
             yield f"{stage.folder / table.file}: {problem}"

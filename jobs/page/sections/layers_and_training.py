@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from operator import itemgetter
 
 from cluster.models.weights import RANDOM_INIT
 from jobs.page.figures.spec import Figure, IntervalPlot, IntervalRow, Line, LinePlot, Panel, Section
 from jobs.page.study_data import StudyData, explain_missing_similarities, model_key, training_step
-from jobs.page.wording import chance_level, format_interval, si_format
+from jobs.page.wording import chance_level, format_interval, pluralize, si_format
 from jobs.results.rows import STATISTIC_NAMES, Row, group_rows
 from storage.store.activation_files import POOLINGS
 
@@ -124,15 +125,19 @@ def _layer_finding(layers: list[Row], counts: list[Row], data: StudyData) -> str
         best = max(defined, key=lambda row: row["rho"])
         rho = format_interval(best["rho"], best["ci_low"], best["ci_high"])
         finding = (
-            f"layer {best['layer']} of {len(defined)} agrees best ({rho}, selected on the same pairs)"
+            f"layer {best['layer']} agrees best of {pluralize(len(defined), 'layer')} ({rho}, selected "
+            "on the same pairs)"
         )
         if best["q"] is not None and best["q"] >= 0.05:
             finding += f", not distinguishable from chance (q {best['q']:.2f})"
         findings.append(finding)
-    shares = [row for row in counts if row["pooling"] == data.view.pooling]
+    shares: dict[int, float] = {}
+    for row in counts:
+        if row["pooling"] == data.view.pooling:
+            shares[row["layer"]] = shares.get(row["layer"], 0) + row["share"]
     if shares:
-        top = max(shares, key=lambda row: row["share"])
-        findings.append(f"layer {top['layer']} has the most experts ({top['share']:.0%} of all)")
+        layer, share = max(shares.items(), key=itemgetter(1))
+        findings.append(f"layer {layer} has the most experts ({share:.0%} of all)")
     text = "; ".join(findings) or "expert neurons by layer"
     return text[0].upper() + text[1:]
 

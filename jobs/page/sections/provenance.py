@@ -9,6 +9,7 @@ from typing import Any
 from cluster.models.weights import RANDOM_INIT
 from jobs.page.figures.spec import Cell, DataTable, Section
 from jobs.page.study_data import StudyData
+from storage.store.activation_files import RESIDUAL
 from storage.store.layout import STAGE_KINDS
 from storage.store.manifest import Manifest
 
@@ -32,6 +33,12 @@ FROM human_dropped GROUP BY human_set, reason
 ORDER BY what, n DESC, reason
 """
 
+_SITES = """
+SELECT model, site, module, part, count(DISTINCT layer) AS layers, width
+FROM sites WHERE site != $residual
+GROUP BY ALL ORDER BY model, min(layer), site, module, width
+"""
+
 _MAX_DROPPED_ROWS = 40
 
 
@@ -42,6 +49,7 @@ def section(data: StudyData) -> Section:
         _controls(data),
         _sweep_file(data),
         _models(data),
+        _sites(data),
         _dropped(data),
         _notes(data),
         _stages(data),
@@ -99,6 +107,15 @@ def _models(data: StudyData) -> DataTable:
         for stage in data.stages("activations")
     ]
     return DataTable(["model", "revision", "identity", "dtype", "pooling", "sites"], rows, "Models")
+
+
+def _sites(data: StudyData) -> DataTable:
+    """Where each model's neurons are; module and part are empty in results of earlier versions."""
+    columns = ["model", "site", "module", "part", "layers", "width"]
+    rows: list[list[Cell]] = [
+        [row[name] for name in columns] for row in data.query(_SITES, residual=RESIDUAL)
+    ]
+    return DataTable([*columns[:-1], "units per layer"], rows, "Sites")
 
 
 def _text(value: Any) -> str:
