@@ -80,30 +80,32 @@ class _LayerProof:
         linears = linear_modules(self._layer)
         base = self._replay({})
         neurons, output = base[down, "input"], base[down, "output"]
-        # An active neuron, which no gate holds at 0.
-        unit = int(neurons[0].abs().argmax())
+        # A neuron that no gate holds at 0, on the first token of a sentence, which all others could see.
+        first, unit = divmod(int(neurons[:: PROBE_SHAPE[1]].abs().argmax()), neurons.shape[1])
+        token = first * PROBE_SHAPE[1]
+        others = torch.arange(len(neurons)) != token
         for up in up_projections(down, linears):
-            change = self._replay({(up, "output"): _add(unit, _size(base[up, "output"]))})
+            change = self._replay({(up, "output"): _add(token, unit, _size(base[up, "output"]))})
             changed = _changed(change[down, "input"], neurons)
             # All neurons are 0 where an architecture initializes the gate with zeros.
-            if changed[1:].any() or (neurons.any() and not changed[0].any()):
+            if changed[others].any() or (neurons.any() and not changed[token].any()):
                 self._reject(f"{up} does not change it for its own token alone")
-            if changed[0].sum() > 1 and not self._has_norm(down):
+            if changed[token].sum() > 1 and not self._has_norm(down):
                 self._reject(f"an output of {up} changes several of its units")
         size = _size(neurons)
-        change = self._replay({(down, "input"): _add(unit, size)})
-        effect = change[down, "output"][0] - output[0]
+        change = self._replay({(down, "input"): _add(token, unit, size)})
+        effect = change[down, "output"][token] - output[token]
         weight = linears[down].weight.detach().float()
         column = (weight[:, unit] if isinstance(linears[down], nn.Linear) else weight[unit]) * size
         error = (effect - column).abs().max()
-        if error > _TOLERANCE * (column.abs().max() + output[0].abs().max()):
+        if error > _TOLERANCE * (column.abs().max() + output[token].abs().max()):
             self._reject(f"{down} does not multiply it by its weights")
         # (residual streams, sentences, tokens x units); a mixer after the MLP may reach later tokens.
         shape = (-1, PROBE_SHAPE[0], PROBE_SHAPE[1] * change["", "output"].shape[-1])
         changed = _changed(change["", "output"], base["", "output"]).reshape(shape).any(2).any(0)
         # Some models begin their training with down projections of zeros.
-        has_effect = bool(changed[0]) or not column.any()
-        if not has_effect or changed[1:].any():
+        has_effect = bool(changed[first]) or not column.any()
+        if not has_effect or changed.sum() > changed[first]:
             self._reject("it does not change the layer's output in its sentence alone")
 
     def _prove_experts(self) -> None:
@@ -162,12 +164,12 @@ class _LayerProof:
         )
 
 
-def _add(unit: int, size: float) -> _Edit:
-    """Change a unit of the first token."""
+def _add(token: int, unit: int, size: float) -> _Edit:
+    """Change a unit of a token."""
 
     def edit(values: torch.Tensor) -> torch.Tensor:
         edited = values.clone()
-        edited[0, unit] += size
+        edited[token, unit] += size
         return edited
 
     return edit
