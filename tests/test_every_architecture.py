@@ -31,7 +31,7 @@ from tests.test_partial import read_in_shards
 from tests.test_steered_shard import load_shards, target_log_p
 
 DOCS = Path(__file__).parents[1] / "docs/models.md"
-HEADER = "| architecture | MLP | shards | |\n| --- | --- | --- | --- |\n"
+HEADER = "| architecture | MLP | shards | note |\n| --- | --- | --- | --- |\n"
 ONLY_WRAPPERS = [name for name in WRAPPERS if name not in CAUSAL]
 TEXTS = [Text(sentence, []) for sentence in SENTENCES]
 WORDS = [
