@@ -204,6 +204,15 @@ def test_a_module_with_a_known_name_is_rejected_if_it_is_no_mlp(
         ActivationShard(tmp_path, ActivationSettings("float32", "mlp", ["max"]))
 
 
+def test_an_encoder_is_no_language_model(tmp_path: Path) -> None:
+    """BERT's class for language modeling also loads encoders, whose tokens see later ones."""
+    config = tiny_config("bert")
+    config.is_decoder = False
+    save_model(tmp_path, "bert", config)
+    with pytest.raises(UserError, match="BertModel reads later tokens too, so it is no causal language"):
+        ActivationShard(tmp_path, ActivationSettings("float32", "mlp", ["max"]))
+
+
 def test_an_unknown_mlp_is_rejected_with_the_modules_to_choose_from() -> None:
     """An unknown architecture must not be read by guessing."""
     with pytest.raises(

@@ -17,7 +17,7 @@ from cluster.models.experts import add_expert_hook
 from cluster.models.hooks import add_hook, add_logits_hook, extract_hidden_state, replace_hidden_state
 from cluster.models.packed_linear import supports_packing
 from cluster.models.partial_model import count_layers, load_layers
-from cluster.models.site_proof import prove_sites
+from cluster.models.site_proof import prove_causality, prove_sites
 from cluster.models.sites import Site, check_hidden_states, find_sites
 from cluster.models.tokenizer import Tokenizer
 from storage.errors import NeuralignError
@@ -81,6 +81,7 @@ class ModelShard(ABC, Generic[StateT]):
         self.tokenizer = Tokenizer(folder, token_limit(self._config), settings.trust_remote_code)
         self._state: StateT | None = None
         check_hidden_states(self._text_model, self._modules)
+        prove_causality(self._text_model, self._modules)
         self.sites = self._find_sites(settings)
         prove_sites(self._text_model, self._modules, self.sites)
         self._modules[self.layers.start].register_forward_pre_hook(self._on_entry, with_kwargs=True)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from cluster.models.experts import add_expert_hook
-from cluster.models.hooks import extract_hidden_state
+from cluster.models.hooks import add_hook, extract_hidden_state
 from cluster.models.mlp import linear_modules, up_projections
 from cluster.models.sites import PROBE_SHAPE, Site, run_probe
 from storage.errors import UserError
@@ -63,6 +64,30 @@ def prove_sites(model: Any, layers: Mapping[int, nn.Module], sites: Iterable[Sit
             run_probe(model)
     for number in set(by_layer).difference(proven):
         raise UserError(f"{by_layer[number][0]} of {architecture}: its layer does not run on text")
+
+
+def prove_causality(model: Any, layers: Mapping[int, nn.Module]) -> None:
+    """Raise UserError if hidden states depend on later tokens, as in an encoder."""
+    runs: list[list[torch.Tensor]] = [[], []]
+    for states, is_varied in zip(runs, (False, True), strict=True):
+        with ExitStack() as hooks:
+            for layer in layers.values():
+                hook = add_hook(layer, "output", partial(_append, states))
+                hooks.callback(hook.remove)
+            run_probe(model, is_varied)
+    for state, varied in zip(*runs, strict=True):
+        first, difference = state[..., 0, :], (state - varied)[..., 0, :]
+        if difference.abs().max() > _TOLERANCE * first.abs().max():
+            raise UserError(
+                f"{type(model).__name__} reads later tokens too, so it is no causal language model; if "
+                "it is one, set is_decoder in its configuration"
+            )
+
+
+def _append(states: list[torch.Tensor], values: Any) -> None:
+    hidden = extract_hidden_state(values)
+    if hidden is not None:
+        states.append(hidden.float())
 
 
 class _LayerProof:

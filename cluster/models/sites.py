@@ -294,13 +294,18 @@ def check_hidden_states(model: Any, layers: Mapping[int, nn.Module]) -> None:
             )
 
 
-def run_probe(model: Any) -> None:
-    """Run a few tokens through a text model, which may be on the meta device.
+def run_probe(model: Any, is_varied: bool = False) -> None:
+    """Run a few tokens through a text model, which may be on the meta device; if `is_varied`, with
+    another last token in each sentence.
 
     Raises UserError if it cannot run.
     """
     weights = next(model.parameters())
     inputs = [_probe_ids(model, weights), _probe_embeddings(model, weights)]
+    if is_varied:
+        for tokens in inputs:
+            for values in tokens.values():
+                values[:, -1] = values[:, 0]
     with torch.inference_mode():
         if not weights.is_meta:
             try:
