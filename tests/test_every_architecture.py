@@ -21,6 +21,7 @@ import torch
 from cluster.activations.shard import ActivationSettings, ActivationShard
 from cluster.models.divisible import check_divisible
 from cluster.models.model_config import read_config
+from cluster.models.partial_model import find_missing_weights
 from cluster.models.sites import ModelSites, find_sites_from_config
 from cluster.models.tokenizer import Text
 from cluster.steering.interventions import NO_INTERVENTION, PrefixSharedWords, PromptedWord
@@ -98,6 +99,7 @@ def compare(folder: Path, model_type: str, config: Any, planned: ModelSites, sel
     settings = ActivationSettings("float32", selection, ["max"])
     shard = ActivationShard(folder, settings)
     assert shard.sites == planned.sites
+    assert find_missing_weights(folder, read_config(folder, False)) == []
     read = read_in_shards(folder, settings, 1, TEXTS)
     check_widths(config, planned)
     expected = plain_values(folder, model_type, planned)

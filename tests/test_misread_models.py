@@ -204,6 +204,46 @@ def test_a_module_with_a_known_name_is_rejected_if_it_is_no_mlp(
         ActivationShard(tmp_path, ActivationSettings("float32", "mlp", ["max"]))
 
 
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "minicpm3"])
+def test_rotary_scalings_that_depend_on_the_length_can_be_planned(
+    model_type: str, rope_type: str
+) -> None:
+    """They need the positions' values, which a plan does not have: such models were rejected."""
+    config = tiny_config(model_type)
+    parameters = {**config.rope_parameters, "rope_type": rope_type, "factor": 2.0}
+    if rope_type == "longrope":
+        dimensions = getattr(config, "qk_rope_head_dim", None) or config.hidden_size // 4
+        factors = [1.0] * (dimensions // 2)
+        parameters |= {"long_factor": factors, "short_factor": factors}
+        parameters["original_max_position_embeddings"] = 32
+    config.rope_parameters = parameters
+    assert find_sites_from_config(config, "linears").sites
+
+
+def test_positions_from_the_padding_token_on_limit_the_tokens(tmp_path: Path) -> None:
+    """RoBERTa begins after its padding token: the last tokens were beyond its table of positions."""
+    config = tiny_config("roberta")
+    config.max_position_embeddings = 10
+    save_model(tmp_path, "roberta", config)
+    shard = ActivationShard(tmp_path, ActivationSettings("float32", "mlp", ["max"]))
+    assert shard.run(TEXTS, 100).n_truncated == 1
+    assert shard.tokenizer.max_tokens == 10 - config.pad_token_id - 1
+
+
+def test_an_mlp_that_runs_in_chunks_is_read_as_a_whole(tmp_path: Path) -> None:
+    """The last chunk would pass for the values of all tokens."""
+    config = tiny_config("bert")
+    save_model(tmp_path / "whole", "bert", config)
+    config.chunk_size_feed_forward = 1
+    save_model(tmp_path / "chunks", "bert", config)
+    settings = ActivationSettings("float32", "mlp", ["max"])
+    whole, chunks = (
+        ActivationShard(tmp_path / name, settings).run(TEXTS, 100).values for name in ("whole", "chunks")
+    )
+    assert all((chunks[key] == values).all() for key, values in whole.items())
+
+
 def test_an_encoder_is_no_language_model(tmp_path: Path) -> None:
     """BERT's class for language modeling also loads encoders, whose tokens see later ones."""
     config = tiny_config("bert")

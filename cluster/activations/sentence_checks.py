@@ -14,7 +14,10 @@ def check_tokens(text: Text, sentence: TokenizedText, poolings: Collection[str])
     """Raise UserError, quoting the sentence, if a pooling has no tokens in it."""
     quoted = excerpt(text.text)
     if not any(sentence.real):
-        raise UserError(f"the sentence {quoted} has no tokens in this model's vocabulary")
+        raise UserError(
+            f"the sentence {quoted} has no tokens to pool: special tokens, unknown words and, with "
+            "skip_first_token, the first token are left out"
+        )
     if not {CONCEPT, CONTEXT}.intersection(poolings):
         return
     if text.spans and not any(sentence.concept):

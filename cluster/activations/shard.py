@@ -22,7 +22,7 @@ from cluster.models.shard import ForwardState, ModelShard, ShardSettings
 from cluster.models.sites import Site, find_sites
 from cluster.models.sparse_autoencoder import LatentEncoder, SparseAutoencoder
 from cluster.models.tokenizer import AS_TOKENIZED, InputOptions, Text, TokenizedText
-from storage.errors import NeuralignError
+from storage.errors import NeuralignError, UserError, excerpt
 from storage.store.activation_files import LAST, MEAN, RESIDUAL
 from storage.store.commit import all_finite
 
@@ -100,7 +100,13 @@ class ActivationShard(ModelShard[_PoolingState]):
         """Tokenize a work unit and split it into batches of at most `budget` tokens, the same in all
         shards. Raises UserError if a sentence has no tokens to pool."""
         sentences = self.tokenizer(texts, self._inputs)
+        n_embeddings = self._text_model.get_input_embeddings().weight.shape[0] if self.is_first else None
         for text, sentence in zip(texts, sentences, strict=True):
+            if n_embeddings and max(sentence.ids, default=0) >= n_embeddings:
+                raise UserError(
+                    f"the sentence {excerpt(text.text)} has token {max(sentence.ids)}, but the "
+                    f"embedding table has {n_embeddings} rows; remove the special token's text"
+                )
             check_tokens(text, sentence, self._neuron_poolings)
         batches = batch_sentences([len(sentence.ids) for sentence in sentences], budget)
         return UnitState(sentences, batches, self._get_buffer(len(texts)))

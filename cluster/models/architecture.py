@@ -57,6 +57,9 @@ def model_class(config: Any, trust_remote_code: bool = False, code: Any = None) 
     chosen = next((candidate for candidate in candidates if candidate.__name__ == saved), candidates[0])
     if chosen.config_class is config.sub_configs.get("text_config"):
         config = config.get_text_config()
+    if getattr(config, "chunk_size_feed_forward", 0):
+        # An MLP that runs on chunks of tokens, to the same result, has no one value per site.
+        config.chunk_size_feed_forward = 0
     return chosen, config
 
 

@@ -44,13 +44,6 @@ def add_expert_hook(module: Any, function: ExpertHook) -> None:
     module.forward = partial(run, module, function)
 
 
-def run_without_kernels(model: Any) -> None:
-    """Let a model on the meta device run its experts, whose kernels need values."""
-    for module in model.modules():
-        if is_experts(module):
-            add_expert_hook(module, lambda *_: None)
-
-
 def _run_fused(
     self: Any,
     function: ExpertHook,

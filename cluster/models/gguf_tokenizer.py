@@ -60,7 +60,8 @@ def build_tokenizer(header: GgufHeader) -> Any:
     try:
         architecture, vocabulary, names = get_gguf_tokenizer(str(file))
         backend, _ = convert_gguf_tokenizer(architecture, vocabulary)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except Exception as error:
+        # The tokenizers library raises the base class.
         raise UserError(f"{file}: its tokenizer cannot be read: {error}".splitlines()[0]) from error
     backend = _set_added_tokens(backend, metadata)
     if splitter in _DIGIT_SPLIT and kind == _BYTE_LEVEL:

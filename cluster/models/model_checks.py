@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.models import gguf, hub
 from cluster.models.architecture import count_layers
-from cluster.models.checkpoint import checkpoint_files, open_tensors
+from cluster.models.checkpoint import checkpoint_files
 from cluster.models.divisible import check_divisible
 from cluster.models.gguf_tokenizer import build_tokenizer
 from cluster.models.model_config import read_config
@@ -105,30 +105,17 @@ def _check_quantization(config: Any) -> None:
 
 
 def _check_weights(folder: Path, config: Any) -> None:
-    """Raise UserError unless the headers list every weight of the model's body, in its shape."""
-    import torch
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+    """Raise UserError unless the headers list every weight that is read, in its shape."""
     from transformers.utils import logging
 
-    model_class: Any = MODEL_MAPPING.get(type(config), None)
-    headers = open_tensors(folder, lambda _: True, "mmap")
-    if not hasattr(model_class, "from_pretrained"):
-        return
-    tensors = {name: torch.empty(header.get_shape(), device="meta") for name, header in headers.items()}
+    from cluster.models.partial_model import find_missing_weights
+
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        _, report = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            device_map="meta",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        missing = find_missing_weights(folder, config)
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} weights are missing or have the wrong shape; first: {missing[0]}"

@@ -24,7 +24,7 @@ from cluster.models.checkpoint import Backend, layer_filter, open_tensors
 from cluster.models.divisible import check_divisible
 from cluster.models.model_config import read_config
 from cluster.models.packed_linear import pack
-from storage.errors import UserError
+from storage.errors import UserError, describe_error
 
 _SEQUENTIAL_LOAD = "HF_DEACTIVATE_ASYNC_LOAD"
 
@@ -113,6 +113,26 @@ def load_layers(
     return PartialModel(model, model.text_model, model.numbered_layers)
 
 
+def find_missing_weights(folder: Path, config: Any) -> list[str]:
+    """Names of the weights that loading all layers without the head would miss, or find in another
+    shape, by the headers of the files alone."""
+    tensors = open_tensors(folder, lambda _: True, "mmap")
+    state = {name: torch.empty(tensor.get_shape(), device="meta") for name, tensor in tensors.items()}
+    full_class, config = model_class(config)
+    partial_class = _make_partial_class(full_class, range(layers_in_config(config)), with_head=False)
+    options = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        _, report = partial_class.from_pretrained(None, config=config, state_dict=state, **options)
+    except Exception as error:
+        # Code of hundreds of architectures, with any settings.
+        raise UserError(f"{folder}: cannot be loaded: {describe_error(error)}") from error
+    return _missing_names(report)
+
+
+def _missing_names(report: dict[str, Any]) -> list[str]:
+    return sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+
+
 def _load(
     partial_class: Any, folder: Path, keep: Callable[[str], bool], backend: Backend, **options: Any
 ) -> tuple[Any, list[str]]:
@@ -130,7 +150,7 @@ def _load(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         advice = "; use more shards" if "allocate memory" in str(error) else ""
         raise UserError(f"{folder}: cannot be loaded: {error}".splitlines()[0] + advice) from error
-    return model, sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    return model, _missing_names(report)
 
 
 def _make_partial_class(full_class: Any, layers: range, with_head: bool) -> Any:

@@ -24,6 +24,17 @@ from storage.errors import NeuralignError
 
 MAX_TOKENS = 512
 
+_PADDED_POSITIONS = (
+    "camembert",
+    "data2vec-text",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Types of models that number positions from that of the padding token on."""
+
 
 @dataclass(frozen=True)
 class ShardSettings:
@@ -156,5 +167,8 @@ def token_limit(config: Any) -> int:
 
     Sparse attention that selects `index_topk` tokens may select padding in longer ones.
     """
-    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "index_topk"))
-    return min([MAX_TOKENS, *(int(limit) for limit in limits if limit)])
+    names = ("max_position_embeddings", "max_target_positions", "index_topk")
+    limits = {name: int(value) for name in names if (value := getattr(config, name, None))}
+    if config.model_type in _PADDED_POSITIONS and "max_position_embeddings" in limits:
+        limits["max_position_embeddings"] -= (config.pad_token_id or 0) + 1
+    return min([MAX_TOKENS, *limits.values()])

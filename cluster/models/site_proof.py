@@ -104,6 +104,8 @@ class _LayerProof:
         down = self._site.module
         linears = linear_modules(self._layer)
         base = self._replay({})
+        if (down, "input") not in base:
+            self._reject("its module does not run")
         neurons, output = base[down, "input"], base[down, "output"]
         # A neuron that no gate holds at 0, on the first token of a sentence, which all others could see.
         first, unit = divmod(int(neurons[:: PROBE_SHAPE[1]].abs().argmax()), neurons.shape[1])

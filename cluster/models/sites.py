@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from cluster.models.architecture import find_layers, model_class
-from cluster.models.experts import expert_widths, is_experts, run_without_kernels
+from cluster.models.experts import add_expert_hook, expert_widths, is_experts
 from cluster.models.hooks import Side, add_hook, extract_hidden_state
 from cluster.models.mlp import find_mlp, in_out_features, linear_modules
 from storage.errors import NeuralignError, UserError, describe_error
@@ -115,11 +115,21 @@ def find_sites_from_config(
 ) -> ModelSites:
     """Find the sites of a model that is not loaded. Raises UserError as `find_sites`."""
     model, layers = find_layers(build_without_memory(config, trust_remote_code))
-    run_without_kernels(model)
+    _replace_code_that_needs_values(model)
     check_hidden_states(model, dict(enumerate(layers)))
     sites = find_sites(model, dict(enumerate(layers)), selection)
     notes = _describe(sites, layers, selection)
     return ModelSites(sites, len(layers), int(config.get_text_config().hidden_size), notes)
+
+
+def _replace_code_that_needs_values(model: nn.Module) -> None:
+    """Let a model run on the meta device: without kernels for experts, and without rotary scalings that
+    depend on the length of a text."""
+    for module in model.modules():
+        if is_experts(module):
+            add_expert_hook(module, lambda *_: None)
+        if isinstance(rope := getattr(module, "rope_type", None), str | dict):
+            module.rope_type = dict.fromkeys(rope, "default") if isinstance(rope, dict) else "default"  # type: ignore[assignment]
 
 
 def count_layer_weights(config: PretrainedConfig) -> int:
@@ -320,14 +330,18 @@ def run_probe(model: Any, is_varied: bool = False) -> None:
         # Models build their mask from values, which meta tensors lack; most accept a ready-made one.
         sentences, length = PROBE_SHAPE
         mask = torch.zeros(sentences, 1, length, length, dtype=torch.bool, device="meta")
+        problem: Exception | None = None
         for options in ({"attention_mask": mask}, {}):
             for tokens in inputs:
-                with suppress(Exception):
+                try:
                     model(**tokens, **options, use_cache=False)
+                except Exception as error:
+                    problem = error
+                else:
                     return
     raise UserError(
-        f"{type(model).__name__} cannot run without weights, as planning needs; such architectures are "
-        "not supported"
+        f"{type(model).__name__} cannot run without weights, as planning needs: "
+        f"{describe_error(problem) if problem else 'no inputs'}"
     )
 
 

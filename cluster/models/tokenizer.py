@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,13 +122,15 @@ class Tokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def tokens_beyond(self, n_embeddings: int) -> dict[int, str]:
-        """Tokens that an embedding table with this many rows lacks, by id, without the padding token."""
+        """Tokens of text that an embedding table with this many rows lacks, by id."""
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
-        return {
-            number: token
-            for token, number in vocabulary.items()
-            if number >= n_embeddings and number != self._tokenizer.pad_token_id
-        }
+        beyond = {number: token for token, number in vocabulary.items() if number >= n_embeddings}
+        if not beyond:
+            return {}
+        added = self._tokenizer.added_tokens_decoder
+        special = {*self._tokenizer.all_special_ids, *(n for n, token in added.items() if token.special)}
+        # Special tokens, such as those of images or padding, are in no text.
+        return {number: token for number, token in beyond.items() if number not in special}
 
     def check_options(self, options: InputOptions) -> None:
         """Raise UserError for a BOS that the tokenizer lacks."""
@@ -157,12 +160,21 @@ class Tokenizer:
         ]
 
     def _set_bos(self, tokens: list[_Token], add_bos: bool | None) -> list[_Token]:
-        """A text's tokens with or without a BOS before it."""
-        bos = _Token(self._tokenizer.bos_token_id, (0, 0), is_special=True, is_added=True)
-        has_bos = bool(tokens) and tokens[0].id == bos.id and tokens[0].is_added
-        if add_bos is None or add_bos == has_bos:
+        """A text's tokens with or without a BOS among those that the tokenizer adds before it."""
+        if add_bos is None:
             return tokens
-        return [bos, *tokens] if add_bos else tokens[1:]
+        bos = _Token(self._tokenizer.bos_token_id, (0, 0), is_special=True, is_added=True)
+        leading = list(takewhile(lambda token: token.is_added, tokens))
+        without = [token for token in leading if token.id != bos.id]
+        if add_bos:
+            return tokens if len(without) < len(leading) else [bos, *tokens]
+        if leading and len(without) == len(leading) < len(tokens):
+            name = self._tokenizer.convert_ids_to_tokens(leading[0].id)
+            raise UserError(
+                f"{self._folder}: add_bos: the tokenizer begins a text with {name}, which is not its "
+                "BOS; remove add_bos"
+            )
+        return without + tokens[len(leading) :]
 
     def _mark(self, text: Text, tokens: list[_Token], options: InputOptions) -> TokenizedText:
         spans = list(zip(text.spans[::2], text.spans[1::2], strict=True))

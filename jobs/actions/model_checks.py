@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from cluster.models.tokenizer import InputOptions, Text, Tokenizer
 
 _FEW_WORDS = 2
-"""A sentence with at most this many more words than its concept may have no tokens beside it."""
+"""A sentence with at most this many words beside its concept's may have no tokens beside it."""
+
+_SHORT = 20
+"""Words of the sentences whose concepts are located for this; longer ones have words beside them."""
 
 
 def check_models(plan: Plan) -> None:
@@ -96,12 +99,14 @@ def _doubtful_texts(
         concept.name: sentences.concept_word(concept, language) for concept in planned.concepts.concepts
     }
     for sentence in planned.concepts.sentences:
-        longest_word = max((len(name.split()) for name in sentence.concepts), default=0)
-        is_short = len(sentence.text.split()) <= longest_word + _FEW_WORDS
+        is_short = len(sentence.text.split()) <= _SHORT
         # A token has at least one byte.
         may_be_truncated = len(sentence.text.encode()) >= max_tokens - _FEW_WORDS
-        if is_short or may_be_truncated or options.skip_first_token:
-            found = [
-                span for name in sentence.concepts for span in find_word(sentence.text, words[name])
-            ]
+        if not is_short and not may_be_truncated and not options.skip_first_token:
+            continue
+        found = [span for name in sentence.concepts for span in find_word(sentence.text, words[name])]
+        outside = sentence.text
+        for start, end in sorted(found, reverse=True):
+            outside = outside[:start] + " " + outside[end:]
+        if len(outside.split()) <= _FEW_WORDS or may_be_truncated or options.skip_first_token:
             yield Text(sentence.text, [offset for span in found for offset in span])
