@@ -234,7 +234,11 @@ def _run(
     ]
     # Units of earlier versions lack these counts.
     word_tokens = facts[0].get("word_tokens", {})
-    word_rows = [{**constants, "concept": word, "n_tokens": n} for word, n in word_tokens.items()]
+    word_rows = [
+        {**constants, "concept": word, "n_tokens": word_tokens[word]}
+        for word in words
+        if word in word_tokens
+    ]
     files += [
         write_table(folder, table.file, pa.Table.from_pylist(rows, table.schema))
         for table, rows in (
