@@ -31,6 +31,9 @@ from tests.plain_forward import SENTENCES, PlainForward, Values, first_tensor, r
 from tests.test_partial import read_in_shards
 from tests.test_steered_shard import load_shards, target_log_p
 
+# transformers' own
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 DOCS = Path(__file__).parents[1] / "docs/models.md"
 HEADER = "| architecture | MLP | shards | note |\n| --- | --- | --- | --- |\n"
 ONLY_WRAPPERS = [name for name in WRAPPERS if name not in CAUSAL]
@@ -153,7 +156,9 @@ def judge_refused(folder: Path, error: UserError) -> Verdict:
     if "without weights" not in message:
         with pytest.raises(UserError):
             ActivationShard(folder, ActivationSettings("float32", "mlp", ["max"]))
-    reason = re.sub(r"; (select|such|its|the modules) .*", "", message.removeprefix("sites: "))
+    reason = re.sub(
+        r"(; (select|such|this|the modules)|: \w+Error:) .*", "", message.removeprefix("sites: ")
+    )
     return Verdict("", "", f"rejected: {reason}")
 
 

@@ -22,6 +22,9 @@ from tests.architectures import CAUSAL, LAYERS, UNBUILDABLE, tiny_config
 from tests.plain_forward import PlainForward, save_model
 from tests.test_every_architecture import compare
 
+# transformers' own
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 N_CONFIGURATIONS = 300
 _PER_TEST = 10
 _MODEL_TYPES = [name for name in CAUSAL if name not in UNBUILDABLE]
