@@ -32,7 +32,10 @@ from tests.test_partial import read_in_shards
 from tests.test_steered_shard import load_shards, target_log_p
 
 # transformers' own
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.* is deprecated and will be removed:FutureWarning"),
+]
 
 DOCS = Path(__file__).parents[1] / "docs/models.md"
 HEADER = "| architecture | MLP | shards | note |\n| --- | --- | --- | --- |\n"

@@ -23,7 +23,10 @@ from tests.plain_forward import PlainForward, save_model
 from tests.test_every_architecture import compare
 
 # transformers' own
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.* is deprecated and will be removed:FutureWarning"),
+]
 
 N_CONFIGURATIONS = 300
 _PER_TEST = 10
