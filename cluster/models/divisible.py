@@ -1,4 +1,4 @@
-"""Which architectures can be divided into shards.
+"""Which architectures can be divided into shards, and which have a cache that is exact.
 
 A shard runs the architecture's own code with some of its layers. That gives other values where a layer
 uses its place among all layers, or state of earlier layers that is not in the hidden state. So only
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.models.architecture import count_layers
 from storage.errors import UserError
 
 DIVISIBLE = frozenset(
@@ -83,3 +84,13 @@ def check_divisible(config: Any) -> None:
             f"cannot be divided into shards: those of {config.model_type} are not known to equal the "
             "whole; set shards: 1"
         )
+
+
+def check_shards(config: Any, n_shards: int) -> None:
+    """Raise UserError if a model cannot be divided, or has fewer layers than shards."""
+    if n_shards == 1:
+        return
+    check_divisible(config)
+    layers = count_layers(config)
+    if n_shards > layers:
+        raise UserError(f"has {layers} layers, too few for {n_shards} shards")

@@ -93,6 +93,8 @@ def _load_model(folder: Path, header: GgufHeader) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from cluster.models.partial_model import missing_names
+
     file = header.files[0]
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -102,8 +104,7 @@ def _load_model(folder: Path, header: GgufHeader) -> Any:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: is not a GGUF file of a causal language model: {reason}") from error
     model, report = loaded
-    missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    if missing:
+    if missing := missing_names(report):
         raise UserError(
             f"{file}: {len(missing)} weights of {type(model).__name__} are missing or have the wrong "
             f"shape; first: {missing[0]}"

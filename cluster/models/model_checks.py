@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.models import gguf, hub
-from cluster.models.architecture import count_layers
 from cluster.models.checkpoint import checkpoint_files
-from cluster.models.divisible import check_divisible
+from cluster.models.divisible import check_shards
 from cluster.models.gguf_tokenizer import build_tokenizer
 from cluster.models.model_config import read_config
 from cluster.models.model_files import has_tokenizer
@@ -52,16 +51,6 @@ def check_model(weights: Weights, options: InputOptions, n_shards: int | None) -
             f"{text_config.vocab_size} rows; remove the token or resize the table"
         )
     return tokenizer
-
-
-def check_shards(config: Any, n_shards: int) -> None:
-    """Raise UserError if a model cannot be divided, or has fewer layers than shards."""
-    if n_shards == 1:
-        return
-    check_divisible(config)
-    layers = count_layers(config)
-    if n_shards > layers:
-        raise UserError(f"has {layers} layers, too few for {n_shards} shards")
 
 
 @contextmanager
@@ -108,7 +97,7 @@ def _check_weights(folder: Path, config: Any) -> None:
     """Raise UserError unless the headers list every weight that is read, in its shape."""
     from transformers.utils import logging
 
-    from cluster.models.partial_model import find_missing_weights
+    from cluster.models.partial_model import find_missing_weights, missing_error
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -117,6 +106,4 @@ def _check_weights(folder: Path, config: Any) -> None:
     finally:
         logging.set_verbosity(verbosity)
     if missing:
-        raise UserError(
-            f"{folder}: {len(missing)} weights are missing or have the wrong shape; first: {missing[0]}"
-        )
+        raise missing_error(folder, missing)

@@ -21,7 +21,7 @@ from cluster.environment import environment_variable
 from cluster.models.architecture import count_layers as layers_in_config
 from cluster.models.architecture import find_layers, model_class
 from cluster.models.checkpoint import Backend, layer_filter, open_tensors
-from cluster.models.divisible import check_divisible
+from cluster.models.divisible import check_divisible, check_shards
 from cluster.models.model_config import read_config
 from cluster.models.packed_linear import pack
 from storage.errors import UserError, describe_error
@@ -58,9 +58,12 @@ def count_layers(folder: Path, trust_remote_code: bool = False) -> int:
 
 def shard_layers(folder: Path, shard: int, n_shards: int, trust_remote_code: bool = False) -> range:
     """Layers of one of `n_shards` contiguous shards of nearly equal size."""
-    n_layers = count_layers(folder, trust_remote_code)
-    if n_shards > n_layers:
-        raise UserError(f"{folder}: has {n_layers} layers, too few for {n_shards} shards")
+    config = read_config(folder, trust_remote_code)
+    try:
+        check_shards(config, n_shards)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    n_layers = layers_in_config(config)
     return range(n_layers * shard // n_shards, n_layers * (shard + 1) // n_shards)
 
 
@@ -101,9 +104,7 @@ def load_layers(
         # The numbers in this model's tensor names may not be layer numbers: read all tensors.
         model, missing = _load(partial_class, folder, lambda _: True, backend, **options)
     if missing:
-        raise UserError(
-            f"{folder}: {len(missing)} weights are missing or have the wrong shape; first: {missing[0]}"
-        )
+        raise missing_error(folder, missing)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise UserError(f"{folder}: {name} was not loaded")
@@ -126,10 +127,18 @@ def find_missing_weights(folder: Path, config: Any) -> list[str]:
     except Exception as error:
         # Code of hundreds of architectures, with any settings.
         raise UserError(f"{folder}: cannot be loaded: {describe_error(error)}") from error
-    return _missing_names(report)
+    return missing_names(report)
 
 
-def _missing_names(report: dict[str, Any]) -> list[str]:
+def missing_error(folder: Path, names: list[str]) -> UserError:
+    """Error for weights that a model's files lack."""
+    return UserError(
+        f"{folder}: {len(names)} weights are missing or have the wrong shape; first: {names[0]}"
+    )
+
+
+def missing_names(report: dict[str, Any]) -> list[str]:
+    """Names of the weights that are missing or misshapen, from transformers' report of a loading."""
     return sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
 
 
@@ -150,7 +159,7 @@ def _load(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         advice = "; use more shards" if "allocate memory" in str(error) else ""
         raise UserError(f"{folder}: cannot be loaded: {error}".splitlines()[0] + advice) from error
-    return model, _missing_names(report)
+    return model, missing_names(report)
 
 
 def _make_partial_class(full_class: Any, layers: range, with_head: bool) -> Any:

@@ -72,17 +72,17 @@ class ModelShard(ABC, Generic[StateT]):
         n_layers = count_layers(folder, settings.trust_remote_code)
         self.layers = range(n_layers) if layers is None else layers
         self.is_first, self.is_last = self.layers.start == 0, self.layers.stop == n_layers
+        has_head = self.with_head and self.is_last
         loaded = load_layers(
             folder,
             self.layers,
             self.dtype,
             settings.trust_remote_code,
-            with_head=self.with_head and self.is_last,
+            with_head=has_head,
             # Packed layers have no gradients, which attributions need.
             pack_weights=not self.with_head and supports_packing(self.dtype, self.device),
         )
         self._modules = loaded.layers
-        has_head = self.with_head and self.is_last
         self._text_model = loaded.text_model
         self._model_type = loaded.model.config.model_type
         self.model = loaded.model if has_head else loaded.text_model

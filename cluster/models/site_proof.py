@@ -11,20 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from cluster.models.experts import add_expert_hook
-from cluster.models.hooks import add_hook, extract_hidden_state
+from cluster.models.hooks import Side, add_hook, extract_hidden_state
 from cluster.models.mlp import linear_modules, up_projections
 from cluster.models.sites import PROBE_SHAPE, Site, run_probe
 from storage.errors import UserError
 from storage.store.activation_files import MLP_EXPERTS, MLP_HIDDEN, MLP_SHARED
 
 _Edit = Callable[[torch.Tensor], torch.Tensor]
-_Point = tuple[str, str]
+_Point = tuple[str, Side]
 """Path of a module, and its input or output."""
 
 _TOLERANCE = 0.05
@@ -103,7 +103,8 @@ class _LayerProof:
             return
         down = self._site.module
         linears = linear_modules(self._layer)
-        base = self._replay({})
+        ups = up_projections(down, linears)
+        base = self._replay({}, down, *ups)
         if (down, "input") not in base:
             self._reject("its module does not run")
         neurons, output = base[down, "input"], base[down, "output"]
@@ -111,8 +112,10 @@ class _LayerProof:
         first, unit = divmod(int(neurons[:: PROBE_SHAPE[1]].abs().argmax()), neurons.shape[1])
         token = first * PROBE_SHAPE[1]
         others = torch.arange(len(neurons)) != token
-        for up in up_projections(down, linears):
-            change = self._replay({(up, "output"): _add(token, unit, _size(base[up, "output"]))})
+        for up in ups:
+            change = self._replay(
+                {(up, "output"): _add(token, unit, _size(base[up, "output"]))}, up, down
+            )
             changed = _changed(change[down, "input"], neurons)
             # All neurons are 0 where an architecture initializes the gate with zeros.
             if changed[others].any() or (neurons.any() and not changed[token].any()):
@@ -120,7 +123,7 @@ class _LayerProof:
             if changed[token].sum() > 1 and not self._has_norm(down):
                 self._reject(f"an output of {up} changes several of its units")
         size = _size(neurons)
-        change = self._replay({(down, "input"): _add(token, unit, size)})
+        change = self._replay({(down, "input"): _add(token, unit, size)}, down)
         effect = change[down, "output"][token] - output[token]
         weight = linears[down].weight.detach().float()
         column = (weight[:, unit] if isinstance(linears[down], nn.Linear) else weight[unit]) * size
@@ -146,39 +149,31 @@ class _LayerProof:
         if (own - read).abs().max() > _TOLERANCE * own.abs().max():
             self._reject("reading the experts one by one changes their output")
 
-    def _replay(self, edits: Mapping[_Point, _Edit]) -> dict[_Point, torch.Tensor]:
-        """Values, (tokens, width), of the down projection, the edited modules and the layer."""
+    def _replay(self, edits: Mapping[_Point, _Edit], *paths: str) -> dict[_Point, torch.Tensor]:
+        """Values, (tokens, width), at the input and output of some modules, and at the layer's output,
+        when some of them are changed."""
         values: dict[_Point, torch.Tensor] = {}
-        linears = linear_modules(self._layer)
-        paths = [*linears, ""]
-        with ExitStack() as hooks:
-            for path in paths:
-                for side in ("input", "output"):
-                    if path or side == "output":
-                        hook = self._hook(path, side, edits.get((path, side)), values)
-                        hooks.callback(hook.remove)
-            self._layer(*self._args, **self._kwargs)
-        return values
 
-    def _hook(self, path: str, side: str, edit: _Edit | None, values: dict[_Point, torch.Tensor]) -> Any:
-        module = self._layer.get_submodule(path)
-
-        def hook(*arguments: Any) -> Any:
-            hidden = extract_hidden_state(arguments[-1])
+        def change(point: _Point, given: Any) -> Any:
+            hidden = extract_hidden_state(given)
             if hidden is None:
                 return None
             flat = hidden.reshape(-1, hidden.shape[-1])
-            if edit is not None:
-                flat = edit(flat)
-            values[path, side] = flat.float()
-            if edit is None:
+            if point in edits:
+                flat = edits[point](flat)
+            values[point] = flat.float()
+            if point not in edits:
                 return None
             edited = flat.reshape(hidden.shape)
-            return (edited, *arguments[-1][1:]) if isinstance(arguments[-1], tuple) else edited
+            return (edited, *given[1:]) if isinstance(given, tuple) else edited
 
-        if side == "input":
-            return module.register_forward_pre_hook(hook)
-        return module.register_forward_hook(hook)
+        points: list[_Point] = [(path, side) for path in paths for side in get_args(Side)]
+        with ExitStack() as hooks:
+            for path, side in (*points, ("", "output")):
+                module = self._layer.get_submodule(path)
+                hooks.callback(add_hook(module, side, partial(change, (path, side))).remove)
+            self._layer(*self._args, **self._kwargs)
+        return values
 
     def _has_norm(self, down: str) -> bool:
         block = self._layer.get_submodule(down.rpartition(".")[0])

@@ -162,11 +162,16 @@ def _find_mlp_sites(number: int, layer: nn.Module, architecture: str) -> list[Si
         for path in paths
     ]
     if mlp.experts is not None:
-        n_experts, width = expert_widths(layer.get_submodule(mlp.experts))
-        sites.append(Site(number, MLP_EXPERTS, mlp.experts, "experts", n_experts * width))
+        experts = layer.get_submodule(mlp.experts)
+        sites.append(_experts_site(number, mlp.experts, experts))
         if mlp.router is not None:
+            n_experts, _ = expert_widths(experts)
             sites.append(Site(number, MLP_ROUTER, mlp.router, "logits", n_experts))
     return sites
+
+
+def _experts_site(number: int, name: str, experts: nn.Module) -> Site:
+    return Site(number, MLP_EXPERTS, name, "experts", math.prod(expert_widths(experts)))
 
 
 def _find_linears(model: nn.Module, layers: Mapping[int, nn.Module]) -> list[Site]:
@@ -177,12 +182,12 @@ def _find_linears(model: nn.Module, layers: Mapping[int, nn.Module]) -> list[Sit
         Site(number, name, name, "output", width)
         for (number, name, _), width in _measure_widths(model, layers, points).items()
     ]
-    for number, layer in layers.items():
-        for name, module in layer.named_modules():
-            if is_experts(module):
-                n_experts, width = expert_widths(module)
-                sites.append(Site(number, MLP_EXPERTS, name, "experts", n_experts * width))
-    return sites
+    return sites + [
+        _experts_site(number, name, module)
+        for number, layer in layers.items()
+        for name, module in layer.named_modules()
+        if is_experts(module)
+    ]
 
 
 def _describe(sites: Sequence[Site], layers: nn.ModuleList, selection: str | Sequence[str]) -> list[str]:

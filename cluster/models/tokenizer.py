@@ -124,13 +124,12 @@ class Tokenizer:
     def tokens_beyond(self, n_embeddings: int) -> dict[int, str]:
         """Tokens of text that an embedding table with this many rows lacks, by id."""
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
-        beyond = {number: token for token, number in vocabulary.items() if number >= n_embeddings}
-        if not beyond:
-            return {}
-        added = self._tokenizer.added_tokens_decoder
-        special = {*self._tokenizer.all_special_ids, *(n for n, token in added.items() if token.special)}
-        # Special tokens, such as those of images or padding, are in no text.
-        return {number: token for number, token in beyond.items() if number not in special}
+        return {
+            number: token
+            for token, number in vocabulary.items()
+            # Special tokens, such as those of images or padding, are in no text.
+            if number >= n_embeddings and number not in self._special_ids
+        }
 
     def check_options(self, options: InputOptions) -> None:
         """Raise UserError for a BOS that the tokenizer lacks."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 import ray
 
-from cluster.models.model_checks import check_shards
+from cluster.models.divisible import check_shards
 from cluster.models.weights import Weights, load_config
 from cluster.runtime import session
 from storage.errors import UserError
