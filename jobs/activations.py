@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,13 +99,15 @@ def work_unit_size(n_sentences: int) -> int:
 
 def open_site(stage: Stage, store: Path, pooling: str, layer: int, site: str) -> SiteActivations:
     """Activations of one site on all sentences."""
-    paths = stage.read_manifest(store).paths(activation_folder(pooling, layer, site))
+    manifest = stage.read_manifest(store)
+    records = manifest.records(activation_folder(pooling, layer, site))
+    records.sort(key=attrgetter("path"))
     (width,) = (
         row["width"]
         for row in read_sites(stage, store)
         if tuple(row[name] for name in _SITE_KEY) == (pooling, layer, site)
     )
-    return SiteActivations(sorted(paths), width)
+    return SiteActivations([manifest.folder / record.path for record in records], width, records)
 
 
 def read_sites(stage: Stage, store: Path) -> list[dict[str, Any]]:
@@ -213,7 +216,11 @@ def _run(
     ]
     # Units of earlier versions lack these counts.
     word_tokens = facts[0].get("word_tokens", {})
-    word_rows = [{**constants, "concept": word, "n_tokens": n} for word, n in word_tokens.items()]
+    word_rows = [
+        {**constants, "concept": word, "n_tokens": word_tokens[word]}
+        for word in words
+        if word in word_tokens
+    ]
     files += [
         write_table(folder, table.file, pa.Table.from_pylist(rows, table.schema))
         for table, rows in (

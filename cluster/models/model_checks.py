@@ -13,7 +13,7 @@ from cluster.models.architecture import count_layers
 from cluster.models.checkpoint import checkpoint_files, open_tensors
 from cluster.models.divisible import check_divisible
 from cluster.models.gguf_tokenizer import build_tokenizer
-from cluster.models.model_config import read_config
+from cluster.models.model_config import errors_of_libraries, read_config
 from cluster.models.model_files import has_tokenizer
 from cluster.models.weights import MAIN, Weights, converted_folder
 from storage.errors import UserError
@@ -97,7 +97,7 @@ def _check_quantization(config: Any) -> None:
     try:
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=True)
         quantizer.validate_environment(device_map=None, weights_only=True)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"its weights are quantized: {error}".splitlines()[0]) from error
     except RuntimeError:
         # Requires a GPU, which the cluster may have.
@@ -115,19 +115,23 @@ def _check_weights(folder: Path, config: Any) -> None:
     if not hasattr(model_class, "from_pretrained"):
         return
     tensors = {name: torch.empty(header.get_shape(), device="meta") for name, header in headers.items()}
-    verbosity = logging.get_verbosity()
+    verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        _, report = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            device_map="meta",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with errors_of_libraries(f"{folder}: cannot be built from config.json"):
+            _, report = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     finally:
         logging.set_verbosity(verbosity)
+        if shows_progress:
+            logging.enable_progress_bar()
     missing = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if missing:
         raise UserError(
