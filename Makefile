@@ -2,11 +2,12 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+FUZZ_SECONDS ?= 600
 VLLM := .venv-vllm
 VLLM_INSTALLED := $(VLLM)/installed
 PURELIB := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: demo test test-slow test-vllm test-submitted lint bench clean
+.PHONY: demo test test-slow test-vllm test-submitted fuzz lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/neuralign demo
@@ -22,6 +23,10 @@ test-vllm: $(VLLM_INSTALLED)
 
 test-submitted: $(INSTALLED)
 	$(BIN)/pytest tests/submitted_demo.py
+
+# damaged files of all kinds that are read; failures become tests in tests/fuzz_corpus
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from benchmarks.generate import generate
 from benchmarks.harvest import harvest
 from benchmarks.plan import plan
 from benchmarks.select import select_concepts, select_neurons, select_sklearn, select_sort
-from benchmarks.store import similarity, similarity_large, store_read, store_write
+from benchmarks.store import similarity, similarity_large, store_check, store_read, store_write
 
 BENCHMARKS = {
     "capture": capture,
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "select_neurons": select_neurons,
     "store_write": store_write,
     "store_read": store_read,
+    "store_check": store_check,
     "similarity": similarity,
     "similarity_large": similarity_large,
     "bootstrap": bootstrap,

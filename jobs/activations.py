@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +116,15 @@ def limit_unit_size(size: int, bytes_per_sentence: int) -> int:
 
 def open_site(stage: Stage, store: Path, pooling: str, layer: int, site: str) -> SiteActivations:
     """Activations of one site on all sentences."""
-    paths = stage.read_manifest(store).paths(activation_folder(pooling, layer, site))
+    manifest = stage.read_manifest(store)
+    records = manifest.records(activation_folder(pooling, layer, site))
+    records.sort(key=attrgetter("path"))
     (width,) = (
         row["width"]
         for row in read_sites(stage, store)
         if tuple(row[name] for name in _SITE_KEY) == (pooling, layer, site)
     )
-    return SiteActivations(sorted(paths), width)
+    return SiteActivations([manifest.folder / record.path for record in records], width, records)
 
 
 def read_sites(stage: Stage, store: Path) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ from storage.errors import StoreError, UserError
 from storage.readers.concepts import NEGATIVE, POOL, ConceptSet
 from storage.store.activation_files import SiteActivations, activation_folder
 from storage.store.commit import FileRecord, write_table, write_values
+from storage.store.manifest import read_rows
 from storage.store.scratch import scratch
 
 KIND = "experts"
@@ -198,10 +199,9 @@ def _run(stage: Stage, store: Path, config: ExpertSettings) -> StageOutput:
 def _chance_notes(folder: Path, records: list[FileRecord]) -> list[str]:
     """One line per pooling: the number of experts, and the number under permuted labels."""
     prefix = f"{tables.CHANCE_COUNTS.file}/"
-    paths = [folder / record.path for record in records if record.path.startswith(prefix)]
+    counts = read_rows(folder, [record for record in records if record.path.startswith(prefix)])
     with duckdb.connect() as connection:
-        counts = sql.scan_parquet(connection, paths)
-        counts.project("*, '' AS run").create_view("chance_counts")
+        connection.from_arrow(counts).project("*, '' AS run").create_view("chance_counts")
         chance = connection.sql(sql.read_query("chance")).filter(f"threshold = {_NOTE_THRESHOLD}")
         table = chance.to_arrow_table()
     rows_by_pooling: dict[str, list[dict[str, Any]]] = {}

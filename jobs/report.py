@@ -18,7 +18,7 @@ from jobs.page.study_data import StudyData
 from jobs.results.rows import uses_measure
 from jobs.similarity import EXPERTS
 from storage import sql, tables
-from storage.database import open_store
+from storage.database import check_tables, open_store
 from storage.store.commit import write_bytes, write_json
 from storage.store.layout import slug
 from storage.store.paths import read_bytes
@@ -85,9 +85,15 @@ def write_latest(store: Path, out: Path) -> list[Path]:
 
 
 def _render(store: Path, study: Study) -> tuple[bytes, list[Section]]:
-    """The HTML report and its sections."""
+    """The HTML report and its sections.
+
+    Raises:
+        StoreError: if a table of the study is missing or damaged.
+    """
     from jobs.page.render import make_sections, render_page
 
+    for run in study.runs.values():
+        check_tables(run)
     with open_store(store, study.runs) as connection:
         data = StudyData(connection, study)
         sections = make_sections(data)

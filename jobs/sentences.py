@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alignment.text.quality import CollectedSentences, SentenceFilter
-from alignment.text.word_matching import NOUN, ConceptWord, find_word, shuffle_words
+from alignment.text.word_matching import NOUN, ConceptWord, find_word, has_word, shuffle_words
 from jobs.engine.stage import Stage, StageOutput
 from storage import tables
 from storage.errors import WorkFailed, excerpt
@@ -22,6 +24,11 @@ from storage.store.fingerprint import fingerprint
 
 KIND = "sentences"
 SHUFFLED = "shuffled"
+_SENTENCES_PER_BATCH = 4096
+"""Sentences, or rows of a table, that are processed together."""
+_SENTENCE_COLUMNS = [
+    name for name in tables.SENTENCES.schema.names if name not in ("concept_set", "sentence_id")
+]
 
 
 def plan(concept_set: ConceptSet, language: str = "en") -> Stage:
@@ -109,28 +116,29 @@ def write_concept_set(
 ) -> list[FileRecord]:
     """Commit the tables of a concept set; `collected` has the dropped sentences of each concept."""
     label = stage.params["concept_set"]
-    tables_by_file = {
-        tables.CONCEPTS.file: _concept_table(concept_set, label),
-        tables.SENTENCES.file: _sentence_table(concept_set, label),
-        tables.MEMBERSHIPS.file: _membership_table(concept_set, label, language),
-        tables.DROPPED.file: _dropped_table(collected, label),
+    make_tables: dict[str, Callable[[], pa.Table]] = {
+        tables.CONCEPTS.file: lambda: _concept_table(concept_set, label),
+        tables.SENTENCES.file: lambda: _sentence_table(concept_set, label),
+        tables.MEMBERSHIPS.file: lambda: _membership_table(concept_set, label, language),
+        tables.DROPPED.file: lambda: _dropped_table(collected, label),
     }
-    return [write_table(stage.folder(store), name, table) for name, table in tables_by_file.items()]
+    # one at a time, because they take as much memory as the sentences
+    return [write_table(stage.folder(store), name, make()) for name, make in make_tables.items()]
 
 
 def read_concept_set(stage: Stage, store: Path) -> ConceptSet:
     """The concept set of a finished stage."""
-    rows = stage.read_table(store, tables.SENTENCES.file).to_pylist()
     roles: dict[int, dict[str, list[str]]] = {}
-    for row in stage.read_table(store, tables.MEMBERSHIPS.file).to_pylist():
-        roles.setdefault(row["sentence_id"], {}).setdefault(row["role"], []).append(row["concept"])
+    memberships = _memberships(stage, store)
+    for sentence_id, name, role in _iterate(memberships, ("sentence_id", "concept", "role")):
+        roles.setdefault(sentence_id, {}).setdefault(role, []).append(name)
     sentences = []
-    for row in rows:
-        concepts_by_role = roles[row.pop("sentence_id")]
-        del row["concept_set"]
+    stored = stage.read_table(store, tables.SENTENCES.file)
+    for sentence_id, *values in _iterate(stored, ("sentence_id", *_SENTENCE_COLUMNS)):
+        concepts_by_role = roles.pop(sentence_id)
         sentences.append(
             Sentence(
-                **row,
+                **dict(zip(_SENTENCE_COLUMNS, values, strict=True)),
                 concepts=concepts_by_role.get(POSITIVE, []),
                 negative_of=concepts_by_role.get(NEGATIVE, []),
                 pool=POOL in concepts_by_role,
@@ -149,6 +157,32 @@ def read_dropped(stage: Stage, store: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def count_sentences(stage: Stage, store: Path) -> dict[str, int]:
+    """Number of positive sentences of each concept, in the set's order."""
+    table = stage.read_table(store, tables.CONCEPTS.file)
+    return dict(_iterate(table, ("concept", "n_sentences")))
+
+
+def count_neutral_sentences(stage: Stage, store: Path) -> int:
+    """Number of sentences in the pool, which are negatives of all concepts."""
+    return int(pc.sum(pc.equal(_memberships(stage, store).column("role"), POOL)).as_py() or 0)
+
+
+def count_flags(stage: Stage, store: Path) -> dict[str, Counter[str]]:
+    """How often each quality flag was given to positive sentences of each concept."""
+    table = stage.read_table(store, tables.SENTENCES.file)
+    flags = {number: flags for number, flags in _iterate(table, ("sentence_id", "flags")) if flags}
+    counts = defaultdict[str, Counter[str]](Counter)
+    for number, name, role in _iterate(_memberships(stage, store), ("sentence_id", "concept", "role")):
+        if role == POSITIVE and number in flags:
+            counts[name].update(flags[number])
+    return counts
+
+
+def _memberships(stage: Stage, store: Path) -> pa.Table:
+    return stage.read_table(store, tables.MEMBERSHIPS.file)
+
+
 def read_concept_names(stage: Stage, store: Path) -> list[str]:
     """Names of the concepts, in the set's order."""
     names: list[str] = stage.read_table(store, tables.CONCEPTS.file).column("concept").to_pylist()
@@ -164,7 +198,7 @@ def read_domains(stage: Stage, store: Path) -> dict[str, str | None]:
 def read_texts(stage: Stage, store: Path) -> list[tuple[str, list[int]]]:
     """Text of every sentence, by sentence id, and the character spans of its concepts' words."""
     spans: dict[int, list[int]] = {}
-    for row in stage.read_table(store, tables.MEMBERSHIPS.file).to_pylist():
+    for row in _memberships(stage, store).to_pylist():
         if row["role"] == POSITIVE:
             spans.setdefault(row["sentence_id"], []).extend(row["spans"])
     rows = stage.read_table(store, tables.SENTENCES.file).to_pylist()
@@ -174,13 +208,19 @@ def read_texts(stage: Stage, store: Path) -> list[tuple[str, list[int]]]:
 def read_memberships(stage: Stage, store: Path, role: str = POSITIVE) -> tuple[Any, Any, int]:
     """Sentence ids and concept indices of the members of a role, as parallel arrays (no indices for the
     pool), and the number of sentences."""
-    table = stage.read_table(store, tables.MEMBERSHIPS.file)
+    table = _memberships(stage, store)
     rows = table.filter(pc.equal(table.column("role"), role))
     index = {name: number for number, name in enumerate(read_concept_names(stage, store))}
     names = [] if role == POOL else rows.column("concept").to_pylist()
     concepts = np.array([index[name] for name in names], np.int64)
     n_sentences = stage.read_table(store, tables.SENTENCES.file).num_rows
     return rows.column("sentence_id").to_numpy(), concepts, n_sentences
+
+
+def _iterate(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The rows of a large table as tuples of the given columns."""
+    for batch in table.to_batches(_SENTENCES_PER_BATCH):
+        yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
 
 
 def _concept_words(concept_set: ConceptSet, language: str) -> dict[str, ConceptWord]:
@@ -202,35 +242,49 @@ def _concept_table(concept_set: ConceptSet, label: str) -> pa.Table:
 
 
 def _sentence_table(concept_set: ConceptSet, label: str) -> pa.Table:
-    rows = [
-        {"concept_set": label, "sentence_id": sentence_id, **vars(sentence)}
-        for sentence_id, sentence in enumerate(concept_set.sentences)
-    ]
-    return pa.Table.from_pylist(rows, tables.SENTENCES.schema)
+    return _make_table(
+        tables.SENTENCES.schema,
+        concept_set,
+        lambda sentence_id, sentence: [
+            (label, sentence_id, *(getattr(sentence, name) for name in _SENTENCE_COLUMNS))
+        ],
+    )
 
 
 def _membership_table(concept_set: ConceptSet, label: str, language: str) -> pa.Table:
     words = _concept_words(concept_set, language)
-    memberships: list[tuple[int, str | None, str, list[tuple[int, int]]]] = []
-    for sentence_id, sentence in enumerate(concept_set.sentences):
-        memberships += [
-            (sentence_id, name, POSITIVE, find_word(sentence.text, words[name]))
-            for name in sentence.concepts
+
+    def make_rows(sentence_id: int, sentence: Sentence) -> list[tuple[Any, ...]]:
+        memberships: list[tuple[str | None, str, list[tuple[int, int]]]] = [
+            *((name, POSITIVE, find_word(sentence.text, words[name])) for name in sentence.concepts),
+            *((name, NEGATIVE, []) for name in sentence.negative_of),
+            *([(None, POOL, [])] if sentence.pool else []),
         ]
-        memberships += [(sentence_id, name, NEGATIVE, []) for name in sentence.negative_of]
-        if sentence.pool:
-            memberships.append((sentence_id, None, POOL, []))
-    rows = [
-        {
-            "concept_set": label,
-            "sentence_id": sentence_id,
-            "concept": name,
-            "role": role,
-            "spans": [offset for span in spans for offset in span],
-        }
-        for sentence_id, name, role, spans in memberships
-    ]
-    return pa.Table.from_pylist(rows, tables.MEMBERSHIPS.schema)
+        return [
+            (label, sentence_id, name, role, list(chain.from_iterable(spans)))
+            for name, role, spans in memberships
+        ]
+
+    return _make_table(tables.MEMBERSHIPS.schema, concept_set, make_rows)
+
+
+def _make_table(
+    schema: pa.Schema,
+    concept_set: ConceptSet,
+    make_rows: Callable[[int, Sentence], list[tuple[Any, ...]]],
+) -> pa.Table:
+    """The rows of all sentences, with the columns of the schema.
+
+    They are made in batches, because they take several times the memory of the table.
+    """
+    numbered = enumerate(concept_set.sentences)
+    batches = []
+    while batch := list(islice(numbered, _SENTENCES_PER_BATCH)):
+        rows = [row for sentence_id, sentence in batch for row in make_rows(sentence_id, sentence)]
+        if rows:
+            columns = dict(zip(schema.names, zip(*rows, strict=True), strict=True))
+            batches.append(pa.RecordBatch.from_pydict(columns, schema))
+    return pa.Table.from_batches(batches, schema)
 
 
 def _dropped_table(collected: Mapping[str, CollectedSentences], label: str) -> pa.Table:
@@ -255,21 +309,43 @@ def _flag_sentences(concept_set: ConceptSet, language: str) -> ConceptSet:
     """
     quality_filter = SentenceFilter(list(_concept_words(concept_set, language).values()), language)
     indexed = {concept.name: (index, concept) for index, concept in enumerate(concept_set.concepts)}
-    collected: dict[str, CollectedSentences] = {}
+    sentences = concept_set.sentences
+    repetitions = _find_repetitions(sentences)
     flagged = []
-    for sentence in concept_set.sentences:
-        members = [indexed[name] for name in sentence.concepts]
-        flags: list[str | None] = []
-        if members or sentence.pool:
+    for first in range(0, len(sentences), _SENTENCES_PER_BATCH):
+        batch = sentences[first : first + _SENTENCES_PER_BATCH]
+        candidates = []
+        for sentence in batch:
+            members = [indexed[name] for name in sentence.concepts]
             check_pos = all(concept.pos is not None for _, concept in members)
-            indices = [index for index, _ in members]
-            flags.append(quality_filter.rejection_reason(sentence.text, indices, check_pos))
-        for name in sentence.concepts:
-            previous = collected.setdefault(name, CollectedSentences())
-            flags.append(previous.repetition_reason(sentence.text))
-            previous.add(sentence.text)
-        flagged.append(replace(sentence, flags=list(dict.fromkeys(flag for flag in flags if flag))))
+            candidates.append((sentence.text, [index for index, _ in members], check_pos))
+        reasons = quality_filter.rejection_reasons(candidates)
+        for number, (sentence, reason) in enumerate(zip(batch, reasons, strict=True), first):
+            is_checked = bool(sentence.concepts or sentence.pool)
+            flags = [reason if is_checked else None, *repetitions.get(number, ())]
+            unique = list(dict.fromkeys(filter(None, flags)))
+            flagged.append(replace(sentence, flags=unique) if unique else sentence)
     return replace(concept_set, sentences=flagged)
+
+
+def _find_repetitions(sentences: Sequence[Sentence]) -> dict[int, list[str]]:
+    """By the number of a sentence, how it repeats an earlier one of each of its concepts."""
+    members = defaultdict[str, list[int]](list)
+    for number, sentence in enumerate(sentences):
+        for name in sentence.concepts:
+            members[name].append(number)
+    reasons = defaultdict[int, dict[str, str]](dict)
+    for name, numbers in members.items():
+        # one concept at a time, because the index of trigrams takes more memory than the sentences
+        collected = CollectedSentences()
+        for number in numbers:
+            if reason := collected.repetition_reason(sentences[number].text):
+                reasons[number][name] = reason
+            collected.add(sentences[number].text)
+    return {
+        number: [by_name[name] for name in sentences[number].concepts if name in by_name]
+        for number, by_name in reasons.items()
+    }
 
 
 def _make_notes(concept_set: ConceptSet, language: str) -> list[str]:
@@ -279,7 +355,7 @@ def _make_notes(concept_set: ConceptSet, language: str) -> list[str]:
         (name, sentence.text)
         for sentence in concept_set.sentences
         for name in sentence.concepts
-        if not find_word(sentence.text, words[name])
+        if not has_word(sentence.text, words[name])
     ]
     if without_word:
         name, text = without_word[0]

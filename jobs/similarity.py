@@ -87,12 +87,13 @@ def _score_files(
     if len({row["site"] for row in sites}) == 1:
         scopes = [scope for scope in scopes if scope != "site"]
     manifest = experts.read_manifest(store)
+    manifest.check(manifest.records(SCORES_FOLDER))
     paths_by_scope: dict[tuple[Any, ...], list[Path]] = {}
     for scope, row in product(scopes, sites):
         layer = row["layer"] if scope == "layer" else None
         site = row["site"] if scope == "site" else None
         folder = activation_folder(row["pooling"], row["layer"], row["site"])
-        paths = sorted(manifest.paths(f"{SCORES_FOLDER}/{folder}"))
+        paths = sorted(manifest.unchecked_paths(f"{SCORES_FOLDER}/{folder}"))
         paths_by_scope.setdefault((row["pooling"], layer, site), []).extend(paths)
     names = ("pooling", "layer", "site")
     return [(dict(zip(names, scope, strict=True)), paths) for scope, paths in paths_by_scope.items()]

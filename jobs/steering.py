@@ -33,7 +33,7 @@ from jobs.engine.stage import Stage, StageOutput, run_missing_units
 from jobs.results.rows import group_rows
 from storage import tables
 from storage.store.commit import FileRecord, write_bytes, write_table
-from storage.store.paths import read_parquet
+from storage.store.manifest import read_rows
 
 if TYPE_CHECKING:
     from cluster.steering.actor import SteeringRequest, SteeringResult
@@ -194,11 +194,11 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
 
     files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
     prefix = f"{tables.STEERING_PROMPTS.file}/"
-    paths = [folder / record.path for record in files if record.path.startswith(prefix)]
+    prompt_files = [record for record in files if record.path.startswith(prefix)]
     # Imports Matplotlib, which is slow to load.
     from jobs.page.figures.dose_response import draw_dose_response
 
-    doses = _dose_table(params, pa.concat_tables([read_parquet(path) for path in paths]))
+    doses = _dose_table(params, read_rows(folder, prompt_files))
     rows = doses.to_pylist()
     label = f"{activations_stage.label}, {params['pooling']} pooling"
     files += [

@@ -85,10 +85,12 @@ def export_database(root: Path, file: Path) -> None:
     """Write a DuckDB database whose views work without neuralign as long as the store is not moved.
 
     Raises:
-        UserError: if the file already exists.
+        UserError: if the file already exists, or its folder does not.
     """
-    if file.exists():
+    if file.exists() or file.is_symlink():
         raise UserError(f"{file}: already exists; name another file")
+    if not file.parent.is_dir():
+        raise UserError(f"{file}: there is no folder {file.parent}; create it first")
     with temporary_sibling(file) as temporary:
         with duckdb.connect(str(temporary)) as connection:
             _create_views(connection, root)
@@ -135,6 +137,13 @@ def is_activation_file(record: FileRecord) -> bool:
     return record.path.startswith("pooling=")
 
 
+def check_tables(stage: Manifest) -> None:
+    """Raise StoreError if a table of a stage is missing or damaged. Activations and scores, which are
+    large, are not read for it."""
+    arrays = ("pooling=", "scores/")
+    stage.check([record for record in stage.present_records if not record.path.startswith(arrays)])
+
+
 def _create_views(
     connection: duckdb.DuckDBPyConnection, root: Path, runs: Container[str] | None = None
 ) -> None:
@@ -167,7 +176,7 @@ def _select_rows(stages: list[Manifest], table: tables.Table) -> str:
             f"SELECT {_select_columns(table, stage)}, {_quoted(stage.fingerprint)} AS run "
             f"FROM ({_select_files(table, paths)})"
             for stage in stages
-            if (paths := stage.paths(table.file))
+            if (paths := stage.unchecked_paths(table.file))
         ],
         table.schema,
     )
@@ -200,7 +209,8 @@ def _join_attributions(rows: str, experts: list[Manifest], attributions: list[Ma
         f"SELECT {_quoted(stage.fingerprint)} AS run, pooling, concept, layer, site, unit, attribution "
         f"FROM read_parquet({_list(paths)}, hive_partitioning = false)"
         for stage in experts
-        if stage.folder.name in latest and (paths := latest[stage.folder.name].paths("attributions"))
+        if stage.folder.name in latest
+        and (paths := latest[stage.folder.name].unchecked_paths("attributions"))
     ]
     if not parts:
         return f"SELECT * EXCLUDE (run), NULL::DOUBLE AS attribution, run FROM ({rows})"
@@ -224,7 +234,9 @@ def _create_activations(connection: duckdb.DuckDBPyConnection, stages: list[Mani
 
 def _create_scores(connection: duckdb.DuckDBPyConnection, stages: list[Manifest]) -> None:
     parts = [
-        _select_site_files(stage, stage.paths("scores"), _SCORES_OF_RUN, n_concepts=record.rows)
+        _select_site_files(
+            stage, stage.unchecked_paths("scores"), _SCORES_OF_RUN, n_concepts=record.rows
+        )
         for stage in stages
         for record in stage.files
         if record.path == tables.SCORED_CONCEPTS.file

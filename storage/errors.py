@@ -13,6 +13,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from storage.printable import hide_credentials, printable
+
 _MAX_EXCERPT = 80
 _MAX_LINE = 1000
 
@@ -48,12 +50,16 @@ class WorkFailed(NeuralignError):
         self.failures = list(failures)
 
     def __str__(self) -> str:
-        return "\n".join([self.summary, *(f"  {failure}" for failure in self.failures)])
+        return "\n".join([self.summary, *(f"  {one_line(failure)}" for failure in self.failures)])
 
 
 def one_line(text: str) -> str:
-    """A message without line breaks and, if it is very long, without its middle."""
+    """A message without line breaks, control characters and, if it is very long, its middle.
+
+    The credentials of URLs in it are replaced by ***.
+    """
     line = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    line = hide_credentials(printable(line, keep=""))
     half = _MAX_LINE // 2
     return line if len(line) <= _MAX_LINE else f"{line[:half]} ... {line[-half:]}"
 

@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from tests.browser import Browser
 
 _FIRST = [
-    *("test_demo", "test_cluster", "test_nodes", "test_faults", "test_stopped", "test_sweep"),
+    *(
+        "test_demo",
+        "test_cluster",
+        "test_nodes",
+        "test_faults",
+        "test_damage",
+        "test_stopped",
+        "test_sweep",
+    ),
     *("test_page", "test_steering", "test_when", "test_generation", "test_pipeline", "test_deaths"),
     *("test_object_store", "test_correlation", "test_partial", "test_expertise", "test_selection"),
 ]

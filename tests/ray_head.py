@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -24,32 +24,45 @@ _SECONDS = 300
 
 
 class Head(NamedTuple):
-    """The address of a head's job server, and its service discovery file for Prometheus."""
+    """The addresses of a head's job server and GCS, its service discovery file for Prometheus, and the
+    process that started it."""
 
     address: str
     metrics: Path
+    gcs: str
+    pid: int
 
 
 @contextmanager
 def ray_head(cpus: int = 2) -> Iterator[Head]:
     """Start a head."""
+    ray = Path(sys.executable).parent / "ray"
+    command = f"{ray} start --head --include-dashboard=true --num-cpus={cpus}"
+    with running_head(command, {}) as head:
+        yield head
+
+
+@contextmanager
+def running_head(command: str, environment: Mapping[str, str]) -> Iterator[Head]:
+    """Start a head with a shell command, to which its own ports and folder are added, and environment
+    variables."""
     # a short path, because the paths of a session's sockets are limited in length
     folder = Path(tempfile.mkdtemp(prefix="nr", dir="/tmp"))
     gcs, dashboard, agent, client = _free_ports(4)
     programs = Path(sys.executable).parent
-    command = [
-        *(str(programs / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
+    options = [
+        *("--block", "--node-ip-address=127.0.0.1"),
         *(f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
         *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
-        *("--include-dashboard=true", f"--temp-dir={folder}", f"--num-cpus={cpus}"),
-        *("--object-store-memory=100000000", "--disable-usage-stats"),
+        *(f"--temp-dir={folder}", "--object-store-memory=100000000", "--disable-usage-stats"),
     ]
     root = str(Path(__file__).parent.parent)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # jobs are started as `python`
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     head = subprocess.Popen(
-        command,
-        # jobs are started as `python`
-        env={**environment, "PYTHONPATH": root, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
+        ["bash", "-c", f"{command} {' '.join(options)}"],
+        env={**inherited, "PYTHONPATH": root, "PATH": path, **environment},
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -58,14 +71,16 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait(address, head)
-        yield Head(address, folder / "prom_metrics_service_discovery.json")
+        metrics = folder / "prom_metrics_service_discovery.json"
+        yield Head(address, metrics, f"127.0.0.1:{gcs}", head.pid)
     finally:
-        started = psutil.Process(head.pid).children(recursive=True)
-        head.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs([psutil.Process(head.pid), *started], timeout=20)
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        with suppress(psutil.NoSuchProcess):
+            started = psutil.Process(head.pid).children(recursive=True)
+            head.send_signal(signal.SIGTERM)
+            _, alive = psutil.wait_procs([psutil.Process(head.pid), *started], timeout=20)
+            for process in alive:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         head.wait(timeout=_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)
 

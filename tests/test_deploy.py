@@ -6,6 +6,8 @@ from __future__ import annotations
 import configparser
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -19,7 +21,9 @@ import yaml
 from jobs.actions.schedule import Cron, find_time_zone
 from jobs.commands.main import app
 from jobs.config.loader import read_sweep
+from storage.version import __version__
 
+_LABELS = {"app.kubernetes.io/part-of": "neuralign"}
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 
@@ -93,6 +97,8 @@ def test_ray_resources_have_known_fields_and_the_pinned_ray_version() -> None:
             assert cluster["authOptions"] == {"mode": "token"}
             assert cluster["headGroupSpec"].keys() <= _HEAD
             for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                # the network policy selects the pods by this label
+                assert group["template"]["metadata"]["labels"] == _LABELS
                 assert all(isinstance(value, str) for value in group["rayStartParams"].values())
                 options = _ray_start_options()
                 assert {f"--{name}" for name in group["rayStartParams"]} <= options
@@ -193,11 +199,70 @@ def test_the_cluster_launcher_file_matches_its_schema() -> None:
     validate_config(prepare_config(content))
     options = _ray_start_options()
     for line in (*content["head_start_ray_commands"], *content["worker_start_ray_commands"]):
-        program, command, *rest = shlex.split(line)
+        program, command, *rest = shlex.split(line.removeprefix("RAY_AUTH_MODE=token "))
         assert (program.rpartition("/")[2], command in ("start", "stop")) == ("ray", True)
         assert {word.partition("=")[0] for word in rest} <= options
-    for source in content["file_mounts"].values():
+    *sources, token = content["file_mounts"].values()
+    assert token == "~/.ray/auth_token"  # noqa: S105
+    for source in sources:
         assert (ROOT / source / "constraints.txt").is_file()
+    # launcher and users start heads and workers with the token, and the dashboard is not on the network
+    for commands in (content["head_start_ray_commands"], content["worker_start_ray_commands"]):
+        assert commands[-1].startswith("RAY_AUTH_MODE=token ")
+    assert "--dashboard-host=127.0.0.1" in content["head_start_ray_commands"][-1]
+
+
+def test_pods_run_without_privileges_an_image_of_this_version() -> None:
+    """They ran as root with the cluster's default account, and whatever `latest` was on each node."""
+    pods = list(_pods())
+    assert len(pods) == 7
+    for name, pod in pods:
+        assert pod["automountServiceAccountToken"] is False, name
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == 1000
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["image"] == f"neuralign:{__version__}"
+            limits = container["securityContext"]
+            assert limits == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    assert f"-t neuralign:{__version__} " in dockerfile
+    assert re.search(r"^FROM python:3\.11\.\d+-slim-\w+$", dockerfile, re.MULTILINE)
+    assert "--uid 1000" in dockerfile
+
+
+def test_only_pods_of_the_study_reach_rays_ports() -> None:
+    """Every pod of the Kubernetes cluster reached the head."""
+    (policy,) = (document for _, document in _documents() if document["kind"] == "NetworkPolicy")
+    spec = policy["spec"]
+    assert spec["podSelector"] == {"matchLabels": _LABELS}
+    assert spec["policyTypes"] == ["Ingress"]
+    own, others = spec["ingress"]
+    assert own == {"from": [{"podSelector": {"matchLabels": _LABELS}}]}
+    assert others["ports"] == [{"protocol": "TCP", "port": 8265}]
+    assert all("podSelector" in peer for peer in others["from"])
+    (deployment,) = (document for _, document in _documents() if document["kind"] == "Deployment")
+    assert _LABELS.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_the_systemd_unit_is_confined_and_reads_the_token() -> None:
+    """The scheduler could write everywhere its user can, and needed the token in its environment."""
+    text = (DEPLOY / "neuralign-schedule@.service").read_text()
+    assert "LoadCredential=auth_token:/etc/neuralign/auth_token" in text
+    assert "RAY_AUTH_TOKEN_PATH=%d/auth_token" in text
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    command = [
+        "systemd-analyze",
+        "security",
+        "--offline=true",
+        str(DEPLOY / "neuralign-schedule@.service"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert exposure is not None, done.stderr
+    assert float(exposure[1]) <= 2.0
 
 
 def test_the_image_copies_existing_files_and_all_that_the_package_needs() -> None:
@@ -211,10 +276,9 @@ def test_the_image_copies_existing_files_and_all_that_the_package_needs() -> Non
     assert packages is not None
     assert {name.split(".")[0] for name in re.findall(r'"([\w.]+)"', packages[1])} <= copied
     assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"} <= copied
-    assert any(line.startswith("FROM python:3.11") for line in lines)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/clusters.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/clusters.md", "SECURITY.md"])
 def test_files_named_in_the_docs_exist(name: str) -> None:
     for path in re.findall(r"deploy/[\w@.-]*\w", (ROOT / name).read_text()):
         assert (ROOT / path).exists(), path

@@ -25,6 +25,7 @@ import pytest
 
 from jobs import planner, sweep
 from jobs.config.loader import read_sweep
+from jobs.engine.scheduler import run_concurrently
 from jobs.engine.stage import Stage, StageOutput, run_if_needed, run_missing_units
 from storage.database import open_store
 from storage.errors import StoreError, UserError
@@ -424,6 +425,40 @@ def test_deleted_activations_are_recorded_and_recomputed_when_needed(
     assert list(verify(store)) == []
 
 
+@pytest.mark.parametrize("has_several_models", [False, True])
+def test_the_lease_of_a_run_killed_after_its_stage_was_complete_is_removed(
+    tmp_path: Path, has_several_models: bool
+) -> None:
+    """A complete stage would look held for ever, after a kill here or in another container."""
+    stage, store = _toy_stage(), layout.create_store(tmp_path / "store")
+    lease = stage.folder(store) / layout.RUNNING
+
+    def run() -> None:
+        if has_several_models:
+            assert [result.ran for result in run_concurrently([stage], store, lambda *_: True)] == [
+                False
+            ]
+        else:
+            assert not run_if_needed(stage, store)
+
+    run_if_needed(stage, store)
+    assert in_child(lambda: _be_killed_with_the_lease(lease))
+    assert lease.exists()
+    run()
+    assert not lease.exists()
+    lease.write_text(json.dumps({"token": "theirs", "host": "elsewhere", "pid": 1}))
+    run()
+    assert lease.exists(), "its holder may be about to remove it"
+    os.utime(lease, (time.time() - 60, time.time() - 60))
+    run()
+    assert not lease.exists()
+
+
+def _be_killed_with_the_lease(path: Path) -> None:
+    with acquire_lease(path, {}, lambda _: None):
+        kill()
+
+
 def _kill_at_unlink(number: int) -> OnDiskAccess:
     points = count()
 
@@ -451,9 +486,38 @@ def test_gc_deletes_scored_activations_and_stages_without_a_report(study: Study,
     reclaimed = sum(each.bytes for each in garbage)
     before = sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
     for each in garbage:
-        each.delete()
+        assert each.delete()
     after = sum(path.stat().st_size for path in finished.rglob("*") if path.is_file())
     assert before - after >= reclaimed > 0
     assert list(find_garbage(finished)) == []
     assert list(verify(finished)) == []
     assert rows(finished)["experts"]
+    # a folder that remained would count as an unfinished stage
+    assert not [folder for folder in manifest.stage_folders(finished) if manifest.read(folder) is None]
+
+
+@pytest.mark.parametrize("event", ["started", "completed", "held", "replaced"])
+def test_gc_deletes_nothing_that_became_needed_since_it_was_listed(
+    study: Study, finished: Path, event: str
+) -> None:
+    """A sweep that starts while gc deletes would lose its inputs."""
+    garbage = list(find_garbage(finished))
+    assert garbage
+    contents = _contents(finished)
+    for each in garbage:
+        used = each.stage.folder
+        new = layout.stage_folder(finished, "experts", "new", "0" * 16)
+        if event == "started":
+            new.mkdir()
+        elif event == "completed":
+            manifest.Manifest(new, "experts", "new", "0" * 16, {}, {"a": used.name}, [], 1.0).commit()
+        elif event == "replaced":
+            each.stage.commit()
+        lease = used if event == "held" else new
+        if event in ("started", "held"):
+            with acquire_lease(lease / layout.RUNNING, {}, lambda _: None):
+                assert not each.delete()
+        else:
+            assert not each.delete()
+        assert each.stage.folder.exists()
+    assert _contents(finished) == contents

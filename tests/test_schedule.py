@@ -147,7 +147,7 @@ def test_only_the_latest_missed_slot_runs_and_no_slot_runs_again(memory: Path) -
     assert server.jobs == []
     scheduler.tick(start, datetime(2026, 6, 9, 8, tzinfo=UTC))
     assert server.jobs == ["job-20260609T0300Z"]
-    last = slots.last_decision()
+    last = slots.last_decision(datetime(2026, 6, 9, 8, tzinfo=UTC))
     assert last is not None
     assert last[1]["missed"] == 7
     server.known_ids.clear()  # a new cluster
@@ -156,8 +156,59 @@ def test_only_the_latest_missed_slot_runs_and_no_slot_runs_again(memory: Path) -
         Scheduler(ScheduleSlots(memory, "study"), Cron("0 3 * * *", UTC), "job", server),
     ):
         restarted.tick(start, datetime(2026, 6, 9, 9, tzinfo=UTC))
-        restarted.tick(start, datetime(2026, 6, 8, 9, tzinfo=UTC))  # a clock that was set back
+        restarted.tick(start, datetime(2026, 6, 9, 2, 58, tzinfo=UTC))  # a clock that differs
     assert len(server.jobs) == 1
+
+
+@pytest.mark.parametrize("jump", [timedelta(hours=7, minutes=20), timedelta(days=365)])
+def test_slots_run_although_a_clock_jumped_ahead_and_back(
+    memory: Path, jump: timedelta, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The slots up to the wrong time counted as missed: 0 of 240 were submitted, without a word."""
+    server = Server(random.Random(0))
+    start = datetime(2026, 6, 1, 0, 30, tzinfo=UTC)
+    slots = ScheduleSlots(memory, "study")
+    cron = Cron("0 * * * *", UTC)
+    Scheduler(slots, cron, "job", server).tick(start, start + jump)
+    (ahead,) = server.jobs
+    scheduler = Scheduler(slots, cron, "job", server)
+    for minutes in range(0, 240 * 60, 10):
+        scheduler.tick(start, start + timedelta(minutes=minutes))
+    names = [f"job-{start + timedelta(hours=n, minutes=30):%Y%m%dT%H%MZ}" for n in range(240)]
+    assert sorted({*server.jobs, ahead}) == sorted({*names, ahead})
+    assert len(server.jobs) == len(set(server.jobs))
+    assert capsys.readouterr().err.count("was decided by a clock ahead of this one") == 1
+
+
+def test_a_schedule_that_was_started_by_a_wrong_clock_starts_now(memory: Path) -> None:
+    """It would wait until the time at which it was started, a year later."""
+    now = datetime(2026, 6, 1, tzinfo=UTC)
+    owner = {"keeps": "one", "host": "here", "pid": 1}
+    ScheduleSlots(memory, "study").begin(owner, now + timedelta(days=365))
+    assert ScheduleSlots(memory, "study").begin(owner, now) == now
+    assert ScheduleSlots(memory, "study").begin(owner, now + timedelta(days=1)) == now
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"submit": 1}', None])
+def test_strange_files_in_its_folder_do_not_stop_a_schedule(memory: Path, content: bytes | None) -> None:
+    """`notes.json`, or a decision that is damaged (or a folder), ended the scheduler."""
+    server = Server(random.Random(0))
+    slots = ScheduleSlots(memory, "study")
+    start = datetime(2026, 6, 1, 0, 30, tzinfo=UTC)
+    slots.begin({"keeps": "one", "host": "here", "pid": 1}, start)
+    folder = memory / "_schedules" / "study"
+    for name in ("notes.json", "zzz.json", "20261399T9999Z.json", "20260601T0100Z.json"):
+        if content is None:
+            (folder / name).mkdir()
+        else:
+            (folder / name).write_bytes(content)
+    scheduler = Scheduler(slots, Cron("0 * * * *", UTC), "job", server)
+    for hours in (1, 2, 30):
+        scheduler.tick(start, start + timedelta(hours=hours))
+    # the slot with the damaged decision may have been submitted, and is not submitted again
+    assert server.jobs == ["job-20260601T0200Z", "job-20260602T0600Z"]
+    (folder / "schedule.json").write_bytes(content or b"{")
+    slots.begin({"keeps": "one", "host": "here", "pid": 1}, start)
 
 
 def test_a_slot_is_skipped_while_the_sweep_is_still_running(

@@ -6,7 +6,10 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -116,6 +119,23 @@ def test_concurrent_requests_get_their_own_responses(server: Server) -> None:
     with ThreadPoolExecutor(len(requests)) as pool:
         responses = list(pool.map(lambda request: read(*request), requests))
     assert responses == [expected[request] for request in requests]
+
+
+def test_many_idle_connections_neither_start_many_threads_nor_lock_the_user_out(server: Server) -> None:
+    """Each connection took a thread for a minute, without limit: 3,000 of them exhausted the machine."""
+    cookie = f"{server.cookie}={server.token}"
+    threads = threading.active_count()
+    with ExitStack() as stack:
+        for number in range(300):
+            address = ("127.0.0.1", server.server_port)
+            connection = stack.enter_context(socket.create_connection(address))
+            if number % 2:
+                connection.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        assert get(server, "/api/concept?name=bus", Cookie=cookie)[0] == 200
+        deadline = time.monotonic() + 60
+        while threading.active_count() > threads + 64 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert threading.active_count() <= threads + 64
 
 
 def test_an_unavailable_port_is_a_user_error(server: Server, store: Path) -> None:

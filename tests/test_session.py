@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.runtime import session_folder
+from cluster.runtime.auth_token import protect_token, read_token
 from cluster.runtime.session_folder import SessionFolder
 from storage.errors import UserError
 
@@ -80,6 +81,22 @@ def test_a_folder_with_a_short_path_is_used_itself(
         assert SessionFolder().path == Path(path)
     monkeypatch.setenv("RAY_TMPDIR", "/dev")
     assert SessionFolder().path == Path("/dev")
+
+
+def test_other_users_cannot_read_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray makes it readable by all users of the machine, who could then run code as this one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    path = tmp_path / ".ray/auth_token"
+    protect_token()
+    token = path.read_text()
+    assert len(token) == 64
+    for mode in (0o600, 0o644):
+        path.chmod(mode)
+        protect_token()
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.read_text() == read_token() == token
 
 
 def test_a_session_without_a_folder_is_refused(

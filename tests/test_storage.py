@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -20,9 +21,10 @@ from hypothesis.extra.numpy import arrays
 
 from storage.errors import StoreError
 from storage.store import flat_parquet, layout, manifest
+from storage.store import lease as leases
 from storage.store.commit import KEY, write_json, write_table, write_values
 from storage.store.fingerprint import fingerprint
-from storage.store.lease import holder_has_exited
+from storage.store.lease import acquire_lease, holder_has_exited, read_lease
 from storage.store.manifest import Manifest
 from storage.tables_doc import page
 
@@ -178,11 +180,21 @@ def test_a_work_unit_with_a_truncated_file_is_not_complete(tmp_path: Path) -> No
     assert manifest.read_work_units(tmp_path) == {}
 
 
-def test_a_lease_of_another_users_process_is_not_stale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another user's running stage would be taken over at once, also where /proc hides it."""
+def _exited_holder(folder: Path) -> dict[str, Any]:
+    """What a process of this machine that has exited left in a lease."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    holder = {"host": socket.gethostname(), "pid": child.pid, "token": "theirs"}
+    with acquire_lease(folder / layout.RUNNING, {}, lambda _: None):
+        ours = read_lease(folder / layout.RUNNING)
+    assert ours is not None
+    return {**ours, "pid": child.pid, "token": "theirs"}
+
+
+def test_a_lease_of_another_users_process_is_not_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's running stage would be taken over at once, also where /proc hides it."""
+    holder = _exited_holder(tmp_path)
     assert holder_has_exited(holder)
     assert not holder_has_exited({**holder, "host": "elsewhere"})
     assert not holder_has_exited({**holder, "pid": os.getppid()})
@@ -192,6 +204,45 @@ def test_a_lease_of_another_users_process_is_not_stale(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "kill", refuse)
     assert not holder_has_exited(holder)
+
+
+@pytest.mark.parametrize("fact", ["boot", "pid_namespace"])
+def test_no_process_is_judged_by_its_id_in_another_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fact: str
+) -> None:
+    """In containers with the same host name, a live run would be taken over, because its process id is
+    free in the other container; or its own id, so that the run would take its own lease over."""
+    holder = _exited_holder(tmp_path)
+    others = [{**holder, fact: "another"}, {**holder, fact: None}]
+    others.append({name: value for name, value in holder.items() if name != fact})
+    for other in others:
+        assert not holder_has_exited(other)
+        assert not holder_has_exited({**other, "pid": os.getpid()})
+    # a system that does not tell
+    monkeypatch.setattr(leases, "_BOOT_ID", tmp_path / "missing")
+    assert not holder_has_exited({**holder, "boot": None, "pid_namespace": None})
+
+
+def _can_unshare() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "-fpr", "--mount-proc", "true"]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not _can_unshare(), reason="needs unshare and user namespaces")
+def test_a_run_in_another_container_waits_for_a_live_lease(tmp_path: Path) -> None:
+    """The other container has the same host name, and no process with the holder's id."""
+    waits = (
+        "import sys; from pathlib import Path; from storage.store.lease import *\n"
+        "path = Path(sys.argv[1])\n"
+        "print(is_held(path), holder_has_exited(read_lease(path)))"
+    )
+    with acquire_lease(tmp_path / layout.RUNNING, {}, lambda _: None):
+        path = str(tmp_path / layout.RUNNING)
+        command = ["unshare", "-fpr", "--mount-proc", sys.executable, "-c", waits, path]
+        ran = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ran.stdout == "True False\n", ran.stderr
 
 
 def test_docs_tables_md_is_up_to_date() -> None:

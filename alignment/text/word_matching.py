@@ -28,6 +28,9 @@ _MASK_TABLE = re.sub(rb"[^\w\x80-\xff]", b" ", bytes(range(256))).lower()
 # general punctuation (dashes, curly quotes) and Latin-1 punctuation
 _MULTIBYTE_PUNCTUATION = re.compile(rb"\xe2\x80[\x80-\xbf]|\xc2[\xa0-\xbf]")
 
+# between texts that are searched together: a space at the end of one, a mark, a space before the next
+_TEXT_GAP = b" \n "
+
 
 @dataclass(frozen=True)
 class ConceptWord:
@@ -54,6 +57,11 @@ def word_pattern(concept: str | ConceptWord) -> re.Pattern[str]:
 def find_word(text: str, concept: str | ConceptWord) -> list[tuple[int, int]]:
     """Start and end, in characters, of every occurrence of the concept's word in the text."""
     return [match.span() for match in word_pattern(concept).finditer(text)]
+
+
+def has_word(text: str, concept: str | ConceptWord) -> bool:
+    """Whether the concept's word occurs in the text."""
+    return word_pattern(concept).search(text) is not None
 
 
 def shuffle_words(text: str, words: Sequence[str | ConceptWord], rng: np.random.Generator) -> str:
@@ -130,7 +138,10 @@ class WordFinder:
         A word inside a longer name ("ice" in "ice cream") does not count. A name with punctuation
         ("C++") matches by its letters only; `find` is exact.
         """
-        masked = b" " + mask_non_words(text) + b" "
+        return self._find_in_masked(b" " + mask_non_words(text) + b" ")
+
+    def _find_in_masked(self, masked: bytes) -> tuple[Ints, Ints]:
+        """As `find_in_bytes`, in masked text with a space at each end."""
         matches = self._automaton.find_matches_as_indexes(masked, overlapping=True)
         flat = np.fromiter(chain.from_iterable(matches), np.int64, 3 * len(matches))
         pattern, start, end = flat.reshape(-1, 3).T
@@ -149,8 +160,20 @@ class WordFinder:
 
     def find(self, text: str) -> set[int]:
         """The indices of the words in a text, except inside longer names."""
-        indices, _ = self.find_in_bytes(text.encode())
-        return {int(index) for index in np.unique(indices) if find_word(text, self.words[index])}
+        (candidates,) = self.find_candidates([text])
+        return {index for index in candidates if has_word(text, self.words[index])}
+
+    def find_candidates(self, texts: Sequence[str]) -> list[list[int]]:
+        """For each of many texts, the indices of the words that `find` would check in it, sorted."""
+        encoded = [text.encode() for text in texts]
+        starts = np.cumsum([0, *(len(text) + len(_TEXT_GAP) for text in encoded)])
+        indices, places = self._find_in_masked(_mask_texts(encoded, starts))
+        # the space before a word is where it starts
+        owners = np.searchsorted(starts, places, "right") - 1
+        found: list[list[int]] = [[] for _ in texts]
+        for owner, index in np.unique(np.stack((owners, indices), 1), axis=0).tolist():
+            found[owner].append(index)
+        return found
 
 
 def mask_non_words(text: bytes) -> bytes:
@@ -158,6 +181,14 @@ def mask_non_words(text: bytes) -> bytes:
     if b"\xe2\x80" in text or b"\xc2" in text:
         text = _MULTIBYTE_PUNCTUATION.sub(lambda match: b" " * len(match.group()), text)
     return text.translate(_MASK_TABLE)
+
+
+def _mask_texts(texts: Sequence[bytes], starts: Ints) -> bytes:
+    """Masked texts, each with a space at either end, joined by a byte that occurs in no pattern."""
+    masked = bytearray(b" " + mask_non_words(_TEXT_GAP.join(texts)) + b" ")
+    for start in starts[1:-1].tolist():
+        masked[start - 1 : start] = b"\n"
+    return bytes(masked)
 
 
 def _byte_patterns(word: ConceptWord) -> set[bytes]:

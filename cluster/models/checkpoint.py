@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from storage.errors import UserError
+from storage.readers.strict_json import parse_json
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -67,7 +67,7 @@ def _tensor_names_by_file(folder: Path) -> dict[str, list[str] | None]:
         return {WEIGHTS_FILE: None}
     files: dict[str, list[str] | None] = {}
     try:
-        for name, file in json.loads(index.read_text())["weight_map"].items():
+        for name, file in parse_json(index.read_bytes())["weight_map"].items():
             files.setdefault(Path(file).name, []).append(name)  # type: ignore[union-attr]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: cannot be read: {error}; download it again") from error

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cluster.models.config_values import check_values
 from cluster.models.gguf_header import GgufHeader, find_parts, read_header
 from cluster.models.gguf_rope import FREQUENCIES, check_rope_scaling, set_llama3_scaling
 from cluster.models.gguf_tokenizer import build_tokenizer, check_tokenizer
-from cluster.models.model_config import check_causal_lm
+from cluster.models.model_config import check_causal_lm, errors_of_libraries
 from storage.errors import UserError
 
 CONVERSION = 2
@@ -20,7 +22,6 @@ CONVERSION = 2
 
 _NAME = "model.gguf"
 _OUTPUT = "output.weight"
-_ERRORS = (OSError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError)
 
 
 def check_gguf(file: Path) -> GgufHeader:
@@ -36,14 +37,15 @@ def check_gguf(file: Path) -> GgufHeader:
 
 @cache
 def read_gguf_config(file: Path) -> Any:
-    """Configuration of a GGUF file. Raises UserError for an architecture that transformers lacks."""
+    """Configuration of a GGUF file. Raises UserError if transformers cannot read it."""
     # Cached because it is slow to read and shared by all revisions of a model.
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    except _ERRORS as error:
-        raise UserError(f"{file}: cannot be converted: {error}".splitlines()[0]) from error
+    read_header(find_parts(file))
+    with errors_of_libraries(f"{file}: cannot be converted"):
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    check_values(str(file), config.to_dict())
+    return config
 
 
 def convert_gguf(file: Path, target: Path) -> None:
@@ -96,13 +98,10 @@ def _load_model(folder: Path, header: GgufHeader) -> Any:
     from cluster.models.partial_model import missing_names
 
     file = header.files[0]
-    try:
+    with errors_of_libraries(f"{file}: is not a GGUF file of a causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=_NAME, dtype=torch.bfloat16, output_loading_info=True
         )
-    except _ERRORS as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: is not a GGUF file of a causal language model: {reason}") from error
     model, report = loaded
     if missing := missing_names(report):
         raise UserError(
@@ -127,7 +126,10 @@ def _build_without_memory(config: Any, header: GgufHeader) -> Any:
     config = copy.deepcopy(config)
     # The first part of a model may lack its output layer.
     config.tie_word_embeddings &= _OUTPUT not in header.tensors
-    with torch.device("meta"):
+    problem = f"{header.files[0]}: cannot be built from its metadata"
+    with errors_of_libraries(problem), torch.device("meta"), warnings.catch_warnings():
+        # about tensors without elements; the number of weights is checked
+        warnings.simplefilter("ignore")
         return AutoModelForCausalLM.from_config(config)
 
 

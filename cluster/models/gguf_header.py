@@ -20,6 +20,14 @@ _STRING, _ARRAY = 8, 9
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """struct's formats of the types of numbers."""
 _DEFAULT_ALIGNMENT = 32
+_MAX_ALIGNMENT = 1 << 20
+
+
+_READ_ERRORS = (
+    *(struct.error, ValueError, KeyError, OSError),
+    *(OverflowError, MemoryError, RecursionError),
+)
+"""What a header of arbitrary bytes leads to; lists in lists are read recursively."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +108,24 @@ def _read_file(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         ):
             metadata, tensors = _HeaderReader(content).read()
             size = len(content)
-    except (struct.error, ValueError, KeyError, OSError, OverflowError, MemoryError) as error:
+    except _READ_ERRORS as error:
         reason = "its header is truncated" if isinstance(error, struct.error) else error
         raise UserError(f"{file}: is not a valid GGUF file: {reason}; download it again") from error
     truncated = next((name for name, tensor in tensors.items() if tensor.end > size), None)
     if truncated:
         raise UserError(f"{file}: is truncated: it ends before tensor {truncated}; download it again")
     return metadata, tensors
+
+
+def _check_types(metadata: Mapping[str, Any]) -> None:
+    """Raise ValueError for settings that are read here and are not what they must be."""
+    if not isinstance(metadata["general.architecture"], str):
+        raise ValueError("its architecture is not text")
+    if metadata.get("general.alignment", _DEFAULT_ALIGNMENT) not in range(1, _MAX_ALIGNMENT + 1):
+        raise ValueError(f"its alignment is {metadata['general.alignment']!r}")
+    for name in ("split.count", "split.no", "split.tensors.count"):
+        if not isinstance(metadata.get(name, 0), int):
+            raise ValueError(f"its {name} is {metadata[name]!r}")
 
 
 class _HeaderReader:
@@ -127,10 +146,15 @@ class _HeaderReader:
         metadata: dict[str, Any] = {}
         for _ in range(n_entries):
             key = self._read_string()
+            if key in metadata:
+                raise ValueError(f"it has the key {key!r} twice")
             metadata[key] = self._read_value(self._unpack("I")[0])
         if "general.architecture" not in metadata:
             raise ValueError("it names no architecture")
         entries = [self._read_tensor() for _ in range(n_tensors)]
+        if len({name for name, *_ in entries}) < len(entries):
+            raise ValueError("two of its tensors have the same name")
+        _check_types(metadata)
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         data_start = -(-self._position // alignment) * alignment
         return metadata, {

@@ -13,12 +13,20 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from cluster.models.gguf_header import GgufHeader
-from storage.errors import UserError
+from cluster.models.model_config import errors_of_libraries
+from storage.errors import UserError, excerpt
 
 _BYTE_LEVEL, _SENTENCEPIECE = "gpt2", "llama"
 _CONTROL, _USER_DEFINED = 3, 4
 """Types of special tokens, and of others that are matched as a whole, in `tokenizer.ggml.token_type`."""
 
+_TYPES: dict[str, tuple[type, Any]] = {
+    **dict.fromkeys(("model", "pre"), (str, None)),
+    **dict.fromkeys(("tokens", "merges"), (list, str)),
+    "token_type": (list, int),
+    **dict.fromkeys(("bos_token_id", "eos_token_id"), (int, None)),
+}
+"""Types of settings, and of the elements of lists."""
 _GPT2_SPLIT = frozenset(
     ("gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion", "granite-docling", "exaone4", "mellum")
 )
@@ -37,6 +45,14 @@ def check_tokenizer(header: GgufHeader) -> None:
     """Raise UserError, naming the file, for a tokenizer that cannot be built as the file states it."""
     file, metadata = header.files[0], header.metadata
     kind, splitter = _setting(metadata, "model"), _setting(metadata, "pre")
+    for name, (expected, element) in _TYPES.items():
+        value = _setting(metadata, name)
+        elements = value if element and isinstance(value, list) else []
+        if not isinstance(value, expected | None) or not all(isinstance(e, element) for e in elements):
+            raise UserError(
+                f"{file}: tokenizer.ggml.{name} is {excerpt(str(value))}, of the wrong type; download "
+                "it again"
+            )
     if not kind or not _setting(metadata, "tokens"):
         raise UserError(f"{file}: has no tokenizer (tokenizer.ggml.tokens)")
     if kind == _BYTE_LEVEL and splitter not in _known_splitters():
@@ -57,13 +73,10 @@ def build_tokenizer(header: GgufHeader) -> Any:
     check_tokenizer(header)
     file, metadata = header.files[0], header.metadata
     kind, splitter = _setting(metadata, "model"), _setting(metadata, "pre")
-    try:
+    with errors_of_libraries(f"{file}: its tokenizer cannot be read"):
         architecture, vocabulary, names = get_gguf_tokenizer(str(file))
         backend, _ = convert_gguf_tokenizer(architecture, vocabulary)
-    except Exception as error:
-        # The tokenizers library raises the base class.
-        raise UserError(f"{file}: its tokenizer cannot be read: {error}".splitlines()[0]) from error
-    backend = _set_added_tokens(backend, metadata)
+        backend = _set_added_tokens(backend, metadata)
     if splitter in _DIGIT_SPLIT and kind == _BYTE_LEVEL:
         digits = pre_tokenizers.Digits(individual_digits=True)
         words = pre_tokenizers.ByteLevel(add_prefix_space=False)

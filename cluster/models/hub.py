@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.models.checkpoint import checkpoint_files
+from cluster.models.model_config import read_config_json
 from cluster.models.model_files import (
     PICKLED_WEIGHTS,
     check_no_adapter,
     settings_patterns,
 )
 from storage.errors import UserError
+from storage.readers.strict_json import parse_json
 
 ALL = "all"
 _WILDCARDS = "*?["
@@ -138,9 +139,11 @@ def _encoder_settings(folder: Path) -> list[str]:
     modules = folder / "modules.json"
     if not modules.is_file():
         return []
-    return [
-        f"{module['path']}/config.json" for module in json.loads(modules.read_text()) if module["path"]
-    ]
+    try:
+        paths = [str(module["path"]) for module in parse_json(modules.read_bytes())]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{modules}: cannot be read: {error}; download it again") from error
+    return [f"{path}/config.json" for path in paths if path]
 
 
 def fetch_config(model: str, commit: str) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def fetch_config(model: str, commit: str) -> dict[str, Any]:
             raise UserError(f"model {model!r}: has no config.json on the hub") from error
         except (HfHubHTTPError, OSError) as error:
             raise unavailable_error(model, error) from error
-        _configs[model] = json.loads(Path(path).read_text())
+        _configs[model] = read_config_json(model, Path(path))
     return _configs[model]
 
 

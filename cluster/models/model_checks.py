@@ -86,7 +86,7 @@ def _check_quantization(config: Any) -> None:
     try:
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=True)
         quantizer.validate_environment(device_map=None, weights_only=True)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"its weights are quantized: {error}".splitlines()[0]) from error
     except RuntimeError:
         # Requires a GPU, which the cluster may have.
@@ -99,11 +99,14 @@ def _check_weights(folder: Path, config: Any) -> None:
 
     from cluster.models.partial_model import find_missing_weights, missing_error
 
-    verbosity = logging.get_verbosity()
+    verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         missing = find_missing_weights(folder, config)
     finally:
         logging.set_verbosity(verbosity)
+        if shows_progress:
+            logging.enable_progress_bar()
     if missing:
         raise missing_error(folder, missing)

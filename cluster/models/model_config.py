@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage.errors import UserError
+from cluster.models.config_values import check_values
+from storage.errors import NeuralignError, UserError, describe_error
+from storage.readers.strict_json import parse_json
 
 REMOTE_CODE = "remote-code"
 
@@ -17,12 +21,45 @@ def read_config(folder: str | Path, trust_remote_code: bool, commit: str | None 
 
     Raises UserError if it is unreadable, or of an architecture that transformers lacks.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
+    with errors_of_libraries(f"{folder}: config.json cannot be read"):
+        config = AutoConfig.from_pretrained(folder, revision=commit, trust_remote_code=trust_remote_code)
+        if not isinstance(config.get_text_config(), PretrainedConfig):
+            raise ValueError("its text_config is not that of a model")
+        return config
+
+
+def read_config_json(model: str, file: Path) -> dict[str, Any]:
+    """The content of a model's config.json. Raises UserError for values of the wrong type or size."""
     try:
-        return AutoConfig.from_pretrained(folder, revision=commit, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: config.json cannot be read: {error}".splitlines()[0]) from error
+        content = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"model {model!r}: {file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"model {model!r}: {file} is not a JSON object; download it again")
+    check_values(f"model {model!r}: {file}", content)
+    return content
+
+
+@contextmanager
+def errors_of_libraries(problem: str) -> Iterator[None]:
+    """Turn any error of transformers into a UserError: with wrong values, hundreds of architectures fail
+    in ways of their own."""
+    try:
+        yield
+    except NeuralignError:
+        raise
+    except Exception as error:
+        is_message = isinstance(error, OSError | ValueError)
+        reason = str(error).split("\n")[0] if is_message else describe_error(error)
+        raise UserError(f"{problem}: {reason}") from error
+
+
+def _is_known(model_type: str | None) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
 
 
 def check_causal_lm(model: str, config: dict[str, Any], allowed: frozenset[str] = frozenset()) -> None:
@@ -30,7 +67,8 @@ def check_causal_lm(model: str, config: dict[str, Any], allowed: frozenset[str] 
     images that contains one, and its code may run."""
     model_type = config.get("model_type")
     architectures = config.get("architectures") or []
-    has_code = "AutoModelForCausalLM" in (config.get("auto_map") or {})
+    code = config.get("auto_map") or {}
+    has_code = "AutoModelForCausalLM" in code or ("AutoConfig" in code and not _is_known(model_type))
     is_causal = bool(model_type and architectures and architectures[0].endswith(_CAUSAL_LM_SUFFIXES))
     if (has_code and REMOTE_CODE in allowed) or (is_causal and not has_code):
         return

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from cluster.models.checkpoint import checkpoint_files
-from cluster.models.model_config import REMOTE_CODE, check_causal_lm
+from cluster.models.model_config import REMOTE_CODE, check_causal_lm, read_config_json
 from storage.errors import UserError
 from storage.store.fingerprint import fingerprint, hash_file
 
@@ -30,11 +29,7 @@ def check_folder(model: str, folder: Path, allowed: frozenset[str]) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"model {model!r}: the folder {folder} has no config.json")
-    try:
-        content = json.loads(config.read_text())
-    except ValueError as error:
-        raise UserError(f"model {model!r}: {config} is not valid JSON: {error}") from error
-    check_causal_lm(model, content, allowed)
+    check_causal_lm(model, read_config_json(model, config), allowed)
     if not any(folder.glob("*.safetensors")):
         if not any(folder.glob("*.bin")):
             raise UserError(f"model {model!r}: the folder {folder} has no .safetensors file")

@@ -22,9 +22,9 @@ from cluster.models.architecture import count_layers as layers_in_config
 from cluster.models.architecture import find_layers, model_class
 from cluster.models.checkpoint import Backend, layer_filter, open_tensors
 from cluster.models.divisible import check_divisible, check_shards
-from cluster.models.model_config import read_config
+from cluster.models.model_config import errors_of_libraries, read_config
 from cluster.models.packed_linear import pack
-from storage.errors import UserError, describe_error
+from storage.errors import UserError
 
 _SEQUENTIAL_LOAD = "HF_DEACTIVATE_ASYNC_LOAD"
 
@@ -122,11 +122,8 @@ def find_missing_weights(folder: Path, config: Any) -> list[str]:
     full_class, config = model_class(config)
     partial_class = _make_partial_class(full_class, range(layers_in_config(config)), with_head=False)
     options = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
-    try:
+    with errors_of_libraries(f"{folder}: cannot be loaded"):
         _, report = partial_class.from_pretrained(None, config=config, state_dict=state, **options)
-    except Exception as error:
-        # Code of hundreds of architectures, with any settings.
-        raise UserError(f"{folder}: cannot be loaded: {describe_error(error)}") from error
     return missing_names(report)
 
 

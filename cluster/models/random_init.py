@@ -20,6 +20,7 @@ def init_random_weights(trained: Path, target: Path, trust_remote_code: bool) ->
     torch.manual_seed(SEED)
     model = chosen._from_config(config, dtype=torch.float32)
     model.to(config.dtype or torch.float32).save_pretrained(target)
-    for path in trained.iterdir():
+    # not the folders: in them are checkpoints, and models in other formats
+    for path in filter(Path.is_file, trained.iterdir()):
         if path.suffix not in (".safetensors", ".bin") and not (target / path.name).exists():
             shutil.copy(path, target / path.name)

@@ -19,6 +19,7 @@ from cluster.models.architecture import find_layers, model_class
 from cluster.models.experts import add_expert_hook, expert_widths, is_experts
 from cluster.models.hooks import Side, add_hook, extract_hidden_state
 from cluster.models.mlp import find_mlp, in_out_features, linear_modules
+from cluster.models.model_config import errors_of_libraries
 from storage.errors import NeuralignError, UserError, describe_error
 from storage.store.activation_files import MLP_EXPERTS, MLP_HIDDEN, MLP_ROUTER, MLP_SHARED
 
@@ -144,13 +145,9 @@ def build_without_memory(config: PretrainedConfig, trust_remote_code: bool = Fal
     Raises UserError if that is not possible.
     """
     chosen, config = model_class(config, trust_remote_code, config.name_or_path)
-    try:
-        with torch.device("meta"):
-            return chosen._from_config(config)
-    except Exception as error:
-        # Code of hundreds of architectures, with any settings.
-        reason = describe_error(error)
-        raise UserError(f"{chosen.__name__} cannot be built from its configuration: {reason}") from error
+    problem = f"{chosen.__name__} cannot be built from its configuration"
+    with errors_of_libraries(problem), torch.device("meta"):
+        return chosen._from_config(config)
 
 
 def _find_mlp_sites(number: int, layer: nn.Module, architecture: str) -> list[Site]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from transformers import AutoTokenizer
 
+from cluster.models.model_config import errors_of_libraries
 from storage.errors import UserError
 
 _Offset = tuple[int, int]
@@ -62,12 +63,8 @@ class Tokenizer:
     """A model's tokenizer, which must give character offsets: they locate a concept's word."""
 
     def __init__(self, folder: Path, max_tokens: int, trust_remote_code: bool = False) -> None:
-        try:
+        with errors_of_libraries(f"{folder}: its tokenizer cannot be read"):
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{folder}: its tokenizer cannot be read: {error}".splitlines()[0]
-            ) from error
         if not self._tokenizer.is_fast:
             raise UserError(f"{folder}: the tokenizer gives no character offsets (it is not fast)")
         self._folder = folder

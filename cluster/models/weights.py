@@ -6,7 +6,6 @@ converted, and random-init models initialized, once per machine, into a cache ke
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from cluster.models import gguf, hub, random_init
 from cluster.models.gguf_header import find_parts
 from cluster.models.model_cache import build_in_cache, cache_folder
-from cluster.models.model_config import REMOTE_CODE, check_causal_lm, read_config
+from cluster.models.model_config import REMOTE_CODE, check_causal_lm, read_config, read_config_json
 from cluster.models.model_files import check_folder, hash_encoder, hash_model
 from storage.assets import ASSETS
 from storage.errors import UserError
@@ -136,7 +135,7 @@ def available_config(weights: Weights) -> dict[str, Any]:
     is_folder = weights.source == "folder"
     folder = Path(weights.location) if is_folder else converted_folder(weights)
     path = folder / "config.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return read_config_json(weights.model, path) if path.is_file() else {}
 
 
 def converted_folder(weights: Weights) -> Path:

@@ -13,12 +13,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from cluster.environment import environment_variable
+from cluster.runtime.auth_token import read_token
 from storage.errors import NeuralignError, UserError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -183,7 +185,7 @@ class JobServer:
             raise UserError(f"{self.address}: is not a Ray job server: {error}") from error
         except ValueError as error:
             raise UserError(f"{self.address}: is not a Ray job server: response is not JSON") from error
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise UserError(
                 f"{self.address}: connection failed ({reason}); use the address of the head's job "
@@ -214,6 +216,8 @@ def _url(address: str | None) -> str:
     url = (address or os.environ.get(_ADDRESS) or http_address or DEFAULT_ADDRESS).rstrip("/")
     url = url if "://" in url else f"http://{url}"
     scheme, _, host = url.partition("://")
+    if "@" in host:
+        raise UserError(f"--address {url}: must not contain credentials; set RAY_AUTH_TOKEN")
     if scheme not in ("http", "https") or not host:
         raise UserError(f"--address {address}: expected http://HOST:PORT of the head's job server")
     return url
@@ -221,12 +225,8 @@ def _url(address: str | None) -> str:
 
 def _token_header() -> dict[str, str]:
     """Authorization header with the Ray token, if one is configured."""
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    if not token:
-        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-        with suppress(OSError):
-            token = path.read_text()
-    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
+    token = read_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _minor_version(version: str | None) -> str | None:

@@ -17,7 +17,13 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayErr
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.runtime.session import describe_cluster, format_resources, root_cause
+from cluster.runtime.session import (
+    check_session,
+    describe_cluster,
+    format_resources,
+    is_lost,
+    root_cause,
+)
 from storage.errors import NeuralignError, UserError, WorkFailed, describe_error
 
 MAX_ATTEMPTS = 3
@@ -102,6 +108,7 @@ class WorkQueue(Generic[UnitT, ResultT]):
 
         Raises:
             UserError: immediately, if a work unit raises it or no worker is placed for `wait_seconds`.
+            SessionLost: immediately, if Ray on this machine has ended.
             WorkFailed: at the end, if any work units failed.
         """
         self._pending.extend(_Attempt(work_unit) for work_unit in work_units)
@@ -109,6 +116,7 @@ class WorkQueue(Generic[UnitT, ResultT]):
         last_placed = time.monotonic()
         try:
             while self._pending or self._in_flight:
+                check_session()
                 if self._any_placed():
                     last_placed = time.monotonic()
                 elif time.monotonic() > last_placed + wait_seconds:
@@ -123,7 +131,8 @@ class WorkQueue(Generic[UnitT, ResultT]):
                     if self._succeeded(reference):
                         yield work_unit, ray.get(reference)
         finally:
-            for state in self._workers:
+            # requests to a session that has ended are not answered
+            for state in [] if is_lost() else self._workers:
                 state.worker.stop()
         if self._failures:
             raise WorkFailed(f"{len(self._failures)} of {len(work_units)} units failed", self._failures)

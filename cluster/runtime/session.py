@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import AuthenticationError, RayTaskError
 
+from cluster.runtime.auth_token import protect_token
 from cluster.runtime.session_folder import SessionFolder
 from storage.errors import NeuralignError, UserError
 
@@ -22,16 +23,26 @@ _SETTINGS_FRAME = b"\x04"
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS_FRAME + bytes(5)
 """Start of HTTP/2 (gRPC), to which the server replies with its settings (RFC 9113, section 3.4)."""
 _OBJECT_STORE_BYTES = 256 << 20
+_VITAL_PROCESSES = ("gcs_server", "raylet")
 _links = ExitStack()
+
+
+class SessionLost(NeuralignError):
+    """The private session on this machine has ended, because one of its processes died."""
 
 
 def connect() -> None:
     """Connect to the cluster of RAY_ADDRESS, or start a private one on this machine.
 
-    Does nothing if a session is open. Raises UserError, within seconds, if the address does not respond,
-    the cluster runs another version of Ray or Python, or there is no folder for a private session.
+    Does nothing if a session is open.
+
+    Raises:
+        SessionLost: if the open session is private and has ended.
+        UserError: within seconds, if the address does not respond or needs a token, the cluster runs
+            another version of Ray or Python, or there is no folder for a private session.
     """
     if ray.is_initialized():
+        check_session()
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -43,12 +54,18 @@ def connect() -> None:
     _check_reachable(os.environ[_ADDRESS])
     try:
         ray.init(**options)
+    except AuthenticationError as error:
+        raise UserError(
+            f"{_ADDRESS} {os.environ[_ADDRESS]}: requires a token; set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of the cluster"
+        ) from error
     except (ConnectionError, RuntimeError) as error:
         raise UserError(f"{_ADDRESS} {os.environ[_ADDRESS]}: {error}") from error
 
 
 def _start_private_session(options: dict[str, Any]) -> None:
     folder = SessionFolder()
+    protect_token()
     _links.callback(folder.remove_link)
     atexit.register(_shutdown)
     with folder.environment():
@@ -65,6 +82,36 @@ def _shutdown() -> None:
     ray.shutdown()
     # last, because Ray deletes its spilled objects through the link
     _links.close()
+
+
+def check_session() -> None:
+    """Raise SessionLost if the private session on this machine has ended."""
+    for name, code in _dead_processes():
+        reason = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        raise SessionLost(
+            f"Ray on this machine ended: its {name} {reason} (memory may have run out); run the same "
+            "command to resume"
+        )
+
+
+def restart_if_lost() -> None:
+    """Start a new private session if the old one has ended; no thread may be using the old one."""
+    if _dead_processes():
+        _shutdown()
+        connect()
+
+
+def is_lost() -> bool:
+    """Whether the private session on this machine has ended."""
+    return bool(_dead_processes())
+
+
+def _dead_processes() -> list[tuple[str, int]]:
+    """Names and exit codes of the private session's processes without which it cannot go on."""
+    # Ray notices only after many seconds, and then reports a cluster without CPUs
+    node = ray._private.worker._global_node
+    dead: list[Any] = [] if node is None else node.dead_processes()
+    return [(name, process.returncode) for name, process in dead if name in _VITAL_PROCESSES]
 
 
 def uses_external_cluster() -> bool:
@@ -107,12 +154,14 @@ def shutdown_on_exit() -> Iterator[None]:
 
 
 def cluster_cpus() -> int:
-    """Number of CPUs of the cluster."""
+    """Number of CPUs of the cluster. Raises SessionLost if the session has ended."""
+    check_session()
     return int(ray.cluster_resources().get("CPU", 0))
 
 
 def cluster_gpus() -> int:
-    """Number of GPUs of the cluster."""
+    """Number of GPUs of the cluster. Raises SessionLost if the session has ended."""
+    check_session()
     return int(ray.cluster_resources().get("GPU", 0))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.models.model_config import errors_of_libraries, read_config_json
 from cluster.models.size import measure_size
 from cluster.models.weights import RANDOM_INIT
 from jobs.actions.output import text_table
@@ -36,10 +37,9 @@ def read_configs(sweep: Sweep) -> dict[str, Any]:
         path = sweep.folder / (model.config or "")
         if not path.is_file():
             raise UserError(f"models: {model.id!r}: config: {path}: no such file")
-        try:
+        read_config_json(model.id, path)
+        with errors_of_libraries(f"{path}: is not a model configuration"):
             configs[model.id] = AutoConfig.from_pretrained(path)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: is not a model configuration: {error}".splitlines()[0]) from error
     return configs
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from rich.console import Console, OverflowMethod
 from rich.table import Table
 
+from jobs.engine.terminal import DataConsole
 from storage.store.paths import is_remote
 
 
 def stdout_console() -> Console:
     """A console for results (progress goes to stderr); names may look like markup or emoji codes."""
-    return Console(highlight=False, markup=False, emoji=False)
+    return DataConsole()
 
 
 def text_table(

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import takewhile
 from pathlib import Path
@@ -95,22 +95,33 @@ class Scheduler:
     cron: Cron
     job_base: str
     submitter: Submitter
+    _told: set[str] = field(default_factory=set, init=False)
 
     def tick(self, since: datetime, now: datetime) -> None:
         """Decide the slots that are due, of which only the latest runs, and submit its job.
 
         Errors of the submitter propagate; the next tick resumes.
         """
-        last = self.slots.last_decision()
+        last = self.slots.last_decision(now)
         due = self.cron.due(last[0] if last else since, now)
         if due:
-            self._decide(due)
-            last = self.slots.last_decision()
-        if last is not None and last[1]["submit"] and not self.slots.is_done(last[0]):
-            self._submit(last[0])
+            self._decide(due, now)
+            last = self.slots.last_decision(now)
+        if last is None:
+            return
+        slot, decision = last
+        if not decision:
+            self._tell_once(f"{slot.isoformat()}: skipped, the file with its decision is damaged")
+        elif decision["submit"] and not self.slots.is_done(slot):
+            self._submit(slot)
 
-    def _decide(self, due: list[datetime]) -> None:
+    def _decide(self, due: list[datetime], now: datetime) -> None:
         *missed, slot = due
+        for ahead in self.slots.slots_ahead(now):
+            self._tell_once(
+                f"{ahead.isoformat()}: was decided by a clock ahead of this one; the slots before it "
+                "run when they are due"
+            )
         job = self._job_id(slot)
         running = self.submitter.find_running_job(exclude=job)
         decision = {"submit": running is None, "job": job, "missed": len(missed), "running": running}
@@ -127,6 +138,11 @@ class Scheduler:
         is_new = self.submitter.submit(job)
         self.slots.mark_done(slot, job)
         print_line(f"{slot.isoformat()}: {'submitted' if is_new else 'already submitted'} as {job}")
+
+    def _tell_once(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            print_line(line)
 
     def _job_id(self, slot: datetime) -> str:
         return f"{self.job_base}-{slot_name(slot)}"
@@ -173,7 +189,10 @@ def run_schedule(file: Path, cron: str, timezone: str | None, address: str | Non
         try:
             if time.monotonic() >= retry_at:
                 slots.heartbeat()
-                scheduler.tick(since, datetime.now(UTC))
+                now = datetime.now(UTC)
+                # the schedule may have been started by a clock that was ahead
+                since = min(since, now)
+                scheduler.tick(since, now)
         except (NeuralignError, OSError, RuntimeError) as error:
             print_line(f"{error}; retrying in {_RETRY_SECONDS:.0f} s")
             retry_at = time.monotonic() + _RETRY_SECONDS

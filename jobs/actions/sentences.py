@@ -32,35 +32,34 @@ def print_sentences(file: Path, show: str | None, out: Path | None, name: str | 
     console = stdout_console()
     for planned_set in selection:
         stage = planned_set.stages[0]
-        concept_set = sentences_stage.read_concept_set(stage, store)
         if out is not None:
-            write_concepts(out, concept_set)
+            write_concepts(out, sentences_stage.read_concept_set(stage, store))
         if len(selection) > 1:
             console.print(f"{planned_set.name}:")
         if show is None:
-            print_concepts(console, concept_set, stage, store)
+            print_concepts(console, stage, store)
         else:
+            concept_set = sentences_stage.read_concept_set(stage, store)
             print_sample(console, concept_set, show, planned.sweep.seed)
 
 
-def print_concepts(console: Console, concept_set: ConceptSet, stage: Stage, store: Path) -> None:
+def print_concepts(console: Console, stage: Stage, store: Path) -> None:
     """Print one line per concept: its sentences, how many are flagged or were dropped, and why."""
-    reasons = defaultdict[str, Counter[str]](Counter)
-    for row in sentences_stage.read_dropped(stage, store):
-        reasons[row["concept"]][row["reason"]] = row["dropped"]
     is_collected = stage.params.get("source") is not None
-    if not is_collected:
-        for sentence in concept_set.sentences:
-            for name in sentence.concepts:
-                reasons[name].update(sentence.flags)
-    counts, rows = concept_set.count_sentences(), []
-    for concept in concept_set.concepts:
-        counter = reasons[concept.name]
+    reasons = defaultdict[str, Counter[str]](Counter)
+    if is_collected:
+        for row in sentences_stage.read_dropped(stage, store):
+            reasons[row["concept"]][row["reason"]] = row["dropped"]
+    else:
+        reasons.update(sentences_stage.count_flags(stage, store))
+    counts, rows = sentences_stage.count_sentences(stage, store), []
+    for name, count in counts.items():
+        counter = reasons[name]
         main_reason = counter.most_common(1)[0][0] if counter else ""
-        rows.append((concept.name, counts[concept.name], counter.total(), main_reason))
+        rows.append((name, count, counter.total(), main_reason))
     names = ("concept", "sentences", "dropped" if is_collected else "flagged", "main reason")
     console.print(text_table("lrrl", names, rows))
-    n_neutral = sum(sentence.pool for sentence in concept_set.sentences)
+    n_neutral = sentences_stage.count_neutral_sentences(stage, store)
     console.print(
         f"{len(counts)} concepts, {sum(counts.values()):,} sentences"
         + (f", {n_neutral:,} neutral sentences" if n_neutral else "")

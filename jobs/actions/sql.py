@@ -48,19 +48,43 @@ def _unique_names(names: list[str]) -> list[str]:
 
 
 def _flatten(rows: pa.Table) -> pa.Table:
-    """Nested values as JSON text, since a CSV cell holds one value."""
+    """Nested values as JSON text, since a CSV cell holds one value, and bytes in hexadecimal."""
     columns = [
-        pa.array([json.dumps(value, default=str) for value in column.to_pylist()])
-        if pa.types.is_nested(column.type)
-        else column
+        column if _is_plain(column.type) else pa.array(map(_cell_text, column.to_pylist()), pa.string())
         for column in rows.columns
     ]
     return pa.table(columns, names=rows.column_names)
 
 
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether Arrow writes values of a type into CSV."""
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            *(pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal),
+            *(pa.types.is_string, pa.types.is_large_string, pa.types.is_null),
+            *(pa.types.is_date, pa.types.is_time, pa.types.is_timestamp),
+        )
+    )
+
+
+def _cell_text(value: Any) -> str | None:
+    """A value as the text of a CSV cell."""
+    plain = _json_value(value)
+    return plain if plain is None or isinstance(plain, str) else json.dumps(plain, default=str)
+
+
 def _json_value(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """JSON has no NaN, no bytes, and only text as keys."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    return value
 
 
 def _format_cell(value: Any) -> str:

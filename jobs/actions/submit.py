@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from cluster.runtime.job_server import JobServer, is_active
-from jobs.actions.working_dir import sweep_identity, write_working_dir
+from jobs.actions.working_dir import files_to_upload, sweep_identity, write_working_dir
 from jobs.config.loader import read_sweep
 from jobs.config.sweep import Sweep
 from jobs.engine.progress import print_line
 from storage.errors import UserError
+from storage.printable import printable
 from storage.store.layout import slug
 from storage.store.paths import absolute_path
 
 SWEEP, STORE, IDENTITY = "neuralign sweep", "neuralign store", "neuralign identity"
 """Keys of a job's metadata."""
+_MAX_FILES_LISTED = 20
+_COLOR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def submit_file(file: Path, address: str | None, follow: bool) -> int:
     """Submit a sweep file and print the job's id, or its logs; return the exit code."""
     sweep = read_sweep(file)
     server = JobServer(address)
+    _list_uploads(sweep)
     job, is_new = submit_sweep(server, sweep)
     action = "submitted" if is_new else "already submitted"
     print_line(f"{job}: {action} to {server.address}; results: {sweep.store_path}")
@@ -38,7 +45,7 @@ def print_logs(job: str | None, address: str | None, follow: bool) -> int:
     if job is None:
         for details in server.jobs():
             sweep_name = (details.metadata or {}).get(SWEEP, "")
-            print(details.submission_id, details.status, sweep_name, sep="  ")
+            print(printable(f"{details.submission_id}  {details.status}  {sweep_name}"))
         return 0
     text = server.logs(job)
     if follow:
@@ -69,7 +76,7 @@ def submit_sweep(server: JobServer, sweep: Sweep, slot_job: str | None = None) -
 
     with tempfile.TemporaryDirectory(prefix="neuralign-") as folder:
         file = write_working_dir(sweep, Path(folder))
-        entrypoint = f"python -m jobs.sweep '{file}'"
+        entrypoint = f"python -m jobs.sweep {shlex.quote(file)}"
         job_id = slot_job or f"neuralign-{slug(sweep.name)}-{identity}"
         metadata = _target(sweep) | {IDENTITY: identity}
         return server.submit(job_id, entrypoint, Path(folder), metadata, should_retry)
@@ -81,8 +88,21 @@ def find_running_job(server: JobServer, sweep: Sweep, exclude: str) -> str | Non
     return next((job_id for job_id in ids if job_id != exclude), None)
 
 
+def _list_uploads(sweep: Sweep) -> None:
+    """Print the files that are sent to the cluster, besides the sweep file and neuralign's code."""
+    sizes = files_to_upload(sweep)
+    for number, (file, size) in enumerate(sizes.items()):
+        if number == _MAX_FILES_LISTED:
+            rest = sum(list(sizes.values())[number:])
+            print_line(f"  and {len(sizes) - number:,} more files, {rest:,} bytes")
+            break
+        target = f" -> {file.resolve()}" if file.is_symlink() else ""
+        print_line(f"  uploads {os.path.relpath(file, sweep.folder)}{target}, {size:,} bytes")
+
+
 def _write_log(text: str) -> None:
-    print(text, end="", flush=True)
+    # colors of the cluster's own log lines are dropped, too
+    print(printable(_COLOR.sub("", text), keep="\n\r\t"), end="", flush=True)
 
 
 def _active_jobs(server: JobServer, sweep: Sweep) -> list[Any]:

@@ -17,10 +17,10 @@ def gc(
     from storage.store.gc import find_garbage
     from storage.store.paths import parse_store_path
 
-    garbage = list(find_garbage(parse_store_path(store)))
-    for item in garbage:
-        print(f"{item.bytes / 1e6:10,.1f} MB  {item.stage.folder}: {item.reason}")
-        if delete:
-            item.delete()
-    total = sum(item.bytes for item in garbage) / 1e6
-    print(f"{total:10,.1f} MB  {'deleted' if delete else 'can be deleted with --delete'}")
+    total = 0
+    for item in list(find_garbage(parse_store_path(store))):
+        is_kept = delete and not item.delete()
+        total += 0 if is_kept else item.bytes
+        reason = "kept, because a stage was started or completed meanwhile" if is_kept else item.reason
+        print(f"{item.bytes / 1e6:10,.1f} MB  {item.stage.folder}: {reason}")
+    print(f"{total / 1e6:10,.1f} MB  {'deleted' if delete else 'can be deleted with --delete'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Callable
@@ -60,6 +61,10 @@ def run_stage(until: str | None = None) -> None:
 
 def _run_with_exit_code(work: Callable[[list[str]], Any]) -> None:
     """Exit with the code that `work(arguments)` returns, or that of an expected error."""
+    for stream in (sys.stdout, sys.stderr):
+        # on a terminal that lacks a character, its escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # typer would accept the option only before the command
     arguments = [argument for argument in sys.argv[1:] if argument != _DEBUG]
     try:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from alignment.expertise.scoring import REFERENCE_PREVALENCE
-from jobs.config.base import ConfigError, ConfigModel, Count
+from jobs.config.base import ConfigError, ConfigModel, Count, CountOrNone, Gpus
 from jobs.config.models import Pooling
 from storage.readers.concepts import POOL
 
@@ -21,7 +21,7 @@ Scope = Literal["model", "layer", "site"]
 
 OTHERS = "others"
 OWN = "own"
-_NEGATIVES = rf"^({OTHERS}(:[1-9]\d*)?|{OWN}|{POOL})$"
+_NEGATIVES = rf"^({OTHERS}(:[1-9]\d{{0,8}})?|{OWN}|{POOL})$"
 
 
 class ExpertSettings(ConfigModel):
@@ -38,11 +38,11 @@ class ExpertSettings(ConfigModel):
     """AP above which a neuron is stored; at most the lowest threshold."""
     top: list[Count] = []
     """Numbers of best neurons per concept that are also analyzed as experts, whatever their AP."""
-    permutations: int = Field(default=19, ge=0)
+    permutations: int = Field(default=19, ge=0, le=10_000)
     """Permutations of the labels, for the number of experts expected by chance; 0: none."""
     scores: bool = False
     """Store the APs of all neurons, not only of those above `floor`."""
-    gpus: float = Field(default=0.0, ge=0)
+    gpus: Gpus = 0.0
     """GPUs per scoring task; 0: score on CPUs."""
     keep_activations: bool = True
     """Keep the raw activations after scoring; false deletes them."""
@@ -116,17 +116,17 @@ class SteeringSettings(ConfigModel):
     """The pooling whose experts are clamped; default: the first of neurons.pooling."""
     k: list[Count] = Field(default=[1, 3, 10, 30, 100, 300], min_length=1)
     """Numbers of neurons clamped together; k = 0 is always measured."""
-    others: int = Field(default=20, ge=0)
+    others: CountOrNone = 20
     """Control words per concept: other concepts' words, drawn at random."""
-    singles: int = Field(default=100, ge=0)
+    singles: CountOrNone = 100
     """Experts clamped one at a time, the best by AP; 0: none."""
     single_concepts: Count = 8
     """Number of concepts whose experts are clamped one at a time."""
-    samples: int = Field(default=2, ge=0)
+    samples: CountOrNone = 2
     """Texts generated per prompt; 0: none."""
     tokens: Count = 12
     """Tokens per generated text."""
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, ge=0, le=100)
     """Sampling temperature of the texts; 0: greedy decoding."""
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
     """Data type of the weights."""

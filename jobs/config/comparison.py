@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from jobs.config.base import ConfigError, ConfigModel, Count
+from jobs.config.base import ConfigError, ConfigModel, Count, CountOrNone, ModelName, PathName
 from storage.readers.human import (
     DEFAULT_COLUMNS,
     HumanSet,
@@ -41,7 +41,7 @@ class HumanData(ConfigModel):
 
     name: str = Field(min_length=1)
     """Name of a built-in data set; with `path`, any other name."""
-    path: str | None = None
+    path: PathName | None = None
     """File with the judgments (kind wordnet: a folder); default: the built-in data set."""
     kind: HumanSetKind = "pairs"
     """Format of the file."""
@@ -50,7 +50,7 @@ class HumanData(ConfigModel):
     category, word; triplets a, b, odd. Features need three: item, feature, value."""
     raters: list[ColumnRef] = []
     """Columns with individual raters' scores, for the noise ceiling (kind pairs)."""
-    items: str | None = None
+    items: PathName | None = None
     """File with the items' names, one per row (matrix, embeddings, features, triplets)."""
     scores: Literal["similarity", "dissimilarity"] = "similarity"
     """Meaning of a high score (pairs, matrix)."""
@@ -87,6 +87,10 @@ class HumanData(ConfigModel):
                 f"expected {n_columns} columns for kind {self.kind}, got {len(self.columns)}", "columns"
             )
         columns = [*(self.columns or DEFAULT_COLUMNS[self.kind]), *self.raters]
+        repeated = [column for number, column in enumerate(columns) if column in columns[:number]]
+        if repeated:
+            key = "raters" if repeated[0] in self.raters else "columns"
+            raise ConfigError(f"{repeated[0]!r} is listed twice", key)
         numbers = [column for column in columns if isinstance(column, int)]
         if numbers and (len(numbers) < len(columns) or min(numbers) < 1):
             raise ConfigError(
@@ -119,7 +123,7 @@ class WordVectorsBaseline(ConfigModel):
 
     name: str = Field(min_length=1)
     """Name of the baseline."""
-    path: str = Field(min_length=1)
+    path: PathName = Field(min_length=1)
     """File in the format of word2vec, GloVe or fastText (.vec, .bin), optionally compressed (.gz,
     .bz2)."""
 
@@ -129,7 +133,7 @@ class SentenceEncoderBaseline(ConfigModel):
 
     name: str = Field(min_length=1)
     """Name of the baseline."""
-    encoder: str = Field(min_length=1)
+    encoder: ModelName
     """Repository on the Hugging Face Hub, or a folder (relative paths: see `models_in`)."""
     revision: str = "main"
     """Revision of the encoder."""
@@ -140,9 +144,9 @@ class SparseAutoencoderBaseline(ConfigModel):
 
     name: str = Field(min_length=1)
     """Name of the baseline."""
-    dictionary: str = Field(min_length=1)
+    dictionary: PathName = Field(min_length=1)
     """Safetensors file with the weights of the autoencoder."""
-    layer: int = Field(ge=0)
+    layer: CountOrNone
     """Layer that the autoencoder was trained on, from 0."""
     at: str = ""
     """Module of the layer with `:input` or `:output`; default: the hidden state after the layer."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from alignment.text.quality import LANGUAGES
-from jobs.config.base import ConfigError, ConfigModel, Count
+from jobs.config.base import ConfigError, ConfigModel, Count, CountOrNone, ModelName, PathName
 from jobs.config.models import Dtype
 from storage.readers.concepts import MIN_SENTENCES
 
@@ -31,7 +31,7 @@ class _ConceptSetSettings(ConfigModel):
 class ProvidedSentences(_ConceptSetSettings):
     """Existing sentences in a file or folder."""
 
-    source: str = Field(min_length=1, json_schema_extra={"not": {"enum": ["harvest", "generate"]}})
+    source: PathName = Field(min_length=1, json_schema_extra={"not": {"enum": ["harvest", "generate"]}})
     """A .csv, .tsv, .jsonl or .parquet file, also compressed, or a folder with a concept_list.csv."""
     columns: dict[str, str] = {}
     """Names of the file's columns by the standard names, such as `{concept: word, text: sentence}`."""
@@ -42,7 +42,7 @@ class ProvidedSentences(_ConceptSetSettings):
 class SentencesToMake(_ConceptSetSettings):
     """Concepts whose sentences are harvested or generated."""
 
-    words: str | list[str]
+    words: PathName | list[str]
     """The concepts, or a file with the column `concept` and optionally domain, sense and pos."""
     sentences: Count = 32
     """Sentences per concept."""
@@ -68,11 +68,11 @@ class HarvestedSentences(SentencesToMake):
 
     source: Literal["harvest"]
     """The constant `harvest`."""
-    corpus: str | list[str]
+    corpus: PathName | list[PathName]
     """Files, folders or patterns of .txt, .jsonl or .parquet files."""
     column: str = "text"
     """Field of the .jsonl and .parquet files that holds the text."""
-    pool: int = Field(default=0, ge=0)
+    pool: CountOrNone = 0
     """Number of neutral sentences, which name none of the concepts."""
 
 
@@ -81,7 +81,7 @@ class GeneratedSentences(SentencesToMake):
 
     source: Literal["generate"]
     """The constant `generate`."""
-    model: str = Field(min_length=1)
+    model: ModelName
     """Repository on the Hugging Face Hub, or a folder (relative paths: see `models_in`)."""
     revision: str = "main"
     """Revision of the model."""
@@ -95,13 +95,13 @@ class GeneratedSentences(SentencesToMake):
     """Sentences per prompt; 1 suits small models."""
     rounds: Count = 8
     """Maximum number of rounds of requests for missing sentences."""
-    temperature: float = Field(default=0.8, gt=0)
+    temperature: float = Field(default=0.8, gt=0, le=100)
     """Sampling temperature."""
     tensor_parallel: Count = 1
     """GPUs per engine."""
     replicas: Count | Literal["auto"] = "auto"
     """Engines that run in parallel; auto: as many as fit."""
-    wordnet: str | None = None
+    wordnet: PathName | None = None
     """Folder with WordNet's index and data files; default: $WNSEARCHDIR or /usr/share/wordnet."""
 
 

@@ -18,8 +18,12 @@ from storage.store.paths import absolute_path
 
 Location = tuple[str | int, ...]
 
+_MAX_VALUES = 1_000_000
+_INVALID_CHARACTERS = re.compile("[\0\ud800-\udfff]")
+"""NUL, and halves of characters, which YAML's escapes can write."""
+
 # parts of pydantic's locations that name a union member instead of a key
-_UNION_MEMBER = re.compile(r"^(constrained-)?int$|^str$|^literal\[|^list\[")
+_UNION_MEMBER = re.compile(r"^(constrained-)?int$|^str$|^function-|^literal\[|^list\[")
 
 
 def read_sweep(file: Path, store: Path | None = None) -> Sweep:
@@ -67,10 +71,14 @@ def _read_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
     raw = file.read_bytes()
     try:
         text = raw.decode()
-        return yaml.load(text, _StrictLoader), yaml.compose(text, _LineLoader)  # noqa: S506
+        content = yaml.load(text, _StrictLoader)  # noqa: S506
+        _check_size(content)
+        return content, yaml.compose(text, _LineLoader)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(f"{file}:{line}: is not UTF-8 text: {error.reason}") from error
+    except RecursionError as error:
+        raise UserError(f"{file}: is nested too deeply") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"{file}:{line}: is not valid YAML: {error.reason}") from error
@@ -80,6 +88,24 @@ def _read_yaml(file: Path) -> tuple[Any, yaml.Node | None]:
         prefix = "" if isinstance(error, _InvalidKeyError) else "is not valid YAML: "
         reason = ", ".join(filter(None, (error.context, error.problem)))
         raise UserError(f"{file}:{line}: {prefix}{reason}") from error
+
+
+def _check_size(content: Any) -> None:
+    """Raise YAMLError for aliases of aliases, which a short file can repeat until memory is full."""
+    sizes: dict[int, int] = {}
+
+    def measure(value: Any) -> int:
+        if not isinstance(value, dict | list):
+            return 1
+        if id(value) not in sizes:
+            # until it is known; a list that contains itself has no size
+            sizes[id(value)] = _MAX_VALUES
+            items = value.values() if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(map(measure, items))
+        return sizes[id(value)]
+
+    if measure(content) > _MAX_VALUES:
+        raise yaml.MarkedYAMLError(problem=f"its aliases repeat more than {_MAX_VALUES:,} values")
 
 
 class _InvalidKeyError(yaml.MarkedYAMLError):
@@ -98,6 +124,8 @@ class _StrictLoader(yaml.SafeLoader):
             if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 message = f"the key {key.value} is not a string; put it in quotes"
                 raise _InvalidKeyError(None, None, message, key.start_mark)
+            if not key.value:
+                raise _InvalidKeyError(None, None, "a key is empty", key.start_mark)
             if key.value in keys:
                 raise _InvalidKeyError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             keys.add(key.value)
@@ -106,8 +134,17 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError) as error:  # such as an impossible date
-            raise yaml.MarkedYAMLError(None, None, str(error), node.start_mark) from error
+        # such as an impossible date, or text marked as one
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            is_message = isinstance(error, ValueError | LookupError)
+            problem = str(error) if is_message else f"it is no {node.tag.rpartition(':')[2]}"
+            raise yaml.MarkedYAMLError(None, None, problem, node.start_mark) from error
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and _INVALID_CHARACTERS.search(value):
+            raise _InvalidKeyError(None, None, f"{value!r} is not valid text", node.start_mark)
+        return value
 
 
 class _LineLoader(yaml.SafeLoader):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from jobs.config.base import ConfigModel, Count, NonEmpty
+from jobs.config.base import ConfigModel, Count, Gpus, ModelName, NonEmpty, PathName
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -15,7 +15,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 class Model(ConfigModel):
     """A model, its revisions, and the resources that it runs on."""
 
-    id: str = Field(min_length=1)
+    id: ModelName
     """Repository on the Hugging Face Hub, or a folder (relative paths: see `models_in`)."""
     revisions: list[str] = Field(default=["main"], min_length=1)
     """Revisions to run, or one revision: names, patterns such as `step*`, `all` (patterns and `all` are
@@ -26,9 +26,9 @@ class Model(ConfigModel):
     """Shards of contiguous layers, each on its own device; auto: as many as the weights need."""
     replicas: Count | Literal["auto"] = "auto"
     """Copies of the model that process work units in parallel; auto: as many as fit."""
-    gpus_per_shard: float = Field(default=1.0, ge=0)
+    gpus_per_shard: Gpus = 1.0
     """GPUs per shard; 0.5 puts two shards on a GPU, 0 uses CPUs only."""
-    wait_seconds: float = Field(default=60.0, gt=0)
+    wait_seconds: float = Field(default=60.0, gt=0, le=31_536_000)
     """Seconds to wait for resources on the cluster before the model fails."""
     add_bos: bool | None = Field(default=None, exclude_if=lambda value: value is None)
     """Whether texts begin with a BOS token; by default as the model's tokenizer does."""
@@ -37,7 +37,7 @@ class Model(ConfigModel):
     whatever it is. If it is a BOS, it is never pooled, and this changes nothing."""
     allow: list[Literal["pickled-weights", "remote-code"]] = []
     """Unsafe features that this model may use."""
-    config: str | None = None
+    config: PathName | None = None
     """A copy of the model's config.json, to estimate costs when the model itself is not available."""
 
     def input_params(self) -> dict[str, bool]:

@@ -18,13 +18,14 @@ from jobs.config.analysis import (
     SimilaritySettings,
     SteeringSettings,
 )
-from jobs.config.base import ConfigError, ConfigModel, NonEmpty
+from jobs.config.base import MAX_COUNT, ConfigError, ConfigModel, NonEmpty, PathName
 from jobs.config.comparison import Baseline, Control, HumanData, SparseAutoencoderBaseline
 from jobs.config.concepts import Concepts
 from jobs.config.models import Model, Neurons
 from storage.errors import StoreError
 from storage.store.paths import parse_store_path
 
+_MAX_NAME_BYTES = 200
 _JOB_FOLDER = "working_dir_files"
 """Ray keeps each job's copy of its working directory below a folder of this name."""
 
@@ -46,13 +47,13 @@ class Sweep(ConfigModel):
 
     name: str = ""
     """Name of the sweep; default: the file's name without extension."""
-    store: str = ""
+    store: PathName = ""
     """Where results go: a folder or s3://bucket/prefix; default: results/NAME."""
     concepts: list[Concepts] = Field(min_length=1)
     """The concept set, or a list of them: a file of sentences, or where sentences come from."""
     models: Annotated[NonEmpty[Model], _shorthand("id", NonEmpty[str | Model])]
     """The models: repositories on the Hugging Face Hub or folders, optionally with settings."""
-    models_in: str = ""
+    models_in: PathName = ""
     """Folder that relative paths of models start from; default: the sweep file's folder."""
     neurons: Neurons = Neurons()
     """Which neurons are analyzed."""
@@ -75,9 +76,9 @@ class Sweep(ConfigModel):
     """Correlation measures of the agreement with human scores."""
     interval: IntervalMethod = "jackknife"
     """Method of the 95% confidence intervals."""
-    resamples: int = Field(default=2000, ge=100)
+    resamples: int = Field(default=2000, ge=100, le=MAX_COUNT)
     """Number of resamples for bootstrap intervals and permutation tests."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of all random choices."""
     file: SkipJsonSchema[Path] = Field(default=Path(), exclude=True)
     """The sweep file; set when it is read, not in the file."""
@@ -98,6 +99,14 @@ class Sweep(ConfigModel):
     @classmethod
     def _wrap_similarity(cls, value: Any) -> Any:
         return {"measures": value} if isinstance(value, list) else value
+
+    @field_validator("name")
+    @classmethod
+    def _check_folder_name(cls, value: str) -> str:
+        # results go to the folder of this name
+        if "/" in value or value in (".", "..") or len(value.encode()) > _MAX_NAME_BYTES:
+            raise ValueError(f"expected a name without /, of at most {_MAX_NAME_BYTES} bytes")
+        return value
 
     @model_validator(mode="after")
     def _check_names(self) -> Sweep:

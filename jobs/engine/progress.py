@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from jobs.engine.terminal import DataConsole
+from storage.printable import printable
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -18,12 +20,12 @@ Advance = Callable[[int], None]
 UpdateDisplay = Callable[[int, float], None]
 """Shows the number of items done and the rate per second."""
 
-console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+console = DataConsole(stderr=True, soft_wrap=not sys.stderr.isatty())
 
 
 def print_line(line: str) -> None:
     """Print a line to stderr, above any progress bars."""
-    console.print(line, markup=False)
+    console.print(line)
 
 
 @contextmanager
@@ -52,7 +54,7 @@ def progress(label: str, total: int, unit_name: str, done_before: int = 0) -> It
 @contextmanager
 def _bar(label: str, total: int, unit_name: str, done: int) -> Iterator[UpdateDisplay]:
     with _bars_lock:
-        task = _bars.add_task(label, total=total, completed=done, rate="")
+        task = _bars.add_task(printable(label), total=total, completed=done, rate="")
         _bars.start()
     try:
         yield lambda done, rate: _bars.update(
@@ -66,7 +68,7 @@ def _bar(label: str, total: int, unit_name: str, done: int) -> Iterator[UpdateDi
 
 
 _bars = Progress(
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     BarColumn(bar_width=20),
     TaskProgressColumn(),
     TextColumn("{task.fields[rate]}"),

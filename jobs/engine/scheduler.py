@@ -9,16 +9,21 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
 from ray.exceptions import RayError
 
-from jobs.engine.stage import Resource, Stage, run_if_needed
-from storage.errors import NeuralignError, StoreError
+from cluster.runtime.session import SessionLost, check_session, is_lost, restart_if_lost
+from jobs.engine.progress import print_line
+from jobs.engine.stage import Resource, Stage, find_done, run_if_needed
+from storage.errors import NeuralignError, StoreError, UserError
 
 _SECONDS_TO_STOP = 20.0
+_MAX_RESTARTS = 2
+"""Times that a stage is run again because Ray on this machine ended."""
 
 
 class StageResult(NamedTuple):
@@ -31,8 +36,13 @@ class StageResult(NamedTuple):
 
 def run_sequentially(stages: Sequence[Stage], store: Path) -> Iterator[StageResult]:
     """Run the unfinished stages one after another, in this thread; the first failure is raised."""
+    restarts = _Restarts()
     for stage in stages:
-        yield StageResult(stage, run_if_needed(stage, store))
+        while error := (result := _run(stage, store)).error:
+            if not restarts.should_retry(stage, error):
+                raise error
+            restart_if_lost()
+        yield result
 
 
 def run_concurrently(
@@ -47,12 +57,14 @@ def run_concurrently(
     done, failed = set[str](), set[str]()
     waiting = []
     for stage in stages:
-        if stage.is_done(store):
+        # an input that runs may get other contents
+        has_inputs = all(parent.fingerprint in done for parent in stage.inputs.values())
+        if has_inputs and find_done(stage, store):
             done.add(stage.fingerprint)
             yield StageResult(stage, ran=False)
         else:
             waiting.append(stage)
-    running = _RunningStages(store)
+    running, restarts = _RunningStages(store), _Restarts()
     try:
         while waiting or running:
             for stage in list(waiting):
@@ -64,12 +76,45 @@ def run_concurrently(
                     waiting.remove(stage)
             if running:
                 result = running.wait_for_next()
+                if restarts.should_retry(result.stage, result.error):
+                    waiting.insert(0, result.stage)
+                    continue
                 (failed if result.error else done).add(result.stage.fingerprint)
                 yield result
             elif waiting:
                 raise RuntimeError(f"deadlock: {waiting[0].name} cannot start")
     finally:
         running.interrupt()
+
+
+class _Restarts:
+    """Decides whether a stage is run again, from its committed work, after Ray on this machine ended."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+
+    def should_retry(self, stage: Stage, error: BaseException | None) -> bool:
+        """Whether to run a failed stage again; if so, the user is told."""
+        self._counts[stage.fingerprint] += 1
+        if not isinstance(error, SessionLost) or self._counts[stage.fingerprint] > _MAX_RESTARTS:
+            return False
+        reason, _, _ = str(error).partition(";")
+        print_line(f"{stage.name}: {reason}; starting Ray again to go on")
+        return True
+
+
+def _run(stage: Stage, store: Path) -> StageResult:
+    """Run a stage if it is unfinished; any error is an outcome, and SessionLost if Ray has ended."""
+    try:
+        try:
+            return StageResult(stage, run_if_needed(stage, store))
+        except Exception as error:
+            # the loss of the session causes errors of many types
+            if not isinstance(error, UserError):
+                check_session()
+            raise
+    except BaseException as error:
+        return StageResult(stage, ran=False, error=error)
 
 
 class _RunningStages:
@@ -85,6 +130,11 @@ class _RunningStages:
 
     def try_start(self, stage: Stage) -> bool:
         """Start a stage unless a resource that it needs is busy; return whether it was started."""
+        if is_lost():
+            # the other stages may still be using the session
+            if self._threads:
+                return False
+            restart_if_lost()
         if self._is_busy(_available_resources({stage.resource})):
             return False
         # inputs that were dropped are recomputed by the stage that reads them
@@ -121,11 +171,7 @@ class _RunningStages:
         return any(resources & in_use for _, in_use in self._threads.values())
 
     def _run(self, stage: Stage) -> None:
-        try:
-            result = StageResult(stage, run_if_needed(stage, self._store))
-        except BaseException as error:
-            result = StageResult(stage, ran=False, error=error)
-        self._results.put(result)
+        self._results.put(_run(stage, self._store))
 
 
 def _available_resources(resources: set[Resource]) -> set[Resource]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,8 @@ from storage.store import layout, manifest
 from storage.store.commit import FileRecord, remove_temporary_files, write_json
 from storage.store.fingerprint import fingerprint
 from storage.store.lease import acquire_lease, remove_stale_lease, update_lease
-from storage.store.manifest import Manifest
-from storage.store.paths import read_parquet, remove_file
+from storage.store.manifest import Manifest, Origin
+from storage.store.paths import remove_file
 
 
 class Resource(Enum):
@@ -85,8 +85,16 @@ class Stage:
             yield from parent.ancestors()
 
     def is_done(self, store: Path) -> bool:
+        """Whether the stage is complete, and was made of what its inputs contain now."""
         record = manifest.read(self.folder(store))
-        return record is not None and not record.missing_files()
+        if record is None or record.missing_files():
+            return False
+        return manifest.is_current(record.sources, self.read_origins(store))
+
+    def read_origins(self, store: Path) -> dict[str, Origin]:
+        """The origins of the complete inputs."""
+        folders = {name: parent.folder(store) for name, parent in self.inputs.items()}
+        return manifest.read_origins(folders)
 
     def read_manifest(self, store: Path) -> Manifest:
         """The manifest of a finished stage. Raises NeuralignError if the stage has not finished."""
@@ -96,8 +104,12 @@ class Stage:
         return record
 
     def read_table(self, store: Path, name: str) -> pa.Table:
-        """A table of a finished stage: the file `name`, or all files in the folder `name`."""
-        return pa.concat_tables([read_parquet(path) for path in self.read_manifest(store).paths(name)])
+        """A table of a finished stage: the file `name`, or all files in the folder `name`.
+
+        Raises:
+            StoreError: if a file is missing or damaged.
+        """
+        return self.read_manifest(store).read_table(name)
 
 
 @dataclass(frozen=True)
@@ -114,14 +126,20 @@ def run_if_needed(stage: Stage, store: Path) -> bool:
     A lease admits one process at a time; others wait and then find the stage done. Inputs whose files
     were dropped (see `storage.store.manifest.drop_files`) are recomputed first.
     """
-    if stage.is_done(store):
-        # left by a run that was killed right after it committed the manifest
-        remove_stale_lease(stage.folder(store) / layout.RUNNING)
+    if find_done(stage, store):
         return False
     for parent in stage.inputs.values():
         if parent.read_manifest(store).dropped:
             _run_locked(parent, store, force=True)
     return _run_locked(stage, store)
+
+
+def find_done(stage: Stage, store: Path) -> bool:
+    """Whether a stage is done. Removes the lease of a run that was killed after it had completed it."""
+    is_done = stage.is_done(store)
+    if is_done:
+        remove_stale_lease(stage.folder(store) / layout.RUNNING)
+    return is_done
 
 
 def _run_locked(stage: Stage, store: Path, force: bool = False) -> bool:
@@ -132,8 +150,12 @@ def _run_locked(stage: Stage, store: Path, force: bool = False) -> bool:
         print_line(f"{stage.name}: waiting for another run, process {holder['pid']} on {holder['host']}")
 
     with acquire_lease(folder / layout.RUNNING, identity, report_wait) as lease:
-        if stage.is_done(store) and not (force and stage.read_manifest(store).dropped):
+        is_done = stage.is_done(store)
+        restored = stage.read_manifest(store) if is_done and force else None
+        if is_done and not (restored and restored.dropped):
             return False
+        origins = stage.read_origins(store)
+        manifest.begin_work_units(folder, origins)
         # an outdated manifest or error, and temporary files of killed writers
         for name in (layout.SUCCESS, layout.FAILED):
             remove_file(folder / name)
@@ -148,7 +170,7 @@ def _run_locked(stage: Stage, store: Path, force: bool = False) -> bool:
                 write_json(folder, layout.FAILED, failure)
             raise
         lease.check()
-        Manifest(
+        completed = Manifest(
             folder=folder,
             kind=stage.kind,
             label=stage.label,
@@ -158,7 +180,12 @@ def _run_locked(stage: Stage, store: Path, force: bool = False) -> bool:
             files=output.files,
             seconds=time.monotonic() - started,
             notes=output.notes,
-        ).commit()
+            sources={name: origin.contents for name, origin in origins.items()},
+        )
+        if restored is not None:
+            # what was made of the deleted files stays current
+            completed = replace(completed, sources=restored.sources, contents=restored.contents)
+        completed.commit()
     return True
 
 

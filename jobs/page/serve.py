@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +34,9 @@ HOST = "127.0.0.1"
 _HOST_NAMES = (HOST, "localhost")
 _IDLE_SECONDS = 60
 """Idle connections are closed after this time, as each occupies a thread."""
+_MAX_CONNECTIONS = 64
+"""Connections that are open at once. One more closes the one that has waited longest for a request, so
+that connections without the token cannot lock the user out."""
 
 
 class _HttpError(Exception):
@@ -91,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         try:
-            self._respond()
+            with self.server.answering(self.connection):
+                self._respond()
         except _HttpError as error:
             self._send(error.status, "text/plain", str(error))
         except ConnectionError:
@@ -171,9 +176,44 @@ class Server(ThreadingHTTPServer):
     def __init__(self, pages: Pages, port: int) -> None:
         self.pages = pages
         self.token = secrets.token_urlsafe(32)
+        self._connections_lock = Lock()
+        self._answering = set[Any]()
+        # in the order in which they began to wait
+        self._waiting: dict[Any, None] = {}
         super().__init__((HOST, port), _Handler)
         # Cookies are shared between ports, so the name contains the port.
         self.cookie = f"neuralign-{self.server_port}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own."""
+        with self._connections_lock:
+            self._waiting[request] = None
+            if len(self._waiting) + len(self._answering) > _MAX_CONNECTIONS:
+                oldest = next(iter(self._waiting))
+                del self._waiting[oldest]
+                # its thread reads the end of the connection, and closes it
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        with self._connections_lock:
+            self._waiting.pop(request, None)
+        super().shutdown_request(request)
+
+    @contextmanager
+    def answering(self, connection: Any) -> Iterator[None]:
+        """Keep a connection open while its request is answered."""
+        with self._connections_lock:
+            self._waiting.pop(connection, None)
+            self._answering.add(connection)
+        try:
+            yield
+        finally:
+            with self._connections_lock:
+                self._answering.discard(connection)
+                self._waiting[connection] = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore clients that disconnect."""

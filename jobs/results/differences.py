@@ -14,7 +14,7 @@ from alignment.statistics.resampling import IntervalEstimate
 from jobs import alignment, similarity
 from jobs.results.rows import group_rows
 from jobs.sources.human_judgments import Judgments
-from storage.database import open_store, run_query
+from storage.database import check_tables, open_store, run_query
 from storage.store import manifest
 
 
@@ -28,7 +28,7 @@ def compute_differences(
     stages = {stage.fingerprint: stage for stage in manifest.completed(store, alignment.KIND)}
     stage = stages[reference["run"]]
     inputs = [
-        input_stage.fingerprint
+        input_stage
         for input_stage in manifest.completed(store, similarity.KIND)
         if input_stage.folder.name in stage.inputs.values()
     ]
@@ -36,7 +36,10 @@ def compute_differences(
     settings = alignment.AgreementSettings(
         [reference["agreement"]], params["interval"], params["resamples"], params["seed"]
     )
-    with open_store(store, {stage.fingerprint, *inputs}) as connection:
+    runs = {run.fingerprint: run for run in (stage, *inputs)}
+    for run in runs.values():
+        check_tables(run)
+    with open_store(store, runs) as connection:
         judgments = _read_judgments(connection, reference)
         concepts = alignment.create_common_concepts(connection, judgments.concepts)
         ((comparison,), _) = alignment.make_comparisons(judgments, concepts, settings)

@@ -28,6 +28,7 @@ from jobs.sources.prompts import TEMPLATES, Subject, make_prompt
 from storage.errors import UserError
 from storage.readers import wordnet
 from storage.readers.concepts import Concept, ConceptSet, Sentence
+from storage.store.checksums import read_checked
 from storage.store.commit import FileRecord, write_json
 from storage.store.fingerprint import fingerprint
 
@@ -152,11 +153,11 @@ def _run(
                 yield unit.name, [write_json(folder, f"{DRAFTS_DIR}/{unit.name}.json", drafts)], {}
                 advance(len(unit.subjects))
 
-    run_missing_units(folder, {unit.name: unit for unit in units}, run)
+    draft_files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
     drafts = [
         draft
-        for unit in units
-        for draft in json.loads((folder / DRAFTS_DIR / f"{unit.name}.json").read_text())
+        for record in draft_files
+        for draft in json.loads(read_checked(folder / record.path, record.sha256))
     ]
     collected = {
         draft["concept"]: CollectedSentences(

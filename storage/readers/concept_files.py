@@ -13,7 +13,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,22 @@ import pyarrow.parquet as pq
 from storage.errors import UserError
 from storage.readers.cells import cell_text, is_missing
 from storage.readers.file_format import plain_suffix, read_text
-from storage.readers.tabular import open_table
+from storage.readers.strict_json import parse_json
+from storage.readers.tabular import Table, open_table
 
 COLUMNS = ("concept", "text", "domain", "sense", "pos", "source", "prompt", "role")
 _CONCEPT_LIST = "concept_list.csv"
 _SENSE_KEY = re.compile(r"^(?P<word>.+)-(?P<kind>\d)_(?P<file>\d\d)_(?P<number>\d\d)__(?P<rest>\w*)$")
 _UNSUPPORTED = "unsupported format; use .csv, .jsonl, .parquet or a folder"
 
-Rows = list[tuple[str, dict[str, str]]]
+Rows = Iterable[tuple[str, dict[str, str]]]
 """The location of each row in its file ("line 7") and its values, empty if missing."""
 
 
 def read_concept_rows(
     path: Path, columns: Mapping[str, str], required: Sequence[str]
 ) -> tuple[Rows, list[str]]:
-    """The rows of a file or folder, and the names of the unused columns.
+    """The rows of a file or folder, which can be read once, and the names of the unused columns.
 
     `columns` maps our column names to those in the file.
 
@@ -58,18 +59,27 @@ def read_concept_rows(
     ]
     advice = f", required are {', '.join(required)}"
     indices = [table.find_column(file_names[name], advice) for name in read]
+    for number, name in enumerate(read):
+        if file_names[name] in (file_names[earlier] for earlier in read[:number]):
+            raise UserError(
+                f"{path}: the column {file_names[name]!r} would be read twice; see `columns`"
+            )
+    rows = _read_rows(table, {name: file_names[name] for name in read}, indices)
+    return rows, [name for name in table.columns if name not in file_names.values()]
+
+
+def _read_rows(table: Table, file_names: Mapping[str, str], indices: Sequence[int]) -> Rows:
+    """The rows of a table; one at a time, because a large set takes gigabytes as dictionaries."""
     empty = dict.fromkeys(COLUMNS, "")
-    rows = []
     for location, cells in table.select(indices):
-        by_name = dict(zip(read, cells, strict=True))
+        by_name = dict(zip(file_names, cells, strict=True))
         for place, cell in _split_sentences(location, by_name.pop("text", None)):
-            where = f"{path}: {place}"
+            where = f"{table.path}: {place}"
             texts = {
-                name: cell_text(value, where, file_names[name])
+                name: cell_text(value, where, file_names.get(name, name))
                 for name, value in {**by_name, "text": cell}.items()
             }
-            rows.append((place, empty | _without_missing(texts, where)))
-    return rows, [name for name in table.columns if name not in file_names.values()]
+            yield place, empty | _without_missing(texts, where)
 
 
 def _split_sentences(location: str, cell: Any) -> list[tuple[str, Any]]:
@@ -105,21 +115,38 @@ def write_concept_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         raise UserError(f"{path}: {_UNSUPPORTED}")
 
 
-def _read_folder(folder: Path) -> Rows:
+def list_concept_files(path: Path) -> list[Path]:
+    """The files that are read for a concept set: the file itself, or the folder's list and its files.
+
+    Raises:
+        UserError: if the list cannot be read.
+    """
+    if not path.is_dir():
+        return [path]
+    files = [path / group / f"{concept}.json" for group, concept in _read_concept_list(path)]
+    return [path / _CONCEPT_LIST, *files]
+
+
+def _read_concept_list(folder: Path) -> list[tuple[str, str]]:
+    """The group and the name of each concept of a folder."""
     concept_list = folder / _CONCEPT_LIST
     if not concept_list.is_file():
         raise UserError(f"{folder}: {_CONCEPT_LIST} is missing")
     table = open_table(concept_list)
     indices = [table.find_column(name, "") for name in ("group", "concept")]
-    pairs = [
+    return [
         (
             cell_text(group, f"{concept_list}: {where}", "group"),
             cell_text(concept, f"{concept_list}: {where}", "concept"),
         )
         for where, (group, concept) in table.select(indices)
     ]
+
+
+def _read_folder(folder: Path) -> Rows:
+    pairs = _read_concept_list(folder)
     words = Counter(_word_and_sense(concept)[0] for _, concept in pairs)
-    rows: Rows = []
+    rows: list[tuple[str, dict[str, str]]] = []
     for group, concept in pairs:
         word, sense = _word_and_sense(concept)
         # a word in two senses is two concepts, which keep their full names
@@ -136,12 +163,14 @@ def _read_folder(folder: Path) -> Rows:
 
 def _read_sentences(path: Path) -> dict[str, list[str]]:
     try:
-        content = json.loads(read_text(path))["sentences"]
+        content = parse_json(read_text(path))["sentences"]
         sentences = {role: content[role] for role in ("positive", "negative")}
         for role, texts in sentences.items():
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise TypeError(f"{role} is not a list of strings")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+            for number, text in enumerate(texts, 1):
+                cell_text(text, f"{path}: {role} {number}", "sentences")
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: is not a concept file: sentences.positive and sentences.negative must be lists of "
             f"strings ({type(error).__name__}: {error})"

@@ -33,7 +33,7 @@ class Concept:
     pos: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sentence:
     """A sentence with its provenance and quality flags.
 
@@ -68,7 +68,7 @@ class ConceptSet:
             {
                 "concepts": [[c.name, c.domain, c.sense, c.pos] for c in self.concepts],
                 "sentences": [
-                    [s.text, s.source, s.prompt, s.concepts, s.negative_of, s.pool]
+                    (s.text, s.source, s.prompt, s.concepts, s.negative_of, s.pool)
                     for s in self.sentences
                 ],
             }
@@ -104,7 +104,6 @@ def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = Non
     rows, ignored = concept_files.read_concept_rows(path, columns or {}, ("concept", "text"))
     concepts: dict[str, Concept] = {}
     sentences: dict[str, Sentence] = {}
-    locations: dict[tuple[str, str], str] = {}
     for location, row in rows:
         where = f"{path}: {location}"
         role = row["role"] or POSITIVE
@@ -114,15 +113,17 @@ def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = Non
         concept = None if role == POOL else _parse_concept(row, where, concepts)
         if not text:
             raise UserError(f"{where}: the sentence of {row['concept'] or role!r} is empty")
-        first = locations.setdefault((concept.name if concept else "", text), location)
-        if first != location:
-            owner = f"for {concept.name!r}" if concept else "in the pool"
-            raise UserError(f"{where}: duplicate sentence {owner}, first in {first}: {text!r}")
         sentence = sentences.get(text) or Sentence(text, row["source"] or None, row["prompt"] or None)
         if concept is None:
+            is_duplicate = sentence.pool
             sentence = replace(sentence, pool=True)
         else:
+            is_duplicate = concept.name in (*sentence.concepts, *sentence.negative_of)
             (sentence.concepts if role == POSITIVE else sentence.negative_of).append(concept.name)
+        if is_duplicate:
+            first = _find_first(path, columns or {}, concept, text)
+            owner = f"for {concept.name!r}" if concept else "in the pool"
+            raise UserError(f"{where}: duplicate sentence {owner}, first in {first}: {text!r}")
         sentences[text] = sentence
     for sentence in sentences.values():
         if sentence.pool and sentence.concepts:
@@ -133,6 +134,17 @@ def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = Non
     concept_set = ConceptSet(name, list(concepts.values()), list(sentences.values()), ignored)
     _check_counts(path, concept_set)
     return concept_set
+
+
+def _find_first(path: Path, columns: Mapping[str, str], concept: Concept | None, text: str) -> str:
+    """The location of a sentence's first row; read again, because all locations would take memory."""
+    rows, _ = concept_files.read_concept_rows(path, columns, ("concept", "text"))
+    owner = concept and concept.name
+    return next(
+        location
+        for location, row in rows
+        if row["text"] == text and (None if row["role"] == POOL else row["concept"]) == owner
+    )
 
 
 def read_concept_names(path: Path) -> list[Concept]:
@@ -204,7 +216,7 @@ def _parse_concept(row: Mapping[str, str], where: str, concepts: dict[str, Conce
                 f"{where}: concept {concept.name!r} has the {key} {value!r} here, but "
                 f"{earlier_value!r} before"
             )
-    return concept
+    return earlier
 
 
 def _register(concept: Concept, where: str, concepts: dict[str, Concept]) -> Concept:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import UserError
 from storage.readers.file_format import check_text, detect_format, encoding_error, is_compressed
+from storage.readers.strict_json import parse_json
 
 CHUNK_BYTES = 1 << 20
 PARAGRAPH = b"\n\n"
@@ -49,7 +49,7 @@ def find_files(names: list[str], base: Path) -> list[Path]:
         if path.is_dir():
             matches = sorted(match for match in path.rglob("*") if match.suffix in _SUFFIXES)
         elif any(mark in name for mark in "*?["):
-            matches = sorted(match for match in base.glob(name) if match.is_file())
+            matches = sorted(match for match in _match(name, base) if match.is_file())
         else:
             matches = [path] if path.is_file() else []
         if not matches:
@@ -59,6 +59,18 @@ def find_files(names: list[str], base: Path) -> list[Path]:
         if path.suffix not in _SUFFIXES:
             raise UserError(f"corpus: {path}: unsupported format; allowed: {', '.join(_SUFFIXES)}")
     return list(paths)
+
+
+def _match(pattern: str, base: Path) -> list[Path]:
+    """The files and folders that match a pattern, absolute or relative to a folder."""
+    root = Path(Path(pattern).anchor)
+    try:
+        if root.anchor:
+            return list(root.glob(str(Path(pattern).relative_to(root))))
+        return list(base.glob(pattern))
+    # such as a ** that is part of a name
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"corpus: {pattern}: is not a valid pattern: {error}") from error
 
 
 def file_identity(path: Path) -> list[Any]:
@@ -137,11 +149,11 @@ def _read_json_documents(path: Path, column: str, unreadable: UnreadableLines) -
             if not line.strip():
                 continue
             try:
-                document = json.loads(line)
+                document = parse_json(line)
             except UnicodeDecodeError as error:
                 byte = file.tell() - len(line) + error.start
                 raise encoding_error(path, byte, error.reason) from error
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 unreadable.add(f"{path.name}: line {number}", f"invalid JSON: {error}")
                 continue
             if isinstance(document, dict) and isinstance(document.get(column), str):

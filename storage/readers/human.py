@@ -196,6 +196,8 @@ def read_items(human: HumanSet) -> Items:
             values = _expand_condensed(values, len(names))
     else:
         names, columns, values = _read_wide_table(path)
+        if human.kind != "matrix":
+            _check_unique(columns, f"{path}: duplicate column")
     if values.ndim != 2 or len(values) != len(names):
         raise UserError(
             f"{path}: has the shape {values.shape}, but there are {len(names)} items"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from storage.errors import UserError
 from storage.readers.cells import cell_text
 from storage.readers.delimited_text import parse_delimited
 from storage.readers.file_format import detect_format, open_file, plain_suffix, read_text
+from storage.readers.strict_json import parse_json
 
 ColumnRef = str | int
 """A column by its name or, in a file without column names, by its number from 1."""
@@ -129,8 +129,8 @@ def _open_json_lines(path: Path, text: str) -> Table:
         if not line.strip():
             continue
         try:
-            value = json.loads(line, object_pairs_hook=_unique_keys)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(line)
+        except ValueError as error:
             problems.append(f"line {number}: invalid JSON: {error}")
             continue
         if not isinstance(value, dict):
@@ -149,13 +149,6 @@ def _open_json_lines(path: Path, text: str) -> Table:
             for number, value in objects
         ),
     )
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("an object has the same key twice")
-    return value
 
 
 def _join(columns: Iterable[ColumnRef]) -> str:

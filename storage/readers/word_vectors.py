@@ -86,16 +86,35 @@ def _load(path: Path) -> Any:
         return load_facebook_vectors(str(path))
     if not has_header and not _is_text(head):
         raise ValueError("it does not start with a word and numbers")
+    is_binary = has_header and not _is_text(rest)
+    if not is_binary:
+        _check_widths(path, int(sizes[1]) if has_header else None)
     with warnings.catch_warnings():
         # without a header, gensim opens the file twice and leaves one handle open
         warnings.simplefilter("ignore", ResourceWarning)
         return KeyedVectors.load_word2vec_format(
             str(path),
-            binary=has_header and not _is_text(rest),
+            binary=is_binary,
             no_header=not has_header,
             # word2vec may truncate a long word inside a multibyte character
             unicode_errors="ignore",
         )
+
+
+def _check_widths(path: Path, width: int | None) -> None:
+    """Raise ValueError unless all rows of a text file have `width` numbers (None: as many as the first).
+
+    gensim repeats a single number over the whole vector.
+    """
+    from gensim.utils import open as open_any
+
+    with open_any(str(path), "rb") as file:
+        first = 1 if width is None else 2
+        for line, row in enumerate(file, 1):
+            n_numbers = row.rstrip().count(b" ")
+            width = n_numbers if width is None else width
+            if line >= first and row.strip() and n_numbers != width:
+                raise ValueError(f"line {line} has {n_numbers} numbers, expected {width}")
 
 
 def _is_text(rows: bytes) -> bool:

@@ -47,6 +47,13 @@ def find_wordnet(folder: Path | None) -> Path | None:
     return next((path for path in candidates if (path / "index.noun").is_file()), None)
 
 
+def list_files(folder: Path) -> list[Path]:
+    """The files of a WordNet database that are read; some may be missing."""
+    suffixes = dict.fromkeys(_POS_SUFFIXES.values())
+    names = [f"{kind}.{suffix}" for kind in ("index", "data") for suffix in suffixes]
+    return [path for name in (*names, "index.sense") if (path := folder / name).exists()]
+
+
 def is_sense_name(text: str) -> bool:
     """Whether a text is the name or the key of a WordNet sense: cat.n.01 or cat%1:05:00::."""
     return bool(_SENSE_NAME.fullmatch(text) or _SENSE_KEY.fullmatch(text))

@@ -5,19 +5,26 @@ Row r of a file with n sentences from `first` is unit r // n and sentence first 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from alignment.arrays import AnyFloats
 from storage.errors import StoreError
-from storage.store.commit import LOCATION
+from storage.store.checksums import blame_damage, damage_error
+from storage.store.commit import LOCATION, FileRecord
 from storage.store.layout import escape_name
-from storage.store.paths import open_parquet
+from storage.store.paths import explain_read_errors, open_parquet
 
 POOLINGS = ("max", "concept", "context", "mean", "last")
 """Poolings of neurons: the maximum over all real tokens, over those of the concept's word, and over
@@ -53,10 +60,14 @@ def activation_folder(pooling: str, layer: int, site: str) -> str:
 
 @dataclass(frozen=True)
 class SiteActivations:
-    """The files of one site, in the order of their sentences, and the site's width."""
+    """The files of one site, in the order of their sentences, and the site's width.
+
+    The files are compared with their `records`, in the same order, unless no manifest lists them.
+    """
 
     paths: Sequence[Path]
     width: int
+    records: Sequence[FileRecord | None] = ()
 
     def read(self) -> AnyFloats:
         """All activations of the site, of shape (units, sentences)."""
@@ -75,9 +86,13 @@ class SiteActivations:
         where possible; otherwise the rest of the row group is buffered, so every byte is read once.
 
         Raises:
-            StoreError: if a file is unreadable, was written for another site or has the wrong size.
+            StoreError: if a file is damaged, was written for another site or has the wrong size. The
+                last block is checked before it is yielded, earlier ones are not yet.
         """
-        files = [_UnitFile(path, self.width) for path in self.paths]
+        records = self.records or [None] * len(self.paths)
+        files = [
+            _UnitFile(path, self.width, record) for path, record in zip(self.paths, records, strict=True)
+        ]
         dtype = files[0].dtype
         for file in files:
             if file.dtype != dtype:
@@ -107,11 +122,12 @@ class SiteActivations:
 
 
 class _UnitFile:
-    """The file of one site and work unit, read sequentially, neuron by neuron."""
+    """The file of one site and work unit, read sequentially, neuron by neuron, and hashed on the way."""
 
-    def __init__(self, path: Path, width: int) -> None:
+    def __init__(self, path: Path, width: int, record: FileRecord | None) -> None:
         self.path = path
-        with open_parquet(path) as file:
+        self._record = record
+        with self._explain_errors(), open_parquet(path) as file:
             location = (file.schema_arrow.metadata or {}).get(LOCATION, b"").decode()
             if not location or not str(path).endswith(f"/{location}"):
                 raise StoreError(
@@ -124,21 +140,46 @@ class _UnitFile:
             self.dtype = np.dtype(file.schema_arrow.field(0).type.to_pandas_dtype())
             self.n_sentences: int = n_rows // width
             self.units_per_group: int = max(1, file.metadata.row_group(0).num_rows // self.n_sentences)
+            self._metadata: pq.FileMetaData = file.metadata
         self._next_group = 0
+        self._n_read = 0
+        self._sha256 = hashlib.sha256()
         self._buffer: AnyFloats = np.empty((0, self.n_sentences), self.dtype)
 
     def read_next(self, out: AnyFloats) -> None:
         """Fill `out`, of shape (units, sentences), with the activations of the next units."""
         row = self._drain_buffer(out, 0)
         if row < len(out):
-            with open_parquet(self.path) as file:
+            with self._explain_errors(), self.path.open("rb") as file:
+                file.seek(self._n_read)
                 while row < len(out):
-                    column = file.read_row_group(self._next_group).column(0)
+                    column = self._read_row_group(file).column(0)
                     self._buffer = column.to_numpy().reshape(-1, self.n_sentences)
-                    self._next_group += 1
                     row = self._drain_buffer(out, row)
+                if self._record and self._next_group == self._metadata.num_row_groups:
+                    self._sha256.update(file.read())
+                    if self._sha256.hexdigest() != self._record.sha256:
+                        raise damage_error(self.path)
         # a view would keep the complete row group in memory
         self._buffer = self._buffer.copy()
+
+    def _explain_errors(self) -> AbstractContextManager[None]:
+        if self._record is None:
+            return explain_read_errors(self.path)
+        return blame_damage(self.path, self._record.sha256)
+
+    def _read_row_group(self, file: BinaryIO) -> pa.Table:
+        """The next row group, from the bytes that are hashed: those up to its end."""
+        chunk = self._metadata.row_group(self._next_group).column(0)
+        end = chunk.data_page_offset + chunk.total_compressed_size
+        content = file.read(end - self._n_read)
+        if self._record:
+            self._sha256.update(content)
+        section = pq.ParquetFile(_FileSection(content, self._n_read), metadata=self._metadata)
+        table = section.read_row_group(self._next_group)
+        self._next_group += 1
+        self._n_read = end
+        return table
 
     def _drain_buffer(self, out: AnyFloats, row: int) -> int:
         """Move buffered units into `out` from `row` on; returns the next row."""
@@ -146,3 +187,32 @@ class _UnitFile:
         out[row : row + units] = self._buffer[:units]
         self._buffer = self._buffer[units:]
         return row + units
+
+
+class _FileSection(io.RawIOBase):
+    """Some consecutive bytes of a file at their position in it, the only ones that may be read."""
+
+    def __init__(self, content: bytes, start: int) -> None:
+        self._content = memoryview(content)
+        self._start = self._position = start
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        end = self._start + len(self._content)
+        self._position = offset + (0, self._position, end)[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> Any:
+        # pyarrow takes a view instead of bytes, which saves a copy
+        first = self._position - self._start
+        content = self._content[first:][:size] if size >= 0 else self._content[first:]
+        self._position += len(content)
+        return content

@@ -29,6 +29,7 @@ from obstore.exceptions import AlreadyExistsError
 
 from alignment.arrays import AnyFloats
 from storage.errors import StoreError
+from storage.readers.strict_json import parse_json
 from storage.store import flat_parquet
 from storage.store.paths import is_remote, object_store, read_bytes
 
@@ -113,7 +114,7 @@ def write_checksummed(folder: Path, name: str, value: dict[str, Any]) -> FileRec
 
 def read_checksummed(path: Path) -> dict[str, Any]:
     """The mapping that `write_checksummed` wrote. Raises ValueError for a checksum mismatch."""
-    content = json.loads(read_bytes(path))
+    content = parse_json(read_bytes(path))
     if not isinstance(content, dict) or content.pop("sha256", None) != _checksum(content):
         raise ValueError("checksum mismatch")
     return content
@@ -149,11 +150,11 @@ def put_if_absent(folder: Path, name: str, content: bytes) -> bool:
                 return False
         return True
     with _translate_os_errors(final), temporary_sibling(final) as temporary:
-        _write(temporary, [content])
         try:
+            _write(temporary, [content])
             os.link(temporary, final)
         except (FileExistsError, FileNotFoundError):
-            # another writer was first; it may also have removed this temporary file
+            # another writer was first, or the temporary file or its folder was removed
             return False
         fsync(final.parent)
     return True

@@ -5,6 +5,7 @@ STORE/<stage>/<label>-<fingerprint>/         one stage, complete or in progress
     _SUCCESS.json                            the manifest: files and provenance
     _DROPPED.json                            the raw activations were deleted on purpose
     _RUNNING.json, _FAILED.json              lease of a running stage, or the cause of its failure
+    _INPUTS.json                             the contents of the inputs that its work units were made of
     _units/<unit>.json                       one finished work unit of the stage
 STORE/_schedules/<name>/                     decisions about the slots of a schedule
 """
@@ -12,11 +13,11 @@ STORE/_schedules/<name>/                     decisions about the slots of a sche
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
 from storage.errors import StoreError
+from storage.readers.strict_json import parse_json
 from storage.store.commit import TEMPORARY_SUFFIX, encode_json, put_if_absent, remove_temporary_files
 from storage.store.paths import file_size, is_remote, list_dir, read_bytes
 
@@ -39,6 +40,7 @@ SUCCESS = "_SUCCESS.json"
 RUNNING = "_RUNNING.json"
 FAILED = "_FAILED.json"
 DROPPED = "_DROPPED.json"
+INPUTS = "_INPUTS.json"
 WORK_UNITS = "_units"
 SCHEDULES = "_schedules"
 
@@ -69,7 +71,7 @@ def check_store(root: Path) -> Path:
             raise StoreError(f"{root}: no such store; `neuralign run FILE` creates one")
         raise StoreError(f"{root}: is not a neuralign store ({STORE_FILE} is missing)")
     try:
-        store_format = json.loads(read_bytes(path))["format"]
+        store_format = parse_json(read_bytes(path))["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
     if store_format != FORMAT:

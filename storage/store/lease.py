@@ -2,12 +2,11 @@
 
 A lease is a file that only one process can create. Its holder touches it periodically. Waiting processes
 watch for changes by their own clocks, so that clock differences are harmless. A lease that stops
-changing, or whose holder was a process on this host that has exited, is taken over.
+changing, or whose holder was a process of this machine that has exited, is taken over.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -22,14 +21,18 @@ from typing import Any
 import obstore
 
 from storage.errors import StoreError
+from storage.readers.strict_json import parse_json
 from storage.store.commit import encode_json, put_if_absent, write_json
-from storage.store.paths import is_remote, locate_object, read_bytes, remove_file
+from storage.store.paths import file_version, is_remote, locate_object, read_bytes, remove_file
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_TIMEOUT_SECONDS = 30.0
 """Time without a heartbeat after which a holder is presumed dead."""
 
 _POLL_SECONDS = 0.5
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
+
 _local_tokens: set[str] = set()
 """Tokens of the leases held by threads of this process."""
 
@@ -61,7 +64,7 @@ def acquire_lease(
 
     `on_wait` is called once with the facts of the holder.
     """
-    record = {**facts, "host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+    record = {**facts, **_machine(), "pid": os.getpid(), "token": uuid.uuid4().hex}
     has_waited = False
     while not put_if_absent(path.parent, path.name, encode_json(record)):
         holder = read_lease(path)
@@ -75,12 +78,20 @@ def acquire_lease(
         if holder is not None and read_lease(path) == holder:
             remove_file(path)
     lease = Lease(path, record["token"])
-    _local_tokens.add(lease.token)
-    try:
-        with _heartbeat(lease):
-            yield lease
-    finally:
-        _local_tokens.discard(lease.token)
+    with _hold(lease):
+        yield lease
+
+
+@contextmanager
+def hold_free_lease(path: Path, facts: dict[str, Any]) -> Iterator[bool]:
+    """Hold the lease `path` unless another run does; yields whether it is held."""
+    remove_stale_lease(path)
+    record = {**facts, **_machine(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+    if not put_if_absent(path.parent, path.name, encode_json(record)):
+        yield False
+        return
+    with _hold(Lease(path, str(record["token"]))):
+        yield True
 
 
 def update_lease(path: Path, **facts: Any) -> None:
@@ -95,23 +106,12 @@ def update_lease(path: Path, **facts: Any) -> None:
 def read_lease(path: Path) -> dict[str, Any] | None:
     """The facts that the holder of a lease has published; None if no process holds it."""
     try:
-        content: dict[str, Any] = json.loads(read_bytes(path))
+        content: dict[str, Any] = parse_json(read_bytes(path))
     except FileNotFoundError:
         return None
     except ValueError:
         return {"token": "", "host": "", "pid": 0}
     return content
-
-
-def last_heartbeat(path: Path) -> object:
-    """A value that changes with every heartbeat of a lease's holder; None if there is no lease."""
-    try:
-        if is_remote(path):
-            head = obstore.head(*locate_object(path))
-            return head["e_tag"], head["last_modified"]
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
 
 
 def seconds_since_heartbeat(path: Path) -> float:
@@ -133,25 +133,30 @@ def is_held(path: Path) -> bool:
 
 
 def remove_stale_lease(path: Path) -> None:
-    """Remove a lease whose holder was a process on this host that has exited."""
+    """Remove the lease of a complete stage unless a live process appears to hold it."""
     holder = read_lease(path)
-    if holder is not None and holder_has_exited(holder):
+    if holder is not None and not is_held(path) and read_lease(path) == holder:
         remove_file(path)
 
 
 def wait_for_heartbeat(path: Path, timeout_seconds: float) -> bool:
     """Watch a lease; returns whether it was touched or released before the timeout."""
-    before, since = last_heartbeat(path), time.monotonic()
+    before, since = file_version(path), time.monotonic()
     while time.monotonic() - since < timeout_seconds:
         time.sleep(_POLL_SECONDS)
-        if last_heartbeat(path) != before:
+        if file_version(path) != before:
             return True
     return False
 
 
 def holder_has_exited(holder: dict[str, Any]) -> bool:
-    """Whether a holder was a process on this host that has exited."""
-    if holder["host"] != socket.gethostname():
+    """Whether a holder was a process of this machine that has exited.
+
+    False if it is unknown: a process id says nothing about processes of another namespace, such as those
+    of another container, or before the machine was restarted.
+    """
+    machine = _machine()
+    if None in machine.values() or any(holder.get(name) != machine[name] for name in machine):
         return False
     if holder["pid"] == os.getpid():
         # a restarted container reuses process ids
@@ -163,6 +168,25 @@ def holder_has_exited(holder: dict[str, Any]) -> bool:
     except ProcessLookupError:
         return True
     return False
+
+
+def _machine() -> dict[str, str | None]:
+    """Where process ids identify processes: the host, its boot and the namespace; None if unknown."""
+    facts: dict[str, str | None] = {"host": socket.gethostname(), "boot": None, "pid_namespace": None}
+    with suppress(OSError):
+        facts |= {"boot": _BOOT_ID.read_text().strip(), "pid_namespace": str(_PID_NAMESPACE.readlink())}
+    return facts
+
+
+@contextmanager
+def _hold(lease: Lease) -> Iterator[None]:
+    """Keep a lease alive, and release it at the end."""
+    _local_tokens.add(lease.token)
+    try:
+        with _heartbeat(lease):
+            yield
+    finally:
+        _local_tokens.discard(lease.token)
 
 
 @contextmanager

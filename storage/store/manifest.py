@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import socket
@@ -9,14 +10,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from storage.errors import StoreError
-from storage.store.commit import TEMPORARY_SUFFIX, FileRecord, read_checksummed, write_checksummed
-from storage.store.layout import DROPPED, FORMAT, STAGE_KINDS, SUCCESS, WORK_UNITS
-from storage.store.paths import file_size, is_remote, list_dir, remove_file
+from storage.store.checksums import check_file, read_checked
+from storage.store.commit import (
+    TEMPORARY_SUFFIX,
+    FileRecord,
+    encode_json,
+    read_checksummed,
+    write_checksummed,
+)
+from storage.store.layout import DROPPED, FORMAT, INPUTS, STAGE_KINDS, SUCCESS, WORK_UNITS
+from storage.store.paths import file_size, file_version, is_remote, list_dir, remove_file
 from storage.version import __version__
 
 _STORED_AS_IS = ("kind", "label", "fingerprint", "params", "inputs", "notes")
@@ -24,6 +35,9 @@ _STORED_AS_IS = ("kind", "label", "fingerprint", "params", "inputs", "notes")
 
 _LIBRARIES = ("torch", "transformers", "ray", "pyarrow", "duckdb", "numpy", "scipy")
 _MAX_PARALLEL_REQUESTS = 16
+_MAX_CACHED_ORIGINS = 1 << 14
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,8 @@ class Manifest:
     """The provenance and contents of a stage.
 
     `inputs` are the folders of the stages that it read; `dropped` the paths of listed files that were
-    deleted on purpose (see `drop_files`).
+    deleted on purpose (see `drop_files`). `sources` are the `contents` of each input when it was read;
+    None in manifests of earlier versions. `contents` identifies the files and what they were made of.
     """
 
     folder: Path
@@ -46,6 +61,8 @@ class Manifest:
     finished: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
+    sources: dict[str, str] | None = None
+    contents: str = ""
 
     def commit(self) -> None:
         """Write the manifest, which completes the stage."""
@@ -56,6 +73,8 @@ class Manifest:
             {
                 **{name: getattr(self, name) for name in _STORED_AS_IS},
                 "format": FORMAT,
+                "sources": self.sources,
+                "contents": self.contents or _identify_contents(self.files, self.sources),
                 "files": [vars(record) for record in self.files],
                 "rows": sum(record.rows for record in self.files),
                 "seconds": round(self.seconds, 3),
@@ -66,6 +85,10 @@ class Manifest:
         )
 
     @property
+    def origin(self) -> Origin:
+        return Origin(self.contents, self.sources)
+
+    @property
     def present_records(self) -> list[FileRecord]:
         """The files that must exist: those listed and not dropped."""
         return [record for record in self.files if record.path not in self.dropped]
@@ -73,15 +96,12 @@ class Manifest:
     def missing_files(self) -> list[Path]:
         """Files that must exist but are missing or have another size."""
         records = self.present_records
-        with ThreadPoolExecutor(_MAX_PARALLEL_REQUESTS) as threads:
-            is_present = (threads.map if is_remote(self.folder) else map)(
-                lambda record: _is_present(self.folder, record), records
-            )
-            return [
-                self.folder / record.path
-                for record, present in zip(records, is_present, strict=True)
-                if not present
-            ]
+        is_present = _map(partial(_is_present, self.folder), records, self.folder)
+        return [
+            self.folder / record.path
+            for record, present in zip(records, is_present, strict=True)
+            if not present
+        ]
 
     def check_files(self) -> None:
         """Raise StoreError if a file that must exist is missing or has another size."""
@@ -90,13 +110,39 @@ class Manifest:
                 f"{missing[0]}: is missing or truncated, but listed in {SUCCESS}; rerun the sweep"
             )
 
-    def paths(self, name: str) -> list[Path]:
-        """Paths of the listed file `name`, or of the listed files in the folder `name`."""
-        listed = (record.path for record in self.files)
-        paths = [path for path in listed if path == name or path.startswith(f"{name}/")]
-        if dropped := self.dropped.intersection(paths):
+    def check(self, records: Iterable[FileRecord]) -> None:
+        """Raise StoreError if one of these files is missing or damaged."""
+        _map(lambda record: check_file(self.folder / record.path, record.sha256), records, self.folder)
+
+    def read_table(self, name: str) -> pa.Table:
+        """The rows of the listed file `name`, or of the listed files in the folder `name`.
+
+        Raises:
+            StoreError: if one of them is missing or damaged.
+        """
+        return read_rows(self.folder, self.records(name))
+
+    def records(self, name: str) -> list[FileRecord]:
+        """The listed file `name`, or the listed files in the folder `name`."""
+        records = [
+            record for record in self.files if record.path == name or record.path.startswith(f"{name}/")
+        ]
+        if dropped := self.dropped.intersection(record.path for record in records):
             raise StoreError(f"{self.folder / min(dropped)}: was deleted after scoring")
-        return [self.folder / path for path in paths]
+        return records
+
+    def paths(self, name: str) -> list[Path]:
+        """Paths of the listed file `name`, or of the listed files in the folder `name`.
+
+        Raises:
+            StoreError: if one of them is missing or damaged.
+        """
+        self.check(self.records(name))
+        return self.unchecked_paths(name)
+
+    def unchecked_paths(self, name: str) -> list[Path]:
+        """The same paths, of files that may be damaged."""
+        return [self.folder / record.path for record in self.records(name)]
 
 
 def read(folder: Path) -> Manifest | None:
@@ -111,13 +157,43 @@ def read(folder: Path) -> Manifest | None:
         return Manifest(
             folder=folder,
             **{name: content[name] for name in (*_STORED_AS_IS, "seconds", "finished", "versions")},
-            files=[FileRecord(**record) for record in content["files"]],
+            files=(files := [FileRecord(**record) for record in content["files"]]),
             dropped=frozenset(dropped_paths),
+            sources=(sources := content.get("sources")),
+            contents=content.get("contents") or _identify_contents(files, sources),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path}: cannot be read: {error}; remove the folder and rerun the sweep"
         ) from error
+
+
+def read_rows(folder: Path, records: Iterable[FileRecord]) -> pa.Table:
+    """The rows of Parquet files of a stage. Raises StoreError if one is missing or damaged."""
+    contents = (read_checked(folder / record.path, record.sha256) for record in records)
+    return pa.concat_tables([pq.read_table(pa.BufferReader(content)) for content in contents])
+
+
+class Origin(NamedTuple):
+    """The `contents` and `sources` of a complete stage (see `Manifest`)."""
+
+    contents: str
+    sources: dict[str, str] | None
+
+
+def read_origins(folders: Mapping[str, Path]) -> dict[str, Origin]:
+    """The origins of those of the stages that are complete, by the same names."""
+    origins = _map(_read_origin, folders.values(), next(iter(folders.values()), None))
+    pairs = zip(folders, origins, strict=True)
+    return {name: origin for name, origin in pairs if origin is not None}
+
+
+def is_current(sources: Mapping[str, str] | None, inputs: Mapping[str, Origin]) -> bool:
+    """Whether something that was made of inputs with the contents `sources` would be made of the same
+    `inputs` now. Earlier versions did not record sources: then no input may have been made since."""
+    if sources is None:
+        return all(origin.sources is None for origin in inputs.values())
+    return all(sources.get(name) == origin.contents for name, origin in inputs.items())
 
 
 def completed(root: Path, *kinds: str) -> Iterator[Manifest]:
@@ -156,6 +232,21 @@ def drop_files(manifest: Manifest, is_dropped: Callable[[FileRecord], bool], why
     return sum(record.bytes for record in present)
 
 
+def begin_work_units(folder: Path, inputs: Mapping[str, Origin]) -> None:
+    """Record the inputs that a stage's work units are made of; discard units made of other contents."""
+    path = folder / INPUTS
+    try:
+        recorded = read_checksummed(path)["sources"] if file_size(path) is not None else None
+    except (ValueError, KeyError):
+        # damaged: the units may be made of anything
+        recorded = {}
+    if not is_current(recorded, inputs):
+        for unit in list_dir(folder / WORK_UNITS):
+            remove_file(unit)
+    sources = {name: origin.contents for name, origin in inputs.items()}
+    write_checksummed(folder, INPUTS, {"sources": sources})
+
+
 def write_work_unit(
     folder: Path, work_unit: str, files: Iterable[FileRecord], facts: dict[str, Any]
 ) -> None:
@@ -189,3 +280,31 @@ def software_versions() -> dict[str, str]:
 
 def _is_present(folder: Path, record: FileRecord) -> bool:
     return file_size(folder / record.path) == record.bytes
+
+
+def _identify_contents(files: Iterable[FileRecord], sources: Mapping[str, str] | None) -> str:
+    """Equal for stages with equal files that were made of equal inputs."""
+    hashes = {record.path: record.sha256 for record in files}
+    return hashlib.sha256(encode_json([hashes, sources or {}])).hexdigest()
+
+
+def _read_origin(folder: Path) -> Origin | None:
+    version = file_version(folder / SUCCESS)
+    return None if version is None else _read_origin_of_version(folder, version)
+
+
+@lru_cache(_MAX_CACHED_ORIGINS)
+def _read_origin_of_version(folder: Path, _: object) -> Origin | None:
+    # a manifest can have thousands of files, and all stages that read a stage ask for its origin
+    stage = read(folder)
+    return None if stage is None else stage.origin
+
+
+def _map(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], folder: Path | None
+) -> list[_Result]:
+    """The results for all items, in parallel where each is a request to an object store."""
+    if not is_remote(folder):
+        return list(map(function, items))
+    with ThreadPoolExecutor(_MAX_PARALLEL_REQUESTS) as threads:
+        return list(threads.map(function, items))

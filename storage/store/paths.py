@@ -52,6 +52,11 @@ def parse_store_path(text: str | Path, base: Path = Path()) -> Path:
     parts = prefix.split("/") if prefix else []
     if protocol not in PROTOCOLS:
         raise StoreError(f"{name}: unknown protocol {protocol!r}; allowed: {', '.join(PROTOCOLS)}")
+    if "@" in bucket or "?" in rest:
+        raise StoreError(
+            f"{name.partition('?')[0]}: a store's URL must not contain credentials or parameters; set "
+            "them in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if not bucket or any(part in ("", ".", "..") for part in parts):
         raise StoreError(f"{name}: invalid object-store URL; expected {protocol}://bucket/prefix")
     return cast(Path, UPath(f"{protocol}://{'/'.join([bucket, *parts])}"))
@@ -100,23 +105,28 @@ def read_bytes(path: Path) -> bytes:
 
 def read_parquet(path: Path) -> pa.Table:
     """The table of a Parquet file. Raises StoreError if it cannot be read."""
-    try:
+    with explain_read_errors(path):
         return pq.read_table(
             pa.BufferReader(read_bytes(path)) if is_remote(path) else path, partitioning=None
         )
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
 
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """A Parquet file opened for partial reads. Raises StoreError if it cannot be read."""
-    try:
+    with explain_read_errors(path):
         source = path.open("rb") if is_remote(path) else nullcontext(path)
         with source as file, pq.ParquetFile(file) as table:
             yield table
+
+
+@contextmanager
+def explain_read_errors(path: Path) -> Iterator[None]:
+    """Turn errors of a file that is missing or damaged into StoreErrors."""
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
+        raise StoreError(f"{path}: cannot be read: {error}; run `neuralign verify`") from error
 
 
 def walk_files(folder: Path) -> list[Path]:
@@ -150,6 +160,19 @@ def file_size(path: Path) -> int | None:
         return None
 
 
+def file_version(path: Path) -> object:
+    """A value that changes with every change of a file; None if it does not exist."""
+    try:
+        if is_remote(path):
+            with object_store(path) as (store, key):
+                head = obstore.head(store, key)
+            return head["e_tag"], head["last_modified"]
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def remove_file(path: Path) -> None:
     """Remove a file if it exists."""
     if is_remote(path):
@@ -157,6 +180,18 @@ def remove_file(path: Path) -> None:
             obstore.delete(store, key)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_empty_folders(folder: Path) -> None:
+    """Remove a folder and those below it as far as they are empty. Object stores have no folders."""
+    if is_remote(folder):
+        return
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            with suppress(OSError):
+                path.rmdir()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def register_with_duckdb(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> list[str]:

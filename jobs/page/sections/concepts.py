@@ -122,8 +122,11 @@ def _max_activating(
     files = data.query(_FILES, run=activations.fingerprint, layer=layer, site=site)
     if not files:
         return [[] for _ in experts]
-    paths = [activations.folder / row["path"] for row in files]
-    values = SiteActivations(paths, files[0]["width"]).read()[[row["unit"] for row in experts]]
+    records_by_path = {record.path: record for record in activations.files}
+    records = [records_by_path[row["path"]] for row in files]
+    paths = [activations.folder / record.path for record in records]
+    site_files = SiteActivations(paths, files[0]["width"], records)
+    values = site_files.read()[[row["unit"] for row in experts]]
     ids = np.concatenate([np.arange(row["first"], row["first"] + row["sentences"]) for row in files])
     order = np.argsort(-values, axis=1, kind="stable")[:, :MAX_SENTENCES]
     return [

@@ -1,0 +1,294 @@
+"""Inputs that were misread, or ended in a traceback: each is read rightly or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from cluster.models.weights import ensure_local, resolve
+from jobs.config.loader import read_sweep
+from storage.errors import UserError
+from storage.readers.concepts import read_concepts
+from storage.readers.corpus import UnreadableLines, find_files, read_chunks
+from storage.readers.human import HumanSet, read_items, read_pairs
+from storage.readers.word_vectors import read_vectors
+from tests import gguf_files, tiny
+from tests.commands import neuralign, process
+
+SWEEP = "concepts: a.csv\nmodels: [a]\n"
+
+
+def refusal(call: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def refuse_sweep(folder: Path, text: str) -> str:
+    (folder / "sweep.yaml").write_text(text)
+    return refusal(read_sweep, folder / "sweep.yaml")
+
+
+# --- read wrongly
+
+
+@pytest.mark.parametrize("header", ["", "2 3\n"])
+def test_a_row_with_another_number_of_numbers_is_no_word_vector(tmp_path: Path, header: str) -> None:
+    """A single number was spread over the whole vector."""
+    (tmp_path / "v.txt").write_text(f"{header}cat 1 2 3\ndog 7\n")
+    assert "has 1 numbers, expected 3" in refusal(read_vectors, tmp_path / "v.txt", ["cat", "dog"])
+
+
+def test_two_features_of_one_name_are_refused(tmp_path: Path) -> None:
+    """A feature that was written twice counts twice."""
+    (tmp_path / "f.csv").write_text("item,legs,legs\ncat,4,4\ndog,4,1\n")
+    human = HumanSet("mine", tmp_path / "f.csv", "features", ())
+    assert "duplicate column 'legs'" in refusal(read_items, human)
+
+
+def test_a_column_is_read_once(tmp_path: Path) -> None:
+    """Every concept was compared with itself, or named like its sentence."""
+    columns = "human: [{name: x, path: x.csv, columns: [a, a, score]}]\n"
+    assert "columns: 'a' is listed twice" in refuse_sweep(tmp_path, SWEEP + columns)
+    (tmp_path / "c.csv").write_text("concept,text\ncat,A cat.\n")
+    message = refusal(read_concepts, tmp_path / "c.csv", "x", {"concept": "text"})
+    assert "column 'text' would be read twice" in message
+
+
+def test_a_duplicate_key_is_refused_in_all_json(tmp_path: Path) -> None:
+    """The last one was used."""
+    (tmp_path / "c.jsonl").write_text('{"text": "One.", "text": "Two."}\n{"text": "Three."}\n')
+    unreadable = UnreadableLines()
+    assert b"".join(read_chunks(tmp_path / "c.jsonl", "text", unreadable)) == b"Three."
+    assert "the same key twice" in unreadable.first
+    folder = tmp_path / "set"
+    (folder / "g").mkdir(parents=True)
+    (folder / "concept_list.csv").write_text("group,concept\ng,cat\n")
+    (folder / "g/cat.json").write_text(
+        '{"sentences": {"positive": ["A"], "positive": ["B"], "negative": []}}'
+    )
+    assert "the same key twice" in refusal(read_concepts, folder, "x")
+
+
+def test_patterns_of_a_corpus_may_be_absolute(tmp_path: Path) -> None:
+    """They ended in a traceback."""
+    (tmp_path / "a.txt").write_text("A.")
+    assert find_files([f"{tmp_path}/*.txt"], Path("/nowhere")) == [tmp_path / "a.txt"]
+    assert "is not a valid pattern" in refusal(find_files, ["a**b"], tmp_path)
+
+
+# --- models
+
+
+def test_random_weights_need_no_files_in_subfolders(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder beside the files of a model, such as a checkpoint, ended the run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.copytree(tiny_model, tmp_path / "model/step1")
+    folder = ensure_local(resolve("model", "random-init", tmp_path))
+    assert (folder / "tokenizer.json").is_file()
+    assert not (folder / "step1").exists()
+    with safe_open(folder / "model.safetensors", "pt") as tensors:
+        assert len(list(tensors.keys())) > 10
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, tiny_model: Path) -> Path:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    return tiny.write_sweep(tmp_path)
+
+
+def plan_error(sweep: Path) -> str:
+    """The only line of a plan that is refused."""
+    result = neuralign("plan", sweep, cwd=sweep.parent)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": ["llama"]}, "model_type: \"['llama']\": expected text"),
+        ({"architectures": {"a": 1}}, "architectures: "),
+        ({"architectures": [1]}, "architectures: '1': expected the name of a class"),
+        ({"auto_map": [1]}, "auto_map: '[1]': expected a mapping"),
+        ({"auto_map": {"AutoConfig": "a.B"}, "model_type": "own"}, "requires remote code"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers: '3': expected a number from 1 to 10,000"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers: '-1': expected a number from 1 to 10,000"),
+        ({"num_hidden_layers": 10**9}, "expected a number from 1 to 10,000"),
+        ({"hidden_size": 10**30}, "expected a number from 1 to 10,000,000"),
+        ({"num_attention_heads": 0}, "config.json cannot be read: ZeroDivisionError"),
+        ({"hidden_act": "x"}, "cannot be built from config.json: KeyError"),
+        ({"dtype": 3}, "cannot be built from config.json"),
+        ({"rope_parameters": {"rope_type": "x"}}, "cannot be built from config.json: KeyError"),
+        ({"quantization_config": "x"}, "quantization_config: 'x': expected a mapping"),
+        ({"quantization_config": {"quant_method": [1]}}, "its weights are quantized: unhashable"),
+        ({"text_config": {}}, "its text_config is not that of a model"),
+        ({"text_config": {"vocab_size": 10**12}}, "text_config: vocab_size: '1000000000000'"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_in_a_configuration_is_named(
+    sweep: Path, values: dict[str, Any], message: str
+) -> None:
+    """A traceback of transformers, or days of building a model of a billion layers."""
+    file = sweep.parent / "model/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    assert message in plan_error(sweep)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", "config.json is not a JSON object"),
+        ("config.json", "[" * 100_000, "is not valid JSON: it is nested too deeply"),
+        ("config.json", '{"model_type": "llama", "model_type": "gpt2"}', "the same key twice"),
+        ("tokenizer.json", "[]", "its tokenizer cannot be read"),
+        ("tokenizer_config.json", "[]", "its tokenizer cannot be read"),
+        ("model.safetensors.index.json", "[" * 100_000, "nested too deeply; download it again"),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_named(sweep: Path, name: str, content: str, message: str) -> None:
+    """A traceback of the library that reads it."""
+    (sweep.parent / "model" / name).write_text(content)
+    assert message in plan_error(sweep)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("llama.block_count", 10**9, "num_hidden_layers: '1000000000': expected a number from 1"),
+        ("llama.block_count", "x", "cannot be converted"),
+        ("llama.embedding_length", 0, "hidden_size: '0': expected"),
+        ("llama.attention.head_count", 0, "cannot be converted: ZeroDivisionError"),
+        ("llama.rope.freq_base", "x", "cannot be built from its metadata"),
+        ("split.count", "x", "its split.count is 'x'"),
+        ("tokenizer.ggml.tokens", 5, "tokenizer.ggml.tokens is '5', of the wrong type"),
+        ("tokenizer.ggml.tokens", [1, 2], "of the wrong type"),
+        ("tokenizer.ggml.merges", ["zz qq"], "its tokenizer cannot be read"),
+    ],
+)
+def test_a_wrong_setting_of_a_gguf_file_is_named(
+    sweep: Path, key: str, value: Any, message: str
+) -> None:
+    """A traceback of the libraries that convert it."""
+    model = sweep.parent / "model"
+    settings = {**gguf_files.llama_metadata(model), key: value}
+    if key != "tokenizer.ggml.tokens":
+        settings = {**gguf_files.tokenizer_metadata(model / "tokenizer.json"), **settings}
+    gguf_files.write(sweep.parent / "a.gguf", settings, gguf_files.llama_tensors(model))
+    sweep.write_text(sweep.read_text().replace("id: model", "id: a.gguf"))
+    assert message in plan_error(sweep)
+
+
+def test_lists_in_lists_in_a_gguf_header_are_refused(sweep: Path) -> None:
+    """100,000 of them exhausted the stack."""
+    array = (9).to_bytes(4, "little") + (1).to_bytes(8, "little")
+    key = (1).to_bytes(8, "little") + b"a" + (9).to_bytes(4, "little")
+    header = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1).to_bytes(8, "little")
+    (sweep.parent / "a.gguf").write_bytes(header + key + array * 100_000)
+    sweep.write_text(sweep.read_text().replace("id: model", "id: a.gguf"))
+    assert "is not a valid GGUF file" in plan_error(sweep)
+
+
+# --- sweep files
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1000000000000000000000", "expected less than 9223372036854775808"),
+        ("resamples: 1000000000000", "expected less than or equal to 1000000"),
+        ("experts: {permutations: 1000000000000}", "expected less than or equal to 10000"),
+        ("experts: {top: [1000000000000]}", "expected less than or equal to 1000000"),
+        ("experts: {gpus: .inf}", "experts.gpus: inf: expected a finite number"),
+        ("experts: {prevalence: .nan}", "nan: expected a finite number"),
+        ("experts: {negatives: 'others:9999999999'}", "expected others, others:N"),
+        ("steering: {tokens: 1000000000000}", "expected less than or equal to 1000000"),
+        ("steering: {temperature: 1.0e+21}", "expected less than or equal to 100"),
+        ('name: "a\\0"', "'a\\x00' is not valid text"),
+        ('name: "\\ud800"', "'\\ud800' is not valid text"),
+        ("name: a/../../b", "expected a name without /"),
+        (f"store: {'a' * 300}", "expected names of at most 255 bytes, got 300"),
+        (f"x: {'[' * 100_000}", "is nested too deeply"),
+        ("x: !!timestamp q", "it is no timestamp"),
+        ("x: &x [*x]", "its aliases repeat more than 1,000,000 values"),
+    ],
+)
+def test_a_hostile_value_of_a_sweep_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    """A traceback, an error hours later, or a file outside the folder of results."""
+    assert message in refuse_sweep(tmp_path, f"{SWEEP}{text}\n")
+
+
+def test_a_long_id_is_no_file_name(tmp_path: Path) -> None:
+    """The operating system's error was no user's error."""
+    assert "names of at most 255 bytes, got 300" in refuse_sweep(
+        tmp_path, f"concepts: a.csv\nmodels: [{'a' * 300}]\n"
+    )
+
+
+# --- data
+
+
+def test_a_long_cell_is_no_damaged_file(tmp_path: Path) -> None:
+    """It was called "not a CSV file"."""
+    (tmp_path / "h.csv").write_text(f"a,b,score\ncat,{'x' * 140_000},1\n")
+    message = refusal(read_pairs, HumanSet("mine", tmp_path / "h.csv"))
+    assert "after line 1: a cell has more than 131,072 characters; is a quote missing?" in message
+
+
+def test_lone_surrogates_in_a_folder_of_concepts_are_refused(tmp_path: Path) -> None:
+    """They cannot be written as UTF-8, so the run ended in a traceback."""
+    (tmp_path / "g").mkdir()
+    (tmp_path / "concept_list.csv").write_text("group,concept\ng,cat\n")
+    sentences = {"positive": ["A \ud800 cat."], "negative": []}
+    (tmp_path / "g/cat.json").write_text(json.dumps({"sentences": sentences}))
+    assert "positive 1: 'sentences' has" in refusal(read_concepts, tmp_path, "x")
+
+
+# --- output
+
+QUERY = (
+    "SELECT [1.5, 'NaN'::DOUBLE] AS list, {'a': 'NaN'::DOUBLE} AS struct, '\\xAA\\x00'::BLOB AS blob, "
+    "MAP {1: 'x'} AS map, INTERVAL 3 DAY AS span, NULL AS none"
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A store of sentences."""
+    folder = tmp_path_factory.mktemp("output")
+    shutil.copytree(tiny_model, folder / "model")
+    assert neuralign("sentences", tiny.write_sweep(folder), cwd=folder).returncode == 0
+    return folder / "results/sweep"
+
+
+def test_every_value_has_a_form_in_json_and_csv(store: Path) -> None:
+    """NaN in a list, and bytes, ended in tracebacks."""
+    outputs = {}
+    for output_format in ("json", "csv", "table"):
+        result = neuralign("sql", store, QUERY, "--format", output_format)
+        assert result.returncode == 0, result.stderr
+        outputs[output_format] = result.stdout
+    (row,) = json.loads(outputs["json"])
+    assert (row["list"], row["struct"], row["blob"]) == ([1.5, None], {"a": None}, "aa00")
+    assert "aa00" in outputs["csv"]
+    assert "[1.5, null]" in outputs["csv"]
+
+
+def test_a_terminal_without_unicode_shows_escapes(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command ended in a traceback after all work was done."""
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    result = process("sql", store, "SELECT '\u540d' AS name")
+    assert result.returncode == 0, result.stderr
+    assert "\\u540d" in result.stdout
