@@ -5,7 +5,6 @@ Loaded with transformers alone: the model, its token pooling, and whether vector
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from cluster.models.weights import Weights, ensure_local
 from storage.errors import UserError
+from storage.readers.strict_json import parse_json
 
 BATCH_SIZE = 32
 
@@ -119,6 +119,6 @@ def _read_json(path: Path, default: Any) -> Any:
     if not path.is_file():
         return default
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON: {error}") from error
