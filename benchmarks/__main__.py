@@ -6,6 +6,7 @@ import sys
 
 from benchmarks.bootstrap import bootstrap
 from benchmarks.capture import capture, pipeline, replicas
+from benchmarks.fused import fused
 from benchmarks.generate import generate
 from benchmarks.harvest import harvest
 from benchmarks.plan import plan
@@ -14,6 +15,7 @@ from benchmarks.store import similarity, similarity_large, store_check, store_re
 
 BENCHMARKS = {
     "capture": capture,
+    "fused": fused,
     "pipeline": pipeline,
     "replicas": replicas,
     "select_sort": select_sort,

@@ -32,7 +32,7 @@ def capture() -> None:
         with torch.inference_mode():
             for unit in work:
                 for rows in unit.batches:
-                    batch = pad([unit.sentences[row] for row in rows], PAD_ID, shard.device)
+                    batch = pad([unit.sentences.tokens[row] for row in rows], PAD_ID, shard.device)
                     model(batch.ids, attention_mask=batch.attention, use_cache=False)
 
     with zoo.pipelines(1) as (replicas, store):
@@ -40,7 +40,7 @@ def capture() -> None:
             lambda: zoo.run(replicas, texts, store), bare, _ROUNDS, lambda: empty(store)
         )
     record("capture", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 0.95")
-    _print_rate(model, sum(len(sentence.ids) for unit in work for sentence in unit.sentences) / ours)
+    _print_rate(model, sum(sum(unit.sentences.lengths) for unit in work) / ours)
 
 
 def pipeline() -> None:

@@ -21,6 +21,8 @@ from alignment.expertise.label_permutations import permute_labels
 from alignment.expertise.labels import labels_against_others
 from benchmarks.measure import record, seconds, side_by_side
 from jobs import experts
+from jobs.scoring.block_scores import SiteKey
+from jobs.scoring.labelings import Labeling
 from jobs.similarity import MEMORY_LIMIT, compute_similarities, connect_duckdb
 from storage import tables
 from storage.store.activation_files import SiteActivations
@@ -76,15 +78,14 @@ def store_check() -> None:
     units, sentences, concepts = 1536, 2688, 112
     ids = np.arange(sentences)
     labels = labels_against_others(ids, ids % concepts, sentences, concepts)
-    inputs = experts._ScoringInputs(labels, ids, permute_labels(labels, 19, 0), on_gpu=False)
-    site = experts._ScoringUnit("max", 0, "mlp.hidden")
-    names = _names(concepts)
+    site = SiteKey("max", 0, "mlp.hidden")
     params = {
         **dict.fromkeys(("model", "revision", "concept_set"), "m"),
         "prevalence": 0.1,
         "floor": 0.4,
     }
     params |= {"permutations": 19, "scores": False}
+    labeling = Labeling(params, _names(concepts), labels, ids, permute_labels(labels, 19, 0))
     values = np.random.default_rng(0).standard_normal((units, sentences)).astype(np.float16)
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "stage", Path(folder) / "out"
@@ -97,7 +98,7 @@ def store_check() -> None:
         files = [SiteActivations(paths, units, records), SiteActivations(paths, units)]
         read_seconds = _cpu_seconds([each.read for each in files])
         score_seconds = _cpu_seconds(
-            [partial(experts._score_site, each, site, inputs, names, params, out) for each in files]
+            [partial(experts._score_site, each, site, labeling, False, out) for each in files]
         )
     rates = [values.nbytes / duration / 1e9 for duration in read_seconds]
     print(f"{'':16} reading from the page cache: {rates[0]:.1f} GB/s, {rates[1]:.1f} GB/s without")

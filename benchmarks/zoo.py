@@ -19,7 +19,7 @@ from cluster.models.weights import Weights, resolve
 from cluster.runtime.devices import default_dtype
 from cluster.runtime.session import connect
 from jobs.activations import TOKEN_BUDGET, work_unit_size
-from storage.readers.concepts import read_concepts
+from storage.readers.concepts import ConceptSet, read_concepts
 
 SETTINGS = ActivationSettings(default_dtype(), "mlp", ["max", "concept", "context"])
 
@@ -34,12 +34,17 @@ def demo_model() -> Weights:
 
 def demo_texts(count: int) -> list[Text]:
     """Evenly spaced sentences of the demo."""
-    sentences = read_concepts(_CONCEPTS, "demo").sentences
+    sentences = demo_concepts().sentences
     step = len(sentences) // count
     return [
         Text(row.text, [edge for span in find_word(row.text, row.concepts[0]) for edge in span])
         for row in sentences[: step * count : step]
     ]
+
+
+def demo_concepts() -> ConceptSet:
+    """The demo's concepts and all their sentences."""
+    return read_concepts(_CONCEPTS, "demo")
 
 
 @contextmanager

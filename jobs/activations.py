@@ -30,6 +30,7 @@ from storage.store.commit import FileRecord, write_table
 from storage.store.fingerprint import hash_file
 
 if TYPE_CHECKING:
+    from cluster.activations.pooling_shard import ActivationSettings
     from cluster.models.sparse_autoencoder import SparseAutoencoder
     from cluster.models.tokenizer import InputOptions
 
@@ -50,16 +51,37 @@ def plan(
     states: bool,
     autoencoder: SparseAutoencoder | None = None,
 ) -> Stage:
-    """The stage for one model revision and one concept set; `states` adds the hidden states after every
-    layer, and an `autoencoder` replaces the neurons by its latents.
+    """The stage that keeps the activations of one model revision on one concept set; see `make_params`.
 
     Shards and replicas are not part of the fingerprint: they do not change the values.
     """
-    reading = reading_params(weights)
     size = work_unit_size(n_sentences)
-    if reading and autoencoder is None:
+    if reading_params(weights) and autoencoder is None:
         # The size is part of the fingerprint, so that of models read by earlier versions is kept.
         size = limit_unit_size(size, _bytes_per_sentence(weights, neurons, states))
+    params = {
+        **make_params(weights, model, neurons, sentences_stage, states, autoencoder),
+        "token_budget": TOKEN_BUDGET,
+        "sentences_in_unit": size,
+        "units": -(-n_sentences // size),
+    }
+
+    def run(stage: Stage, store: Path) -> StageOutput:
+        return _run(stage, store, weights, model, autoencoder)
+
+    return Stage(KIND, weights.label, params, run, {"sentences": sentences_stage}, resource_for(model))
+
+
+def make_params(
+    weights: Weights,
+    model: Model,
+    neurons: Neurons,
+    sentences_stage: Stage,
+    states: bool,
+    autoencoder: SparseAutoencoder | None,
+) -> dict[str, Any]:
+    """The parameters of what is read; `states` adds the hidden states after every layer, and an
+    `autoencoder` replaces the neurons by its latents."""
     params = {
         "model": weights.model,
         "revision": weights.revision,
@@ -69,19 +91,17 @@ def plan(
         "sites": neurons.sites,
         "poolings": list(neurons.pooling),
         "states": states,
-        "token_budget": TOKEN_BUDGET,
-        "sentences_in_unit": size,
-        "units": -(-n_sentences // size),
-        **reading,
+        **reading_params(weights),
+        **model.input_params(),
     }
-    params |= model.input_params()
     if autoencoder is not None:
         params |= {"sites": [autoencoder.name], "dictionary": _autoencoder_params(autoencoder)}
+    return params
 
-    def run(stage: Stage, store: Path) -> StageOutput:
-        return _run(stage, store, weights, model, autoencoder)
 
-    return Stage(KIND, weights.label, params, run, {"sentences": sentences_stage}, resource_for(model))
+def are_kept(stage: Stage) -> bool:
+    """Whether the stage keeps activations; else it has the rows that are made of them."""
+    return bool(stage.params.get("keep", True))
 
 
 def input_options(model: Model) -> InputOptions:
@@ -160,7 +180,6 @@ def _run(
 ) -> StageOutput:
     from cluster.activations.actor import UnitResult, WorkUnit
     from cluster.activations.pipeline import ActivationPipeline
-    from cluster.activations.shard import ActivationSettings
     from cluster.models.shard import MAX_TOKENS
     from cluster.models.tokenizer import Text
     from cluster.runtime.placement import plan_placement
@@ -175,15 +194,7 @@ def _run(
         for number, first in enumerate(range(0, len(texts), size))
     ]
     words = sentences.read_concept_names(stage.inputs["sentences"], store)
-    settings = ActivationSettings(
-        stage.params["dtype"],
-        stage.params["sites"],
-        list(stage.params["poolings"]),
-        stage.params["states"],
-        autoencoder,
-        input_options(model),
-        trust_remote_code=weights.trust_remote_code,
-    )
+    settings = make_settings(stage, weights, model, autoencoder)
     connect()
     placement = plan_placement(
         weights, stage.params["dtype"], model.shards, model.replicas, model.gpus_per_shard
@@ -221,10 +232,7 @@ def _run(
                 advance(len(unit.texts))
 
     files, facts = run_missing_units(folder, {unit.name: unit for unit in units}, run)
-    constants = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
-    # Work units of earlier versions lack the last two.
-    columns = ("pooling", "layer", "site", "width", "module", "part")
-    sites = [constants | dict(zip(columns, values, strict=False)) for values in facts[0]["places"]]
+    sites = site_rows(stage.params, facts[0]["places"])
     file_rows = [
         {
             **row,
@@ -235,23 +243,64 @@ def _run(
         for row in sites
         for unit in units
     ]
+    files.append(_write_rows(folder, tables.ACTIVATION_FILES, file_rows))
     # Units of earlier versions lack these counts.
-    word_tokens = facts[0].get("word_tokens", {})
+    files += write_site_tables(stage, folder, sites, words, facts[0].get("word_tokens", {}))
+    return StageOutput(files, [*size_notes(stage, weights), *make_notes(facts, len(texts), MAX_TOKENS)])
+
+
+def make_settings(
+    stage: Stage, weights: Weights, model: Model, autoencoder: SparseAutoencoder | None
+) -> ActivationSettings:
+    """What a model's shards record."""
+    from cluster.activations.pooling_shard import ActivationSettings
+
+    return ActivationSettings(
+        stage.params["dtype"],
+        stage.params["sites"],
+        list(stage.params["poolings"]),
+        stage.params["states"],
+        autoencoder,
+        input_options(model),
+        trust_remote_code=weights.trust_remote_code,
+    )
+
+
+def site_rows(params: Mapping[str, Any], places: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Rows of the table `sites`, from the facts of work units."""
+    constants = {name: params[name] for name in ("model", "revision", "concept_set")}
+    columns = ("pooling", "layer", "site", "width", "module", "part")
+    # Work units of earlier versions lack the last two.
+    return [constants | dict(zip(columns, values, strict=False)) for values in places]
+
+
+def write_site_tables(
+    stage: Stage,
+    folder: Path,
+    sites: list[dict[str, Any]],
+    words: Sequence[str],
+    word_tokens: Mapping[str, int],
+) -> list[FileRecord]:
+    """Commit the tables of the sites and of the concepts' tokens."""
+    constants = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
     word_rows = [
         {**constants, "concept": word, "n_tokens": word_tokens[word]}
         for word in words
         if word in word_tokens
     ]
-    files += [
-        write_table(folder, table.file, pa.Table.from_pylist(rows, table.schema))
-        for table, rows in (
-            (tables.SITES, sites),
-            (tables.ACTIVATION_FILES, file_rows),
-            (tables.CONCEPT_TOKENS, word_rows),
-        )
+    return [
+        _write_rows(folder, tables.SITES, sites),
+        _write_rows(folder, tables.CONCEPT_TOKENS, word_rows),
     ]
-    notes = [] if autoencoder else [*model_size(weights, stage.params["sites"]).notes]
-    return StageOutput(files, [*notes, *make_notes(facts, len(texts), MAX_TOKENS)])
+
+
+def _write_rows(folder: Path, table: tables.Table, rows: list[dict[str, Any]]) -> FileRecord:
+    return write_table(folder, table.file, pa.Table.from_pylist(rows, table.schema))
+
+
+def size_notes(stage: Stage, weights: Weights) -> list[str]:
+    """Notes on layers that have none of the selected sites."""
+    return [] if "dictionary" in stage.params else [*model_size(weights, stage.params["sites"]).notes]
 
 
 def make_notes(unit_facts: Sequence[Mapping[str, Any]], n_sentences: int, max_tokens: int) -> list[str]:

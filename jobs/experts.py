@@ -1,57 +1,48 @@
 """Stage `experts`: score every neuron as a detector of every concept, one Ray task per (pooling, site).
 
 It needs all activations of a model: a work unit commits its sentences for every site at once, so no site
-is complete before the last unit.
+is complete before the last unit. If the activations are not kept, the stage `activations` has scored
+them, and this stage takes its rows.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from alignment.arrays import AnyFloats, Ints
-from alignment.expertise.label_permutations import LabelPermutations, permute_labels
-from alignment.expertise.labels import (
-    Labels,
-    labels_against_others,
-    labels_against_pool,
-    labels_from_own_negatives,
-    labels_matched_by_length,
-    split_half,
-)
-from alignment.expertise.scoring import (
-    ApHistogram,
-    Scores,
-    activation_statistics,
-    score_with_permutations,
-)
-from alignment.expertise.sorted_chunks import MAX_CHUNK_SENTENCES
+from alignment.expertise.scoring import ApHistogram
 from jobs import activations, sentences
 from jobs.config.analysis import OTHERS, OWN, ExpertSettings
 from jobs.engine.progress import progress
 from jobs.engine.stage import Resource, Stage, StageOutput, run_missing_units
+from jobs.scoring.block_scores import (
+    SiteKey,
+    chance_table,
+    expert_table,
+    max_block_units,
+    score_block,
+)
+from jobs.scoring.labelings import RELABELED_CONTROLS, Labeling, make_labeling
+from jobs.scoring.layer_scorer import SCORES_FOLDER, scored_folder
 from storage import sql, tables
 from storage.errors import StoreError, UserError
-from storage.readers.concepts import NEGATIVE, POOL, ConceptSet
+from storage.readers.concepts import POOL, ConceptSet
 from storage.store.activation_files import SiteActivations, activation_folder
-from storage.store.commit import FileRecord, write_table, write_values
+from storage.store.checksums import read_checked
+from storage.store.commit import FileRecord, write_bytes, write_table, write_values
 from storage.store.manifest import read_rows
 from storage.store.scratch import scratch
 
 KIND = "experts"
 CONTROL_KIND = "controls"
-HALVES = ("half 1", "half 2")
-LENGTH_MATCHED = "length-matched"
-_RELABELED_CONTROLS = (*HALVES, LENGTH_MATCHED)
 EXPERTS_FOLDER = tables.EXPERTS.file  # of controls, too
-SCORES_FOLDER = "scores"
 _MAX_TASKS_PER_CPU = 2
 _POLL_SECONDS = 0.5
 _NOTE_THRESHOLD = 0.5
@@ -59,29 +50,6 @@ _NOTE_THRESHOLD = 0.5
 
 _MAX_BLOCK_BYTES = 64 << 20
 """Activations that a task holds at a time, unless a single neuron has more."""
-
-_MAX_BLOCK_PAIRS = 2 << 20
-"""(neuron, concept) pairs that a task scores at a time, unless a single neuron has more."""
-
-
-@dataclass(frozen=True)
-class _ScoringInputs:
-    """What all tasks of a stage share: labels, the ids of the labeled sentences, and permutations."""
-
-    labels: Labels
-    sentence_ids: Ints
-    permutations: LabelPermutations
-    on_gpu: bool
-
-
-class _ScoringUnit(NamedTuple):
-    pooling: str
-    layer: int
-    site: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.pooling}.L{self.layer:02d}.{self.site}"
 
 
 def plan(
@@ -92,11 +60,28 @@ def plan(
     Controls relabel the sentences (one half of them, or length-matched negatives; both with other
     concepts' positives as negatives) or have separate activations, e.g. of shuffled sentences.
     """
+    params = make_params(activations_stage.params, config, seed, control)
+
+    def run(stage: Stage, store: Path) -> StageOutput:
+        files = _run(stage, store, config) if is_kept else _take_rows(stage, store)
+        return _finish(stage, store, files)
+
+    is_kept = activations.are_kept(activations_stage)
+    resource = Resource.CPUS if is_kept else Resource.DRIVER
+    label = f"{activations_stage.label} {control}" if control else activations_stage.label
+    kind = CONTROL_KIND if control else KIND
+    return Stage(kind, label, params, run, {"activations": activations_stage}, resource)
+
+
+def make_params(
+    activation_params: Mapping[str, Any], config: ExpertSettings, seed: int, control: str | None = None
+) -> dict[str, Any]:
+    """The parameters of the stage for activations with these parameters."""
     is_sampled = config.n_negatives is not None
-    is_relabeled = control in _RELABELED_CONTROLS
+    is_relabeled = control in RELABELED_CONTROLS
     permutations = 0 if control else config.permutations
-    params = {
-        **{name: activations_stage.params[name] for name in ("model", "revision", "concept_set")},
+    return {
+        **{name: activation_params[name] for name in ("model", "revision", "concept_set")},
         "negatives": config.negatives if is_sampled or not is_relabeled else OTHERS,
         "prevalence": config.prevalence,
         "floor": config.floor,
@@ -105,13 +90,6 @@ def plan(
         "scores": config.scores and not control,
         **({"control": control} if control else {}),
     }
-
-    def run(stage: Stage, store: Path) -> StageOutput:
-        return _run(stage, store, config)
-
-    label = f"{activations_stage.label} {control}" if control else activations_stage.label
-    kind = CONTROL_KIND if control else KIND
-    return Stage(kind, label, params, run, {"activations": activations_stage}, Resource.CPUS)
 
 
 def check_negatives(concept_set: ConceptSet, config: ExpertSettings) -> None:
@@ -132,36 +110,17 @@ def check_negatives(concept_set: ConceptSet, config: ExpertSettings) -> None:
             )
 
 
-def read_labels(stage: Stage, sentences_stage: Stage, store: Path, config: ExpertSettings) -> Labels:
-    """The positives and negatives of every concept, according to `experts.negatives`."""
-    n_concepts = len(sentences.read_concept_names(sentences_stage, store))
-    ids, members, n_sentences = sentences.read_memberships(sentences_stage, store)
-    if config.negatives == OWN:
-        negatives = sentences.read_memberships(sentences_stage, store, NEGATIVE)[:2]
-        return labels_from_own_negatives(ids, members, *negatives, n_sentences, n_concepts)
-    if config.negatives == POOL:
-        pool, _, _ = sentences.read_memberships(sentences_stage, store, POOL)
-        return labels_against_pool(ids, members, pool, n_sentences, n_concepts)
-    seed = stage.params["seed"]
-    return labels_against_others(ids, members, n_sentences, n_concepts, config.n_negatives, seed)
-
-
-def _run(stage: Stage, store: Path, config: ExpertSettings) -> StageOutput:
+def _run(stage: Stage, store: Path, config: ExpertSettings) -> list[FileRecord]:
+    """Score activations that are kept."""
     import ray
 
     from cluster.runtime.session import cluster_cpus, cluster_gpus, connect, get_result
 
     folder = stage.folder(store)
     activations_stage = stage.inputs["activations"]
-    sentences_stage = activations_stage.inputs["sentences"]
-    concepts = sentences.read_concept_names(sentences_stage, store)
-    labels, sentence_ids = _make_labels(stage, sentences_stage, store, config)
-    # Cached properties: computed once here instead of in every task.
-    _ = labels.patterns, labels.n_negative, labels.positives, labels.listed_negatives
-    permutations = permute_labels(labels, stage.params["permutations"], stage.params["seed"])
-    inputs = _ScoringInputs(labels, sentence_ids, permutations, config.gpus > 0)
+    labeling = make_labeling(stage.params, activations_stage.inputs["sentences"], store)
     sites = [
-        _ScoringUnit(row["pooling"], row["layer"], row["site"])
+        SiteKey(row["pooling"], row["layer"], row["site"])
         for row in activations.read_neuron_sites(activations_stage, store)
     ]
     units = {site.name: site for site in sites}
@@ -169,14 +128,14 @@ def _run(stage: Stage, store: Path, config: ExpertSettings) -> StageOutput:
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
         remaining = list(missing)
-        inputs_ref = ray.put(inputs)
-        in_flight: dict[Any, _ScoringUnit] = {}
+        labeling_ref = ray.put(labeling)
+        in_flight: dict[Any, SiteKey] = {}
         with progress(stage.name, len(units), "sites", len(units) - len(remaining)) as advance:
             while remaining or in_flight:
                 while remaining and len(in_flight) < _MAX_TASKS_PER_CPU * cluster_cpus():
                     site = remaining.pop(0)
                     files = activations.open_site(activations_stage, store, *site)
-                    ref = task.remote(files, site, inputs_ref, concepts, dict(stage.params), folder)
+                    ref = task.remote(files, site, labeling_ref, config.gpus > 0, folder)
                     in_flight[ref] = site
                 # A timeout, so that the wait can be interrupted.
                 finished, _ = ray.wait(list(in_flight), timeout=_POLL_SECONDS)
@@ -187,12 +146,35 @@ def _run(stage: Stage, store: Path, config: ExpertSettings) -> StageOutput:
     connect()
     if config.gpus > 0 and cluster_gpus() < config.gpus:
         raise UserError(f"experts.gpus: {config.gpus}: the cluster has {cluster_gpus()} GPUs")
-    files, _ = run_missing_units(folder, units, run)
+    return run_missing_units(folder, units, run)[0]
+
+
+def _take_rows(stage: Stage, store: Path) -> list[FileRecord]:
+    """Copy the rows, and scores that are kept, of activations that are not kept."""
+    manifest = stage.inputs["activations"].read_manifest(store)
+    prefix = f"{scored_folder(stage.params)}/"
+    names = {
+        record: record.path.removeprefix(prefix)
+        for record in manifest.files
+        if record.path.startswith(prefix)
+        or (stage.params["scores"] and record.path.startswith(f"{SCORES_FOLDER}/"))
+    }
+    files = []
+    for record, name in names.items():
+        content = read_checked(manifest.folder / record.path, record.sha256)
+        copied = write_bytes(stage.folder(store), name, content)
+        files.append(replace(copied, rows=record.rows))
+    return files
+
+
+def _finish(stage: Stage, store: Path, files: list[FileRecord]) -> StageOutput:
+    folder = stage.folder(store)
     notes = _chance_notes(folder, files) if stage.params["permutations"] else []
     if stage.params["scores"]:
+        concepts = sentences.read_concept_names(stage.inputs["activations"].inputs["sentences"], store)
         columns = {"number": np.arange(len(concepts)), "concept": concepts}
         table = pa.table(columns, tables.SCORED_CONCEPTS.schema)
-        files.append(write_table(folder, tables.SCORED_CONCEPTS.file, table))
+        files = [*files, write_table(folder, tables.SCORED_CONCEPTS.file, table)]
     return StageOutput(files, notes)
 
 
@@ -217,148 +199,32 @@ def _chance_notes(folder: Path, records: list[FileRecord]) -> list[str]:
     ]
 
 
-def _make_labels(
-    stage: Stage, sentences_stage: Stage, store: Path, config: ExpertSettings
-) -> tuple[Labels, Ints]:
-    """The labels, and the ids of the sentences that they label."""
-    control = stage.params.get("control")
-    if control not in _RELABELED_CONTROLS:
-        labels = read_labels(stage, sentences_stage, store, config)
-        return labels, np.arange(labels.n_sentences)
-    try:
-        return _make_control_labels(stage, sentences_stage, store, config.n_negatives)
-    except ValueError as error:
-        raise UserError(f"controls: {control}: {error}; remove this control") from error
-
-
-def _make_control_labels(
-    stage: Stage, sentences_stage: Stage, store: Path, n_negatives: int | None
-) -> tuple[Labels, Ints]:
-    control, seed = stage.params["control"], stage.params["seed"]
-    n_concepts = len(sentences.read_concept_names(sentences_stage, store))
-    ids, members, n_sentences = sentences.read_memberships(sentences_stage, store)
-    if control == LENGTH_MATCHED:
-        texts = sentences.read_texts(sentences_stage, store)
-        lengths = np.array([len(text.split()) for text, _ in texts])
-        labels = labels_matched_by_length(ids, members, lengths, n_concepts, seed)
-        return labels, np.arange(n_sentences)
-    half = split_half(ids, members, n_sentences, seed)
-    half_ids = np.flatnonzero(half == HALVES.index(control))
-    in_half = np.isin(ids, half_ids)
-    ids, members = np.searchsorted(half_ids, ids[in_half]), members[in_half]
-    # Half of the sentences hold half of the negatives.
-    n_negatives = max(1, n_negatives // 2) if n_negatives else None
-    labels = labels_against_others(ids, members, len(half_ids), n_concepts, n_negatives, seed)
-    return labels, half_ids
-
-
 def _score_site(
-    files: SiteActivations,
-    site: _ScoringUnit,
-    inputs: _ScoringInputs,
-    concepts: list[str],
-    params: dict[str, Any],
-    folder: Path,
+    files: SiteActivations, site: SiteKey, labeling: Labeling, on_gpu: bool, folder: Path
 ) -> list[FileRecord]:
     """Score one site in blocks of neurons and commit the tables: neurons above the floor and, if
     configured, the scores of all neurons and the AP counts of every permutation."""
-    labels, sentence_ids = inputs.labels, inputs.sentence_ids
     records: list[FileRecord] = []
     histogram: ApHistogram | None = None
-    max_units = max(1, _MAX_BLOCK_PAIRS // labels.n_concepts)
-    for first, block in files.blocks(_MAX_BLOCK_BYTES, max_units, scratch):
-        values = block
-        if len(sentence_ids) < block.shape[1]:
-            values = scratch((len(block), len(sentence_ids)), block.dtype)
-            np.take(block, sentence_ids, axis=1, out=values, mode="clip")
+    for first, block in files.blocks(_MAX_BLOCK_BYTES, max_block_units(labeling), scratch):
         try:
-            scores, block_histogram = _score(values, inputs, params["prevalence"])
+            scores = score_block(block, first, labeling, on_gpu)
         except ValueError as error:
             site_folder = files.paths[0].parent
             raise StoreError(f"{site_folder}: these activations cannot be scored: {error}") from error
-        histogram = block_histogram if histogram is None else histogram.merge(block_histogram)
-        table = _expert_table(values, scores, labels, concepts, site, first, params)
+        histogram = scores.histogram if histogram is None else histogram.merge(scores.histogram)
+        table = expert_table(scores.experts, labeling, site)
         suffix = f".{first:07d}" if first else ""
         records.append(write_table(folder, f"{EXPERTS_FOLDER}/{site.name}{suffix}.parquet", table))
-        if params["scores"]:
-            subfolder = activation_folder(*site)
-            ap = scores.ap.astype(np.float32)
-            name = f"{SCORES_FOLDER}/{subfolder}/{first:07d}.parquet"
-            records.append(write_values(folder, name, ap, ap.size))
+        if scores.ap is not None:
+            name = f"{SCORES_FOLDER}/{activation_folder(*site)}/{first:07d}.parquet"
+            records.append(write_values(folder, name, scores.ap, scores.ap.size))
         # Free the memory before the next block is read.
-        del block, values
-    if params["permutations"] and histogram is not None:
-        table = _chance_table(histogram, concepts, site, params)
+        del block, scores
+    if len(labeling.permutations) and histogram is not None:
+        table = chance_table(histogram, labeling, site)
         records.append(write_table(folder, f"{tables.CHANCE_COUNTS.file}/{site.name}.parquet", table))
     return records
-
-
-def _score(values: AnyFloats, inputs: _ScoringInputs, prevalence: float) -> tuple[Scores, ApHistogram]:
-    """Scores and AP counts of a block of neurons, on the task's GPU if it has one."""
-    labels, permutations = inputs.labels, inputs.permutations
-    # A GPU sorts all sentences of a neuron at once.
-    if inputs.on_gpu and labels.n_sentences <= MAX_CHUNK_SENTENCES:
-        from alignment.expertise.scoring_torch import score_with_permutations_torch
-
-        return score_with_permutations_torch("cuda", values, labels, permutations, prevalence)
-    return score_with_permutations(values, labels, permutations, prevalence, scratch)
-
-
-def _expert_table(
-    values: AnyFloats,
-    scores: Scores,
-    labels: Labels,
-    concepts: list[str],
-    site: _ScoringUnit,
-    first: int,
-    params: dict[str, Any],
-) -> pa.Table:
-    """Rows of the neurons above the floor; `first` is the unit number of the block's first neuron."""
-    units, members = np.nonzero(scores.ap > params["floor"])
-    order = np.lexsort((units, members))
-    units, members = units[order], members[order]
-    on_p50, on_p90, off_mean = activation_statistics(values, labels, units, members, scratch)
-    columns = {
-        **_site_columns(site, params, len(units)),
-        "concept": pa.DictionaryArray.from_arrays(members.astype(np.int32), concepts).cast("string"),
-        "unit": (first + units).astype(np.int32),
-        "ap": scores.ap[units, members],
-        "ap_raw": scores.ap_raw[units, members],
-        "auroc": scores.auroc[units, members],
-        "on_p50": on_p50,
-        "on_p90": on_p90,
-        "off_mean": off_mean,
-    }
-    schema = tables.EXPERTS.schema
-    if "control" in params:
-        schema = tables.CONTROL_EXPERTS.schema
-        columns["control"] = pa.repeat(params["control"], len(units))
-    return pa.table(columns, schema)
-
-
-def _chance_table(
-    histogram: ApHistogram, concepts: list[str], site: _ScoringUnit, params: dict[str, Any]
-) -> pa.Table:
-    """Highest AP and AP counts of a site for every concept, by permutation (0: the true labels)."""
-    n_permutations, n_concepts = histogram.max_ap.shape
-    columns = {
-        **_site_columns(site, params, n_permutations * n_concepts),
-        "concept": concepts * n_permutations,
-        "shuffle": np.repeat(np.arange(n_permutations, dtype=np.int32), n_concepts),
-        "best_ap": histogram.max_ap.ravel(),
-        "n_above": list(histogram.n_above.reshape(-1, histogram.n_above.shape[-1])),
-    }
-    return pa.table(columns, tables.CHANCE_COUNTS.schema)
-
-
-def _site_columns(site: _ScoringUnit, params: dict[str, Any], n_rows: int) -> dict[str, Any]:
-    """The columns that are constant within a site."""
-    return {
-        **{name: pa.repeat(params[name], n_rows) for name in ("model", "revision", "concept_set")},
-        "pooling": pa.repeat(site.pooling, n_rows),
-        "layer": np.full(n_rows, site.layer, np.int32),
-        "site": pa.repeat(site.site, n_rows),
-    }
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from alignment.text.word_matching import NOUN
 from cluster.models import hub
+from cluster.models.size import model_size
 from cluster.models.weights import RANDOM_INIT, Weights, load_config, local_revisions, resolve
 from jobs import (
     activations,
@@ -19,6 +20,7 @@ from jobs import (
     hierarchy,
     reliability,
     report,
+    scored_activations,
     sentences,
     similarity,
     steering,
@@ -31,8 +33,10 @@ from jobs.config.comparison import (
 from jobs.config.concepts import HarvestedSentences, ProvidedSentences
 from jobs.config.models import Model
 from jobs.config.sweep import Sweep
+from jobs.engine.disk_budget import activation_bytes_per_sentence, latent_bytes_per_sentence
 from jobs.engine.stage import Stage
 from jobs.representations import embeddings, sentence_encoder
+from jobs.scoring.labelings import HALVES, LENGTH_MATCHED
 from jobs.sources import generate, harvest
 from jobs.sources.human_judgments import Judgments, load_judgments
 from storage.errors import UserError
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
     from cluster.models.sparse_autoencoder import SparseAutoencoder
 
 _MAX_CONCURRENT_LOOKUPS = 16
+_KEPT_BYTES = 2_000_000_000
+"""Activations of a sweep that are kept if the sweep file does not say."""
 
 _DEFAULT_ENCODER = SentenceEncoderBaseline(name="all-minilm-l6-v2", encoder="all-minilm-l6-v2")
 """The baseline `sentence-encoder`."""
@@ -63,12 +69,25 @@ class PlannedConceptSet:
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """Whether a sweep's activations are kept, and why."""
+
+    is_kept: bool
+    reason: str
+
+    def __str__(self) -> str:
+        action = "kept" if self.is_kept else "not kept: neurons are scored where they are computed"
+        return f"Activations are {action} ({self.reason})."
+
+
+@dataclass(frozen=True)
 class Plan:
     """The resolved models of a sweep and the stages of each of its concept sets."""
 
     sweep: Sweep
     models: list[tuple[Model, Weights]]
     concept_sets: list[PlannedConceptSet]
+    keeping: Keeping
 
     @cached_property
     def weights(self) -> list[Weights]:
@@ -123,21 +142,57 @@ def plan_sweep(sweep: Sweep, exclude: Collection[str] = ()) -> Plan:
     planned_sentences = [_plan_sentences(set_sweep, has_several_sets) for set_sweep in set_sweeps]
     with ThreadPoolExecutor(_MAX_CONCURRENT_LOOKUPS) as threads:
         resolved = list(threads.map(partial(_resolve_revisions, sweep), sweep.models))
-    models = [
+    all_models = [
         (model, weights)
         for model, revisions in zip(sweep.models, resolved, strict=True)
         for weights in revisions
-        if weights.label not in exclude
     ]
+    models = [(model, weights) for model, weights in all_models if weights.label not in exclude]
     concept_sets = [concepts for _, concepts in planned_sentences if concepts is not None]
     if sweep.steering is not None and len(concept_sets) == len(set_sweeps):
         concept_names = {concept.name for concepts in concept_sets for concept in concepts.concepts}
         attributions.check_concepts(concept_names, sweep.steering)
+    n_sentences = sum(len(concepts.sentences) for concepts in concept_sets)
+    # Of all models, so that a model that failed does not change what is done with the others.
+    keeping = decide_keeping(sweep, lambda: n_sentences * _bytes_per_sentence(sweep, all_models))
     planned_sets = [
-        _plan_concept_set(sweep, set_sweep, stage, concepts, models)
+        _plan_concept_set(sweep, set_sweep, stage, concepts, models, keeping.is_kept)
         for set_sweep, (stage, concepts) in zip(set_sweeps, planned_sentences, strict=True)
     ]
-    return Plan(sweep, models, planned_sets)
+    return Plan(sweep, models, planned_sets, keeping)
+
+
+def decide_keeping(sweep: Sweep, count_bytes: Callable[[], int]) -> Keeping:
+    """Whether a sweep's activations, of so many bytes, are kept."""
+    setting = sweep.experts.keep_activations
+    if setting != "auto":
+        return Keeping(setting, f"experts.keep_activations: {str(setting).lower()}")
+    if sweep.steering is not None:
+        return Keeping(True, "steering reads them; experts.keep_activations: auto")
+    n_bytes = count_bytes()
+    is_kept = n_bytes < _KEPT_BYTES
+    relation = "under" if is_kept else "not under"
+    size = f"{n_bytes / 1e9:,.2f} GB, {relation} {_KEPT_BYTES / 1e9:.0f} GB"
+    return Keeping(is_kept, f"{size}; experts.keep_activations: auto")
+
+
+def _bytes_per_sentence(sweep: Sweep, models: list[tuple[Model, Weights]]) -> int:
+    """Bytes of one sentence's activations in all stages of all models."""
+    poolings = len(sweep.neurons.pooling)
+    total = 0
+    for model, weights in models:
+        size, is_trained = model_size(weights, sweep.neurons.sites), not weights.is_random_init
+        has_states = is_trained and "contextual" in sweep.baselines
+        total += activation_bytes_per_sentence(size, poolings, has_states)
+        if is_trained and "shuffled" in sweep.baselines:
+            total += activation_bytes_per_sentence(size, poolings, states=False)
+        for baseline in sweep.baselines:
+            if not is_trained or not isinstance(baseline, SparseAutoencoderBaseline):
+                continue
+            if model in sweep.models_for(baseline):
+                width = _make_autoencoder(sweep, baseline).validate()
+                total += latent_bytes_per_sentence(width, poolings)
+    return total
 
 
 def _plan_concept_set(
@@ -146,6 +201,7 @@ def _plan_concept_set(
     sentences_stage: Stage,
     concept_set: ConceptSet | None,
     models: list[tuple[Model, Weights]],
+    keeps_activations: bool,
 ) -> PlannedConceptSet:
     """The stages of one concept set; `set_sweep` is the sweep restricted to it."""
     concepts = concept_set.concepts if concept_set else []
@@ -156,7 +212,8 @@ def _plan_concept_set(
         return PlannedConceptSet(set_sweep.concept_set, None, [sentences_stage])
     experts.check_negatives(concept_set, set_sweep.experts)
     set_sweep = _restrict_steering(set_sweep, senses)
-    planner = _ModelPlanner(set_sweep, sentences_stage, len(concept_set.sentences))
+    n_sentences = len(concept_set.sentences)
+    planner = _ModelPlanner(set_sweep, sentences_stage, n_sentences, keeps_activations)
     stages = [sentences_stage, *baseline_stages(set_sweep, sentences_stage)]
     for model, weights in models:
         stages += planner.model_stages(model, weights)
@@ -217,6 +274,7 @@ class _ModelPlanner:
     sweep: Sweep
     sentences_stage: Stage
     n_sentences: int
+    keeps_activations: bool
 
     def model_stages(self, model: Model, weights: Weights) -> Iterator[Stage]:
         """Activations, experts and similarities of a model at one revision, controls and embeddings."""
@@ -224,7 +282,8 @@ class _ModelPlanner:
         is_trained = not weights.is_random_init
         input_embedding = is_trained and "input-embedding" in sweep.baselines
         contextual = is_trained and "contextual" in sweep.baselines
-        activations_stage = self._plan_activations(model, weights, states=contextual)
+        controls = self._relabeled_controls() if is_trained else []
+        activations_stage = self._plan_activations(model, weights, [None, *controls], states=contextual)
         yield activations_stage
         experts_stage = experts.plan(activations_stage, settings, sweep.seed)
         yield experts_stage
@@ -242,7 +301,7 @@ class _ModelPlanner:
 
     def shuffled_stages(self, model: Model, weights: Weights, shuffled_stage: Stage) -> list[Stage]:
         """Control: experts on sentences with shuffled words."""
-        activations_stage = self._plan_activations(model, weights, shuffled_stage)
+        activations_stage = self._plan_activations(model, weights, [sentences.SHUFFLED], shuffled_stage)
         return [activations_stage, *self._plan_control(activations_stage, sentences.SHUFFLED)]
 
     def sparse_autoencoder_stages(
@@ -250,50 +309,55 @@ class _ModelPlanner:
     ) -> list[Stage]:
         """Control: experts among the latents of a sparse autoencoder."""
         from cluster.models.architecture import count_layers
-        from cluster.models.sparse_autoencoder import SparseAutoencoder
 
-        key = f"baselines: {baseline.name}"
-        module, _, side = baseline.at.rpartition(":")
-        if baseline.at and side not in ("input", "output"):
-            raise UserError(f"{key}: at: {baseline.at!r}: expected MODULE:input or :output")
         layers = count_layers(load_config(weights))
+        autoencoder = _make_autoencoder(self.sweep, baseline)
         if baseline.layer >= layers:
-            raise UserError(f"{key}: layer: {baseline.layer}: {model.id!r} has layers 0 to {layers - 1}")
-        autoencoder = SparseAutoencoder(
-            baseline.name,
-            self.sweep.folder / baseline.dictionary,
-            baseline.layer,
-            module,
-            "input" if side == "input" else "output",
-            baseline.activation,
-            baseline.k,
-            None if baseline.b_dec is None else baseline.b_dec == "subtract",
-        )
-        stage = self._plan_activations(model, weights, autoencoder=autoencoder)
-        return [stage, *self._plan_control(stage, f"{baseline.name} {LATENTS_SUFFIX}")]
+            raise UserError(
+                f"baselines: {baseline.name}: layer: {baseline.layer}: {model.id!r} has layers 0 to "
+                f"{layers - 1}"
+            )
+        control = f"{baseline.name} {LATENTS_SUFFIX}"
+        stage = self._plan_activations(model, weights, [control], autoencoder=autoencoder)
+        return [stage, *self._plan_control(stage, control)]
 
     def _plan_activations(
         self,
         model: Model,
         weights: Weights,
+        controls: Sequence[str | None],
         sentences_stage: Stage | None = None,
         states: bool = False,
         autoencoder: SparseAutoencoder | None = None,
     ) -> Stage:
-        stage = sentences_stage or self.sentences_stage
-        return activations.plan(
-            weights, model, self.sweep.neurons, stage, self.n_sentences, states, autoencoder
-        )
+        """The activations that are scored as each of the `controls` (None: the experts)."""
+        sweep, stage = self.sweep, sentences_stage or self.sentences_stage
+        if self.keeps_activations:
+            return activations.plan(
+                weights, model, sweep.neurons, stage, self.n_sentences, states, autoencoder
+            )
+        run = {
+            "model": weights.model,
+            "revision": weights.revision,
+            "concept_set": stage.params["concept_set"],
+        }
+        scored = [experts.make_params(run, sweep.experts, sweep.seed, control) for control in controls]
+        return scored_activations.plan(weights, model, sweep.neurons, stage, states, scored, autoencoder)
+
+    def _relabeled_controls(self) -> list[str]:
+        length_matched = [LENGTH_MATCHED] if "length-matched" in self.sweep.controls else []
+        return [*length_matched, *(HALVES if "split-half" in self.sweep.controls else ())]
 
     def _control_stages(self, activations_stage: Stage) -> Iterator[Stage]:
         """Experts with length-matched negatives, and of either half of the sentences."""
-        if "length-matched" in self.sweep.controls:
-            yield from self._plan_control(activations_stage, experts.LENGTH_MATCHED)
-        if "split-half" in self.sweep.controls:
-            halves = [self._plan_control(activations_stage, half) for half in experts.HALVES]
-            for stages in halves:
-                yield from stages
-            yield reliability.plan(*(similarity_stage for _, similarity_stage in halves))
+        halves = []
+        for control in self._relabeled_controls():
+            stages = self._plan_control(activations_stage, control)
+            yield from stages
+            if control in HALVES:
+                halves.append(stages[1])
+        if halves:
+            yield reliability.plan(*halves)
 
     def _plan_control(self, activations_stage: Stage, control: str) -> tuple[Stage, Stage]:
         """The experts of a control, and their similarities by the sweep's first measure."""
@@ -301,6 +365,26 @@ class _ModelPlanner:
         experts_stage = experts.plan(activations_stage, settings, self.sweep.seed, control)
         measures = self.sweep.similarity.measures[:1]
         return experts_stage, similarity.plan(experts_stage, measures, ["model"], settings.threshold)
+
+
+def _make_autoencoder(sweep: Sweep, baseline: SparseAutoencoderBaseline) -> SparseAutoencoder:
+    from cluster.models.sparse_autoencoder import SparseAutoencoder
+
+    module, _, side = baseline.at.rpartition(":")
+    if baseline.at and side not in ("input", "output"):
+        raise UserError(
+            f"baselines: {baseline.name}: at: {baseline.at!r}: expected MODULE:input or :output"
+        )
+    return SparseAutoencoder(
+        baseline.name,
+        sweep.folder / baseline.dictionary,
+        baseline.layer,
+        module,
+        "input" if side == "input" else "output",
+        baseline.activation,
+        baseline.k,
+        None if baseline.b_dec is None else baseline.b_dec == "subtract",
+    )
 
 
 def _plan_sentences(set_sweep: Sweep, has_several_sets: bool) -> tuple[Stage, ConceptSet | None]:

@@ -16,8 +16,9 @@ import pyarrow as pa
 from jobs import activations, sentences
 from jobs.config.analysis import VECTOR_MEASURES
 from jobs.engine.stage import Stage, StageOutput
-from jobs.experts import EXPERTS_FOLDER, SCORES_FOLDER
+from jobs.experts import EXPERTS_FOLDER
 from jobs.representations.score_vectors import score_similarities
+from jobs.scoring.layer_scorer import SCORES_FOLDER
 from storage import sql, tables
 from storage.store.activation_files import activation_folder
 from storage.store.commit import write_table

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from cluster.runtime.session import connect, root_cause, shutdown_on_exit, uses_external_cluster
@@ -15,10 +13,8 @@ from jobs.engine.progress import print_line
 from jobs.engine.scheduler import run_concurrently, run_sequentially
 from jobs.engine.stage import Stage
 from jobs.planner import Plan, plan_sweep
-from storage.database import is_activation_file
 from storage.errors import NeuralignError, UserError, WorkFailed, describe_error
 from storage.store import layout
-from storage.store.manifest import drop_files
 
 
 @dataclass(frozen=True)
@@ -54,10 +50,8 @@ def run(plan: Plan, until: str | None = None) -> SweepResult:
         if uses_external_cluster() and not all(stage.is_done(store) for stage in stages):
             connect()
             check_store_visible(store)
-        keep = plan.sweep.experts.keep_activations
-        may_start = (lambda *_: True) if keep else partial(_may_start, _consumers_of_activations(stages))
         if len(plan.weights) > 1:
-            results = run_concurrently(stages, store, may_start)
+            results = run_concurrently(stages, store)
         else:
             results = run_sequentially(stages, store)
         for stage, ran, error in results:
@@ -70,8 +64,6 @@ def run(plan: Plan, until: str | None = None) -> SweepResult:
                 print_line(f"{stage.name}: done in {committed.seconds:.1f} s")
                 for note in committed.notes:
                     print_line(f"  note: {note}")
-            if not keep:
-                _drop_activations(plan, stage, store)
         if not failed:
             return SweepResult(plan, stages_run)
         if len(failed) == len(plan.weights):
@@ -86,7 +78,7 @@ def check_disk_space(plan: Plan, store: Path) -> None:
     if free is None:
         return
     weights = {weights.label: weights for weights in plan.weights}
-    activation_bytes, score_bytes = list[int](), 0
+    activation_bytes = score_bytes = 0
     for concept_set in plan.concept_sets:
         concepts = concept_set.concepts
         if concepts is None:
@@ -94,19 +86,18 @@ def check_disk_space(plan: Plan, store: Path) -> None:
         for stage in concept_set.stages:
             if stage.kind == activations.KIND:
                 model = weights[stage.label]
-                remaining = disk_budget.remaining_units(stage, store)
-                n_bytes = disk_budget.remaining_activation_bytes(stage, model, concepts, remaining)
-                activation_bytes.append(n_bytes)
+                remaining = disk_budget.remaining_units(stage, model, store)
+                activation_bytes += disk_budget.remaining_activation_bytes(
+                    stage, model, concepts, remaining
+                )
             elif stage.kind == experts.KIND and not stage.is_done(store):
                 score_bytes += disk_budget.score_bytes(stage, weights[stage.label], concepts)
-    if not plan.sweep.experts.keep_activations:
-        activation_bytes = sorted(activation_bytes)[-disk_budget.MAX_MODELS_WITH_ACTIVATIONS :]
-    needed = sum(activation_bytes) + score_bytes
+    needed = activation_bytes + score_bytes
     if needed > free:
         raise UserError(
-            f"{store}: the activations need {needed / 1e9:,.2f} GB, but only {free / 1e9:,.2f} GB are "
-            "free; free disk space, choose another store, or delete activations after scoring "
-            "(experts.keep_activations: false)"
+            f"{store}: the activations and scores need {needed / 1e9:,.2f} GB, but only "
+            f"{free / 1e9:,.2f} GB are free; free disk space, choose another store, or do not keep "
+            "activations (experts.keep_activations: false)"
         )
 
 
@@ -120,45 +111,6 @@ def _find_model(stage: Stage, error: BaseException) -> str:
     if len(models) != 1:
         raise error
     return models.pop()
-
-
-def _consumers_of_activations(stages: list[Stage]) -> dict[str, set[str]]:
-    """For each activations stage, in order: the fingerprints of itself and its consumers."""
-    consumers = {
-        stage.fingerprint: {stage.fingerprint} for stage in stages if stage.kind == activations.KIND
-    }
-    for stage in stages:
-        for parent in stage.inputs.values():
-            if parent.fingerprint in consumers:
-                consumers[parent.fingerprint].add(stage.fingerprint)
-    return consumers
-
-
-def _may_start(consumers: dict[str, set[str]], stage: Stage, ended: Set[str]) -> bool:
-    """Whether a stage may start when activations are dropped after use: the next model waits while
-    activations of two models are stored."""
-    in_use = 0
-    for activations_stage, users in consumers.items():
-        if stage.fingerprint not in consumers or activations_stage == stage.fingerprint:
-            return True
-        in_use += not users <= ended
-        if in_use == disk_budget.MAX_MODELS_WITH_ACTIVATIONS:
-            return False
-    return True
-
-
-def _drop_activations(plan: Plan, ended: Stage, store: Path) -> None:
-    """Delete the raw activations that a stage wrote or read, once all their consumers are done."""
-    for stage in [ended, *ended.inputs.values()]:
-        if stage.kind != activations.KIND:
-            continue
-        consumers = [user for user in plan.stages if stage in user.inputs.values()]
-        if all(user.is_done(store) for user in [stage, *consumers]):
-            freed = drop_files(
-                stage.read_manifest(store), is_activation_file, "experts.keep_activations is false"
-            )
-            if freed:
-                print_line(f"{stage.name}: {freed / 1e6:,.0f} MB of raw activations dropped")
 
 
 if __name__ == "__main__":

@@ -193,6 +193,25 @@ CONCEPT_TOKENS = _table(
     _column("n_tokens", _INT, "tokens of the concept's word inside a sentence; 0 if it has none"),
 )
 
+TOP_SENTENCES = _table(
+    "activations/top-sentences",
+    "The sentences with the highest activations of every expert neuron; only of activations that were "
+    "scored and not kept.",
+    [*_RUN_KEY, _POOLING, _LAYER, _SITE, _UNIT, _column("rank", _INT32, "1: the highest activation")],
+    _column("sentence_id", _INT, "index of the sentence in its concept set, from 0"),
+    _column("value", _FLOAT32, "the pooled activation"),
+    name="top_sentences",
+)
+
+CONCEPT_STATES = _table(
+    "activations/concept-states",
+    "The hidden state after each layer, averaged over each concept's sentences; only of activations "
+    "that were scored and not kept.",
+    [*_RUN_KEY, _POOLING, _LAYER, _CONCEPT],
+    _column("vector", pa.list_(_FLOAT), "mean hidden state"),
+    name="concept_states",
+)
+
 EXPERTS = _table(
     "experts/experts",
     "Expert neurons of each concept. `attribution` is null unless the stage `attributions` was run, and "
@@ -551,8 +570,8 @@ ACTIVATIONS = _view(
     "The pooled activations. The files hold one flat column, neuron by neuron: row r of a file with n "
     "sentences from `first` is unit r // n and sentence first + r % n. Filter on model, revision, "
     "pooling, layer and site with literals (or variables, as in [queries.md](queries.md)), and DuckDB "
-    "skips all other files. Runs whose activations were deleted have no rows; `runs.dropped` counts the "
-    "deleted files.",
+    "skips all other files. Runs whose activations were not kept, or deleted, have no rows; "
+    "`runs.dropped` counts the deleted files.",
     [*_RUN_KEY, _POOLING, _LAYER, _SITE, _UNIT, _SENTENCE_ID],
     _column("value", _FLOAT32, "the pooled activation"),
 )

@@ -24,6 +24,7 @@ import ray.util.scheduling_strategies
 import torch
 
 from cluster.activations.actor import STEPS, ShardActor
+from cluster.activations.pass_actor import PassActor
 from cluster.steering.actor import SteeringActor
 from cluster.steering.pipeline import SteeringPipeline
 
@@ -195,6 +196,12 @@ def in_one_process() -> Iterator[None]:
                 self._actor.step(unit, piece, None, stay_on_device=False)
             return self._actor.commit(unit, folder, words, None, None)
 
+    class Pass:
+        def __init__(self, weights: Any, settings: Any, *_: Any) -> None:
+            self._actor = PassActor(weights, settings, 0, 1)
+            self.run = self._actor.run
+            self.count_done = self._actor.count_done
+
     class Queue:
         def __init__(self, start: Any, submit: Any, *_: Any) -> None:
             self._start, self._submit = start, submit
@@ -229,6 +236,7 @@ def in_one_process() -> Iterator[None]:
         patch.dict(os.environ),
         patch("jobs.sweep.shutdown_on_exit", nullcontext),
         patch("cluster.activations.pipeline.ActivationPipeline", Pipeline),
+        patch("cluster.activations.pass_actor.PassWorker", Pass),
         patch("cluster.steering.pipeline.SteeringPipeline", Steering),
         patch("cluster.runtime.queue.WorkQueue", Queue),
         patch("cluster.runtime.session.connect", lambda: None),

@@ -19,6 +19,7 @@ from jobs import experts, planner, sentences
 from jobs.config.analysis import ExpertSettings
 from jobs.config.loader import read_sweep
 from jobs.engine.stage import run_if_needed
+from jobs.scoring.labelings import read_labels
 from storage.errors import UserError
 from storage.readers import wordnet
 from storage.readers.concept_files import COLUMNS
@@ -158,7 +159,7 @@ def test_roles_in_a_file_become_the_negatives_of_the_experts(
     texts, scored = planned.stages[0], planned.stages_of_kind("experts")[0]
     store = layout.create_store(planned.sweep.store_path)
     run_if_needed(texts, store)
-    labels = experts.read_labels(scored, texts, store, planned.sweep.experts)
+    labels = read_labels(scored.params, texts, store)
     assert [set(ids.tolist()) for ids in labels.positives] == [{0, 1}, {2, 3}]
     assert [set(ids.tolist()) for ids in labels.negatives] == list(expected.values())
     assert sentences.read_concept_set(texts, store).count_sentences() == {"cat": 2, "dog": 2}

@@ -264,7 +264,7 @@ def _sequentially(stages: list[Stage], store: Path) -> list[bool]:
 
 
 def _concurrently(stages: list[Stage], store: Path) -> list[bool]:
-    ran = {result.stage.kind: result.ran for result in run_concurrently(stages, store, lambda *_: True)}
+    ran = {result.stage.kind: result.ran for result in run_concurrently(stages, store)}
     return [ran[stage.kind] for stage in stages]
 
 

@@ -28,7 +28,7 @@ from cluster.steering.interventions import NO_INTERVENTION, PrefixSharedWords, P
 from storage.errors import UserError
 from tests.architectures import CAUSAL, UNBUILDABLE, WRAPPERS
 from tests.plain_forward import SENTENCES, PlainForward, Values, first_tensor, record, save_model
-from tests.test_partial import read_in_shards
+from tests.test_partial import assert_identical, read_in_blocks, read_in_shards
 from tests.test_steered_shard import load_shards, target_log_p
 
 # transformers' own
@@ -118,14 +118,14 @@ def compare(folder: Path, model_type: str, config: Any, planned: ModelSites, sel
         check_divisible(config)
     except UserError:
         shards = "no"
+        assert_identical(read_in_blocks(folder, settings, 1, TEXTS), read, "one block")
     else:
         shards = "yes"
         for number in {min(2, planned.n_layers), min(3, planned.n_layers), planned.n_layers}:
             np.testing.assert_allclose(steered_log_p(folder, number), log_p, atol=LOG_P_TOLERANCE)
-            divided = read_in_shards(folder, settings, number, TEXTS)
-            assert divided.keys() == read.keys()
-            for key, values in read.items():
-                assert np.array_equal(divided[key], values), (key, number)
+            assert_identical(read_in_shards(folder, settings, number, TEXTS), read, number)
+        one_layer_blocks = read_in_blocks(folder, settings, planned.n_layers, TEXTS)
+        assert_identical(one_layer_blocks, read, "blocks of one layer")
     modules = dict.fromkeys(f"{site.name} = {site.module}" for site in planned.sites)
     return Verdict(
         ", ".join(modules), shards, "; ".join(note for note in planned.notes if "layers" in note)

@@ -140,25 +140,6 @@ def test_scores_are_independent_of_sentence_order_and_neuron_blocks(
 
 @settings(max_examples=60, deadline=None)
 @given(problems(), st.integers(0, 2**32 - 1))
-def test_torch_matches_numba(problem: tuple[AnyFloats, Labels], seed: int) -> None:
-    """The device must not affect which neurons are experts, nor the chance baseline."""
-    values, labels = problem
-    permutations = permute_labels(labels, 2, seed)
-    expected, expected_histogram = score_with_permutations(values, labels, permutations)
-    scores, histogram = score_with_permutations_torch(
-        "cpu", values, labels, permutations, REFERENCE_PREVALENCE
-    )
-    assert_equal_scores(scores, expected)
-    np.testing.assert_allclose(histogram.max_ap, expected_histogram.max_ap, rtol=0, atol=TOLERANCE)
-    assert histogram.n_above.shape == expected_histogram.n_above.shape
-    with pytest.raises(ValueError, match="not finite"):
-        score_with_permutations_torch(
-            "cpu", np.full_like(values, np.nan), labels, permutations, REFERENCE_PREVALENCE
-        )
-
-
-@settings(max_examples=60, deadline=None)
-@given(problems(), st.integers(0, 2**32 - 1))
 def test_permuted_scores_match_scoring_each_permutation(
     problem: tuple[AnyFloats, Labels], seed: int
 ) -> None:

@@ -100,15 +100,18 @@ def test_a_missing_bucket_is_a_one_line_error() -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("keep", "from_activations"), [("true", "activations"), ("false", "top_sentences")]
+)
 def test_a_sweep_has_the_same_rows_in_a_bucket_as_on_disk(
-    bucket: str, tiny_model: Path, tmp_path: Path
+    bucket: str, tiny_model: Path, tmp_path: Path, keep: str, from_activations: str
 ) -> None:
     """Ray workers would write or read other activations, or other stages' experts, in a bucket."""
     settings = (
-        "similarity: [dice, containment, jaccard]\nexperts: {top: [3]}\ncontrols: [split-half]\n"
-        "baselines: [input-embedding]\n"
+        "similarity: [dice, containment, jaccard]\ncontrols: [split-half]\n"
+        f"experts: {{top: [3], keep_activations: {keep}}}\nbaselines: [input-embedding]\n"
     )
-    stores = [str(tmp_path / "results"), f"{bucket}/sweeps/tiny"]
+    stores = [str(tmp_path / "results"), f"{bucket}/sweeps/{keep}"]
     for number, store in enumerate(stores):
         folder = tmp_path / str(number)
         shutil.copytree(tiny_model, folder / "model")
@@ -122,7 +125,7 @@ def test_a_sweep_has_the_same_rows_in_a_bucket_as_on_disk(
         with storage.open(store) as connection:
             views = [
                 "sentences",
-                "activations",
+                from_activations,
                 "experts",
                 "control_experts",
                 "similarity",

@@ -65,7 +65,13 @@ def test_a_hundred_models_of_twenty_revisions_are_planned(tmp_path: Path) -> Non
     assert "activations 0 of 2000" in printed
     # 12 layers of 256 neurons as float16, and of 64 coordinates, two poolings, as float32
     expected = 2000 * 37_080 * 12 * (256 * 2 + 2 * 64 * 4) / 1e9
-    assert f"Activations to write: {expected:,.2f} GB" in printed
+    assert (
+        f"Activations are not kept: neurons are scored where they are computed ({expected:,.2f} GB"
+        in (printed)
+    )
+    assert "Activations to write: 0.00 GB" in printed
+    file.write_text(f"{file.read_text()}experts: {{keep_activations: true}}\n")
+    assert f"Activations to write: {expected:,.2f} GB" in _plan(file)
 
 
 def test_models_are_looked_up_concurrently_and_the_first_error_is_reported(

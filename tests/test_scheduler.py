@@ -7,8 +7,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +19,6 @@ from jobs.config.loader import read_sweep
 from jobs.engine.scheduler import StageResult, run_concurrently
 from jobs.engine.stage import Resource, Stage, StageOutput
 from jobs.planner import plan_sweep
-from jobs.sweep import _consumers_of_activations, _may_start
 from storage.errors import StoreError, UserError, WorkFailed
 from storage.store import layout
 from storage.store.layout import RUNNING
@@ -104,10 +101,10 @@ def test_stages_of_different_models_run_concurrently(tmp_path: Path) -> None:
 
     stages = _models(recorder, 4, work)
     store = layout.create_store(tmp_path / "store")
-    ended = [result.stage.label for result in run_concurrently(stages, store, lambda *_: True)]
+    ended = [result.stage.label for result in run_concurrently(stages, store)]
     assert sorted(ended) == sorted(stage.label for stage in stages)
     assert expected <= recorder.concurrent
-    rerun = list(run_concurrently(stages, store, lambda *_: True))
+    rerun = list(run_concurrently(stages, store))
     assert not any(result.ran for result in rerun)
     assert len(rerun) == len(stages)
 
@@ -118,7 +115,7 @@ def test_without_gpus_forward_passes_and_scoring_take_turns_on_the_cpus(tmp_path
     stages = _models(recorder, 3, lambda _: time.sleep(0.05))
     store = layout.create_store(tmp_path / "store")
     with patch("cluster.runtime.session.cluster_gpus", lambda: 0):
-        list(run_concurrently(stages, store, lambda *_: True))
+        list(run_concurrently(stages, store))
     kinds = {frozenset(label.split()[0] for label in pair) for pair in recorder.concurrent}
     assert frozenset(["activations", "experts"]) not in kinds
     assert recorder.order.index("experts 0") < recorder.order.index("activations 1")
@@ -136,7 +133,7 @@ def test_a_failed_model_does_not_stop_the_others(tmp_path: Path) -> None:
     recorder = Recorder()
     stages = _models(recorder, 4, work)
     store = layout.create_store(tmp_path / "store")
-    results = list(run_concurrently(stages, store, lambda *_: True))
+    results = list(run_concurrently(stages, store))
     assert {result.stage.label for result in results if result.error} == {"activations 1", "experts 2"}
     assert {result.stage.label for result in results if result.ran} == {
         *(
@@ -169,59 +166,19 @@ def test_a_store_failure_or_a_bug_stops_all_models_and_leaves_no_lease(
     store = layout.create_store(tmp_path / "store")
     started = time.monotonic()
     with pytest.raises(type(error), match=str(error)):
-        list(run_concurrently(stages, store, lambda *_: True))
+        list(run_concurrently(stages, store))
     assert time.monotonic() - started < _SECONDS
     assert not list(store.rglob(RUNNING))
     names = {thread.name for thread in threading.enumerate()}
     assert not names & {stage.name for stage in stages}
 
 
-def test_a_postponed_stage_starts_once_others_have_ended(tmp_path: Path) -> None:
-    """A postponed stage that is forgotten would be missing from the results."""
-    recorder = Recorder()
-    stages = _models(recorder, 3, lambda _: None)
-    last_activations, first_similarity = stages[6], stages[2]
-
-    def may_start(stage: Stage, ended: Any) -> bool:
-        return stage is not last_activations or first_similarity.fingerprint in ended
-
-    store = layout.create_store(tmp_path / "store")
-    list(run_concurrently(stages, store, may_start))
-    assert recorder.order.index("similarity 0") < recorder.order.index("activations 2")
-    shutil.rmtree(store)
-
-
 def test_a_deadlock_is_an_error(tmp_path: Path) -> None:
-    """A stage that may never start would make the run wait forever."""
-    stages = _models(Recorder(), 1, lambda _: None)
+    """A stage whose input is never made would make the run wait forever."""
+    _, *without_input = _models(Recorder(), 1, lambda _: None)
     store = layout.create_store(tmp_path / "store")
-    with pytest.raises(RuntimeError, match="deadlock: report activations 0 cannot start"):
-        list(run_concurrently(stages, store, lambda *_: False))
-
-
-def test_activations_of_at_most_two_models_are_stored_if_they_are_dropped(tmp_path: Path) -> None:
-    """More would fill the disk; also in a run up to the experts, without the other consumers."""
-    recorder = Recorder()
-    stages = [
-        replace(stage, kind="activations" if stage.label.startswith("activations") else "experts")
-        for stage in _models(recorder, 5, lambda label: time.sleep(0.1 * label.startswith("experts")))
-    ]
-    by_label = {stage.label: stage for stage in stages}
-    stages = [
-        replace(stage, inputs={name: by_label[parent.label] for name, parent in stage.inputs.items()})
-        for stage in stages
-        if not stage.label.startswith("similarity")
-    ]
-    store = layout.create_store(tmp_path / "store")
-    ended = [
-        result.stage.label
-        for result in run_concurrently(
-            stages, store, partial(_may_start, _consumers_of_activations(stages))
-        )
-    ]
-    assert len(ended) == len(stages)
-    for number in range(2, 5):
-        assert ended.index(f"activations {number}") > ended.index(f"experts {number - 2}")
+    with pytest.raises(RuntimeError, match="deadlock: report experts 0 cannot start"):
+        list(run_concurrently(without_input, store))
 
 
 def test_an_unexpected_error_in_a_task_is_listed_in_one_line(tmp_path: Path, tiny_model: Path) -> None:

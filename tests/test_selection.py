@@ -24,6 +24,8 @@ from jobs import experts, planner, sweep
 from jobs.actions.plan import remaining_stages
 from jobs.config.loader import read_sweep
 from jobs.engine import disk_budget
+from jobs.scoring.block_scores import SiteKey
+from jobs.scoring.labelings import Labeling
 from storage.errors import StoreError, UserError
 from storage.store import activation_files
 from storage.store import scratch as storage_scratch
@@ -37,7 +39,7 @@ PARAMS = {
     "model": "m", "revision": "main", "concept_set": "s", "prevalence": 0.3, "floor": 0.3,
     "permutations": 2, "scores": True,
 }  # fmt: skip
-SITE = experts._ScoringUnit("max", 0, "mlp.hidden")
+SITE = SiteKey("max", 0, "mlp.hidden")
 
 
 def _write_site(
@@ -51,11 +53,12 @@ def _write_site(
     return SiteActivations(sorted(folder.glob("site/*.parquet")), len(values))
 
 
-def _make_inputs(n_sentences: int, n_concepts: int = 3) -> experts._ScoringInputs:
+def _make_labeling(n_sentences: int, n_concepts: int = 3) -> Labeling:
     labels = labels_against_others(
         np.arange(n_sentences), np.arange(n_sentences) % n_concepts, n_sentences, n_concepts
     )
-    return experts._ScoringInputs(labels, np.arange(n_sentences), permute_labels(labels, 2, 0), False)
+    ids, permutations = np.arange(n_sentences), permute_labels(labels, 2, 0)
+    return Labeling(PARAMS, ["a", "b", "c"], labels, ids, permutations)
 
 
 @pytest.mark.parametrize("units_in_group", [1, 3, 4, 100])
@@ -96,13 +99,13 @@ def test_results_do_not_depend_on_blocks_or_scratch_files(
     """Memory limits that change the scores."""
     values = np.random.default_rng(0).standard_normal((10, 60)).astype(np.float16)
     files = _write_site(tmp_path, values, [60], 2)
-    inputs = _make_inputs(60)
+    labeling = _make_labeling(60)
     results = []
     for block_bytes, in_memory_bytes in ((1 << 20, 128 << 20), (60 * 2 * 4, 0)):
         monkeypatch.setattr(experts, "_MAX_BLOCK_BYTES", block_bytes)
         monkeypatch.setattr(storage_scratch, "_MAX_IN_MEMORY_BYTES", in_memory_bytes)
         folder = tmp_path / str(block_bytes)
-        for record in experts._score_site(files, SITE, inputs, ["a", "b", "c"], PARAMS, folder):
+        for record in experts._score_site(files, SITE, labeling, False, folder):
             assert (folder / record.path).is_file()
         rows = [
             row
@@ -114,7 +117,7 @@ def test_results_do_not_depend_on_blocks_or_scratch_files(
         results.append((sorted(rows, key=repr), np.concatenate(scores).tolist(), chance, len(scores)))
     assert results[0][:3] == results[1][:3]
     assert [n_files for *_, n_files in results] == [1, 3]
-    ap = score_neurons(values, inputs.labels, 0.3).ap
+    ap = score_neurons(values, labeling.labels, 0.3).ap
     assert np.array_equal(results[0][1], ap.astype(np.float32).ravel())
 
 
@@ -150,7 +153,7 @@ def test_activations_of_other_sites_and_damaged_files_are_rejected(
     else:
         second.write_bytes(second.read_bytes()[:-30])
     with pytest.raises(StoreError, match=message) as raised:
-        experts._score_site(files, SITE, _make_inputs(60), ["a", "b", "c"], PARAMS, tmp_path / "out")
+        experts._score_site(files, SITE, _make_labeling(60), False, tmp_path / "out")
     assert str(files.paths[0].parent) in str(raised.value)
 
 
@@ -161,14 +164,16 @@ import numpy as np
 from alignment.expertise.labels import labels_against_others
 from alignment.expertise.label_permutations import permute_labels
 from jobs import experts
+from jobs.scoring.block_scores import SiteKey, score_block
+from jobs.scoring.labelings import Labeling
 from storage.store import scratch
 from storage.store.activation_files import SiteActivations
 folder, n, units, params = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 scratch._MAX_IN_MEMORY_BYTES = int(sys.argv[5])
-def make_inputs(n):
+def make_labeling(n):
     labels = labels_against_others(np.arange(n), np.arange(n) % 5, n, 5)
     _ = labels.patterns, labels.n_negative, labels.positives, labels.listed_negatives
-    return experts._ScoringInputs(labels, np.arange(n), permute_labels(labels, 1, 0), False)
+    return Labeling(params, list("abcde"), labels, np.arange(n), permute_labels(labels, 1, 0))
 def private_memory():
     # without file-backed pages, which the system may evict
     status = Path("/proc/self/status").read_text()
@@ -179,14 +184,14 @@ def watch():
     while not is_finished:
         peak = max(peak, private_memory())
         time.sleep(0.002)
-experts._score(np.zeros((1, 1000), np.float16), make_inputs(1000), 0.3)
-inputs = make_inputs(n)
+score_block(np.zeros((1, 1000), np.float16), 0, make_labeling(1000))
+labeling = make_labeling(n)
 files = SiteActivations(sorted(folder.glob("site/*.parquet")), units)
 before = private_memory()
 watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
-site = experts._ScoringUnit("max", 0, "mlp.hidden")
-experts._score_site(files, site, inputs, list("abcde"), params, folder / "out")
+site = SiteKey("max", 0, "mlp.hidden")
+experts._score_site(files, site, labeling, False, folder / "out")
 is_finished = True
 watcher.join()
 print(peak - before)

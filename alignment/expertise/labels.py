@@ -63,6 +63,22 @@ class Labels:
             *_select_rows(self.negative_starts, self.negative_concepts, sentences),
         )
 
+    def spread(self, sentences: Ints, n_sentences: int) -> Labels:
+        """Labels of `n_sentences` sentences: sentence `sentences[s]` has the labels of sentence s, and
+        all others are unlabeled."""
+        unlabeled = self.n_sentences
+        extended = Labels(
+            self.n_concepts,
+            np.append(self.positive_starts, self.positive_starts[-1]),
+            self.positive_concepts,
+            np.append(self.in_shared_pool, False),
+            np.append(self.negative_starts, self.negative_starts[-1]),
+            self.negative_concepts,
+        )
+        sources = np.full(n_sentences, unlabeled)
+        sources[sentences] = np.arange(unlabeled)
+        return extended.take(sources)
+
     @cached_property
     def n_positive(self) -> Ints:
         """The number of positives of each concept."""

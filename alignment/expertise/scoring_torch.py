@@ -1,14 +1,143 @@
-"""`alignment.expertise.scoring` in torch, from ranks of positives, for devices without fast loops."""
+"""Scoring neurons where their activations are: on a torch device, under many labelings at once.
+
+Each neuron's sentences are sorted once. The number of operations depends on the number of labelings and
+permutations, but not on the number of concepts, sentences or (within a chunk) neurons.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from alignment.arrays import AnyFloats
+from alignment.arrays import AnyFloats, Floats, Ints
+from alignment.expertise import ap_torch
+from alignment.expertise.ap_kernel import N_AP_BINS
 from alignment.expertise.label_permutations import LabelPermutations
 from alignment.expertise.labels import Labels
-from alignment.expertise.scoring import ApHistogram, Scores, check_inputs, negative_weights
+from alignment.expertise.labels_torch import LabelTensors
+from alignment.expertise.ranks_torch import PoolCounts, rank_sentences
+from alignment.expertise.scoring import ApHistogram, Scores, check_inputs
+from alignment.expertise.statistics_torch import activation_statistics_torch
+
+WORKING_BYTES = 4 << 30
+"""Working memory for a chunk of neurons, unless a single neuron needs more."""
+
+_BYTES_PER_VALUE = 96
+"""Working memory per neuron and sentence, or per neuron and label if there are more of these."""
+
+
+@dataclass(frozen=True)
+class ExpertScores:
+    """Scores of (neuron, concept) pairs, ordered by concept, then neuron."""
+
+    neurons: Ints
+    concepts: Ints
+    ap: Floats
+    ap_raw: Floats
+    auroc: Floats
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """Scores of a block of neurons.
+
+    `experts` has the pairs above the floor under each labeling. `histogram` counts neurons by their AP
+    under the first labeling and its permutations, and `ap`, of shape (neurons, concepts), has all APs
+    under the first labeling, if requested.
+    """
+
+    experts: list[ExpertScores]
+    histogram: ApHistogram
+    ap: npt.NDArray[np.float32] | None
+
+
+class BlockScorer:
+    """Scores blocks of neurons under one or more labelings of the same sentences.
+
+    Unlabeled sentences do not affect a labeling's scores: see `Labels.spread`. `permutations` are those
+    of the first labeling. All labels stay on the device. They are scored by `ap_triton` where it works
+    for them (see `find_triton_problem`), and by `ap_torch` elsewhere.
+    """
+
+    def __init__(
+        self,
+        labelings: Sequence[Labels],
+        permutations: LabelPermutations | None,
+        prevalence: float,
+        device: str,
+    ) -> None:
+        self._n_sentences = labelings[0].n_sentences
+        self._labelings = [LabelTensors.of(labels, prevalence, device) for labels in labelings]
+        self._uses_triton = find_triton_problem(self._labelings, self._n_sentences) is None
+        self._permuted = [self._labelings[0].permute(sources) for sources in permutations or ()]
+        edges = torch.arange(N_AP_BINS, dtype=torch.float64, device=device) / N_AP_BINS
+        self._edges = edges[:, None, None]
+        if self._uses_triton:
+            from alignment.expertise.ap_triton import count_bytes
+
+            counts = [count_bytes(labels, self._n_sentences) for labels in self._labelings]
+            row_bytes = _BYTES_PER_VALUE * self._n_sentences + max(counts)
+        else:
+            n_labels = [len(labels.positives) + len(labels.negatives) for labels in self._labelings]
+            row_bytes = _BYTES_PER_VALUE * max(self._n_sentences, *n_labels)
+        self._chunk_size = max(1, WORKING_BYTES // row_bytes)
+
+    def score(self, values: torch.Tensor, floor: float, with_all_ap: bool = False) -> BlockScores:
+        """Score `values`, of shape (neurons, sentences), in float16 or float32, on the device.
+
+        Experts are the pairs with an AP above `floor`. `with_all_ap` returns all APs, too.
+
+        Raises:
+            ValueError: if `values` contains non-finite numbers or does not match the labels.
+        """
+        if values.ndim != 2 or values.shape[1] != self._n_sentences:
+            raise ValueError(
+                f"expected values of shape (neurons, {self._n_sentences} sentences), "
+                f"got {tuple(values.shape)}"
+            )
+        score_labels = ap_torch.score_labels
+        if self._uses_triton:
+            from alignment.expertise.ap_triton import score_labels
+        experts: list[list[tuple[Ints, Floats]]] = [[] for _ in self._labelings]
+        histograms, all_ap = [], []
+        for first in range(0, len(values), self._chunk_size):
+            ranks = rank_sentences(values[first : first + self._chunk_size], self._uses_triton)
+            pool_counts = PoolCounts(ranks)
+            if self._uses_triton:
+                ranks = ranks.store_by_sentence()
+            for number, labels in enumerate(self._labelings):
+                scores = score_labels(ranks, pool_counts.of(labels.pool), labels, ap_only=False)
+                experts[number].append(_select(scores, floor, first))
+                if number:
+                    continue
+                all_ap += [scores[0].T.float().cpu().numpy()] if with_all_ap else []
+                rows = [self._count(scores[0])]
+                del scores
+                for permuted in self._permuted:
+                    ap = score_labels(ranks, pool_counts.of(permuted.pool), permuted, ap_only=True)
+                    rows.append(self._count(ap[0]))
+                histograms.append([torch.stack(part) for part in zip(*rows, strict=True)])
+        max_ap, n_above = (torch.stack(parts) for parts in zip(*histograms, strict=True))
+        return BlockScores(
+            [_concatenate(parts) for parts in experts],
+            ApHistogram(max_ap.amax(0).cpu().numpy(), n_above.sum(0).mT.cpu().numpy()),
+            np.concatenate(all_ap) if with_all_ap else None,
+        )
+
+    def activation_statistics(
+        self, values: torch.Tensor, labeling: int, experts: ExpertScores
+    ) -> npt.NDArray[np.float32]:
+        """`activation_statistics` of experts under a labeling: an array of shape (pairs, 3)."""
+        labels = self._labelings[labeling]
+        return activation_statistics_torch(values, labels, experts.neurons, experts.concepts)
+
+    def _count(self, ap: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The highest AP of each concept, and the numbers of neurons above the edges of the bins."""
+        return ap.amax(1), (ap > self._edges).sum(2)
 
 
 def score_with_permutations_torch(
@@ -20,46 +149,54 @@ def score_with_permutations_torch(
         ValueError: if `values` contains non-finite numbers or does not match `labels`.
     """
     check_inputs(values, labels, prevalence)
-    on_device = torch.from_numpy(values).to(device).to(torch.float32)
-    if not bool(torch.isfinite(on_device).all()):
-        raise ValueError("values are not finite")
-    scores = _score(on_device, labels, prevalence)
-    permuted = (_score(on_device, labels.take(sources), prevalence).ap for sources in permutations)
-    histograms = [ApHistogram.from_ap(scores.ap), *map(ApHistogram.from_ap, permuted)]
-    return scores, ApHistogram.stack(histograms)
+    scorer = BlockScorer([labels], permutations, prevalence, device)
+    # an AP is never below 0, so that all pairs are returned
+    result = scorer.score(torch.tensor(values, device=device), floor=-1.0)
+    (all_pairs,) = result.experts
+    shape = (labels.n_concepts, len(values))
+    columns = (all_pairs.ap, all_pairs.ap_raw, all_pairs.auroc)
+    return Scores(*(column.reshape(shape).T for column in columns)), result.histogram
 
 
-def _score(values: torch.Tensor, labels: Labels, prevalence: float) -> Scores:
-    in_pool, n_negative = labels.patterns.positives_in_pool, labels.n_negative
-    weight = negative_weights(labels, prevalence)
-    pool = _sort(values, np.flatnonzero(labels.in_shared_pool))
-    listed = labels.listed_negatives
-    columns = []
-    for concept, positives in enumerate(labels.positives):
-        on = _sort(values, positives)
-        off = _sort(values, listed[concept])
-        at_least, strictly_above = (
-            (_count_above(on, on, equal), _count_above(pool, on, equal) + _count_above(off, on, equal))
-            for equal in (True, False)
-        )
-        true = at_least[0]
-        false, false_above = (
-            n_off - in_pool[concept] * n_on for n_on, n_off in (at_least, strictly_above)
-        )
-        ap = (true / (true + weight[concept] * false)).mean(dim=1)
-        ap_raw = (true / (true + false)).mean(dim=1)
-        auroc = 1 - (false + false_above).mean(dim=1) / (2 * n_negative[concept])
-        columns.append(torch.stack([ap, ap_raw, auroc]))
-    return Scores(*torch.stack(columns, dim=2).cpu().numpy())
+def find_triton_problem(labelings: Sequence[LabelTensors], n_sentences: int) -> str | None:
+    """Why `ap_triton` is not used, found by scoring 2 neurons per labeling; None if it is used."""
+    device = labelings[0].weight.device
+    # in orders that differ from the sentences', with many ties and with few
+    values = torch.arange(n_sentences, device=device) * 0.618 % 1
+    values = torch.stack((values, (values * 97).round()))
+    try:
+        from alignment.expertise.ap_triton import score_labels
+
+        ranks = rank_sentences(values, with_triton=True).store_by_sentence()
+        counts = PoolCounts(ranks)
+        actual = [
+            score_labels(ranks, counts.of(labels.pool), labels, ap_only)
+            for labels in labelings
+            for ap_only in (False, True)
+        ]
+    except Exception as error:
+        # It compiles its launcher with the machine's C compiler, which may be absent, among others.
+        return f"{type(error).__name__}: {error}"
+    ranks = rank_sentences(values)
+    for number, labels in enumerate(labelings):
+        expected = ap_torch.score_labels(ranks, counts.of(labels.pool), labels, ap_only=False)
+        for scores in actual[2 * number : 2 * number + 2]:
+            if not torch.allclose(scores, expected[: len(scores)], rtol=0, atol=1e-12):
+                return "it gives wrong scores"
+    return None
 
 
-def _sort(values: torch.Tensor, sentences: np.ndarray) -> torch.Tensor:
-    # a copy, because arrays shared between workers are read-only
-    chosen = torch.tensor(sentences, device=values.device)
-    return values[:, chosen].sort(dim=1).values
+def _select(scores: torch.Tensor, floor: float, first: int) -> tuple[Ints, Floats]:
+    """The concepts and neurons, numbered from `first`, of the pairs with an AP above `floor`, and their
+    scores, on the host: arrays of shape (2, pairs) and (3, pairs)."""
+    pairs = torch.nonzero(scores[0] > floor).T
+    chosen = scores[:, pairs[0], pairs[1]].cpu().numpy()
+    return pairs.cpu().numpy() + np.array([[0], [first]]), chosen
 
 
-def _count_above(ascending: torch.Tensor, values: torch.Tensor, equal: bool) -> torch.Tensor:
-    """Per row, the number of `ascending` values above each of `values`, or also equal to it."""
-    n_below = torch.searchsorted(ascending, values, right=not equal)
-    return (ascending.shape[1] - n_below).to(torch.float64)
+def _concatenate(parts: list[tuple[Ints, Floats]]) -> ExpertScores:
+    """The pairs of several chunks of neurons, in ascending order of the neurons."""
+    pairs, scores = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    order = np.argsort(pairs[0], kind="stable")
+    (concepts, neurons), (ap, ap_raw, auroc) = pairs[:, order], scores[:, order]
+    return ExpertScores(neurons, concepts, ap, ap_raw, auroc)

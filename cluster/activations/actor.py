@@ -14,22 +14,23 @@ import pyarrow as pa
 import torch
 from ray.util.collective import nccl_available
 
-from alignment.arrays import AnyFloats
 from cluster.activations.buffer import PooledSite
 from cluster.activations.shard import ActivationShard, HiddenStates
 from cluster.models.tokenizer import Text
 from cluster.runtime.shard_group import ModelActor
 from storage import tables
 from storage.errors import NeuralignError
-from storage.store.activation_files import INPUT_EMBEDDINGS_FILE, activation_folder
+from storage.store.activation_files import (
+    INPUT_EMBEDDINGS_FILE,
+    activation_folder,
+    units_per_row_group,
+)
 from storage.store.commit import FileRecord, write_table, write_values
 from storage.store.paths import is_remote
 
 STEPS = 4
 """A work unit passes from shard to shard in this many steps of complete batches, so shards overlap."""
 
-_ROW_GROUP_BYTES = 4 << 20
-_MAX_BLOCK_BYTES = 64 << 20
 _PARALLEL_UPLOADS = 4
 """Hides the latency of object stores. On a disk, a second writer only takes cores from the model."""
 
@@ -112,9 +113,11 @@ class ShardActor(ModelActor[ActivationShard]):
             pooling, site = key
             # torch transposes a matrix twice as fast as NumPy
             values = torch.from_numpy(activations.values[key]).contiguous().numpy()
-            row_group = _units_per_row_group(values, unit.n_sentences) * values.shape[1]
+            n_sentences = values.shape[1]
+            total_bytes = max(unit.n_sentences, n_sentences) * values.itemsize
+            units = units_per_row_group(n_sentences * values.itemsize, total_bytes)
             name = f"{activation_folder(pooling, site.layer, site.name)}/{unit.name}.parquet"
-            return write_values(folder, name, values, row_group)
+            return write_values(folder, name, values, units * n_sentences)
 
         with ThreadPoolExecutor(_PARALLEL_UPLOADS if is_remote(folder) else 1) as threads:
             files = list(threads.map(write, activations.values))
@@ -144,10 +147,3 @@ class ShardActor(ModelActor[ActivationShard]):
                 error = type(error)(f"model {self._weights.label}: {error}")
             self._states[unit.number] = error
             raise error
-
-
-def _units_per_row_group(values: AnyFloats, n_sentences: int) -> int:
-    """Neurons per row group: fewer for many sentences, so that reading a few neurons over all work units
-    takes bounded memory."""
-    total_bytes = int(max(n_sentences, values.shape[1]) * values.itemsize)
-    return max(1, min(_ROW_GROUP_BYTES // int(values[0].nbytes), _MAX_BLOCK_BYTES // total_bytes))

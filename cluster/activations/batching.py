@@ -5,25 +5,43 @@ In bfloat16 some values depend on the batch, so a retried unit must be split the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from cluster.models.tokenizer import TokenizedText
+
+IGNORED, CONCEPT, CONTEXT = -1, 0, 1
+"""Roles of tokens: padding or not real; of the concept's word; of its context."""
 
 _FULL_ENOUGH = 4
 
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Sentences padded on the right to one length; each tensor has shape (sentences, tokens)."""
+    """Sentences padded on the right to one length; each array has shape (sentences, tokens).
+
+    `ids` and `attention` are on the device, and the tokens' `roles` in host memory, from which each
+    pooling makes what it needs.
+    """
 
     ids: torch.Tensor
     attention: torch.Tensor
-    real: torch.Tensor
-    concept: torch.Tensor
+    roles: npt.NDArray[np.int8]
+
+    def split(self, parts: int) -> list[PaddedBatch]:
+        """Parts of nearly equal numbers of sentences, padded to the same length; at least one each."""
+        edges = [len(self.roles) * part // parts for part in range(parts + 1)]
+        return [
+            PaddedBatch(self.ids[start:stop], self.attention[start:stop], self.roles[start:stop])
+            for start, stop in pairwise(edges)
+            if start < stop
+        ]
 
 
 def batch_sentences(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -43,16 +61,27 @@ def batch_sentences(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 def pad(sentences: Sequence[TokenizedText], pad_id: int, device: torch.device) -> PaddedBatch:
     """A batch, padded on the right with `pad_id`, which attention masks."""
+    lengths = np.array([len(sentence.ids) for sentence in sentences])
+    is_text = np.arange(lengths.max()) < lengths[:, np.newaxis]
 
-    def pad_rows(rows: Iterable[Sequence[int]], filler: int = 0) -> torch.Tensor:
-        return pad_sequence(list(map(torch.tensor, rows)), True, filler).to(device)
+    def pad_rows(rows: Sequence[Sequence[Any]], filler: int) -> npt.NDArray[np.int64]:
+        padded = np.full(is_text.shape, filler)
+        padded[is_text] = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
+        return padded
 
-    return PaddedBatch(
-        ids=pad_rows((sentence.ids for sentence in sentences), pad_id),
-        attention=pad_rows([1] * len(sentence.ids) for sentence in sentences),
-        real=pad_rows(sentence.real for sentence in sentences),
-        concept=pad_rows(sentence.concept for sentence in sentences),
-    )
+    is_real = pad_rows([sentence.real for sentence in sentences], 0) > 0
+    is_concept = pad_rows([sentence.concept for sentence in sentences], 0) > 0
+    roles = np.where(is_real, np.where(is_concept, CONCEPT, CONTEXT), IGNORED).astype(np.int8)
+    ids = pad_rows([sentence.ids for sentence in sentences], pad_id)
+    return PaddedBatch(copy_to(ids, device), copy_to(is_text.astype(np.int64), device), roles)
+
+
+def copy_to(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An array's values on a device, without waiting for the work queued there."""
+    values = torch.from_numpy(array)
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def _fits(count: int, longest: int, length: int, budget: int) -> bool:

@@ -6,6 +6,7 @@ There one compiled pass compares the bits as integers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,18 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cluster.activations.batching import CONCEPT, CONTEXT, IGNORED, copy_to
+
 POOLINGS = ("concept", "context", "max")
 
-_IGNORED, _CONCEPT, _CONTEXT = -1, 0, 1
 _INT_DTYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class CompiledMaxPooler:
-    """Maxima of one batch on a CPU; `real` and `concept` are of shape (sentences, tokens)."""
+    """Maxima of one batch on a CPU, whose tokens have `roles`, (sentences, tokens)."""
 
-    def __init__(self, real: torch.Tensor, concept: torch.Tensor) -> None:
-        roles = np.where(concept.numpy(), _CONCEPT, _CONTEXT)
-        self._roles = np.where(real.numpy(), roles, _IGNORED).astype(np.int8)
+    def __init__(self, roles: npt.NDArray[np.int8], poolings: Sequence[str]) -> None:
+        self._roles, self._poolings = roles, poolings
 
     def __call__(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
         """Maxima by pooling, (sentences, units) each, from (sentences, tokens, units). A NaN of either
@@ -35,26 +36,72 @@ class CompiledMaxPooler:
         bits = hidden.contiguous().view(int_dtype).numpy()
         maxima = np.empty((len(POOLINGS), sentences, units), bits.dtype)
         _max_kernel(bits, self._roles, largest, n_nans, maxima)
-        values = torch.from_numpy(maxima).view(hidden.dtype)
-        return dict(zip(POOLINGS, values.unbind(), strict=True))
+        values = dict(zip(POOLINGS, torch.from_numpy(maxima).view(hidden.dtype).unbind(), strict=True))
+        return {pooling: values[pooling] for pooling in self._poolings}
+
+    def write(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the maxima to `out`, (poolings, units, sentences)."""
+        for row, values in zip(out, self(hidden).values(), strict=True):
+            row.copy_(values.T)
 
 
 class TorchMaxPooler:
-    """The same on any device."""
+    """The same on any device, in four operations: maxima of runs of tokens with one role, and of the
+    runs that belong to each pooling."""
 
-    def __init__(self, real: torch.Tensor, concept: torch.Tensor) -> None:
-        word = real & concept
-        self._not_context = (~real | concept).unsqueeze(-1)
-        self._rows = torch.arange(len(real), device=real.device).unsqueeze(1)
-        self._word_positions = _true_positions(word)
-        self._wordless = ~word.any(dim=1, keepdim=True)
+    def __init__(
+        self, roles: npt.NDArray[np.int8], poolings: Sequence[str], device: torch.device
+    ) -> None:
+        self._poolings = poolings
+        starts, runs = _find_runs(roles, poolings)
+        # The run after the last is empty.
+        self._offsets = copy_to(np.append(starts, [roles.size, roles.size]), device)
+        self._runs = copy_to(runs, device)
 
     def __call__(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See `CompiledMaxPooler`: one pass over all tokens and one over the few of the words."""
-        context = hidden.masked_fill(self._not_context, -torch.inf).amax(dim=1)
-        word = hidden[self._rows, self._word_positions].amax(dim=1)
-        concept = torch.where(self._wordless, context, word)
-        return {"concept": concept, "context": context, "max": torch.maximum(concept, context)}
+        """See `CompiledMaxPooler`."""
+        return dict(zip(self._poolings, self._pool(hidden).unbind(1), strict=True))
+
+    def write(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        """See `CompiledMaxPooler`."""
+        out.copy_(self._pool(hidden).permute(1, 2, 0))
+
+    def _pool(self, hidden: torch.Tensor) -> torch.Tensor:
+        maxima = torch.segment_reduce(
+            hidden.flatten(0, 1), "max", offsets=self._offsets, axis=0, unsafe=True, initial=-torch.inf
+        )
+        return maxima[self._runs].amax(2)
+
+
+def _find_runs(
+    roles: npt.NDArray[np.int8], poolings: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Runs of tokens of one sentence and role: the first token of each, counted over the batch, and the
+    runs of each sentence and pooling, (sentences, poolings, most runs). The last repeats where there are
+    fewer; where there are none, it is one beyond the last of the batch."""
+    sentences, tokens = roles.shape
+    is_start = np.ones(roles.shape, bool)
+    is_start[:, 1:] = roles[:, 1:] != roles[:, :-1]
+    starts = np.flatnonzero(is_start)
+    run_sentences, run_roles = starts // tokens, roles.ravel()[starts]
+    is_wordless = ~(roles == CONCEPT).any(axis=1)
+    is_context = run_roles == CONTEXT
+    members = {
+        "concept": (run_roles == CONCEPT) | (is_context & is_wordless[run_sentences]),
+        "context": is_context,
+        "max": run_roles != IGNORED,
+    }
+    columns = []
+    for pooling in poolings:
+        chosen = np.flatnonzero(members[pooling])
+        counts = np.bincount(run_sentences[chosen], minlength=sentences)[:, np.newaxis]
+        ends = counts.cumsum()[:, np.newaxis]
+        index = ends - counts + np.minimum(np.arange(max(1, counts.max())), counts - 1)
+        columns.append(np.where(counts > 0, np.append(chosen, len(starts))[index], len(starts)))
+    most = max(column.shape[1] for column in columns)
+    return starts, np.stack(
+        [np.pad(column, ((0, 0), (0, most - column.shape[1])), "edge") for column in columns], axis=1
+    )
 
 
 @lru_cache
@@ -99,11 +146,3 @@ def _max_kernel(
             for unit in range(units):
                 value = cast(best[unit] + n_nans)
                 best[unit] = value if value >= 0 else value ^ largest
-
-
-def _true_positions(mask: torch.Tensor) -> torch.Tensor:
-    """Positions of each row's true values, (rows, largest count); a shorter row repeats its first
-    position, and an empty one has 0."""
-    width = max(1, int(mask.sum(dim=1).max()))
-    positions = mask.int().argsort(dim=1, descending=True, stable=True)[:, :width]
-    return torch.where(mask.gather(1, positions), positions, positions[:, :1])

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, cached_property
+from typing import Protocol
 
 import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cluster.activations.batching import PaddedBatch
+from cluster.activations.batching import CONCEPT, CONTEXT, IGNORED, PaddedBatch, copy_to
 from cluster.activations.max_pooling import POOLINGS, CompiledMaxPooler, TorchMaxPooler
+from storage.errors import describe_error
 from storage.store.activation_files import LAST, MEAN
+
+
+class MaxPooler(Protocol):
+    """Maxima of one batch by several poolings."""
+
+    def __call__(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Maxima by pooling, (sentences, units) each, from (sentences, tokens, units)."""
+
+    def write(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the maxima to `out`, (poolings, units, sentences)."""
 
 
 class Pooler:
@@ -21,37 +34,103 @@ class Pooler:
     """
 
     def __init__(self, batch: PaddedBatch) -> None:
-        self._real = batch.real
-        self._weights = (batch.real / batch.real.sum(dim=1, keepdim=True)).unsqueeze(1)
-        sentences, tokens = batch.real.shape
-        self._rows = torch.arange(sentences, device=batch.real.device)
-        self._last = (batch.real * torch.arange(tokens, device=batch.real.device)).argmax(dim=1)
-        max_pooler = CompiledMaxPooler if batch.real.device.type == "cpu" else TorchMaxPooler
-        self._pool_max = max_pooler(batch.real, batch.concept)
+        self._device, self._roles = batch.ids.device, batch.roles
+        self._max_poolers: dict[tuple[str, ...], MaxPooler] = {}
 
     def __call__(self, hidden: torch.Tensor, poolings: Sequence[str]) -> dict[str, torch.Tensor]:
         """Pooled values, of shape (sentences, units) each, from (sentences, tokens, units)."""
-        # Some layers flatten sentences and tokens for their MLP.
-        hidden = hidden.reshape(*self._real.shape, hidden.shape[-1])
-        pooled = self._pool_max(hidden) if not set(POOLINGS).isdisjoint(poolings) else {}
+        hidden = self._by_sentence(hidden)
+        maxima = tuple(pooling for pooling in poolings if pooling in POOLINGS)
+        pooled = self._max_pooler(maxima)(hidden) if maxima else {}
         if MEAN in poolings:
             pooled[MEAN] = self._mean(hidden)
         if LAST in poolings:
-            pooled[LAST] = hidden[self._rows, self._last]
+            pooled[LAST] = self._last(hidden)
         return {pooling: pooled[pooling] for pooling in poolings}
+
+    def write(self, hidden: torch.Tensor, poolings: tuple[str, ...], out: torch.Tensor) -> None:
+        """Write pooled values to `out`, (poolings, units, sentences). The poolings are maxima, or one
+        other."""
+        hidden = self._by_sentence(hidden)
+        if poolings == (MEAN,):
+            out[0].copy_(self._mean(hidden).T)
+        elif poolings == (LAST,):
+            out[0].copy_(self._last(hidden).T)
+        else:
+            self._max_pooler(poolings).write(hidden, out)
+
+    def _by_sentence(self, hidden: torch.Tensor) -> torch.Tensor:
+        # Some layers flatten sentences and tokens for their MLP.
+        return hidden.reshape(*self._roles.shape, hidden.shape[-1])
+
+    def _max_pooler(self, poolings: tuple[str, ...]) -> MaxPooler:
+        if poolings not in self._max_poolers:
+            self._max_poolers[poolings] = make_max_pooler(self._roles, poolings, self._device)
+        return self._max_poolers[poolings]
 
     def _mean(self, hidden: torch.Tensor) -> torch.Tensor:
         if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu":
-            return mean_bfloat16(hidden, self._real)
+            return mean_bfloat16(hidden, self._is_real)
         return (self._weights @ hidden.float()).squeeze(1)
 
+    def _last(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[self._last_tokens]
 
-def mean_bfloat16(hidden: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    @property
+    def _is_real(self) -> npt.NDArray[np.bool_]:
+        is_real: npt.NDArray[np.bool_] = self._roles != IGNORED
+        return is_real
+
+    @cached_property
+    def _weights(self) -> torch.Tensor:
+        is_real = self._is_real
+        weights = is_real / is_real.sum(axis=1, keepdims=True, dtype=np.float32)
+        return copy_to(weights.astype(np.float32), self._device).unsqueeze(1)
+
+    @cached_property
+    def _last_tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The row of each sentence, and its last real token."""
+        sentences, tokens = self._roles.shape
+        last = np.where(self._is_real, np.arange(tokens), 0).argmax(axis=1)
+        return copy_to(np.arange(sentences), self._device), copy_to(last, self._device)
+
+
+def make_max_pooler(
+    roles: npt.NDArray[np.int8], poolings: Sequence[str], device: torch.device
+) -> MaxPooler:
+    """The fastest pooler of maxima on a device: compiled for a CPU, in Triton, or else in torch."""
+    if device.type == "cpu":
+        return CompiledMaxPooler(roles, poolings)
+    if find_triton_problem(device) is None:
+        from cluster.activations.triton_max_pooling import TritonMaxPooler
+
+        return TritonMaxPooler(roles, poolings, device)
+    return TorchMaxPooler(roles, poolings, device)
+
+
+@cache
+def find_triton_problem(device: torch.device) -> str | None:
+    """Why maxima are not pooled in Triton on a device, found by pooling two tokens; None if they are."""
+    roles = np.array([[CONTEXT, CONCEPT]], np.int8)
+    hidden = torch.tensor([1, 2], dtype=torch.bfloat16, device=device).repeat(64, 1).T[None].contiguous()
+    out = torch.zeros(3, 64, 1, dtype=torch.float16, device=device)
+    try:
+        from cluster.activations.triton_max_pooling import TritonMaxPooler
+
+        TritonMaxPooler(roles, POOLINGS, device).write(hidden, out)
+    except Exception as error:
+        # It compiles its launcher with the machine's C compiler, which may be absent, among others.
+        return describe_error(error)
+    expected = torch.tensor([2, 1, 2], dtype=out.dtype, device=device)
+    return None if bool((out[:, :, 0] == expected[:, None]).all()) else "it gives wrong maxima"
+
+
+def mean_bfloat16(hidden: torch.Tensor, is_real: npt.NDArray[np.bool_]) -> torch.Tensor:
     """float32 means over the real tokens on a CPU, (sentences, units), from (sentences, tokens, units),
     without torch's conversion to float32. Summed in token order, whatever the padding; a sentence has at
     least one real token."""
     means = torch.zeros(hidden.shape[0], hidden.shape[2])
-    _mean_kernel(hidden.contiguous().view(torch.int16).numpy(), real.numpy(), means.numpy())
+    _mean_kernel(hidden.contiguous().view(torch.int16).numpy(), is_real, means.numpy())
     return means
 
 

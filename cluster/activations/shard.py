@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,31 +14,21 @@ from alignment.arrays import AnyFloats
 from cluster.activations.batching import batch_sentences, pad
 from cluster.activations.buffer import ActivationBuffer, PooledSite
 from cluster.activations.pooling import Pooler
-from cluster.activations.sentence_checks import check_tokens
-from cluster.models.hooks import extract_hidden_state
-from cluster.models.shard import ForwardState, ModelShard, ShardSettings
-from cluster.models.sites import Site, find_sites
-from cluster.models.sparse_autoencoder import LatentEncoder, SparseAutoencoder
-from cluster.models.tokenizer import AS_TOKENIZED, InputOptions, Text, TokenizedText
-from storage.errors import NeuralignError, UserError, excerpt
-from storage.store.activation_files import LAST, MEAN, RESIDUAL
+from cluster.activations.pooling_shard import (
+    PAD_ID,
+    ActivationSettings,
+    PoolingShard,
+    PoolingState,
+    overflow_error,
+)
+from cluster.activations.sentence_set import SentenceSet, tokenize
+from cluster.models.sites import Site
+from cluster.models.tokenizer import Text
 from storage.store.commit import all_finite
 
-FLOAT16_MAX = float(torch.finfo(torch.float16).max)
-PAD_ID = 0  # any valid token id: padding is masked
+__all__ = ["PAD_ID", "ActivationSettings", "ActivationShard", "HiddenStates", "UnitActivations"]
 
 HiddenStates = list[torch.Tensor]
-
-
-@dataclass(frozen=True)
-class ActivationSettings(ShardSettings):
-    """Which activations to record: pooled neurons, or a sparse autoencoder's latents instead; and
-    optionally the hidden states after each layer."""
-
-    poolings: list[str]
-    include_hidden_states: bool = True
-    sparse_autoencoder: SparseAutoencoder | None = None
-    inputs: InputOptions = AS_TOKENIZED
 
 
 @dataclass(frozen=True)
@@ -57,20 +45,18 @@ class UnitActivations:
 class UnitState:
     """A work unit in progress: its sentences, batches of sentence indices, and pooled activations."""
 
-    sentences: list[TokenizedText]
+    sentences: SentenceSet
     batches: list[list[int]]
     buffer: ActivationBuffer
 
 
 @dataclass(kw_only=True)
-class _PoolingState(ForwardState):
-    pooler: Pooler
+class _UnitPoolingState(PoolingState):
     pooled: dict[PooledSite, torch.Tensor] = field(default_factory=dict)
 
 
-class ActivationShard(ModelShard[_PoolingState]):
-    """Layers [a, b) of a model's body. Hooks pool on the device as the layers run; only pooled values
-    leave it."""
+class ActivationShard(PoolingShard[_UnitPoolingState]):
+    """Pools the sentences of one work unit after another into host memory."""
 
     def __init__(
         self,
@@ -79,16 +65,10 @@ class ActivationShard(ModelShard[_PoolingState]):
         layers: range | None = None,
         device: str = "cpu",
     ) -> None:
-        self._encoder: LatentEncoder | None = None
         super().__init__(folder, settings, layers, device)
         self._spare_buffers: list[ActivationBuffer] = []
-        self._poolings = dict.fromkeys(self.sites, settings.poolings)
         self._neuron_poolings = settings.poolings
         self._inputs = settings.inputs
-        for layer in self.layers if settings.include_hidden_states else ():
-            site = Site(layer, RESIDUAL, "", "output", self.hidden_size)
-            self._poolings[site] = [MEAN, LAST]
-            self._hook_site(site)
 
     def run(self, texts: Sequence[Text], budget: int) -> UnitActivations:
         """Run a work unit through a shard that holds the complete model."""
@@ -99,16 +79,10 @@ class ActivationShard(ModelShard[_PoolingState]):
     def begin(self, texts: Sequence[Text], budget: int) -> UnitState:
         """Tokenize a work unit and split it into batches of at most `budget` tokens, the same in all
         shards. Raises UserError if a sentence has no tokens to pool."""
-        sentences = self.tokenizer(texts, self._inputs)
-        n_embeddings = self._text_model.get_input_embeddings().weight.shape[0] if self.is_first else None
-        for text, sentence in zip(texts, sentences, strict=True):
-            if n_embeddings and max(sentence.ids, default=0) >= n_embeddings:
-                raise UserError(
-                    f"the sentence {excerpt(text.text)} has token {max(sentence.ids)}, but the "
-                    f"embedding table has {n_embeddings} rows; remove the special token's text"
-                )
-            check_tokens(text, sentence, self._neuron_poolings)
-        batches = batch_sentences([len(sentence.ids) for sentence in sentences], budget)
+        sentences = tokenize(self.tokenizer, texts, self._inputs, self._neuron_poolings)
+        if self.is_first:
+            sentences.check_vocabulary(self.n_embeddings)
+        batches = batch_sentences(sentences.lengths, budget)
         return UnitState(sentences, batches, self._get_buffer(len(texts)))
 
     def step(self, state: UnitState, indices: range, incoming: HiddenStates | None) -> HiddenStates:
@@ -117,18 +91,10 @@ class ActivationShard(ModelShard[_PoolingState]):
         outgoing = []
         for step, index in enumerate(indices):
             rows = state.batches[index]
-            batch = pad([state.sentences[row] for row in rows], PAD_ID, self.device)
-            forward = _PoolingState(pooler=Pooler(batch))
-            inputs = batch.ids if incoming is None else incoming[step]
-            with torch.inference_mode():
-                self._run_model(forward, inputs, attention_mask=batch.attention, use_cache=False)
+            batch = pad([state.sentences.tokens[row] for row in rows], PAD_ID, self.device)
+            forward = _UnitPoolingState(pooler=Pooler(batch))
+            self._run_batch(forward, batch, None if incoming is None else incoming[step])
             outgoing.append(self._outgoing(forward))
-            pooled_sites = {site for _, site in forward.pooled}
-            if missing := [site for site in self._poolings if site not in pooled_sites]:
-                raise NeuralignError(
-                    f"{missing[0]}: has no output; choose another module, or its other side "
-                    "(:input, :output)"
-                )
             state.buffer.add_batch(rows, forward.pooled)
         return outgoing
 
@@ -138,14 +104,11 @@ class ActivationShard(ModelShard[_PoolingState]):
         values = state.buffer.values()
         for (pooling, site), tensor in values.items():
             if not all_finite(tensor.numpy()):
-                raise NeuralignError(
-                    f"{site}, pooling {pooling}: an activation is NaN or exceeds float16's range "
-                    f"({FLOAT16_MAX:.0f}); try dtype float32, or check the model's weights"
-                )
+                raise overflow_error(site, pooling)
         return UnitActivations(
             {key: tensor.numpy().T for key, tensor in values.items()},
-            n_tokens=sum(len(sentence.ids) for sentence in state.sentences),
-            n_truncated=sum(sentence.truncated for sentence in state.sentences),
+            n_tokens=sum(state.sentences.lengths),
+            n_truncated=state.sentences.n_truncated,
         )
 
     def recycle(self, state: UnitState) -> None:
@@ -155,53 +118,22 @@ class ActivationShard(ModelShard[_PoolingState]):
 
     def embed(self, words: Sequence[str]) -> npt.NDArray[np.float32]:
         """Mean input embedding of each word's tokens, (words, width); first shard only."""
-        table = self._text_model.get_input_embeddings().weight.detach()
-        rows = [table[self.tokenizer.word_ids(word)].float().mean(dim=0) for word in words]
-        return torch.stack(rows).cpu().numpy()
-
-    def _find_sites(self, settings: ActivationSettings) -> list[Site]:
-        autoencoder = settings.sparse_autoencoder
-        if autoencoder is None:
-            return super()._find_sites(settings)
-        if autoencoder.layer not in self._modules:
-            return []
-        width = self.hidden_size
-        if autoencoder.module:
-            layers = {autoencoder.layer: self._modules[autoencoder.layer]}
-            pattern = f"{re.escape(autoencoder.module)}:{autoencoder.side}"
-            width = find_sites(self._text_model, layers, [pattern])[0].width
-        self._encoder = LatentEncoder(autoencoder, width, self.device)
-        return [autoencoder.site(self._encoder.width)]
+        return self.embed_tokens([self.tokenizer.word_ids(word) for word in words])
 
     def _get_buffer(self, n_sentences: int) -> ActivationBuffer:
         while self._spare_buffers:
             buffer = self._spare_buffers.pop()
             if buffer.sentences == n_sentences:
                 return buffer
-        dtypes = {
-            (pooling, site): torch.float16 if site in self.sites else torch.float32
-            for site, poolings in self._poolings.items()
-            for pooling in poolings
-        }
-        return ActivationBuffer(dtypes, n_sentences)
+        return ActivationBuffer(self.pooled_dtypes, n_sentences)
 
-    def _on_site(self, site: Site, values: Any, first_unit: int = 0) -> None:
-        state, hidden = self._state, extract_hidden_state(values)
-        if state is None or hidden is None:
-            return
-        if not site.module and hidden.dim() == 4:
-            # Gemma 3n carries several residual streams, of which its layers read and write one.
-            hidden = hidden[self._config.altup_active_idx]
-        if self._encoder is not None and site in self.sites:
-            hidden = self._encoder(hidden)
-        for pooling, pooled in state.pooler(hidden, self._poolings[site]).items():
+    def _pool(self, state: _UnitPoolingState, site: Site, hidden: torch.Tensor, first_unit: int) -> None:
+        for pooling, pooled in state.pooler(hidden, self.poolings[site]).items():
             key = pooling, site
-            if site.part == "experts":
-                # An expert without tokens is not run: its neurons stay 0.
-                if key not in state.pooled:
-                    state.pooled[key] = pooled.new_zeros(len(pooled), site.width)
-                state.pooled[key][:, first_unit : first_unit + pooled.shape[1]] = pooled
-            elif key in state.pooled:
-                raise NeuralignError(f"{site}: its module runs more than once in a forward pass")
-            else:
+            if site.part != "experts":
                 state.pooled[key] = pooled
+                continue
+            # An expert without tokens is not run: its neurons stay 0.
+            if key not in state.pooled:
+                state.pooled[key] = pooled.new_zeros(len(pooled), site.width)
+            state.pooled[key][:, first_unit : first_unit + pooled.shape[1]] = pooled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ INDEX_FILE = "model.safetensors.index.json"
 Backend = Literal["mmap", "pread"]
 """Whether tensors are memory-mapped or copied into memory."""
 
+_LENGTH_BYTES = 8
+_READ_BYTES = 4 << 20
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
@@ -25,10 +28,15 @@ def layer_filter(layers: range) -> Callable[[str], bool]:
     """Predicate that rejects names of tensors of other layers; a name's first number is its layer."""
 
     def keep(name: str) -> bool:
-        match = _LAYER_NUMBER.search(name)
-        return match is None or int(match[1]) in layers
+        number = _layer_number(name)
+        return number is None or number in layers
 
     return keep
+
+
+def _layer_number(name: str) -> int | None:
+    match = _LAYER_NUMBER.search(name)
+    return None if match is None else int(match[1])
 
 
 def checkpoint_files(folder: Path) -> list[str]:
@@ -58,6 +66,40 @@ def open_tensors(folder: Path, keep: Callable[[str], bool], backend: Backend) ->
                 f"{folder / file}: cannot be read: {error}; truncated or corrupt? download it again"
             ) from error
     return tensors
+
+
+def read_ahead(folder: Path, layers: range, memory: int) -> None:
+    """Read the tensors of some layers, so that they are in the system's cache when they are loaded,
+    unless they take more than `memory` bytes. Problems are left to the loading."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, UserError):
+        sections = [
+            (folder / file, section)
+            for file in checkpoint_files(folder)
+            for section in _find_sections(folder / file, layers)
+        ]
+        if sum(map(len, (section for _, section in sections))) > memory:
+            return
+        buffer = memoryview(bytearray(_READ_BYTES))
+        for path, section in sections:
+            with path.open("rb", buffering=0) as file:
+                file.seek(section.start)
+                while n_left := section.stop - file.tell():
+                    if not file.readinto(buffer[:n_left]):
+                        break
+
+
+def _find_sections(path: Path, layers: range) -> list[range]:
+    """Where the tensors of some layers are in a safetensors file, in bytes."""
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header: Any = parse_json(file.read(header_bytes))
+    first = _LENGTH_BYTES + header_bytes
+    return [
+        range(first + start, first + stop)
+        for name, tensor in header.items()
+        if _layer_number(name) in layers
+        for start, stop in [tensor["data_offsets"]]
+    ]
 
 
 def _tensor_names_by_file(folder: Path) -> dict[str, list[str] | None]:

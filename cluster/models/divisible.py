@@ -73,17 +73,21 @@ _STATE_BETWEEN_LAYERS = ("num_kv_shared_layers", "hidden_size_per_layer_input")
 """Settings by which layers use keys and values, or inputs, that are not in the hidden state."""
 
 
+def find_division_problem(config: Any) -> str | None:
+    """Why shards of a model might not give the same values as the whole; None if they do."""
+    text_config = config.get_text_config()
+    setting = next((name for name in _STATE_BETWEEN_LAYERS if getattr(text_config, name, None)), None)
+    if setting is not None:
+        return f", because of its {setting}"
+    if config.model_type not in DIVISIBLE:
+        return f": those of {config.model_type} are not known to equal the whole"
+    return None
+
+
 def check_divisible(config: Any) -> None:
     """Raise UserError unless shards of a model give the same values as the whole."""
-    text_config = config.get_text_config()
-    reason = next((name for name in _STATE_BETWEEN_LAYERS if getattr(text_config, name, None)), None)
-    if reason is not None:
-        raise UserError(f"cannot be divided into shards, because of its {reason}; set shards: 1")
-    if config.model_type not in DIVISIBLE:
-        raise UserError(
-            f"cannot be divided into shards: those of {config.model_type} are not known to equal the "
-            "whole; set shards: 1"
-        )
+    if problem := find_division_problem(config):
+        raise UserError(f"cannot be divided into shards{problem}; set shards: 1")
 
 
 def check_shards(config: Any, n_shards: int) -> None:

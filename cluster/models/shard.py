@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import nn
 
+from cluster.models.device_copy import move_to_device
 from cluster.models.experts import add_expert_hook
 from cluster.models.hooks import add_hook, add_logits_hook, extract_hidden_state, replace_hidden_state
 from cluster.models.packed_linear import supports_packing
@@ -64,6 +65,8 @@ class ModelShard(ABC, Generic[StateT]):
     with_head: ClassVar[bool] = False
     """Whether the last shard has the language-model head."""
 
+    with_tokenizer: ClassVar[bool] = True
+
     def __init__(
         self, folder: Path, settings: ShardSettings, layers: range | None = None, device: str = "cpu"
     ) -> None:
@@ -86,10 +89,13 @@ class ModelShard(ABC, Generic[StateT]):
         self._text_model = loaded.text_model
         self._model_type = loaded.model.config.model_type
         self.model = loaded.model if has_head else loaded.text_model
-        self.model.eval().requires_grad_(False).to(self.device)
+        self.model.eval().requires_grad_(False)
+        move_to_device(self.model, self.device)
         self._config = self._text_model.config.get_text_config()
         self.hidden_size: int = self._config.hidden_size
-        self.tokenizer = Tokenizer(folder, token_limit(self._config), settings.trust_remote_code)
+        if self.with_tokenizer:
+            limit = token_limit(self._config)
+            self.tokenizer = Tokenizer(folder, limit, settings.trust_remote_code)
         self._state: StateT | None = None
         check_hidden_states(self._text_model, self._modules)
         prove_causality(self._text_model, self._modules)

@@ -17,6 +17,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayErr
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.memory_errors import is_out_of_memory
 from cluster.runtime.session import (
     check_session,
     describe_cluster,
@@ -190,8 +191,7 @@ class WorkQueue(Generic[UnitT, ResultT]):
         if attempt.number < MAX_ATTEMPTS and not isinstance(cause, NeuralignError):
             pause = _BACKOFF_SECONDS * 2 ** (attempt.number - 1)
             work_unit = attempt.work_unit
-            message = str(cause).lower()
-            if "out of memory" in message or "can't allocate memory" in message:
+            if is_out_of_memory(cause):
                 work_unit = self.shrink(work_unit)
             self._pending.append(_Attempt(work_unit, attempt.number + 1, time.monotonic() + pause))
         else:

@@ -16,6 +16,7 @@ from jobs.alignment import reason_not_comparable
 from jobs.config.concepts import HarvestedSentences, ProvidedSentences
 from jobs.config.sweep import Sweep
 from jobs.engine import disk_budget
+from jobs.planner import decide_keeping
 from jobs.sources.human_judgments import Judgments, load_judgments
 from storage.errors import UserError
 from storage.readers.concepts import concepts_from_names, read_concept_names, read_concepts
@@ -58,7 +59,7 @@ def print_cost_estimate(console: Console, sweep: Sweep, configs: Mapping[str, An
         f"{n_concepts:,} concepts, {n_sentences:,} sentences, ~{TOKENS_PER_SENTENCE} tokens each. "
         "Per revision:"
     )
-    rows, model_bytes, total_bytes, total_flop, total_scores = [], list[int](), 0, 0.0, 0
+    rows, total_bytes, total_flop, total_scores = [], 0, 0.0, 0
     for model in sweep.models:
         config = configs[model.id]
         size = measure_size(config, sweep.neurons.sites)
@@ -70,7 +71,6 @@ def print_cost_estimate(console: Console, sweep: Sweep, configs: Mapping[str, An
         flop = 2.0 * count_layer_weights(config) * TOKENS_PER_SENTENCE * n_sentences
         counts = (n_revisions, size.layers, f"{size.neurons:,}")
         rows.append((model.id, *counts, f"{n_bytes / 1e9:,.1f} GB", f"{flop / 1e15:,.1f} PFLOP"))
-        model_bytes.append(n_bytes)
         total_bytes += n_bytes * n_revisions
         total_flop += flop * n_revisions
         total_scores += size.neurons * n_concepts * n_poolings * n_revisions
@@ -80,11 +80,7 @@ def print_cost_estimate(console: Console, sweep: Sweep, configs: Mapping[str, An
         f"Total: {total_bytes / 1e12:,.2f} TB of activations, {total_flop / 1e18:,.2f} EFLOP, "
         f"{total_scores / 1e9:,.1f} billion neuron scores."
     )
-    if not sweep.experts.keep_activations:
-        console.print(
-            f"At most {max(model_bytes) / 1e9:,.0f} GB on disk per model at a time: activations are "
-            "deleted after scoring."
-        )
+    console.print(str(decide_keeping(sweep, lambda: total_bytes)), soft_wrap=True)
     for set_sweep, (names, _) in zip(sweep.per_concept_set(), set_sizes, strict=True):
         prefix = "" if len(set_sizes) == 1 else f"{set_sweep.concept_set}: "
         for human in set_sweep.human:

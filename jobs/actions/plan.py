@@ -48,6 +48,7 @@ class RemainingStage:
     stage: Stage
     is_done: bool
     work_units: int = 0
+    total_units: int = 0
     bytes: int = 0
     seconds: float | None = 0.0
 
@@ -89,6 +90,8 @@ def _print_stages(console: Console, planned: Plan) -> None:
     stages = list(remaining_stages(planned, store))
     is_short = len(stages) <= _MAX_ROWS
     console.print(_stage_table(stages, has_several_sets) if is_short else _model_table(stages, planned))
+    if planned.is_complete:
+        console.print(str(planned.keeping), soft_wrap=True)
     models = {weights.model: weights for weights in planned.weights}
     selection = planned.sweep.neurons.sites
     print_sites(console, {name: model_size(weights, selection) for name, weights in models.items()})
@@ -124,7 +127,7 @@ def _stage_table(stages: list[RemainingStage], has_several_sets: bool) -> Table:
             *([item.stage.concept_set_name] if has_several_sets else []),
             item.stage.label,
             "done" if item.is_done else "to do",
-            f"{item.work_units} of {total}" if (total := item.stage.params.get("units")) else "",
+            f"{item.work_units} of {item.total_units}" if item.total_units else "",
             *_format_cost([item]),
         )
         for item in stages
@@ -167,20 +170,22 @@ def remaining_stages(planned: Plan, store: Path) -> Iterator[RemainingStage]:
             folder = stage.folder(store)
             is_started = folder.name in folders[stage.kind]
             if is_started and file_size(folder / layout.SUCCESS) is not None:
-                yield RemainingStage(stage, is_done=True)
+                total = stage.params.get("units", 0)
+                yield RemainingStage(stage, is_done=True, total_units=total)
                 continue
-            share, work_units, n_bytes = 1.0, 0, 0
+            share, work_units, total, n_bytes = 1.0, 0, 0, 0
             if stage.kind == activations.KIND and concepts is not None:
-                total = stage.params["units"]
-                work_units = disk_budget.remaining_units(stage, store) if is_started else total
-                share = work_units / total
                 model = weights[stage.label]
+                total = work_units = disk_budget.count_units(stage, model)
+                if is_started:
+                    work_units = disk_budget.remaining_units(stage, model, store)
+                share = work_units / total
                 n_bytes = disk_budget.remaining_activation_bytes(stage, model, concepts, work_units)
             elif stage.kind == experts.KIND and concepts is not None:
                 n_bytes = disk_budget.score_bytes(stage, weights[stage.label], concepts)
             work, rate = estimator.work(stage.kind, stage.params), rates.get(stage.kind)
             seconds = None if work is None or rate is None else share * work * rate
-            yield RemainingStage(stage, False, work_units, n_bytes, seconds)
+            yield RemainingStage(stage, False, work_units, total, n_bytes, seconds)
 
 
 class _WorkEstimator:

@@ -43,9 +43,10 @@ class ExpertSettings(ConfigModel):
     scores: bool = False
     """Store the APs of all neurons, not only of those above `floor`."""
     gpus: Gpus = 0.0
-    """GPUs per scoring task; 0: score on CPUs."""
-    keep_activations: bool = True
-    """Keep the raw activations after scoring; false deletes them."""
+    """GPUs per task that scores kept activations; 0: score them on CPUs."""
+    keep_activations: Literal["auto"] | bool = "auto"
+    """Whether activations are kept. If not, neurons are scored where their activations are computed, and
+    these are not written. auto: kept if all of the sweep's are under 2 GB, or steering reads them."""
 
     @field_validator("negatives")
     @classmethod
@@ -68,8 +69,13 @@ class ExpertSettings(ConfigModel):
     @property
     def n_negatives(self) -> int | None:
         """Number of negatives sampled per concept; None for all of them."""
-        _, _, number = self.negatives.partition(":")
-        return int(number) if number else None
+        return count_sampled_negatives(self.negatives)
+
+
+def count_sampled_negatives(negatives: str) -> int | None:
+    """N of `others:N`; None for all of the negatives."""
+    _, _, number = negatives.partition(":")
+    return int(number) if number else None
 
 
 class SimilaritySettings(ConfigModel):

@@ -23,9 +23,11 @@ class Model(ConfigModel):
     dtype: Dtype = "auto"
     """Data type of the weights; auto: bfloat16 where the processor has native support, else float32."""
     shards: Count | Literal["auto"] = "auto"
-    """Shards of contiguous layers, each on its own device; auto: as many as the weights need."""
+    """Shards of contiguous layers, each on its own device; auto: as many as the weights need. Only for
+    activations that are kept, and for steering."""
     replicas: Count | Literal["auto"] = "auto"
-    """Copies of the model that process work units in parallel; auto: as many as fit."""
+    """Copies of the model that process work units in parallel; auto: as many as fit. Only for
+    activations that are kept, and for steering."""
     gpus_per_shard: Gpus = 1.0
     """GPUs per shard; 0.5 puts two shards on a GPU, 0 uses CPUs only."""
     wait_seconds: float = Field(default=60.0, gt=0, le=31_536_000)

@@ -127,6 +127,15 @@ class Sweep(ConfigModel):
         return self
 
     @model_validator(mode="after")
+    def _check_kept_activations(self) -> Sweep:
+        if self.steering is not None and self.experts.keep_activations is False:
+            raise ConfigError(
+                "steering reads the activations of random neurons; set auto or true, or remove steering",
+                *("experts", "keep_activations"),
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_models(self) -> Sweep:
         runs = set()
         for index, model in enumerate(self.models):

@@ -5,23 +5,22 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from cluster.models.architecture import count_layers
 from cluster.models.size import ModelSize, model_size
-from cluster.models.weights import Weights
+from cluster.models.weights import Weights, load_config
 from jobs.engine.stage import Stage
 from storage.readers.concepts import ConceptSet
 from storage.store.manifest import read_work_units
 from storage.store.paths import is_remote
 
 _FLOAT16, _FLOAT32 = 2, 4
-MAX_MODELS_WITH_ACTIVATIONS = 2
-"""Where activations are dropped after scoring, those of at most this many models are stored at once."""
 
 
 def remaining_activation_bytes(
     stage: Stage, weights: Weights, concepts: ConceptSet, remaining: int
 ) -> int:
     """Bytes of a model's activations that its `remaining` work units will write."""
-    if not remaining:
+    if not remaining or not stage.params.get("keep", True):
         return 0
     return activation_bytes(stage, weights, concepts) * remaining // int(stage.params["units"])
 
@@ -30,7 +29,7 @@ def activation_bytes(stage: Stage, weights: Weights, concepts: ConceptSet) -> in
     """Bytes of a model's activations on a concept set."""
     poolings = len(stage.params["poolings"])
     if "dictionary" in stage.params:
-        per_sentence = int(stage.params["dictionary"]["width"]) * poolings * _FLOAT16
+        per_sentence = latent_bytes_per_sentence(int(stage.params["dictionary"]["width"]), poolings)
     else:
         size = model_size(weights, stage.params["sites"])
         per_sentence = activation_bytes_per_sentence(size, poolings, stage.params["states"])
@@ -44,20 +43,36 @@ def activation_bytes_per_sentence(size: ModelSize, poolings: int, states: bool) 
     return size.neurons * poolings * _FLOAT16 + state_bytes
 
 
+def latent_bytes_per_sentence(latents: int, poolings: int) -> int:
+    """Bytes of the latents of a sparse autoencoder on one sentence."""
+    return latents * poolings * _FLOAT16
+
+
 def score_bytes(stage: Stage, weights: Weights, concepts: ConceptSet) -> int:
     """Bytes of a model's scores, if all are kept: one float32 per neuron, concept and pooling."""
     if not stage.params["scores"]:
         return 0
     params = stage.inputs["activations"].params
     n_scores = model_size(weights, params["sites"]).neurons * len(concepts.concepts)
-    return n_scores * len(params["poolings"]) * _FLOAT32
+    n_bytes = n_scores * len(params["poolings"]) * _FLOAT32
+    # Those of activations that are not kept are in the stage `activations`, too.
+    return n_bytes if params.get("keep", True) else 2 * n_bytes
 
 
-def remaining_units(stage: Stage, store: Path) -> int:
-    """Work units of a stage that are not committed yet."""
+def count_units(stage: Stage, weights: Weights) -> int:
+    """Work units of a stage `activations`: layers, if the activations are not kept."""
+    if stage.params.get("keep", True):
+        return int(stage.params["units"])
+    if "dictionary" in stage.params:
+        return count_layers(load_config(weights))
+    return model_size(weights, stage.params["sites"]).layers
+
+
+def remaining_units(stage: Stage, weights: Weights, store: Path) -> int:
+    """Work units of a stage `activations` that are not committed yet."""
     if stage.is_done(store):
         return 0
-    return int(stage.params["units"]) - len(read_work_units(stage.folder(store)))
+    return count_units(stage, weights) - len(read_work_units(stage.folder(store)))
 
 
 def free_bytes(store: Path) -> int | None:

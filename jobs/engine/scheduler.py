@@ -1,7 +1,7 @@
 """Runs stages concurrently: each starts when its inputs are complete, one at a time per resource (see
 `jobs.engine.stage.Resource`). So one model's forward passes run on the GPUs while another's experts
 are scored on the CPUs and a third's are compared in the driver. Not `graphlib`: stages start in the
-order of the plan, wait for a resource or for `may_start`, and are skipped after a failure.
+order of the plan, wait for a resource, and are skipped after a failure.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ctypes
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,14 +45,11 @@ def run_sequentially(stages: Sequence[Stage], store: Path) -> Iterator[StageResu
         yield result
 
 
-def run_concurrently(
-    stages: Sequence[Stage], store: Path, may_start: Callable[[Stage, Set[str]], bool]
-) -> Iterator[StageResult]:
+def run_concurrently(stages: Sequence[Stage], store: Path) -> Iterator[StageResult]:
     """Run the unfinished stages in threads, each after its inputs.
 
     A failed stage is yielded with its error, and stages that depend on it are skipped; a store failure
-    or a bug stops everything. `may_start(stage, ended)` may postpone a stage; `ended` are the
-    fingerprints of the stages that ended.
+    or a bug stops everything.
     """
     done, failed = set[str](), set[str]()
     waiting = []
@@ -72,7 +69,7 @@ def run_concurrently(
                 if inputs & failed:
                     failed.add(stage.fingerprint)
                     waiting.remove(stage)
-                elif inputs <= done and may_start(stage, done | failed) and running.try_start(stage):
+                elif inputs <= done and running.try_start(stage):
                     waiting.remove(stage)
             if running:
                 result = running.wait_for_next()

@@ -28,7 +28,7 @@ from jobs.page.sections import (
     similarity,
     steering,
 )
-from jobs.page.sections.concepts import concept_details, has_activations
+from jobs.page.sections.concepts import concept_details, has_top_sentences
 from jobs.page.study_data import StudyData
 from storage.store.layout import escape_name
 from storage.version import __version__
@@ -65,7 +65,7 @@ def render_page(data: StudyData, title: str, sections: list[Section], live: bool
         version=__version__,
         sections=sections,
         data=data,
-        has_activations=bool(data.views) and has_activations(data),
+        has_top_sentences=bool(data.views) and has_top_sentences(data),
         live=live,
         script=script,
         hashes=[_hash(script), plotly_hash],

@@ -7,7 +7,7 @@ without subtracting the mean over concepts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from storage.readers.word_vectors import read_glove, read_vectors
 from storage.store.activation_files import RESIDUAL
 from storage.store.commit import write_table
 from storage.store.fingerprint import hash_file
+from storage.store.manifest import read_rows
 
 GLOVE = "glove-50"
 WORD_VECTORS = "word vectors"
@@ -101,17 +102,36 @@ def _run_embeddings(stage: Stage, store: Path) -> StageOutput:
         matrix = np.array([embeddings[name] for name in names])
         results.append(cosine_rows(names, matrix, stage, representation=INPUT_EMBEDDING, measure=COSINE))
     if stage.params["contextual"]:
-        for row in activations.read_sites(activations_stage, store):
-            if row["site"] != RESIDUAL:
-                continue
-            key = {name: row[name] for name in ("pooling", "layer")}
-            states = activations.open_site(activations_stage, store, **key, site=RESIDUAL).read()
-            matrix = concept_means(states, *sentences.read_memberships(sentences_stage, store)[:2])
+        for key, matrix in _concept_states(activations_stage, store, len(names)):
             key["representation"] = HIDDEN_STATE
             for measure, vectors in ((COSINE, matrix), (CENTRED_COSINE, subtract_mean(matrix))):
                 results.append(cosine_rows(names, vectors, stage, **key, measure=measure))
     rows = pa.concat_tables(results)
     return StageOutput([write_table(stage.folder(store), tables.SIMILARITY.file, rows)])
+
+
+def _concept_states(
+    activations_stage: Stage, store: Path, n_concepts: int
+) -> Iterator[tuple[dict[str, Any], AnyFloats]]:
+    """Pooling and layer of hidden states, and their means over each concept's sentences, of shape
+    (concepts, width)."""
+    if activations.are_kept(activations_stage):
+        for row in activations.read_sites(activations_stage, store):
+            if row["site"] == RESIDUAL:
+                key = {name: row[name] for name in ("pooling", "layer")}
+                states = activations.open_site(activations_stage, store, **key, site=RESIDUAL).read()
+                sentences_stage = activations_stage.inputs["sentences"]
+                members = sentences.read_memberships(sentences_stage, store)[:2]
+                yield key, concept_means(states, *members)
+        return
+    manifest = activations_stage.read_manifest(store)
+    # A file has the vectors of all concepts, in the set's order, for each pooling of a layer.
+    for record in manifest.records(tables.CONCEPT_STATES.file):
+        rows = read_rows(manifest.folder, [record])
+        for first in range(0, rows.num_rows, n_concepts):
+            vectors = rows.column("vector").slice(first, n_concepts).combine_chunks().flatten()
+            key = {name: rows.column(name)[first].as_py() for name in ("pooling", "layer")}
+            yield key, vectors.to_numpy().reshape(n_concepts, -1)
 
 
 def concept_means(states: AnyFloats, sentence_ids: Any, members: Any) -> AnyFloats:

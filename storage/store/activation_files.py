@@ -48,9 +48,17 @@ RESIDUAL = "residual"
 """Site: the residual stream after a layer."""
 
 _BLOCK_BYTES = 64 << 20
+_ROW_GROUP_BYTES = 4 << 20
 
 MEAN, LAST = "mean", "last"
 """Poolings of the residual stream: the mean over all real tokens, and the value at the last."""
+
+
+def units_per_row_group(row_bytes: int, total_row_bytes: int) -> int:
+    """Units per row group of a file whose units take `row_bytes` each, of `total_row_bytes` in all
+    files of the site: fewer for many sentences, so that reading a few units of all takes bounded
+    memory."""
+    return max(1, min(_ROW_GROUP_BYTES // row_bytes, _BLOCK_BYTES // total_row_bytes))
 
 
 def activation_folder(pooling: str, layer: int, site: str) -> str:

@@ -7,6 +7,7 @@ per size, around zeros, which the values replace. The file is byte-identical to 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -43,12 +44,11 @@ def encode(values: AnyFloats, row_group: int, metadata: dict[bytes, bytes]) -> l
     return parts
 
 
-def decode(file: pa.Buffer) -> AnyFloats:
-    """The values of such a file, read by pyarrow."""
-    values: AnyFloats = (
-        pq.ParquetFile(pa.BufferReader(file)).read(use_threads=False).column(0).to_numpy()
-    )
-    return values
+def decode(file: pa.Buffer) -> Iterator[AnyFloats]:
+    """The values of each row group of such a file, read by pyarrow."""
+    table = pq.ParquetFile(pa.BufferReader(file))
+    for group in range(table.num_row_groups):
+        yield table.read_row_group(group, use_threads=False).column(0).to_numpy()
 
 
 def encode_with_pyarrow(values: AnyFloats, row_group: int, metadata: dict[bytes, bytes]) -> pa.Buffer:

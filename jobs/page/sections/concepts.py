@@ -34,6 +34,12 @@ WHERE (run, pooling, layer, site) = ($run, $pooling, $layer, $site)
 ORDER BY first
 """
 
+_TOP_SENTENCES = """
+SELECT unit, sentence_id, value FROM top_sentences
+WHERE (run, pooling, layer, site) = ($run, $pooling, $layer, $site) AND list_contains($units, unit)
+ORDER BY unit, rank
+"""
+
 _SENTENCES = """
 SELECT sentence_id, text, coalesce(concepts, []) AS concepts
 FROM sentences LEFT JOIN (
@@ -86,15 +92,16 @@ def concept_details(data: StudyData, concept: str | None = None) -> dict[str, Ro
     return details
 
 
-def has_activations(data: StudyData) -> bool:
-    """Whether the store still has the view's activations."""
+def has_top_sentences(data: StudyData) -> bool:
+    """Whether the store has the view's activations, or the top sentences that were taken from them."""
     return _activations(data) is not None
 
 
 def _activations(data: StudyData) -> Manifest | None:
     for stage in data.stages("activations"):
         key = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
-        if not stage.dropped and key.items() <= data.view.parameters.items():
+        is_latent = "dictionary" in stage.params
+        if not stage.dropped and not is_latent and key.items() <= data.view.parameters.items():
             return stage
     return None
 
@@ -106,7 +113,8 @@ def _add_top_sentences(data: StudyData, experts: list[Row]) -> None:
         return
     top: list[tuple[Row, list[tuple[int, float]]]] = []
     for (layer, site), rows in group_rows(experts, "layer", "site").items():
-        top += zip(rows, _max_activating(data, activations, layer, site, rows), strict=True)
+        find = _max_activating if activations.params.get("keep", True) else _stored_top_sentences
+        top += zip(rows, find(data, activations, layer, site, rows), strict=True)
     ids = sorted({sentence_id for _, matches in top for sentence_id, _ in matches})
     sentences = {
         row["sentence_id"]: (row["text"], row["concepts"]) for row in data.query(_SENTENCES, ids=ids)
@@ -132,4 +140,17 @@ def _max_activating(
     return [
         [(int(ids[column]), float(unit[column])) for column in columns]
         for unit, columns in zip(values, order, strict=True)
+    ]
+
+
+def _stored_top_sentences(
+    data: StudyData, activations: Manifest, layer: int, site: str, experts: list[Row]
+) -> list[list[tuple[int, float]]]:
+    """The same, from the table that was made of activations that were not kept."""
+    units = [row["unit"] for row in experts]
+    rows = data.query(_TOP_SENTENCES, run=activations.fingerprint, layer=layer, site=site, units=units)
+    by_unit = group_rows(rows, "unit")
+    return [
+        [(row["sentence_id"], row["value"]) for row in by_unit.get(unit, [])][:MAX_SENTENCES]
+        for unit in units
     ]

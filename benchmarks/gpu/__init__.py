@@ -1,0 +1,8 @@
+"""Benchmarks of a GPU against itself, with random weights: `python -m benchmarks.gpu.NAME`."""
+
+import os
+import tempfile
+
+_NUMBA_CACHE = tempfile.TemporaryDirectory()
+# The project's folder may be read-only on the machine with the GPU.
+os.environ.setdefault("NUMBA_CACHE_DIR", _NUMBA_CACHE.name)

@@ -1,0 +1,176 @@
+"""Hidden states of all batches between two blocks of layers: in host memory up to a limit, then on disk.
+
+Files are committed like all others. Once all batches before a layer are on disk, a file lists them, so
+that a run that was killed can begin there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+
+from storage.errors import StoreError
+from storage.store.checksums import damage_error, read_checked
+from storage.store.commit import FileRecord, read_checksummed, write_bytes, write_checksummed
+
+_COMPLETE = "complete.json"
+_FILE_BYTES = 64 << 20
+_MAX_COPIES = 2
+
+
+@dataclass(frozen=True)
+class SpoolSettings:
+    """Where hidden states are kept: in at most `memory_bytes` of host memory, the rest in a folder."""
+
+    folder: Path
+    memory_bytes: int
+
+
+class HiddenStateSpool:
+    """Hidden states before one layer, by the number of their batch. Batches are put in order and read
+    in order, any number of times.
+
+    Copies between a CUDA device and host memory run beside its computations: hidden states of the next
+    batch come while the present one is computed.
+    """
+
+    def __init__(self, settings: SpoolSettings, layer: int, device: torch.device) -> None:
+        self._folder = spool_folder(settings.folder, layer)
+        self._device = device
+        # A block reads one spool and writes the next.
+        self._free_bytes = settings.memory_bytes // 2
+        self._in_memory: dict[int, torch.Tensor] = {}
+        self._pending: dict[int, torch.Tensor] = {}
+        self._files: list[tuple[range, FileRecord]] = []
+        self._loaded: tuple[range, dict[str, torch.Tensor]] = (range(0), {})
+        self._copies = _Copies(device) if device.type == "cuda" else None
+        self._coming: dict[int, tuple[torch.Tensor, torch.cuda.Event]] = {}
+
+    def put(self, batch: int, hidden: torch.Tensor) -> None:
+        """Keep the hidden states of the next batch. Raises StoreError if the disk is full."""
+        size = _bytes_on_host(hidden)
+        if not self._files and not self._pending and size <= self._free_bytes:
+            self._free_bytes -= size
+            self._in_memory[batch] = hidden if self._copies is None else self._copies.to_host(hidden)
+            return
+        self._pending[batch] = hidden.cpu()
+        if sum(tensor.nbytes for tensor in self._pending.values()) >= _FILE_BYTES:
+            self._write()
+
+    def get(self, batch: int) -> torch.Tensor:
+        """Hidden states of a batch, on the device. Raises StoreError if their file is damaged."""
+        if batch in self._in_memory:
+            return self._get_from_memory(batch)
+        if batch not in self._loaded[0]:
+            batches, record = next(entry for entry in self._files if batch in entry[0])
+            # The earlier file's tensors go first.
+            self._loaded = (range(0), {})
+            self._loaded = (batches, load(read_checked(self._folder / record.path, record.sha256)))
+        return self._loaded[1][str(batch)].to(self._device)
+
+    def finish(self) -> None:
+        """Write what remains and, if all batches are on disk, the list of the files."""
+        if self._pending:
+            self._write()
+        if self._files and not self._in_memory:
+            files = [[files.start, files.stop, asdict(record)] for files, record in self._files]
+            write_checksummed(self._folder, _COMPLETE, {"files": files})
+
+    def remove(self) -> None:
+        """Delete the files."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _get_from_memory(self, batch: int) -> torch.Tensor:
+        if self._copies is None:
+            return self._in_memory[batch]
+        coming = self._coming.pop(batch, None) or self._copies.to_device(self._in_memory[batch])
+        self._coming.clear()
+        if (following := self._in_memory.get(batch + 1)) is not None:
+            self._coming[batch + 1] = self._copies.to_device(following)
+        return self._copies.wait_for(*coming)
+
+    def _write(self) -> None:
+        batches = range(min(self._pending), max(self._pending) + 1)
+        content = save({str(batch): tensor.contiguous() for batch, tensor in self._pending.items()})
+        self._files.append(
+            (batches, write_bytes(self._folder, f"{batches.start:06d}.safetensors", content))
+        )
+        self._pending = {}
+
+    @classmethod
+    def restore(cls, settings: SpoolSettings, layer: int, device: torch.device) -> HiddenStateSpool:
+        """The hidden states before a layer that an earlier process completed on disk. Raises StoreError
+        if they are not complete there."""
+        spool = cls(settings, layer, device)
+        path = spool._folder / _COMPLETE
+        if not path.is_file():
+            raise StoreError(f"{path}: is missing; begin at layer 0")
+        try:
+            files = read_checksummed(path)["files"]
+        except ValueError as error:
+            raise damage_error(path) from error
+        spool._files = [(range(start, stop), FileRecord(**record)) for start, stop, record in files]
+        return spool
+
+
+def spool_folder(folder: Path, layer: int) -> Path:
+    """Where the hidden states before a layer are kept."""
+    return folder / f"layer={layer}"
+
+
+def complete_layers(folder: Path) -> list[int]:
+    """The layers before which all hidden states are on disk."""
+    paths = folder.glob(f"layer=*/{_COMPLETE}")
+    return sorted(int(path.parent.name.partition("=")[2]) for path in paths)
+
+
+def _bytes_on_host(hidden: torch.Tensor) -> int:
+    # torch allocates pinned memory in powers of two.
+    return hidden.nbytes if hidden.device.type == "cpu" else 1 << (hidden.nbytes - 1).bit_length()
+
+
+class _Copies:
+    """Copies to and from a CUDA device, on a stream of their own.
+
+    At most _MAX_COPIES are under way: the host may be many batches ahead of the device, whose memory
+    each of them holds.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._under_way: deque[torch.cuda.Event] = deque()
+
+    def to_host(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Start to copy hidden states to pinned memory, which only this stream may read."""
+        host = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True)
+        self._start(lambda: host.copy_(hidden, non_blocking=True))
+        hidden.record_stream(self._stream)
+        return host
+
+    def to_device(self, host: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+        """Start to copy hidden states to the device; also return the event of the end."""
+        return self._start(lambda: host.to(self._device, non_blocking=True))
+
+    def wait_for(self, hidden: torch.Tensor, is_copied: torch.cuda.Event) -> torch.Tensor:
+        """Let the computations that follow wait until hidden states are copied."""
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(is_copied)
+        hidden.record_stream(stream)
+        return hidden
+
+    def _start(self, copy: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.cuda.Event]:
+        """Start a copy after what has been started on the device so far."""
+        if len(self._under_way) == _MAX_COPIES:
+            self._under_way.popleft().synchronize()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            copied = copy()
+        self._under_way.append(self._stream.record_event())
+        return copied, self._under_way[-1]

@@ -1,0 +1,1 @@
+"""Scoring neurons as detectors of concepts, in a stage of its own or at the end of a model's pass."""
