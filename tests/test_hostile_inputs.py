@@ -171,7 +171,7 @@ def test_a_damaged_file_of_a_model_is_named(sweep: Path, name: str, content: str
         ("llama.block_count", "x", "cannot be converted"),
         ("llama.embedding_length", 0, "hidden_size: '0': expected"),
         ("llama.attention.head_count", 0, "cannot be converted: ZeroDivisionError"),
-        ("llama.rope.freq_base", "x", "cannot be built from its metadata"),
+        ("llama.rope.freq_base", "x", "cannot be built from its configuration"),
         ("split.count", "x", "its split.count is 'x'"),
         ("tokenizer.ggml.tokens", 5, "tokenizer.ggml.tokens is '5', of the wrong type"),
         ("tokenizer.ggml.tokens", [1, 2], "of the wrong type"),

@@ -43,13 +43,13 @@ class Sentence:
     text: str
     source: str | None = None
     prompt: str | None = None
-    concepts: list[str] = field(default_factory=list)
-    negative_of: list[str] = field(default_factory=list)
+    concepts: tuple[str, ...] = ()
+    negative_of: tuple[str, ...] = ()
     pool: bool = False
     generator: str | None = None
     revision: str | None = None
     seed: int | None = None
-    flags: list[str] = field(default_factory=list)
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,10 @@ def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = Non
             sentence = replace(sentence, pool=True)
         else:
             is_duplicate = concept.name in (*sentence.concepts, *sentence.negative_of)
-            (sentence.concepts if role == POSITIVE else sentence.negative_of).append(concept.name)
+            if role == POSITIVE:
+                sentence = replace(sentence, concepts=(*sentence.concepts, concept.name))
+            else:
+                sentence = replace(sentence, negative_of=(*sentence.negative_of, concept.name))
         if is_duplicate:
             first = _find_first(path, columns or {}, concept, text)
             owner = f"for {concept.name!r}" if concept else "in the pool"
