@@ -80,7 +80,7 @@ def soak(folder: Path, kills: int, seed: int) -> Outcome:
         n_kills = min(chance.randint(1, _MAX_KILLS_PER_SWEEP), kills - outcome.kills.total())
         victims = [(next(order), chance.uniform(0, length / 2)) for _ in range(n_kills)]
         problems = [*_disturb(sweep, victims, outcome, seen, chance)]
-        problems += _find_problems(sweep.parent / "store", expected) if not problems else []
+        problems += find_problems(sweep.parent / "store", expected) if not problems else []
         outcome.problems += [f"sweep {number} (killed: {victims}): {problem}" for problem in problems]
         outcome.sweeps += 1
         outcome.seconds = time.monotonic() - started
@@ -211,7 +211,7 @@ def _kind(process: psutil.Process, driver: int) -> str | None:
     return {"raylet": "raylet", "gcs_server": "GCS server"}.get(Path(name).name)
 
 
-def _find_problems(store: Path, expected: dict[str, list[object]]) -> Iterator[str]:
+def find_problems(store: Path, expected: dict[str, list[object]]) -> Iterator[str]:
     """Differences of a finished store from the undisturbed one, and whatever kills left behind."""
     found = rows(store)
     for view, wanted in expected.items():
