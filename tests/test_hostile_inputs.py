@@ -240,6 +240,13 @@ def test_a_long_id_is_no_file_name(tmp_path: Path) -> None:
 # --- data
 
 
+def test_a_long_file_name_is_a_mistake_in_the_input(tmp_path: Path) -> None:
+    """The exit code was that of failed work."""
+    result = neuralign("plan", tmp_path / f"{'a' * 300}.yaml")
+    assert result.returncode == 2
+    assert result.stderr.endswith("File name too long\n")
+
+
 def test_a_long_cell_is_no_damaged_file(tmp_path: Path) -> None:
     """It was called "not a CSV file"."""
     (tmp_path / "h.csv").write_text(f"a,b,score\ncat,{'x' * 140_000},1\n")
@@ -284,6 +291,25 @@ def test_every_value_has_a_form_in_json_and_csv(store: Path) -> None:
     assert (row["list"], row["struct"], row["blob"]) == ([1.5, None], {"a": None}, "aa00")
     assert "aa00" in outputs["csv"]
     assert "[1.5, null]" in outputs["csv"]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("SELECT DATE '290000-01-01'", "is not in the years 1 to 9999"),
+        ("SELECT TIMESTAMP '200000-01-01' AS t", "cast it to VARCHAR"),
+        ("SELECT 'a\udc80'", "QUERY: is not valid UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("output_format", ["json", "table"])
+def test_a_query_that_python_cannot_represent_is_refused(
+    store: Path, query: str, message: str, output_format: str
+) -> None:
+    """Dates beyond the year 9999, and a byte that is no character, ended in tracebacks."""
+    result = neuralign("sql", store, query, "--format", output_format)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
 
 
 def test_a_terminal_without_unicode_shows_escapes(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import sys
@@ -92,7 +93,8 @@ def _message_and_code(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted; run the same command to resume", _INTERRUPTED
     if isinstance(error, OSError) and error.filename is not None:
-        return one_line(f"{error.filename}: {error.strerror}"), NeuralignError.exit_code
+        kind = UserError if error.errno == errno.ENAMETOOLONG else NeuralignError
+        return one_line(f"{error.filename}: {error.strerror}"), kind.exit_code
     if hasattr(error, "format_message"):  # usage errors of typer
         return one_line(error.format_message()), UserError.exit_code
     return None
