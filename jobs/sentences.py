@@ -316,6 +316,8 @@ def _flag_sentences(concept_set: ConceptSet, language: str) -> ConceptSet:
     sentences = concept_set.sentences
     repetitions = _find_repetitions(sentences)
     flagged = []
+    # one tuple for all sentences of the same flags, to save memory
+    shared_flags: dict[tuple[str, ...], tuple[str, ...]] = {}
     for first in range(0, len(sentences), _SENTENCES_PER_BATCH):
         batch = sentences[first : first + _SENTENCES_PER_BATCH]
         candidates = []
@@ -328,6 +330,7 @@ def _flag_sentences(concept_set: ConceptSet, language: str) -> ConceptSet:
             is_checked = bool(sentence.concepts or sentence.pool)
             flags = [reason if is_checked else None, *repetitions.get(number, ())]
             unique = tuple(dict.fromkeys(filter(None, flags)))
+            unique = shared_flags.setdefault(unique, unique)
             flagged.append(replace(sentence, flags=unique) if unique else sentence)
     return replace(concept_set, sentences=flagged)
 

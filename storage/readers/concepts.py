@@ -104,6 +104,8 @@ def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = Non
     rows, ignored = concept_files.read_concept_rows(path, columns or {}, ("concept", "text"))
     concepts: dict[str, Concept] = {}
     sentences: dict[str, Sentence] = {}
+    # one tuple for all sentences of the same concepts, to save memory
+    shared_names: dict[tuple[str, ...], tuple[str, ...]] = {}
     for location, row in rows:
         where = f"{path}: {location}"
         role = row["role"] or POSITIVE
@@ -119,10 +121,13 @@ def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = Non
             sentence = replace(sentence, pool=True)
         else:
             is_duplicate = concept.name in (*sentence.concepts, *sentence.negative_of)
+            earlier = sentence.concepts if role == POSITIVE else sentence.negative_of
+            names = (*earlier, concept.name)
+            names = shared_names.setdefault(names, names)
             if role == POSITIVE:
-                sentence = replace(sentence, concepts=(*sentence.concepts, concept.name))
+                sentence = replace(sentence, concepts=names)
             else:
-                sentence = replace(sentence, negative_of=(*sentence.negative_of, concept.name))
+                sentence = replace(sentence, negative_of=names)
         if is_duplicate:
             first = _find_first(path, columns or {}, concept, text)
             owner = f"for {concept.name!r}" if concept else "in the pool"
