@@ -82,12 +82,18 @@ def soak(folder: Path, kills: int, seed: int) -> Outcome:
         problems = [*_disturb(sweep, victims, outcome, seen, chance)]
         problems += find_problems(sweep.parent / "store", expected) if not problems else []
         outcome.problems += [f"sweep {number} (killed: {victims}): {problem}" for problem in problems]
+        for problem in problems:
+            print(f"sweep {number}: {problem}", flush=True)
         outcome.sweeps += 1
         outcome.seconds = time.monotonic() - started
         print(f"sweep {number}: {outcome.kills.total()} of {kills} kills so far", flush=True)
         if not problems:
             shutil.rmtree(sweep.parent)
-    _, alive = psutil.wait_procs(list(seen), timeout=_EXIT_SECONDS)
+    deadline = time.monotonic() + _EXIT_SECONDS
+    while (alive := [process for process in seen if process.is_running()]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(1)
     outcome.problems += [f"process {process.pid} is still running" for process in alive]
     return outcome
 
