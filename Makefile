@@ -3,11 +3,12 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 FUZZ_SECONDS ?= 600
+SOAK_KILLS ?= 100
 VLLM := .venv-vllm
 VLLM_INSTALLED := $(VLLM)/installed
 PURELIB := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: demo test test-slow test-vllm test-submitted fuzz lint bench clean
+.PHONY: demo test test-slow test-vllm test-submitted fuzz soak lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/neuralign demo
@@ -27,6 +28,10 @@ test-submitted: $(INSTALLED)
 # damaged files of all kinds that are read; failures become tests in tests/fuzz_corpus
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
+
+# random processes of sweeps are killed, and each sweep's store compared with an undisturbed one
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.soak $(SOAK_KILLS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

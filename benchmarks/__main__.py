@@ -11,6 +11,7 @@ from benchmarks.generate import generate
 from benchmarks.harvest import harvest
 from benchmarks.plan import plan
 from benchmarks.select import select_concepts, select_neurons, select_sklearn, select_sort
+from benchmarks.sentences import sentences
 from benchmarks.store import similarity, similarity_large, store_check, store_read, store_write
 
 BENCHMARKS = {
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "similarity_large": similarity_large,
     "bootstrap": bootstrap,
     "harvest": harvest,
+    "sentences": sentences,
     "plan": plan,
     "generate": generate,
 }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -12,7 +9,7 @@ from pathlib import Path
 
 from alignment.text.quality import has_pos
 from alignment.text.word_matching import ConceptWord, find_word
-from benchmarks.measure import record
+from benchmarks.measure import record, run_process
 from storage.readers.concepts import read_concepts
 from storage.readers.human import builtin_human_set, read_pairs
 
@@ -33,9 +30,9 @@ def harvest() -> None:
             f"concepts: {{source: harvest, words: words.csv, corpus: text.txt, sentences: {_SENTENCES}, "
             "pool: 400}\nmodels: [smollm2-135m-instruct]\n"
         )
-        before = _children_seconds()
-        megabytes = _peak_memory([sys.executable, "-m", "jobs.sentences", str(folder / "sweep.yaml")])
-        ours = _children_seconds() - before
+        ours, megabytes = run_process(
+            [sys.executable, "-m", "jobs.sentences", str(folder / "sweep.yaml")]
+        )
         started = time.process_time()
         _split_lines(text)
         theirs = time.process_time() - started
@@ -70,26 +67,6 @@ def _write_text(path: Path, nouns: list[str]) -> None:
         while written < _BYTES:
             for noun in [*nouns, "gizmo"]:
                 written += file.write(block.replace(_SLOT, noun))
-
-
-def _peak_memory(command: list[str]) -> float:
-    """Run a command and return its peak memory in MB."""
-    kilobytes = 0
-    with subprocess.Popen(command) as process:  # noqa: S603
-        while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            if match := re.search(r"VmHWM:\s*(\d+) kB", status):
-                kilobytes = int(match[1])
-            time.sleep(0.1)
-    if process.returncode:
-        sys.exit(process.returncode)
-    return kilobytes / 1e3
-
-
-def _children_seconds() -> float:
-    """CPU seconds of the child processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _split_lines(path: Path) -> int:

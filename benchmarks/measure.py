@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +51,26 @@ def empty(folder: Path) -> None:
     """Remove everything in a folder."""
     for path in folder.iterdir():
         shutil.rmtree(path)
+
+
+def run_process(command: list[str], cwd: Path | None = None) -> tuple[float, float]:
+    """Run a command; return its CPU seconds and its peak memory in MB."""
+    before, kilobytes = _children_seconds(), 0
+    with subprocess.Popen(command, cwd=cwd) as process:  # noqa: S603
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            if match := re.search(r"VmHWM:\s*(\d+) kB", status):
+                kilobytes = int(match[1])
+            time.sleep(0.1)
+    if process.returncode:
+        sys.exit(process.returncode)
+    return _children_seconds() - before, kilobytes / 1e3
+
+
+def _children_seconds() -> float:
+    """CPU seconds of the child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def record(name: str, ours: float, theirs: float, unit: str, target: str) -> None:

@@ -63,6 +63,7 @@ def _select_concepts(domains: Domains) -> dict[str, str]:
 def _run(stage: Stage, store: Path) -> StageOutput:
     all_domains = sentences.read_domains(stage.inputs["sentences"], store)
     rows: Rows = {table.name: [] for table in _TABLES}
+    notes = []
     with duckdb.connect() as connection:
         paths = stage.inputs["similarity"].read_manifest(store).paths(tables.SIMILARITY.file)
         sql.scan_parquet(connection, paths).create_view("similarity")
@@ -70,24 +71,34 @@ def _run(stage: Stage, store: Path) -> StageOutput:
             paths = stage.inputs["experts"].read_manifest(store).paths(EXPERTS_FOLDER)
             sql.scan_parquet(connection, paths).create("experts")
         query = "SELECT DISTINCT unnest([concept_a, concept_b]) FROM similarity"
-        names = [name for (name,) in connection.sql(query).fetchall()]
-        domains = _select_concepts({name: all_domains[name] for name in names})
-        sql.create_table(connection, "common", {"concept": list(domains)})
-        numbers = range(len(domains))
-        sql.create_table(connection, "concepts", {"concept": list(domains), "number": numbers})
-        for family in connection.sql(sql.read_query("families")).to_arrow_table().to_pylist():
-            matrices = connection.sql(sql.read_query("matrices"), params=family)
-            # A single layer has too few experts for a tree.
-            matrices = matrices.filter("representation != 'experts' OR (layer IS NULL AND site IS NULL)")
-            for representation in matrices.to_arrow_table().to_pylist():
-                _add_rows(rows, representation, domains, connection, stage)
+        covered: Domains = {name: all_domains[name] for (name,) in connection.sql(query).fetchall()}
+        # word vectors may lack most concepts
+        if has_domains(covered):
+            _add_families(rows, _select_concepts(covered), connection, stage)
+        else:
+            notes = [f"{stage.label}: no hierarchy: no two domains have two of its concepts each"]
     files = [
         write_table(
             stage.folder(store), table.file, pa.Table.from_pylist(rows[table.name], table.schema)
         )
         for table in _TABLES
     ]
-    return StageOutput(files)
+    return StageOutput(files, notes)
+
+
+def _add_families(
+    rows: Rows, domains: dict[str, str], connection: duckdb.DuckDBPyConnection, stage: Stage
+) -> None:
+    """Add the results for all representations to the tables."""
+    sql.create_table(connection, "common", {"concept": list(domains)})
+    numbers = range(len(domains))
+    sql.create_table(connection, "concepts", {"concept": list(domains), "number": numbers})
+    for family in connection.sql(sql.read_query("families")).to_arrow_table().to_pylist():
+        matrices = connection.sql(sql.read_query("matrices"), params=family)
+        # A single layer has too few experts for a tree.
+        matrices = matrices.filter("representation != 'experts' OR (layer IS NULL AND site IS NULL)")
+        for representation in matrices.to_arrow_table().to_pylist():
+            _add_rows(rows, representation, domains, connection, stage)
 
 
 def _add_rows(

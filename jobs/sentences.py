@@ -122,8 +122,12 @@ def write_concept_set(
         tables.MEMBERSHIPS.file: lambda: _membership_table(concept_set, label, language),
         tables.DROPPED.file: lambda: _dropped_table(collected, label),
     }
+    records = []
     # one at a time, because they take as much memory as the sentences
-    return [write_table(stage.folder(store), name, make()) for name, make in make_tables.items()]
+    for name, make in make_tables.items():
+        records.append(write_table(stage.folder(store), name, make()))
+        pa.default_memory_pool().release_unused()
+    return records
 
 
 def read_concept_set(stage: Stage, store: Path) -> ConceptSet:
@@ -139,8 +143,8 @@ def read_concept_set(stage: Stage, store: Path) -> ConceptSet:
         sentences.append(
             Sentence(
                 **dict(zip(_SENTENCE_COLUMNS, values, strict=True)),
-                concepts=concepts_by_role.get(POSITIVE, []),
-                negative_of=concepts_by_role.get(NEGATIVE, []),
+                concepts=tuple(concepts_by_role.get(POSITIVE, ())),
+                negative_of=tuple(concepts_by_role.get(NEGATIVE, ())),
                 pool=POOL in concepts_by_role,
             )
         )
@@ -312,6 +316,8 @@ def _flag_sentences(concept_set: ConceptSet, language: str) -> ConceptSet:
     sentences = concept_set.sentences
     repetitions = _find_repetitions(sentences)
     flagged = []
+    # one tuple for all sentences of the same flags, to save memory
+    shared_flags: dict[tuple[str, ...], tuple[str, ...]] = {}
     for first in range(0, len(sentences), _SENTENCES_PER_BATCH):
         batch = sentences[first : first + _SENTENCES_PER_BATCH]
         candidates = []
@@ -323,7 +329,8 @@ def _flag_sentences(concept_set: ConceptSet, language: str) -> ConceptSet:
         for number, (sentence, reason) in enumerate(zip(batch, reasons, strict=True), first):
             is_checked = bool(sentence.concepts or sentence.pool)
             flags = [reason if is_checked else None, *repetitions.get(number, ())]
-            unique = list(dict.fromkeys(filter(None, flags)))
+            unique = tuple(dict.fromkeys(filter(None, flags)))
+            unique = shared_flags.setdefault(unique, unique)
             flagged.append(replace(sentence, flags=unique) if unique else sentence)
     return replace(concept_set, sentences=flagged)
 

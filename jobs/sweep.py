@@ -44,7 +44,7 @@ def run(plan: Plan, until: str | None = None) -> SweepResult:
     """
     store = layout.create_store(plan.sweep.store_path)
     stages_run, failed = 0, dict[str, str]()
-    check_disk_space(plan, store)
+    check_disk_space(plan, store, until)
     with shutdown_on_exit():
         stages = plan.stages_until(until)
         if uses_external_cluster() and not all(stage.is_done(store) for stage in stages):
@@ -72,18 +72,22 @@ def run(plan: Plan, until: str | None = None) -> SweepResult:
     return SweepResult(rest.plan, stages_run + rest.stages_run, [*failed.values(), *rest.failures])
 
 
-def check_disk_space(plan: Plan, store: Path) -> None:
-    """Raise UserError if the activations and scores that a sweep has still to write do not fit."""
+def check_disk_space(plan: Plan, store: Path, until: str | None = None) -> None:
+    """Raise UserError if the activations and scores that a sweep has still to write do not fit, up to
+    the stages of the kind `until`."""
     free = disk_budget.free_bytes(store)
     if free is None:
         return
     weights = {weights.label: weights for weights in plan.weights}
     activation_bytes = score_bytes = 0
+    planned = {stage.fingerprint for stage in plan.stages_until(until)}
     for concept_set in plan.concept_sets:
         concepts = concept_set.concepts
         if concepts is None:
             continue
         for stage in concept_set.stages:
+            if stage.fingerprint not in planned:
+                continue
             if stage.kind == activations.KIND:
                 model = weights[stage.label]
                 remaining = disk_budget.remaining_units(stage, model, store)

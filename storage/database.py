@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from storage import sql, tables
-from storage.errors import UserError
+from storage.errors import StoreError, UserError
 from storage.store import layout, manifest
 from storage.store.commit import FileRecord, temporary_sibling
 from storage.store.manifest import Manifest
@@ -144,6 +144,14 @@ def check_tables(stage: Manifest) -> None:
     stage.check([record for record in stage.present_records if not record.path.startswith(arrays)])
 
 
+def explain_damage(root: Path, error: duckdb.Error, stages: Iterable[Manifest]) -> StoreError:
+    """The error of a reader whose query failed because a file of these stages is damaged."""
+    for stage in stages:
+        check_tables(stage)
+    message = " ".join(str(error).split())
+    return StoreError(f"{root}: cannot be read: {message}; run `neuralign verify`")
+
+
 def _create_views(
     connection: duckdb.DuckDBPyConnection, root: Path, runs: Container[str] | None = None
 ) -> None:
@@ -154,15 +162,19 @@ def _create_views(
         if runs is None or stage.fingerprint in runs:
             stage.check_files()
             stages[stage.kind].append(stage)
-    for name, table in tables.TABLES.items():
-        rows = _select_rows(stages[table.stage], table)
-        if table is tables.EXPERTS:
-            rows = _join_attributions(rows, stages["experts"], stages["attributions"])
-        connection.execute(f"CREATE VIEW {name} AS {rows}")
-    for view in tables.QUERY_VIEWS:
-        connection.execute(f"CREATE VIEW {view.name} AS {sql.read_query(view.name)}")
-    _create_activations(connection, stages["activations"])
-    _create_scores(connection, stages["experts"])
+    try:
+        for name, table in tables.TABLES.items():
+            rows = _select_rows(stages[table.stage], table)
+            if table is tables.EXPERTS:
+                rows = _join_attributions(rows, stages["experts"], stages["attributions"])
+            connection.execute(f"CREATE VIEW {name} AS {rows}")
+        for view in tables.QUERY_VIEWS:
+            connection.execute(f"CREATE VIEW {view.name} AS {sql.read_query(view.name)}")
+        _create_activations(connection, stages["activations"])
+        _create_scores(connection, stages["experts"])
+    except duckdb.Error as error:
+        # columns and sizes are read now, rows by queries
+        raise explain_damage(root, error, chain(*stages.values())) from error
     _create_runs(connection, chain(*stages.values()))
 
 

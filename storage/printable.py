@@ -8,7 +8,10 @@ import unicodedata
 _CONTROLS = "Cc"
 _REORDERING = re.compile("[\u2028-\u202e\u2066-\u2069]")
 _SURROGATES = "Cs"
-_USER_INFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_USER_INFO = re.compile(r"(:/+)[^\s'\"]*@")
+"""A URL up to its last @: a password may contain a slash, and a path library merges slashes."""
+
+_PARAMETERS = re.compile(r"(:/+[^\s'\"?]*\?)[^\s'\"]+")
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
@@ -25,8 +28,8 @@ def printable(text: str, keep: str = "\n\t") -> str:
 
 
 def hide_credentials(text: str) -> str:
-    """Text with the user and the password of every URL replaced by ***."""
-    return _USER_INFO.sub("***@", text)
+    """Text with the user, the password and the parameters of every URL replaced by ***."""
+    return _PARAMETERS.sub(r"\1***", _USER_INFO.sub(r"\1***@", text))
 
 
 def _is_unsafe(character: str) -> bool:

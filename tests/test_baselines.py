@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoTokenizer
 from alignment.text.word_matching import find_word, shuffle_words
 from cluster.models.sentence_encoder import SentenceEncoder
 from cluster.models.weights import ensure_local, resolve_encoder
-from jobs import sentences
+from jobs import hierarchy, sentences
 from jobs.config.loader import read_sweep
 from jobs.engine.stage import run_if_needed
 from jobs.planner import baseline_stages
@@ -62,18 +62,34 @@ def test_the_format_of_word_vectors_is_detected_from_the_content(
         np.testing.assert_allclose(loaded[concept], vectors[word], rtol=1e-6)
 
 
-def test_a_vector_of_zeros_or_nan_counts_as_missing(tmp_path: Path) -> None:
-    """It would stop the sweep at the first such word, after hours."""
+def test_a_vector_of_zeros_has_no_similarities_and_a_note(tmp_path: Path) -> None:
+    """It would stop the sweep at the first such word, or be reported as a word that the file lacks."""
     file = tiny.write_sweep(tmp_path, model="none", extra="baselines: [{name: w, path: w.vec}]\n")
     rows = [f"{word} {number} 1" for number, word in enumerate(tiny.CONCEPTS)]
-    rows[0], rows[1] = "cat 0 0", "dog nan 1"
+    rows[0] = "cat 0 0"
+    del rows[1]
     (tmp_path / "w.vec").write_text("\n".join(rows) + "\n")
     sweep = read_sweep(file)
     sentences_stage = sentences.plan(read_concepts(tmp_path / "concepts.csv", "tiny"), "en")
     (stage,) = baseline_stages(sweep, sentences_stage)
     run_if_needed(sentences_stage, sweep.store_path)
     run_if_needed(stage, sweep.store_path)
-    assert stage.read_manifest(sweep.store_path).notes == ["w: no word vector for cat, dog"]
+    notes = stage.read_manifest(sweep.store_path).notes
+    assert notes == ["w: no word vector for dog", "w: the word vector is zero for cat"]
+
+
+def test_few_covered_concepts_have_no_hierarchy(tmp_path: Path) -> None:
+    """With only one domain of two concepts left, the sweep ended in a division by zero."""
+    file = tiny.write_sweep(tmp_path, model="none", extra="baselines: [{name: w, path: w.vec}]\n")
+    (tmp_path / "w.vec").write_text("cat 1 2\ndog 2 1\ncow 2 2\nbus 1 1\n")
+    sweep = read_sweep(file)
+    sentences_stage = sentences.plan(read_concepts(tmp_path / "concepts.csv", "tiny"), "en")
+    (similarity_stage,) = baseline_stages(sweep, sentences_stage)
+    stage = hierarchy.plan(similarity_stage, sentences_stage, 10, 0)
+    for each in (sentences_stage, similarity_stage, stage):
+        run_if_needed(each, sweep.store_path)
+    (note,) = stage.read_manifest(sweep.store_path).notes
+    assert note == "w: no hierarchy: no two domains have two of its concepts each"
 
 
 def test_fasttext_gives_vectors_of_unknown_words(tmp_path: Path) -> None:

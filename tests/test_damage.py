@@ -32,6 +32,7 @@ from storage.store.verify import verify
 from tests import tiny
 from tests.commands import neuralign
 from tests.faults import in_one_process
+from tests.test_status import DAMAGED_RECORDS
 
 _FILE = "sweep.yaml"
 
@@ -169,14 +170,127 @@ def test_a_damaged_table_is_one_line_of_the_command(finished: Path, store: Path)
     assert "neuralign verify" in ran.stderr
 
 
+def test_a_comparison_is_never_of_a_damaged_table(store: Path) -> None:
+    """A flipped bit changed the printed agreement of a model, or was a traceback."""
+    generator = random.Random(0)
+    (path,) = store.glob("alignment/*/alignment.parquet")
+    content = path.read_bytes()
+    for _ in range(10):
+        _flip(path, generator.randrange(len(content) * 8))
+        compared = neuralign("compare", store, "--human", "mine")
+        assert compared.returncode == 2
+        assert compared.stderr.startswith(f"neuralign: {path}: is damaged")
+        path.write_bytes(content)
+    # tables that it does not read
+    for other in store.glob("experts/*/*.parquet"):
+        _flip(other, 8 * 100)
+    assert neuralign("compare", store, "--human", "mine").returncode == 0
+
+
+@pytest.mark.parametrize("where", ["everywhere", "footer", "rows"])
+@pytest.mark.parametrize("table", ["alignment/*/alignment", "activations/*/sites"])
+def test_views_of_a_damaged_table_are_one_line(store: Path, table: str, where: str) -> None:
+    """The user would see DuckDB's traceback, from SQL and from the server of the page."""
+    path = next(store.glob(f"{table}.parquet"))
+    content = path.read_bytes()
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    zeros = {"everywhere": content, "footer": content[-footer:-8], "rows": content[4:-footer]}[where]
+    path.write_bytes(content.replace(zeros, bytes(len(zeros))))
+    for arguments in (["sql", store, "FROM alignment, sites"], ["serve", store, "--port", "0"]):
+        with patch("jobs.page.serve.Server.serve_forever"):
+            shown = neuralign(*arguments)
+        # DuckDB does not name a file whose rows are damaged; the page is rendered on request
+        assert shown.returncode == 2 or (where, arguments[0]) == ("rows", "serve")
+        assert shown.returncode == 0 or len(shown.stderr.splitlines()) == 1
+        assert where == "rows" or shown.stderr.startswith(f"neuralign: {path}: is damaged")
+
+
+@pytest.mark.parametrize("content", DAMAGED_RECORDS)
+def test_a_stage_with_a_damaged_lease_and_failure_is_run(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep would end in a traceback until the user finds and deletes the file."""
+    store = layout.create_store(tmp_path / "store")
+    stage = Stage("sentences", "toy", {}, lambda *_: StageOutput([]))
+    folder = stage.folder(store)
+    folder.mkdir(parents=True)
+    for name in (layout.RUNNING, layout.FAILED):
+        (folder / name).write_bytes(content)
+    with (
+        patch("storage.store.lease.LEASE_TIMEOUT_SECONDS", 0.1),
+        patch("storage.store.lease._POLL_SECONDS", 0.02),
+    ):
+        assert run_if_needed(stage, store)
+    assert {path.name for path in folder.iterdir()} == {layout.SUCCESS, layout.INPUTS}
+    assert "waiting for another run, unknown process" in capsys.readouterr().err
+
+
+_WRONG_FIELDS = {
+    **{"kind": "?", "label": 3, "fingerprint": None, "params": [1], "versions": []},
+    **{"inputs": {"a": 1}, "notes": 3, "seconds": "x", "finished": 3, "sources": [1], "contents": 5},
+}
+_WRONG_RECORDS = [
+    {"bytes": "x"},
+    {"rows": -1},
+    {"bytes": 10**30},
+    {"sha256": None},
+    {"path": "../../../../x"},
+    {"path": "/etc/passwd"},
+    {"path": "a\0"},
+    {"path": 1},
+]
+
+
+def _rewrite(path: Path, changes: dict[str, Any]) -> None:
+    """Change fields of a file with a checksum, which is valid afterwards."""
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    _write_checksummed(path, content | changes)
+
+
+def _write_checksummed(path: Path, content: dict[str, Any]) -> None:
+    content["sha256"] = hashlib.sha256(encode_json(content)).hexdigest()
+    path.write_bytes(encode_json(content))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: value} for name, value in _WRONG_FIELDS.items()),
+        *({"files": [r]} for r in _WRONG_RECORDS),
+    ],
+    ids=repr,
+)
+def test_a_manifest_that_no_version_wrote_is_one_line(store: Path, changes: dict[str, Any]) -> None:
+    """A manifest with a valid checksum was trusted: a traceback, or files outside the store."""
+    path = next(store.glob(f"similarity/*/{layout.SUCCESS}"))
+    if "files" in changes:
+        valid = {"path": "a.parquet", "rows": 1, "bytes": 1, "sha256": "0"}
+        changes = {"files": [valid | changes["files"][0]]}
+    _rewrite(path, changes)
+    for command in ("status", "gc", "sql"):
+        shown = neuralign(command, store)
+        assert shown.returncode == 2, command
+        assert shown.stderr.startswith(f"neuralign: {path}: cannot be read: invalid ")
+        assert len(shown.stderr.splitlines()) == 1
+    assert str(path) in neuralign("verify", store).stdout
+
+
+def test_a_stage_that_is_its_own_input_does_not_stop_a_command(store: Path) -> None:
+    """RecursionError."""
+    path = next(store.glob(f"experts/*/{layout.SUCCESS}"))
+    _rewrite(path, {"inputs": {"experts": path.parent.name}})
+    for command in ("status", "gc", "verify"):
+        assert "Traceback" not in neuralign(command, store).stderr
+
+
 def _forget_sources(store: Path) -> None:
     """Make the manifests those of an earlier version, which did not record what a stage was made of."""
     for path in store.glob(f"*/*/{layout.SUCCESS}"):
         content = json.loads(path.read_text())
         for name in ("sha256", "sources", "contents"):
             content.pop(name)
-        content["sha256"] = hashlib.sha256(encode_json(content)).hexdigest()
-        path.write_bytes(encode_json(content))
+        _write_checksummed(path, content)
     for path in store.glob(f"*/*/{layout.INPUTS}"):
         path.unlink()
 

@@ -34,7 +34,7 @@ def test_damaged_files_are_handled(study: Path, kind: str, data: st.DataObject) 
 def test_a_case_survives_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A case that is saved otherwise than it failed would pass from then on."""
     monkeypatch.setattr("tests.fuzz.CORPUS", tmp_path)
-    files = {"a/b.csv": b"a,\xff\r\n\0", "c.yaml": "é\r\nb\n".encode()}
+    files = {"a/b.csv": b"a,\xff\r\n\0", "c.yaml": "é\r\nb\n".encode(), "d": None}
     assert load(save("sweep", files)) == ("sweep", files)
 
 

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
-from cluster.models.weights import ensure_local, resolve
+from cluster.models.sparse_autoencoder import SparseAutoencoder
+from cluster.models.weights import available_config, ensure_local, resolve
 from jobs.config.loader import read_sweep
 from storage.errors import UserError
 from storage.readers.concepts import read_concepts
 from storage.readers.corpus import UnreadableLines, find_files, read_chunks
-from storage.readers.human import HumanSet, read_items, read_pairs
+from storage.readers.human import HumanSet, read_items, read_pairs, read_triplets
+from storage.readers.number_files import read_numbers
 from storage.readers.word_vectors import read_vectors
 from tests import gguf_files, tiny
 from tests.commands import neuralign, process
 
 SWEEP = "concepts: a.csv\nmodels: [a]\n"
+BINARY = b"2 2\n" + b"".join(
+    word + b" " + struct.pack("<2f", *numbers) for word, numbers in ((b"cat", (1, 2)), (b"dog", (3, 4)))
+)
+"""Word vectors in word2vec's binary format."""
 
 
 def refusal(call: Callable[..., Any], *arguments: Any) -> str:
@@ -46,11 +62,82 @@ def test_a_row_with_another_number_of_numbers_is_no_word_vector(tmp_path: Path, 
     assert "has 1 numbers, expected 3" in refusal(read_vectors, tmp_path / "v.txt", ["cat", "dog"])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cat 1_0 2\ndog 1 2\n", "v.txt: line 1: the value is '1_0'; expected a number"),
+        (b"2 2\ncat nan 2\ndog 1 2\n", "v.txt: line 2: the value is 'nan'; expected a number"),
+        (b"cat 1e60 2\ndog 1 2\n", "v.txt: the vector of 'cat' is not finite in float32"),
+        (b"cat 1 2\ndog 1 2\ncat 2 1\n", "v.txt: has two vectors of 'cat'"),
+        (b"1 2\ncat 1 2\ndog 1 2\n", "it has 2 words, but its first line says 1"),
+        (b"3 2\ncat 1 2\n\ndog 1 2\n", "it has 2 words, but its first line says 3"),
+        (BINARY.replace(struct.pack("<f", 1), struct.pack("<f", math.inf)), "'cat' is not finite"),
+        (BINARY + BINARY[4:], "it has more than the 2 words that its first line says"),
+        (BINARY[:-3], "row 2 of 2 is incomplete"),
+        (BINARY.replace(b"2 2", b"2 99999999999"), "expected 1 to 65,536"),
+        (BINARY.replace(b"dog", b"cat"), "has two vectors of 'cat'"),
+    ],
+)
+def test_a_wrong_word_vector_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    """1_0 was read as 10, and the first of two vectors and the announced rows only were used."""
+    (tmp_path / "v.txt").write_bytes(content)
+    assert message in refusal(read_vectors, tmp_path / "v.txt", ["cat", "dog"])
+
+
+@pytest.mark.parametrize("content", [b"c\xe9at 1 2\ndog 3 4\n", BINARY.replace(b"cat", b"c\xe9at")])
+def test_a_word_in_another_encoding_is_another_word(tmp_path: Path, content: bytes) -> None:
+    """Without the byte that is not UTF-8, it gave its vector to another word."""
+    (tmp_path / "v.txt").write_bytes(content)
+    assert list(read_vectors(tmp_path / "v.txt", ["cat", "dog"])) == ["dog"]
+
+
 def test_two_features_of_one_name_are_refused(tmp_path: Path) -> None:
     """A feature that was written twice counts twice."""
     (tmp_path / "f.csv").write_text("item,legs,legs\ncat,4,4\ndog,4,1\n")
     human = HumanSet("mine", tmp_path / "f.csv", "features", ())
     assert "duplicate column 'legs'" in refusal(read_items, human)
+    (tmp_path / "long.csv").write_text("item,feature,n\ncat,legs,4\ndog,legs,4\ncat,legs,4\n")
+    human = HumanSet("mine", tmp_path / "long.csv", "features", ("item", "feature", "n"))
+    message = refusal(read_items, human)
+    assert message.endswith("long.csv: line 4: the feature 'legs' of 'cat' is listed twice")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_the_members_of_an_npz_file_are_arrays_of_different_names(tmp_path: Path) -> None:
+    """The last of two was used, and what is no array ended in a traceback."""
+    array = io.BytesIO()
+    np.save(array, np.eye(2))
+    for members, message in (
+        ([array.getvalue()] * 2, "two of its arrays have the same name"),
+        ([b"text"], "'a' is not an array"),
+    ):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            for member in members:
+                archive.writestr("a.npy", member)
+        assert message in refusal(read_numbers, tmp_path / "a.npz")
+
+
+def test_an_index_of_thousands_of_digits_is_out_of_range(tmp_path: Path) -> None:
+    """Python converts at most 4,300 digits: a traceback."""
+    (tmp_path / "items.txt").write_text("cat\ndog\ncow\n")
+    human = HumanSet(
+        "mine", tmp_path / "t.csv", "triplets", ("a", "b", "odd"), items=tmp_path / "items.txt"
+    )
+    human.path.write_text(f"a,b,odd\n00,1,{'9' * 5000}\n")
+    assert "line 2: item index" in refusal(read_triplets, human)
+    human.path.write_text(f"a,b,odd\n{'0' * 5000},01,2\n")
+    assert read_triplets(human) == [("cat", "dog", "cow")]
+
+
+def test_two_columns_of_a_corpus_with_the_text_are_refused(tmp_path: Path) -> None:
+    """They ended in a KeyError."""
+    columns = [pa.array(["A cat."]), pa.array(["A dog."])]
+    pq.write_table(pa.table(columns, names=["text", "text"]), tmp_path / "c.parquet")
+
+    def read() -> bytes:
+        return b"".join(read_chunks(tmp_path / "c.parquet", "text", UnreadableLines()))
+
+    assert refusal(read).endswith("c.parquet: has 2 columns 'text'")
 
 
 def test_a_column_is_read_once(tmp_path: Path) -> None:
@@ -101,6 +188,107 @@ def test_random_weights_need_no_files_in_subfolders(
         assert len(list(tensors.keys())) > 10
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_random_weights_of_a_model_in_several_files_are_those_of_one_in_a_file(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """The index of the trained files was copied beside the random ones, so that none could be loaded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(tiny_model, tmp_path / "whole")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    shutil.copytree(tiny_model, tmp_path / "parts", ignore=shutil.ignore_patterns("*.safetensors"))
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    index = tmp_path / "parts/model.safetensors.index.json"
+    assert index.is_file()
+    if suffix == "bin":
+        # beside a single file of safetensors, as in many repositories
+        index.rename(tmp_path / "parts/pytorch_model.bin.index.json")
+        for file in (tmp_path / "parts").glob("*.safetensors"):
+            file.unlink()
+        shutil.copy(tiny_model / "model.safetensors", tmp_path / "parts")
+    whole, parts = (ensure_local(resolve(name, "random-init", tmp_path)) for name in ("whole", "parts"))
+    assert {file.name for file in parts.iterdir()} == {file.name for file in whole.iterdir()}
+    assert (parts / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("revision", ["main", "random-init"])
+def test_a_damaged_model_in_the_cache_is_made_again(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    """A bit that flipped on the disk gave other experts, silently."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    metadata = gguf_files.llama_metadata(tiny_model)
+    metadata |= gguf_files.tokenizer_metadata(tiny_model / "tokenizer.json")
+    gguf_files.write(tmp_path / "a.gguf", metadata, gguf_files.llama_tensors(tiny_model))
+    weights = resolve("a.gguf", revision, tmp_path)
+    folder = ensure_local(weights)
+    files = {file: file.read_bytes() for file in folder.iterdir()}
+    assert {"checksums.json", "config.json", "model.safetensors"} < {file.name for file in files}
+    for file, content in files.items():
+        damaged = bytearray(content)
+        damaged[len(content) // 2] ^= 1
+        file.write_bytes(damaged)
+        if revision == "main" and file.name != "checksums.json":
+            is_read = file.name == "model.safetensors"
+            assert bool(available_config(weights)) == is_read, file
+        assert ensure_local(weights) == folder
+        assert {file: file.read_bytes() for file in folder.iterdir()} == files
+    (folder / "checksums.json").unlink()
+    before = (folder / "model.safetensors").stat().st_ino
+    ensure_local(weights)
+    made = (folder / "model.safetensors").stat()
+    assert made.st_ino != before
+    ensure_local(weights)
+    assert (folder / "model.safetensors").stat() == made
+    assert {file.name for file in folder.parent.iterdir() if file.name.startswith(".")} == set()
+
+
+def test_a_gguf_file_that_changes_while_it_is_converted_is_refused(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights were kept in the cache as those of the file that was hashed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    metadata = gguf_files.llama_metadata(tiny_model)
+    metadata |= gguf_files.tokenizer_metadata(tiny_model / "tokenizer.json")
+    tensors = gguf_files.llama_tensors(tiny_model)
+    gguf_files.write(tmp_path / "a.gguf", metadata, tensors)
+    weights = resolve("a.gguf", "main", tmp_path)
+    changed = {name: 2 * tensor for name, tensor in tensors.items()}
+    gguf_files.write(tmp_path / "a.gguf", metadata, changed)
+    assert "a.gguf: changed while it was converted" in refusal(ensure_local, weights)
+    assert not any((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.fixture
+def time_limit() -> Iterator[None]:
+    """Ends a test that waits for a pipe."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.mark.usefixtures("time_limit")
+def test_pipes_are_not_read(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan or a run waited without end for a program that writes to them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(tiny_model, tmp_path / "model")
+    expected = resolve("model", "main", tmp_path).identity
+    for name in ("model/x.json", "model/x.txt", "s.safetensors", "corpus.txt"):
+        os.mkfifo(tmp_path / name)
+    assert resolve("model", "main", tmp_path).identity == expected
+    assert not (ensure_local(resolve("model", "random-init", tmp_path)) / "x.json").exists()
+    path = tmp_path / "s.safetensors"
+    autoencoder = SparseAutoencoder("a", path, 0, "", "output", "relu", None, None)
+    assert "no such file" in refusal(autoencoder.validate)
+    assert "no such file" in refusal(find_files, ["."], tmp_path / "model/..")
+
+
 @pytest.fixture
 def sweep(tmp_path: Path, tiny_model: Path) -> Path:
     shutil.copytree(tiny_model, tmp_path / "model")
@@ -113,6 +301,24 @@ def plan_error(sweep: Path) -> str:
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     return line
+
+
+@pytest.mark.parametrize("pattern", ["(" * 5000 + ")" * 5000, "x{99999999999}", "("])
+def test_a_pattern_of_sites_that_cannot_be_compiled_is_named(sweep: Path, pattern: str) -> None:
+    """Deep nesting and large counts ended in tracebacks."""
+    text = sweep.read_text().replace("neurons: {", f"neurons: {{sites: ['{pattern}'], ")
+    sweep.write_text(text)
+    assert "is not a valid regular expression" in plan_error(sweep)
+
+
+def test_a_symbolic_link_to_itself_is_no_model(sweep: Path) -> None:
+    """It ended in a traceback of pathlib."""
+    (sweep.parent / "loop").symlink_to("loop")
+    text = sweep.read_text()
+    sweep.write_text(text.replace("id: model", "id: ./loop"))
+    assert "model './loop': no such file or folder" in plan_error(sweep)
+    sweep.write_text(text + "baselines: [{name: e, encoder: ./loop}]\n")
+    assert "./loop" in plan_error(sweep)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +377,7 @@ def test_a_damaged_file_of_a_model_is_named(sweep: Path, name: str, content: str
         ("llama.block_count", "x", "cannot be converted"),
         ("llama.embedding_length", 0, "hidden_size: '0': expected"),
         ("llama.attention.head_count", 0, "cannot be converted: ZeroDivisionError"),
-        ("llama.rope.freq_base", "x", "cannot be built from its metadata"),
+        ("llama.rope.freq_base", "x", "cannot be built from its configuration"),
         ("split.count", "x", "its split.count is 'x'"),
         ("tokenizer.ggml.tokens", 5, "tokenizer.ggml.tokens is '5', of the wrong type"),
         ("tokenizer.ggml.tokens", [1, 2], "of the wrong type"),
@@ -240,6 +446,13 @@ def test_a_long_id_is_no_file_name(tmp_path: Path) -> None:
 # --- data
 
 
+def test_a_long_file_name_is_a_mistake_in_the_input(tmp_path: Path) -> None:
+    """The exit code was that of failed work."""
+    result = neuralign("plan", tmp_path / f"{'a' * 300}.yaml")
+    assert result.returncode == 2
+    assert result.stderr.endswith("File name too long\n")
+
+
 def test_a_long_cell_is_no_damaged_file(tmp_path: Path) -> None:
     """It was called "not a CSV file"."""
     (tmp_path / "h.csv").write_text(f"a,b,score\ncat,{'x' * 140_000},1\n")
@@ -284,6 +497,25 @@ def test_every_value_has_a_form_in_json_and_csv(store: Path) -> None:
     assert (row["list"], row["struct"], row["blob"]) == ([1.5, None], {"a": None}, "aa00")
     assert "aa00" in outputs["csv"]
     assert "[1.5, null]" in outputs["csv"]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("SELECT DATE '290000-01-01'", "is not in the years 1 to 9999"),
+        ("SELECT TIMESTAMP '200000-01-01' AS t", "cast it to VARCHAR"),
+        ("SELECT 'a\udc80'", "QUERY: is not valid UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("output_format", ["json", "table"])
+def test_a_query_that_python_cannot_represent_is_refused(
+    store: Path, query: str, message: str, output_format: str
+) -> None:
+    """Dates beyond the year 9999, and a byte that is no character, ended in tracebacks."""
+    result = neuralign("sql", store, query, "--format", output_format)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
 
 
 def test_a_terminal_without_unicode_shows_escapes(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_a_sentence_of_two_concepts_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "concepts.csv"
     file.write_text(GOOD + "dog,A cat sat.\n")
     concept_set = read_concepts(file, "mine")
-    assert concept_set.sentences[0].concepts == ["cat", "dog"]
+    assert concept_set.sentences[0].concepts == ("cat", "dog")
     assert len(concept_set.sentences) == 4
 
 

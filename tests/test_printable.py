@@ -13,6 +13,7 @@ from jobs.actions import output, sql, submit
 from jobs.engine import progress
 from storage.errors import NeuralignError, UserError, WorkFailed, one_line
 from storage.printable import printable
+from storage.store.layout import create_store
 from storage.store.paths import parse_store_path
 from tests.commands import neuralign
 
@@ -68,6 +69,7 @@ def test_errors_contain_no_control_characters() -> None:
         "s3://key:hunter2@bucket/prefix",
         "az://box/prefix?sig=hunter2",
         "s3://bucket/p?X-Signature=hunter2",
+        "s3://key:hunter2/x@bucket/prefix",
     ],
 )
 def test_the_credentials_of_a_stores_url_are_refused_and_not_repeated(url: str, tmp_path: Path) -> None:
@@ -79,9 +81,42 @@ def test_the_credentials_of_a_stores_url_are_refused_and_not_repeated(url: str, 
         done = neuralign(*arguments)
         assert done.returncode == 2
         assert "hunter2" not in done.stdout + done.stderr
-    assert (
-        one_line("at https://me:hunter2@host/x and s3://a:b@c") == "at https://***@host/x and s3://***@c"
-    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://me:hunter2@host/x and s3://a:b@c", "at https://***@host/x and s3://***@c"),
+        ("s3://key:hun/ter2@bucket/p", "s3://***@bucket/p"),
+        ("/folder/https:/me:hunter2@host/m: no such file", "/folder/https:/***@host/m: no such file"),
+        ("http://h:1/?token=hunter2", "http://h:1/?***"),
+        ("model org/name@main: is missing", "model org/name@main: is missing"),
+    ],
+)
+def test_messages_hide_credentials(text: str, shown: str) -> None:
+    """A password with a slash was shown, and one in a URL that was given as a path."""
+    assert one_line(text) == shown
+
+
+@pytest.mark.parametrize("url", ["s3://bu cket/x", "s3://b:99999999/x", "s3://[::1/x", "az://c/x"])
+def test_a_wrong_store_url_is_one_line(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended in a traceback of the library, as did az:// without an account."""
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    done = neuralign("status", url)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"neuralign: {url}")
+
+
+def test_stray_files_of_a_store_are_listed_without_control_characters(tmp_path: Path) -> None:
+    """`verify` printed the name of a stray file raw."""
+    store = create_store(tmp_path / "store")
+    stage = store / "experts" / "x"
+    stage.mkdir(parents=True)
+    (stage / "\x1b[31mred").touch()
+    done = neuralign("verify", store)
+    assert done.returncode == 1
+    assert _is_safe(done.stdout)
 
 
 def test_the_credentials_of_a_job_servers_address_are_not_repeated() -> None:
@@ -89,6 +124,12 @@ def test_the_credentials_of_a_job_servers_address_are_not_repeated() -> None:
     with pytest.raises(UserError, match="must not contain credentials") as caught:
         JobServer("http://me:hunter2@127.0.0.1:9")
     assert "hunter2" not in str(caught.value)
+    for url in ("http://h:1/?token=hunter2", "http://me:p/hunter2@h:1"):
+        with pytest.raises(UserError, match="must not contain credentials") as caught:
+            JobServer(url)
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(UserError, match="Invalid IPv6 URL"):
+        JobServer("http://[::1")
     for strange in ("http://127.0.0.1:port", "http://127.0.0.1:9/a b", "http://a\nb:9"):
         with pytest.raises(UserError, match=r"connection failed|not a Ray job server"):
             JobServer(strange)
@@ -97,7 +138,6 @@ def test_the_credentials_of_a_job_servers_address_are_not_repeated() -> None:
 def test_an_export_makes_no_folders(tmp_path: Path) -> None:
     """A mistyped path made a tree of folders."""
     from storage.database import export_database
-    from storage.store.layout import create_store
 
     store = create_store(tmp_path / "store")
     with pytest.raises(UserError, match=r"there is no folder .*; create it first"):

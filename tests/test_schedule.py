@@ -3,6 +3,7 @@ slots must be those of cron."""
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import tempfile
@@ -180,6 +181,56 @@ def test_slots_run_although_a_clock_jumped_ahead_and_back(
     assert capsys.readouterr().err.count("was decided by a clock ahead of this one") == 1
 
 
+def test_slots_run_after_a_clock_was_ahead_for_more_slots_than_are_retained(
+    memory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The retained decisions were those ahead, so each due slot was decided, forgotten and missed again:
+    0 of 30 were submitted."""
+    server = Server(random.Random(0))
+    start = datetime(2026, 6, 1, 0, 30, tzinfo=UTC)
+    scheduler = Scheduler(ScheduleSlots(memory, "study"), Cron("* * * * *", UTC), "job", server)
+    for minutes in range(30):
+        scheduler.tick(start, start + timedelta(days=365, minutes=minutes))
+    server.jobs.clear()
+    capsys.readouterr()
+    for minutes in range(60):
+        scheduler.tick(start, start + timedelta(minutes=minutes))
+    assert len(server.jobs) == len(set(server.jobs)) == 59
+    shown = capsys.readouterr().err
+    assert "missed" not in shown
+    assert shown.count("was decided by a clock ahead of this one") == 1
+    # decisions of the past are still removed
+    names = [path.name for path in (memory / "_schedules/study").glob("20260601*.json")]
+    assert len(names) == 20
+
+
+def test_slots_since_1970_are_not_enumerated(memory: Path) -> None:
+    """A computer that starts without the time would count 29 million missed slots, for minutes and in
+    gigabytes. The last of a rare schedule is found nevertheless."""
+    now = datetime(2026, 6, 1, 0, 30, 30, tzinfo=UTC)
+    began = datetime(1970, 1, 1, tzinfo=UTC)
+    due = Cron("* * * * *", UTC).due(began, now)
+    assert (due[-1], len(due)) == (datetime(2026, 6, 1, 0, 30, tzinfo=UTC), 366 * 24 * 60)
+    assert Cron("0 0 29 2 *", UTC).due(began, now)[-1] == datetime(2024, 2, 29, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("year", ["0001", "9999"])
+def test_impossible_times_in_its_folder_do_not_stop_a_schedule(memory: Path, year: str) -> None:
+    """A time zone moves them out of Python's range: OverflowError, for ever."""
+    server = Server(random.Random(0))
+    slots = ScheduleSlots(memory, "study")
+    start = datetime(2026, 6, 1, 0, 30, tzinfo=UTC)
+    owner = {"keeps": "one", "host": "here", "pid": 1}
+    slots.begin(owner, start)
+    folder = memory / "_schedules" / "study"
+    (folder / "schedule.json").write_text(json.dumps({**owner, "since": f"{year}-01-01T00:00:00+14:00"}))
+    (folder / f"{year}0101T0000Z.json").write_text('{"submit": false}')
+    assert slots.begin(owner, start) == start
+    cron = Cron("0 * * * *", ZoneInfo("America/New_York"))
+    Scheduler(slots, cron, "job", server).tick(start, start + timedelta(hours=1))
+    assert server.jobs == ["job-20260601T0100Z"]
+
+
 def test_a_schedule_that_was_started_by_a_wrong_clock_starts_now(memory: Path) -> None:
     """It would wait until the time at which it was started, a year later."""
     now = datetime(2026, 6, 1, tzinfo=UTC)
@@ -190,7 +241,9 @@ def test_a_schedule_that_was_started_by_a_wrong_clock_starts_now(memory: Path) -
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"submit": 1}', None])
-def test_strange_files_in_its_folder_do_not_stop_a_schedule(memory: Path, content: bytes | None) -> None:
+def test_strange_files_in_its_folder_do_not_stop_a_schedule(
+    memory: Path, content: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`notes.json`, or a decision that is damaged (or a folder), ended the scheduler."""
     server = Server(random.Random(0))
     slots = ScheduleSlots(memory, "study")
@@ -208,6 +261,7 @@ def test_strange_files_in_its_folder_do_not_stop_a_schedule(memory: Path, conten
     # the slot with the damaged decision may have been submitted, and is not submitted again
     assert server.jobs == ["job-20260601T0200Z", "job-20260602T0600Z"]
     (folder / "schedule.json").write_bytes(content or b"{")
+    monkeypatch.setattr("storage.store.schedule_slots.HEARTBEAT_SECONDS", 0.1)
     slots.begin({"keeps": "one", "host": "here", "pid": 1}, start)
 
 

@@ -39,7 +39,7 @@ _sentences = st.lists(
 )
 
 
-def flags_one_at_a_time(concept_set: ConceptSet) -> Iterator[list[str]]:
+def flags_one_at_a_time(concept_set: ConceptSet) -> Iterator[tuple[str, ...]]:
     """The flags by their definition: of each sentence by itself, and against those before it."""
     quality_filter = SentenceFilter([concept_word(concept, "en") for concept in concept_set.concepts])
     indices = {concept.name: index for index, concept in enumerate(concept_set.concepts)}
@@ -53,7 +53,7 @@ def flags_one_at_a_time(concept_set: ConceptSet) -> Iterator[list[str]]:
         for name in sentence.concepts:
             flags.append(collected[name].repetition_reason(sentence.text))
             collected[name].add(sentence.text)
-        yield list(dict.fromkeys(filter(None, flags)))
+        yield tuple(dict.fromkeys(filter(None, flags)))
 
 
 @given(_sentences)
@@ -63,7 +63,7 @@ def test_flags_in_batches_are_those_of_single_sentences(sentences: list[Sentence
     with patch.object(stage, "_SENTENCES_PER_BATCH", 4):
         flagged = stage._flag_sentences(concept_set, "en")
     assert [sentence.flags for sentence in flagged.sentences] == list(flags_one_at_a_time(concept_set))
-    assert [replace(sentence, flags=[]) for sentence in flagged.sentences] == sentences
+    assert [replace(sentence, flags=()) for sentence in flagged.sentences] == sentences
 
 
 @given(st.lists(_texts | st.text(st.sampled_from("ice cream-\n\u2011\u00e9"), max_size=20), max_size=8))
@@ -82,7 +82,7 @@ def test_the_memory_of_a_concept_is_freed_before_the_next() -> None:
     """250,000 sentences took 1.5 GB, most of it the trigrams of all concepts."""
     names = [f"w{number}" for number in range(60)]
     sentences = [
-        Sentence(f"The {name} {' '.join(f'{word}{name}{number}' for word in WORDS)}.", concepts=[name])
+        Sentence(f"The {name} {' '.join(f'{word}{name}{number}' for word in WORDS)}.", concepts=(name,))
         for name in names
         for number in range(40)
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runtime import session_folder
+from cluster.runtime import session, session_folder
 from cluster.runtime.auth_token import protect_token, read_token
 from cluster.runtime.session_folder import SessionFolder
 from storage.errors import UserError
@@ -111,3 +111,26 @@ def test_a_session_without_a_folder_is_refused(
     monkeypatch.setattr(session_folder, "_SHORT_FOLDERS", ("/nowhere", str(long_folder / "file")))
     with pytest.raises(UserError, match=r"too long a path for sockets, and /nowhere, .* set RAY_TMPDIR"):
         SessionFolder()
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_session_that_does_not_start_is_tried_again_and_then_one_line(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """A process of Ray that was killed while it started ended a sweep in a traceback."""
+    errors = [Exception("The current node timed out during startup. It failed.\nMore.")] * failures
+
+    def init(**_: object) -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    if failures == 1:
+        session.connect()
+        return
+    with pytest.raises(session.SessionLost) as caught:
+        session.connect()
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("Ray did not start on this machine: Exception: The current node timed out")
+    assert line.endswith("run the same command to resume")

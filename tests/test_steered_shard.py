@@ -28,6 +28,7 @@ from cluster.steering.interventions import (
 )
 from cluster.steering.shard import SteeringShard
 from cluster.steering.tokens import sample_tokens
+from storage.errors import NeuralignError
 from tests.test_partial import ARCHITECTURES, LAYERS, save_model
 
 PROMPTS = ["The", "Nobody knows why a", "My aunt drew one"]
@@ -79,6 +80,17 @@ def gradient_sums(shards: list[SteeringShard], batch: SteeringBatch) -> dict[Any
 
 def to_sequence(word: PromptedWord, intervention: Intervention = NO_INTERVENTION) -> SteeredSequence:
     return SteeredSequence(word.sequence, intervention, word.targets)
+
+
+def test_a_model_whose_output_is_nan_is_refused(tiny_model: Path) -> None:
+    """The table of attributions refused it, which ended the sweep of all models."""
+    shards = load_shards(tiny_model, "mlp", 1)
+    sequences = [to_sequence(word) for word in make_words(tiny_model)]
+    with torch.no_grad():
+        for weights in shards[0].model.get_output_embeddings().parameters():
+            weights.fill_(torch.nan)
+    with pytest.raises(NeuralignError, match="the model's output is NaN"):
+        target_log_p(shards, sequences)
 
 
 def random_intervention(shards: list[SteeringShard], per_site: int = 2, seed: int = 0) -> Intervention:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,20 @@ from hypothesis.extra.numpy import arrays
 from storage.errors import StoreError
 from storage.store import flat_parquet, layout, manifest
 from storage.store import lease as leases
-from storage.store.commit import KEY, write_json, write_table, write_values
+from storage.store.commit import KEY, put_if_absent, write_json, write_table, write_values
 from storage.store.fingerprint import fingerprint
-from storage.store.lease import acquire_lease, holder_has_exited, read_lease
+from storage.store.lease import (
+    acquire_lease,
+    holder_has_exited,
+    is_held,
+    read_lease,
+    remove_stale_lease,
+    update_lease,
+)
 from storage.store.manifest import Manifest
+from storage.store.paths import file_version
 from storage.tables_doc import page
+from tests.faults import heartbeats
 
 
 def test_a_committed_table_reads_back_and_leaves_no_other_file(tmp_path: Path) -> None:
@@ -221,6 +231,44 @@ def test_no_process_is_judged_by_its_id_in_another_namespace(
     # a system that does not tell
     monkeypatch.setattr(leases, "_BOOT_ID", tmp_path / "missing")
     assert not holder_has_exited({**holder, "boot": None, "pid_namespace": None})
+
+
+@pytest.mark.parametrize("difference", [60, -60])
+def test_a_live_lease_on_a_disk_with_another_clock_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, difference: float
+) -> None:
+    """The lease of a run in another container would be removed while it works."""
+    monkeypatch.setattr(leases, "LEASE_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(leases, "_POLL_SECONDS", 0.02)
+    path = tmp_path / layout.RUNNING
+    put_if_absent(tmp_path, path.name, b'{"token": "theirs", "host": "elsewhere", "pid": 1}')
+    with heartbeats(path, difference):
+        assert is_held(path)
+        remove_stale_lease(path)
+        assert path.exists()
+    assert not is_held(path)
+    remove_stale_lease(path)
+    assert not path.exists()
+
+
+def test_a_run_that_lost_its_lease_does_not_keep_the_new_holders_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the new holder is killed, its stage would wait for the old run to end."""
+    monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.02)
+    path = tmp_path / layout.RUNNING
+    with acquire_lease(path, {}, lambda _: None):
+        first = file_version(path)
+        time.sleep(0.2)
+        assert file_version(path) != first
+        theirs = b'{"token": "theirs", "host": "elsewhere", "pid": 1}'
+        path.unlink()
+        put_if_absent(tmp_path, path.name, theirs)
+        before = file_version(path)
+        time.sleep(0.2)
+        update_lease(path, units=3)
+        assert file_version(path) == before
+    assert path.read_bytes() == theirs
 
 
 def _can_unshare() -> bool:

@@ -88,15 +88,21 @@ def test_the_size_limit_counts_what_links_point_to(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "problem", ["outside", "parent", "absolute", "dangling", "loop", "fifo", "folder"]
+    "problem", ["outside", "parent", "detour", "absolute", "dangling", "loop", "fifo", "folder"]
 )
 def test_what_cannot_be_sent_is_refused(folder: Path, tmp_path: Path, problem: str) -> None:
     """Links out of the folder were followed; the others hung, or ended in a traceback."""
     cat, outside = folder / "animal/cat.json", tmp_path / "outside/secret.json"
     outside.write_text(cat.read_text())
-    if problem in ("parent", "absolute"):
-        group = "../../outside" if problem == "parent" else str(outside.parent)
-        (folder / "concept_list.csv").write_text(f"group,concept\n{group},secret\nanimal,dog\n")
+    groups = {
+        "parent": "../../outside",
+        "detour": f"../{folder.name}/animal",
+        "absolute": str(outside.parent),
+    }
+    if group := groups.get(problem):
+        (folder / "concept_list.csv").write_text(
+            f"group,concept\n{group},{'cat' if problem == 'detour' else 'secret'}\nanimal,dog\n"
+        )
     else:
         cat.unlink()
     if problem == "outside":
@@ -110,6 +116,7 @@ def test_what_cannot_be_sent_is_refused(folder: Path, tmp_path: Path, problem: s
     elif problem == "folder":
         cat.mkdir()
     messages = {
+        "detour": "has .. in its path",
         "dangling": "is a link to .*: no such file",
         "loop": "Too many levels of symbolic links",
         "fifo": "is not a regular file",

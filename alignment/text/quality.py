@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import chain
@@ -114,9 +114,10 @@ class SentenceFilter:
         self, text: str, concepts: Collection[int], check_pos: bool = True
     ) -> str | None:
         """Why a sentence cannot represent the concepts or, if there are none, be a negative; or None."""
-        return self._first_reason(
+        reasons = self._reasons(
             text, concepts, check_pos, lambda: self._finder.find_candidates([text])[0]
         )
+        return next(reasons, None)
 
     def rejection_reasons(
         self, candidates: Sequence[tuple[str, Collection[int], bool]]
@@ -125,35 +126,37 @@ class SentenceFilter:
         of speech: faster, because the concepts' words are found in all sentences in one pass."""
         found = self._finder.find_candidates([text for text, _, _ in candidates])
         return [
-            self._first_reason(*candidate, lambda indices=indices: indices)  # type: ignore[misc]
+            next(self._reasons(*candidate, lambda indices=indices: indices), None)  # type: ignore[misc]
             for candidate, indices in zip(candidates, found, strict=True)
         ]
 
-    def _first_reason(
+    def _reasons(
         self,
         text: str,
         concepts: Collection[int],
         check_pos: bool,
         find_candidates: Callable[[], list[int]],
-    ) -> str | None:
+    ) -> Iterator[str]:
+        """All reasons against a sentence, the quickest to check first."""
         own_words = [self.concepts[number] for number in concepts]
-        checks: list[tuple[str, Callable[[], bool]]] = [
-            (REFUSAL, lambda: bool(_REFUSAL_PATTERN.search(text))),
-            (SHORT, lambda: len(text.split()) < MIN_WORDS),
-            (LONG, lambda: len(text.split()) > MAX_WORDS),
-            (INCOMPLETE, lambda: not _is_complete(text)),
-            (MISSING_WORD, lambda: not all(has_word(text, word) for word in own_words)),
-            (
-                OTHER_CONCEPT,
-                lambda: any(
-                    index not in concepts and has_word(text, self.concepts[index])
-                    for index in find_candidates()
-                ),
-            ),
-            (OTHER_LANGUAGE, lambda: not is_in_language(text, self.language)),
-            (OTHER_POS, lambda: check_pos and not all(has_pos(text, word) for word in own_words)),
-        ]
-        return next((reason for reason, fails in checks if fails()), None)
+        n_words = len(text.split())
+        if _REFUSAL_PATTERN.search(text):
+            yield REFUSAL
+        if n_words < MIN_WORDS:
+            yield SHORT
+        if n_words > MAX_WORDS:
+            yield LONG
+        if not _is_complete(text):
+            yield INCOMPLETE
+        if not all(has_word(text, word) for word in own_words):
+            yield MISSING_WORD
+        others = (self.concepts[index] for index in find_candidates() if index not in concepts)
+        if any(has_word(text, word) for word in others):
+            yield OTHER_CONCEPT
+        if not is_in_language(text, self.language):
+            yield OTHER_LANGUAGE
+        if check_pos and not all(has_pos(text, word) for word in own_words):
+            yield OTHER_POS
 
 
 @dataclass

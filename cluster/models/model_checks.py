@@ -14,7 +14,7 @@ from cluster.models.divisible import check_shards
 from cluster.models.gguf_tokenizer import build_tokenizer
 from cluster.models.model_config import read_config
 from cluster.models.model_files import has_tokenizer
-from cluster.models.weights import MAIN, Weights, converted_folder
+from cluster.models.weights import MAIN, Weights, converted_settings
 from storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _settings_folder(weights: Weights) -> Iterator[Path]:
         yield hub.download_settings(weights.location, weights.commit or MAIN, weights.allowed)
     elif weights.source == "folder":
         yield Path(weights.location)
-    elif (folder := converted_folder(weights)).is_dir():
+    elif folder := converted_settings(weights):
         yield folder
     else:
         header = gguf.check_gguf(Path(weights.location))

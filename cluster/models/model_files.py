@@ -76,5 +76,6 @@ def hash_encoder(folder: Path) -> str:
 
 
 def _hash_files(folder: Path, patterns: list[str]) -> str:
-    files = {path for pattern in patterns for path in folder.glob(pattern)}
+    # A pipe would be waited for without end; models are loaded from files only.
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return fingerprint({str(path.relative_to(folder)): hash_file(path) for path in files})

@@ -122,7 +122,7 @@ def find_missing_weights(folder: Path, config: Any) -> list[str]:
     full_class, config = model_class(config)
     partial_class = _make_partial_class(full_class, range(layers_in_config(config)), with_head=False)
     options = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
-    with errors_of_libraries(f"{folder}: cannot be loaded"):
+    with errors_of_libraries(f"{folder}: cannot be built from config.json"):
         _, report = partial_class.from_pretrained(None, config=config, state_dict=state, **options)
     return missing_names(report)
 

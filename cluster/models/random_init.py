@@ -9,6 +9,9 @@ from cluster.models.model_config import read_config
 
 SEED = 0
 
+_WEIGHTS = (".safetensors", ".bin", ".index.json")
+"""Endings of the names of weights, and of indexes of weights in several files."""
+
 
 def init_random_weights(trained: Path, target: Path, trust_remote_code: bool) -> None:
     """Write a model of the same architecture with random weights, and the trained model's tokenizer."""
@@ -22,5 +25,5 @@ def init_random_weights(trained: Path, target: Path, trust_remote_code: bool) ->
     model.to(config.dtype or torch.float32).save_pretrained(target)
     # not the folders: in them are checkpoints, and models in other formats
     for path in filter(Path.is_file, trained.iterdir()):
-        if path.suffix not in (".safetensors", ".bin") and not (target / path.name).exists():
+        if not path.name.endswith(_WEIGHTS) and not (target / path.name).exists():
             shutil.copy(path, target / path.name)

@@ -217,7 +217,8 @@ def _find_matches(model: nn.Module, layers: Mapping[int, nn.Module], pattern: st
             expression, side = pattern.removesuffix(f":{suffix}"), suffix
     try:
         matches = re.compile(expression).fullmatch
-    except re.error as error:
+    # deep nesting raises RecursionError, and a count that is too large OverflowError
+    except (re.error, RecursionError, OverflowError) as error:
         raise UserError(f"sites: {pattern!r} is not a valid regular expression: {error}") from error
     points: list[_HookPoint] = [
         (number, name, side)

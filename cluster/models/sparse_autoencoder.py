@@ -117,6 +117,9 @@ class LatentEncoder:
 
 
 def _open(path: Path) -> safe_open:
+    # A pipe would be waited for without end.
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     try:
         return safe_open(path, "pt")
     except (OSError, SafetensorError) as error:

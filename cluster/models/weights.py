@@ -6,6 +6,7 @@ converted, and random-init models initialized, once per machine, into a cache ke
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from cluster.models import gguf, hub, random_init
 from cluster.models.gguf_header import find_parts
-from cluster.models.model_cache import build_in_cache, cache_folder
+from cluster.models.model_cache import build_in_cache, find_settings
 from cluster.models.model_config import REMOTE_CODE, check_causal_lm, read_config, read_config_json
 from cluster.models.model_files import check_folder, hash_encoder, hash_model
 from storage.assets import ASSETS
@@ -64,7 +65,7 @@ def resolve(model: str, revision: str, base_dir: Path, allowed: frozenset[str] =
 
 
 def _resolve_source(model: str, revision: str, base_dir: Path, allowed: frozenset[str]) -> Weights:
-    path = (base_dir / Path(model).expanduser()).resolve()
+    path = _local_path(model, base_dir)
     is_asset = model in ASSETS and ASSETS[model].file.endswith(".gguf")
     if is_asset or (path.is_file() and path.suffix == ".gguf"):
         if revision not in (MAIN, RANDOM_INIT):
@@ -87,6 +88,11 @@ def _resolve_source(model: str, revision: str, base_dir: Path, allowed: frozense
     return _resolve_on_hub(model, revision, allowed)
 
 
+def _local_path(model: str, base_dir: Path) -> Path:
+    # Unlike Path.resolve, it raises no error at a symbolic link to itself.
+    return Path(os.path.realpath(base_dir / Path(model).expanduser()))
+
+
 def local_revisions(model: str, base_dir: Path) -> list[str] | None:
     """Revisions of an asset, file or folder; None for a model on the hub."""
     path = base_dir / Path(model).expanduser()
@@ -100,7 +106,7 @@ def resolve_encoder(model: str, revision: str, base_dir: Path) -> Weights:
 
     Raises UserError if it is not found.
     """
-    path = (base_dir / Path(model).expanduser()).resolve()
+    path = _local_path(model, base_dir)
     if model in ASSETS:
         path = ASSETS[model].path().parent
     if path.is_dir():
@@ -112,18 +118,30 @@ def resolve_encoder(model: str, revision: str, base_dir: Path) -> Weights:
 
 def ensure_local(weights: Weights) -> Path:
     """Return the local folder of the weights, creating it if needed."""
-    if weights.source == "hub":
-        folder = hub.download(weights.location, weights.commit or MAIN, weights.allowed)
-    elif weights.source == "gguf":
-        convert = partial(gguf.convert_gguf, Path(weights.location))
-        folder = build_in_cache(_gguf_cache_name(weights), convert)
-    else:
-        folder = Path(weights.location)
     if not weights.is_random_init:
-        return folder
-    trust_remote_code = weights.trust_remote_code
-    initialize = partial(random_init.init_random_weights, folder, trust_remote_code=trust_remote_code)
-    return build_in_cache(fingerprint({"random": weights.identity}), initialize)
+        return _ensure_source(weights)
+    name = fingerprint({"random": weights.identity})
+    return build_in_cache(name, partial(_initialize, weights))
+
+
+def _initialize(weights: Weights, target: Path) -> None:
+    random_init.init_random_weights(_ensure_source(weights), target, weights.trust_remote_code)
+
+
+def _ensure_source(weights: Weights) -> Path:
+    """The folder of the model, of a random-init model that of the trained one."""
+    if weights.source == "hub":
+        return hub.download(weights.location, weights.commit or MAIN, weights.allowed)
+    if weights.source == "folder":
+        return Path(weights.location)
+    return build_in_cache(_gguf_cache_name(weights), partial(_convert, weights))
+
+
+def _convert(weights: Weights, target: Path) -> None:
+    file = Path(weights.location)
+    gguf.convert_gguf(file, target)
+    if _gguf_identity(list(map(hash_file, find_parts(file)))) != _trained_identity(weights):
+        raise UserError(f"{file}: changed while it was converted; run the command again")
 
 
 def available_config(weights: Weights) -> dict[str, Any]:
@@ -132,15 +150,14 @@ def available_config(weights: Weights) -> dict[str, Any]:
         return {}
     if weights.source == "hub":
         return hub.fetch_config(weights.location, weights.commit or MAIN)
-    is_folder = weights.source == "folder"
-    folder = Path(weights.location) if is_folder else converted_folder(weights)
-    path = folder / "config.json"
-    return read_config_json(weights.model, path) if path.is_file() else {}
+    folder = Path(weights.location) if weights.source == "folder" else converted_settings(weights)
+    path = folder and folder / "config.json"
+    return read_config_json(weights.model, path) if path and path.is_file() else {}
 
 
-def converted_folder(weights: Weights) -> Path:
-    """Folder of a converted GGUF model, which may not exist yet."""
-    return cache_folder(_gguf_cache_name(weights))
+def converted_settings(weights: Weights) -> Path | None:
+    """Folder with the configuration and tokenizer of a converted GGUF model, if it is in the cache."""
+    return find_settings(_gguf_cache_name(weights))
 
 
 def load_config(weights: Weights) -> Any:
@@ -165,9 +182,13 @@ def _unknown_revision_error(model: str, revision: str, checkpoints: list[str]) -
 
 
 def _gguf_weights(model: str, revision: str, parts: list[Path], hashes: list[str]) -> Weights:
-    digest = hashes[0] if len(hashes) == 1 else fingerprint(hashes)
-    identity = _identity(f"sha256:{digest}+conversion:{gguf.CONVERSION}", revision)
+    identity = _identity(_gguf_identity(hashes), revision)
     return Weights(model, revision, identity, "gguf", str(parts[0]))
+
+
+def _gguf_identity(hashes: list[str]) -> str:
+    digest = hashes[0] if len(hashes) == 1 else fingerprint(hashes)
+    return f"sha256:{digest}+conversion:{gguf.CONVERSION}"
 
 
 def _identity(source_identity: str, revision: str) -> str:
@@ -181,5 +202,10 @@ def _resolve_on_hub(model: str, revision: str, allowed: frozenset[str]) -> Weigh
 
 
 def _gguf_cache_name(weights: Weights) -> str:
-    # The random-init control shares the conversion, so its suffix is dropped.
-    return fingerprint({"gguf": weights.identity.removesuffix(_identity("", RANDOM_INIT))})
+    # The random-init control shares the conversion.
+    return fingerprint({"gguf": _trained_identity(weights)})
+
+
+def _trained_identity(weights: Weights) -> str:
+    """The identity of the weights, of a random-init model that of the trained ones."""
+    return weights.identity.removesuffix(_identity("", RANDOM_INIT))

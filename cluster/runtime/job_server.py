@@ -16,6 +16,7 @@ from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 
@@ -215,10 +216,15 @@ def _url(address: str | None) -> str:
     http_address = ray_address if ray_address.startswith(("http://", "https://")) else None
     url = (address or os.environ.get(_ADDRESS) or http_address or DEFAULT_ADDRESS).rstrip("/")
     url = url if "://" in url else f"http://{url}"
-    scheme, _, host = url.partition("://")
-    if "@" in host:
-        raise UserError(f"--address {url}: must not contain credentials; set RAY_AUTH_TOKEN")
-    if scheme not in ("http", "https") or not host:
+    if any(character in url for character in "@?#"):
+        raise UserError(
+            f"--address {url}: must not contain credentials or parameters; set RAY_AUTH_TOKEN"
+        )
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"--address {url}: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.netloc:
         raise UserError(f"--address {address}: expected http://HOST:PORT of the head's job server")
     return url
 

@@ -15,7 +15,7 @@ from ray.exceptions import AuthenticationError, RayTaskError
 
 from cluster.runtime.auth_token import protect_token
 from cluster.runtime.session_folder import SessionFolder
-from storage.errors import NeuralignError, UserError
+from storage.errors import NeuralignError, UserError, describe_error
 
 _ADDRESS = "RAY_ADDRESS"
 _TIMEOUT_SECONDS = 8.0  # a wrong address is reported within ten seconds
@@ -37,7 +37,7 @@ def connect() -> None:
     Does nothing if a session is open.
 
     Raises:
-        SessionLost: if the open session is private and has ended.
+        SessionLost: if the open session is private and has ended, or a new one does not start.
         UserError: within seconds, if the address does not respond or needs a token, the cluster runs
             another version of Ray or Python, or there is no folder for a private session.
     """
@@ -63,7 +63,24 @@ def connect() -> None:
         raise UserError(f"{_ADDRESS} {os.environ[_ADDRESS]}: {error}") from error
 
 
-def _start_private_session(options: dict[str, Any]) -> None:
+def _start_private_session(options: dict[str, Any], starts_left: int = 1) -> None:
+    """Start Ray on this machine. Raises SessionLost if its processes die while they start, twice."""
+    try:
+        _init_private_session(options)
+    except UserError:
+        raise
+    except Exception as error:
+        # Ray raises the base class.
+        _shutdown()
+        if starts_left == 0:
+            raise SessionLost(
+                f"Ray did not start on this machine: {describe_error(error)} (memory may have run out); "
+                "run the same command to resume"
+            ) from error
+        _start_private_session(options, starts_left - 1)
+
+
+def _init_private_session(options: dict[str, Any]) -> None:
     folder = SessionFolder()
     protect_token()
     _links.callback(folder.remove_link)

@@ -231,7 +231,12 @@ class SteeringShard(ModelShard[_SteeringState]):
             for target in sequence.targets
         ]
         rows, positions, tokens = torch.tensor(indices, device=self.device).reshape(-1, 3).unbind(1)
-        return logits.float().log_softmax(-1)[rows, positions, tokens]
+        log_p = logits.float().log_softmax(-1)[rows, positions, tokens]
+        if bool(log_p.isnan().any()):
+            raise NeuralignError(
+                "the model's output is NaN; try dtype float32, or check the model's weights"
+            )
+        return log_p
 
     def _on_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = self._state

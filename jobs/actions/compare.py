@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from alignment.statistics.resampling import IntervalEstimate
+from jobs import alignment
 from jobs.actions.output import stdout_console, text_table
 from jobs.actions.summary import LEGEND, print_coverage_warning
 from jobs.results import rows as results
@@ -14,9 +15,10 @@ from jobs.results.differences import compute_differences
 from jobs.results.rows import LabeledRow, Row, format_estimate
 from jobs.similarity import EXPERTS
 from storage.assets import ASSETS
-from storage.database import open_store, run_query
+from storage.database import check_tables, open_store, run_query
 from storage.errors import UserError
 from storage.readers.human import builtin_human_sets
+from storage.store import layout, manifest
 from storage.store.paths import parse_store_path
 
 JACCARD = "jaccard"
@@ -37,8 +39,11 @@ def print_comparison(
 
     `against` is the label of a row, or part of it: the table then has differences from this row.
     """
-    console, root = stdout_console(), parse_store_path(store)
-    with open_store(root) as connection:
+    console, root = stdout_console(), layout.check_store(parse_store_path(store))
+    stages = {stage.fingerprint: stage for stage in manifest.completed(root, alignment.KIND)}
+    for stage in stages.values():
+        check_tables(stage)
+    with open_store(root, stages) as connection:
         all_runs = run_query(connection, _RUNS).to_pylist()
         runs = [run for run in all_runs if run["human_set"] == human]
         if not runs:

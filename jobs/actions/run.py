@@ -46,7 +46,11 @@ def run_sweep_file(file: Path, until: str | None = None) -> None:
 
 def run_stages(file: Path, until: str | None) -> sweep.SweepResult:
     """Run the stages of a sweep file that are not done, up to those of the kind `until`."""
-    planned = planner.plan_sweep(read_sweep(file))
+    config = read_sweep(file)
+    if until == sentences.KIND:
+        # no model is needed, not even its configuration
+        config = config.model_copy(update={"models": []})
+    planned = planner.plan_sweep(config)
     # stages up to the sentences are planned without their content
     missing = [item for item in planned.concept_sets if item.concepts is None]
     n_missing = 0 if until == sentences.KIND else len(missing)

@@ -34,6 +34,7 @@ from storage.store.schedule_slots import ScheduleSlots, slot_name
 
 _FIELDS = 5
 _LOCAL_ZONE = Path("/etc/localtime")
+_RECENT = timedelta(days=366)
 _RETRY_SECONDS = 30.0
 
 
@@ -82,9 +83,15 @@ class Cron:
                 yield slot
 
     def due(self, after: datetime, now: datetime) -> list[datetime]:
-        """The slots after a moment, up to and including now."""
-        slots = self.after(after)
-        return list(takewhile(lambda slot: slot.astimezone(UTC) <= now.astimezone(UTC), slots))
+        """The slots after a moment, up to and including now; if some are recent, only these.
+
+        A clock that was wrong may have recorded the year 1970.
+        """
+        recent = now - _RECENT
+        if after < recent and (slots := self.due(recent, now)):
+            return slots
+        later = self.after(after)
+        return list(takewhile(lambda slot: slot.astimezone(UTC) <= now.astimezone(UTC), later))
 
 
 @dataclass(frozen=True)
@@ -117,10 +124,10 @@ class Scheduler:
 
     def _decide(self, due: list[datetime], now: datetime) -> None:
         *missed, slot = due
-        for ahead in self.slots.slots_ahead(now):
+        if ahead := self.slots.slots_ahead(now):
             self._tell_once(
-                f"{ahead.isoformat()}: was decided by a clock ahead of this one; the slots before it "
-                "run when they are due"
+                f"{ahead[-1].isoformat()}: was decided by a clock ahead of this one; undecided slots "
+                "before it run when they are due"
             )
         job = self._job_id(slot)
         running = self.submitter.find_running_job(exclude=job)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.csv
 
 from jobs.actions.output import stdout_console, text_table
 from storage.database import open_store, run_query
+from storage.errors import UserError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _VIEWS = """
 SELECT table_name AS "view", string_agg(column_name, ', ' ORDER BY column_index) AS columns
@@ -22,13 +26,15 @@ FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name
 
 def print_rows(store: Path, query: str | None, output_format: str) -> None:
     """Print the rows of a query; without a query, the views and their columns."""
+    if query and not query.isascii() and _SURROGATE.search(query):
+        raise UserError("QUERY: is not valid UTF-8")
     with open_store(store) as connection:
         rows = run_query(connection, query or _VIEWS)
     rows = rows.rename_columns(_unique_names(rows.column_names))
     if output_format == "csv":
         pyarrow.csv.write_csv(_flatten(rows), sys.stdout.buffer)
     elif output_format == "json":
-        records = [{name: _json_value(value) for name, value in row.items()} for row in rows.to_pylist()]
+        records = [{name: _json_value(value) for name, value in row.items()} for row in _records(rows)]
         print(json.dumps(records, indent=1, default=str, allow_nan=False))
     else:
         console = stdout_console()
@@ -36,9 +42,19 @@ def print_rows(store: Path, query: str | None, output_format: str) -> None:
             "r" if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) else "l"
             for field in rows.schema
         ]
-        cells = (map(_format_cell, row.values()) for row in rows.to_pylist())
+        cells = (map(_format_cell, row.values()) for row in _records(rows))
         console.print(text_table(alignment, rows.column_names, cells))
         console.print(f"{rows.num_rows:,} rows")
+
+
+def _records(rows: pa.Table) -> list[dict[str, Any]]:
+    """The rows as dictionaries. Raises UserError for a date or time that Python cannot represent."""
+    try:
+        return cast(list[dict[str, Any]], rows.to_pylist())
+    except (OverflowError, ValueError) as error:
+        raise UserError(
+            f"a date or time is not in the years 1 to 9999 ({error}); cast it to VARCHAR"
+        ) from error
 
 
 def _unique_names(names: list[str]) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -16,12 +15,14 @@ from rich.live import Live
 from jobs.actions.output import stdout_console, text_table
 from jobs.engine.progress import format_duration
 from storage.store import layout, manifest
-from storage.store.lease import LEASE_TIMEOUT_SECONDS, holder_has_exited, seconds_since_heartbeat
-from storage.store.paths import parse_store_path, read_bytes
+from storage.store.lease import HEARTBEAT_SECONDS, find_held, read_facts
+from storage.store.paths import parse_store_path
 from storage.store.throughput import units_per_second
 
 _REFRESH_SECONDS = 2.0
 _MAX_ROWS = 60
+_MISSED_HEARTBEATS = 2
+"""Heartbeats without which a run counts as stopped, if its last one is old by this host's clock."""
 _STATES = ("failed", "stopped", "running", "done")
 
 
@@ -51,13 +52,19 @@ def print_status(store: str, watch: bool) -> None:
 def read_states(store: Path) -> list[StageState]:
     """States of all stages of a store, in pipeline order."""
     layout.check_store(store)
+    folders = {kind: manifest.stage_folders(store, kind) for kind in layout.STAGE_KINDS}
+    held = _find_held(folder / layout.RUNNING for paths in folders.values() for folder in paths)
     concept_sets = dict[str, str]()
     return [
         state
-        for kind in layout.STAGE_KINDS
-        for folder in manifest.stage_folders(store, kind)
-        for state in _read_state(kind, folder, concept_sets)
+        for kind, paths in folders.items()
+        for folder in paths
+        for state in _read_state(kind, folder, concept_sets, held)
     ]
+
+
+def _find_held(leases: Iterable[Path]) -> Set[Path]:
+    return find_held(leases, _MISSED_HEARTBEATS * HEARTBEAT_SECONDS)
 
 
 def _render(states: list[StageState]) -> Group:
@@ -80,8 +87,11 @@ def _render(states: list[StageState]) -> Group:
     return Group(*([table] if rows else []), *lines)
 
 
-def _read_state(kind: str, folder: Path, concept_sets: dict[str, str]) -> Iterator[StageState]:
-    """The state of a stage, if it was started; `concept_sets` collects those of finished stages."""
+def _read_state(
+    kind: str, folder: Path, concept_sets: dict[str, str], held: Set[Path]
+) -> Iterator[StageState]:
+    """The state of a stage, if it was started; `concept_sets` collects those of finished stages, and
+    `held` are leases that were held a moment ago."""
     stage = manifest.read(folder)
     if stage is not None:
         first_input = next(iter(stage.inputs.values()), None)
@@ -94,25 +104,27 @@ def _read_state(kind: str, folder: Path, concept_sets: dict[str, str]) -> Iterat
         yield StageState(kind, stage.label, concept_set, "done", detail)
         return
     n_done = len(manifest.read_work_units(folder))
-    for name, state in ((layout.FAILED, "failed"), (layout.RUNNING, "running")):
+    # the label without its capitals, if the record lacks it
+    label = folder.name.rpartition("-")[0]
+    for name in (layout.FAILED, layout.RUNNING):
         path = folder / name
-        try:
-            lease, age = json.loads(read_bytes(path)), seconds_since_heartbeat(path)
-        except FileNotFoundError:
+        facts = read_facts(path)
+        if facts is None:
             continue
-        is_stopped = state == "running" and (age > LEASE_TIMEOUT_SECONDS or holder_has_exited(lease))
-        total = lease.get("units")
+        if name == layout.FAILED:
+            state = "failed"
+        else:
+            state = "running" if path in held or _find_held([path]) else "stopped"
+        total = facts.get("units")
         detail = f"{n_done} of {total} units done" if total else f"{n_done} units done"
         if state == "failed":
-            detail = f"{lease['error']}; {detail}"
-        elif total and not is_stopped and (rate := units_per_second(folder)) is not None:
-            detail += f", {rate:.2g}/s, {format_duration((total - n_done) / rate)} left"
-        state_name = "stopped" if is_stopped else state
-        yield StageState(kind, lease["label"], lease.get("concept_set", ""), state_name, detail)
+            detail = f"{facts.get('error', f'{name} is damaged')}; {detail}"
+        elif total and state == "running" and (rate := units_per_second(folder)) is not None:
+            detail += f", {rate:.2g}/s, {format_duration(max(0, total - n_done) / rate)} left"
+        yield StageState(kind, facts.get("label", label), facts.get("concept_set", ""), state, detail)
         return
     if manifest.read(folder) is not None:
         # finished since the first look
-        yield from _read_state(kind, folder, concept_sets)
+        yield from _read_state(kind, folder, concept_sets, held)
     elif n_done:
-        label = folder.name.rpartition("-")[0]
         yield StageState(kind, label, "", "stopped", f"{n_done} units done")

@@ -157,3 +157,5 @@ def _check_inside(sweep: Sweep, file: Path, folder: Path) -> None:
             f"{sweep.file}: {file}: is outside the folder {folder}, at {target}, and is not uploaded; "
             "copy it into the folder, or give the folder's absolute path on the cluster"
         )
+    if ".." in file.relative_to(folder).parts:
+        raise UserError(f"{sweep.file}: {file}: has .. in its path; name files within {folder}")

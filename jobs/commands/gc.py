@@ -14,6 +14,7 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Delete the listed files.")] = False,
 ) -> None:
     """List files that can be deleted: scored activations, superseded results."""
+    from storage.printable import printable
     from storage.store.gc import find_garbage
     from storage.store.paths import parse_store_path
 
@@ -22,5 +23,5 @@ def gc(
         is_kept = delete and not item.delete()
         total += 0 if is_kept else item.bytes
         reason = "kept, because a stage was started or completed meanwhile" if is_kept else item.reason
-        print(f"{item.bytes / 1e6:10,.1f} MB  {item.stage.folder}: {reason}")
+        print(printable(f"{item.bytes / 1e6:10,.1f} MB  {item.stage.folder}: {reason}"))
     print(f"{total / 1e6:10,.1f} MB  {'deleted' if delete else 'can be deleted with --delete'}")

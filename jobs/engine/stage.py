@@ -147,7 +147,8 @@ def _run_locked(stage: Stage, store: Path, force: bool = False) -> bool:
     identity = {"kind": stage.kind, "label": stage.label, "concept_set": stage.concept_set}
 
     def report_wait(holder: Mapping[str, Any]) -> None:
-        print_line(f"{stage.name}: waiting for another run, process {holder['pid']} on {holder['host']}")
+        process = f"process {holder['pid']} on {holder['host']}" if holder["host"] else "unknown process"
+        print_line(f"{stage.name}: waiting for another run, {process}")
 
     with acquire_lease(folder / layout.RUNNING, identity, report_wait) as lease:
         is_done = stage.is_done(store)

@@ -27,7 +27,7 @@ from jobs.page.render import make_sections, render_page
 from jobs.page.sections.concepts import concept_details
 from jobs.page.study import Study, latest_study
 from jobs.page.study_data import StudyData
-from storage.database import open_store
+from storage.database import explain_damage, open_store
 from storage.errors import NeuralignError, UserError
 
 HOST = "127.0.0.1"
@@ -237,6 +237,8 @@ def make_server(store: Path, port: int, concept_set_name: str | None = None) -> 
     with open_store(store, study.runs) as connection:
         try:
             server = Server(Pages(connection, study), port)
+        except duckdb.Error as error:
+            raise explain_damage(store, error, study.runs.values()) from error
         except (OSError, OverflowError) as error:
             raise UserError(f"--port {port}: {error}; choose another port") from error
         with server:

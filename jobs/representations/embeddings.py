@@ -76,19 +76,21 @@ def plan_embeddings(activations_stage: Stage, input_embedding: bool, contextual:
 
 def _run_word_vectors(load: VectorLoader, stage: Stage, store: Path) -> StageOutput:
     names = sentences.read_concept_names(stage.inputs["sentences"], store)
-    # a zero vector means a missing one
-    vectors = {
-        name: vector
-        for name, vector in load(names).items()
-        if np.isfinite(vector).all() and vector.any()
-    }
+    loaded = load(names)
+    # a zero vector has no cosine
+    vectors = {name: vector for name, vector in loaded.items() if vector.any()}
     covered = [name for name in names if name in vectors]
     if len(covered) < 2:
         raise UserError(f"{stage.label}: has vectors for only {len(covered)} of {len(names)} concepts")
     matrix = np.stack([vectors[name] for name in covered])
     rows = cosine_rows(covered, matrix, stage, representation=WORD_VECTORS, measure=COSINE)
-    missing = [name for name in names if name not in vectors]
-    notes = [f"{stage.label}: no word vector for {', '.join(missing)}"] if missing else []
+    missing = [name for name in names if name not in loaded]
+    zero = [name for name in names if name in loaded and name not in vectors]
+    notes = [
+        f"{stage.label}: {problem} for {', '.join(concepts)}"
+        for problem, concepts in (("no word vector", missing), ("the word vector is zero", zero))
+        if concepts
+    ]
     return StageOutput([write_table(stage.folder(store), tables.SIMILARITY.file, rows)], notes)
 
 

@@ -173,7 +173,7 @@ def _run(
             text,
             source="generate",
             prompt=kind,
-            concepts=[draft["concept"]],
+            concepts=(draft["concept"],),
             generator=weights.model,
             revision=weights.revision,
             seed=task.seed,

@@ -67,7 +67,7 @@ def _run(
             accepted.sentences, accepted.rejected, accepted.examples
         )
     sentences = [
-        Sentence(text, source="harvest", concepts=[name], seed=seed)
+        Sentence(text, source="harvest", concepts=(name,), seed=seed)
         for name, accepted in collected.items()
         for text in accepted.sentences
     ]

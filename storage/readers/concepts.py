@@ -43,13 +43,13 @@ class Sentence:
     text: str
     source: str | None = None
     prompt: str | None = None
-    concepts: list[str] = field(default_factory=list)
-    negative_of: list[str] = field(default_factory=list)
+    concepts: tuple[str, ...] = ()
+    negative_of: tuple[str, ...] = ()
     pool: bool = False
     generator: str | None = None
     revision: str | None = None
     seed: int | None = None
-    flags: list[str] = field(default_factory=list)
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = Non
     rows, ignored = concept_files.read_concept_rows(path, columns or {}, ("concept", "text"))
     concepts: dict[str, Concept] = {}
     sentences: dict[str, Sentence] = {}
+    # one tuple for all sentences of the same concepts, to save memory
+    shared_names: dict[tuple[str, ...], tuple[str, ...]] = {}
     for location, row in rows:
         where = f"{path}: {location}"
         role = row["role"] or POSITIVE
@@ -119,7 +121,13 @@ def read_concepts(path: Path, name: str, columns: Mapping[str, str] | None = Non
             sentence = replace(sentence, pool=True)
         else:
             is_duplicate = concept.name in (*sentence.concepts, *sentence.negative_of)
-            (sentence.concepts if role == POSITIVE else sentence.negative_of).append(concept.name)
+            earlier = sentence.concepts if role == POSITIVE else sentence.negative_of
+            names = (*earlier, concept.name)
+            names = shared_names.setdefault(names, names)
+            if role == POSITIVE:
+                sentence = replace(sentence, concepts=names)
+            else:
+                sentence = replace(sentence, negative_of=names)
         if is_duplicate:
             first = _find_first(path, columns or {}, concept, text)
             owner = f"for {concept.name!r}" if concept else "in the pool"

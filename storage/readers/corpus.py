@@ -47,7 +47,9 @@ def find_files(names: list[str], base: Path) -> list[Path]:
     for name in names:
         path = base / Path(name).expanduser()
         if path.is_dir():
-            matches = sorted(match for match in path.rglob("*") if match.suffix in _SUFFIXES)
+            matches = sorted(
+                match for match in path.rglob("*") if match.suffix in _SUFFIXES and match.is_file()
+            )
         elif any(mark in name for mark in "*?["):
             matches = sorted(match for match in _match(name, base) if match.is_file())
         else:
@@ -175,6 +177,8 @@ def _read_parquet_documents(path: Path, column: str) -> Iterator[bytes]:
     columns = file.schema_arrow.names
     if column not in columns:
         raise UserError(f"{path}: has no column {column!r}; its columns are {', '.join(columns)}")
+    if columns.count(column) > 1:
+        raise UserError(f"{path}: has {columns.count(column)} columns {column!r}")
     kind = file.schema_arrow.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not any(is_text(kind) for is_text in _TEXT_TYPES):

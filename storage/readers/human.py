@@ -14,7 +14,7 @@ import numpy as np
 
 from alignment.arrays import Floats
 from storage.assets import ASSETS, HUMAN_SETS
-from storage.errors import UserError
+from storage.errors import UserError, excerpt
 from storage.readers.cells import cell_number, cell_text, is_missing, is_missing_number
 from storage.readers.file_format import detect_format, read_text
 from storage.readers.number_files import read_numbers
@@ -172,9 +172,11 @@ def _check_words(words: Sequence[str], where: str) -> None:
 
 
 def _item_name(names: list[str], cell: str, where: str) -> str:
-    if not cell.isdecimal() or int(cell) >= len(names):
-        raise UserError(f"{where}: item index {cell!r} is out of range 0..{len(names) - 1}")
-    return names[int(cell)]
+    # compared by its length first, because Python converts no thousands of digits
+    digits = cell.lstrip("0") or "0"
+    if not cell.isdecimal() or len(digits) > len(str(len(names))) or int(digits) >= len(names):
+        raise UserError(f"{where}: item index {excerpt(cell)} is out of range 0..{len(names) - 1}")
+    return names[int(digits)]
 
 
 def read_items(human: HumanSet) -> Items:
@@ -290,13 +292,16 @@ def _read_wide_table(path: Path) -> tuple[list[str], list[str], Floats]:
 
 
 def _read_long_features(human: HumanSet) -> tuple[list[str], Floats]:
-    rows = []
+    """Items and their features, which are 0 where the file has no row."""
+    rows: dict[tuple[str, str], float] = {}
     for where, (item, feature, value) in read_columns(human.path, human.columns):
         _check_words((item, feature), where)
-        rows.append((item, feature, cell_number(value, where, "value")))
-    items = {item: index for index, item in enumerate(dict.fromkeys(row[0] for row in rows))}
-    features = {name: index for index, name in enumerate(dict.fromkeys(row[1] for row in rows))}
+        if (item, feature) in rows:
+            raise UserError(f"{where}: the feature {feature!r} of {item!r} is listed twice")
+        rows[item, feature] = cell_number(value, where, "value")
+    items = {item: index for index, item in enumerate(dict.fromkeys(item for item, _ in rows))}
+    features = {name: index for index, name in enumerate(dict.fromkeys(name for _, name in rows))}
     values = np.zeros((len(items), len(features)))
-    for item, feature, number in rows:
-        values[items[item], features[feature]] += number
+    for (item, feature), number in rows.items():
+        values[items[item], features[feature]] = number
     return list(items), values

@@ -54,7 +54,13 @@ def _load_npy(file: BinaryIO) -> dict[str, Any]:
 
 def _load_npz(file: BinaryIO) -> dict[str, Any]:
     with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        if len(set(arrays.files)) < len(arrays.files):
+            raise ValueError("two of its arrays have the same name")
+        loaded = {name: arrays[name] for name in arrays.files}
+    # NumPy returns members in other formats as bytes
+    if names := [name for name, array in loaded.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"{names[0]!r} is not an array")
+    return loaded
 
 
 def _load_mat(file: BinaryIO) -> dict[str, Any]:

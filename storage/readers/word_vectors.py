@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +11,7 @@ from alignment.arrays import AnyFloats
 from storage.assets import ASSETS
 from storage.errors import UserError
 from storage.readers.file_format import FORMAT_NAMES, find_signature, is_compressed
+from storage.readers.vector_rows import read_binary_rows, read_text_rows
 
 Vectors = dict[str, AnyFloats]
 
@@ -31,37 +30,34 @@ def read_glove(words: list[str]) -> Vectors:
 
 
 def read_vectors(path: Path, words: list[str]) -> Vectors:
-    """The words' vectors from a file, read by gensim; words without a vector are left out.
+    """The words' vectors from a file; words without a vector are left out.
 
     The format is word2vec (text or binary), GloVe or fastText (.vec, or .bin, which composes vectors of
     unseen words from subwords), optionally compressed (.gz, .bz2). Words are looked up as given and in
-    lower case, with a space, `_` or `-` between their parts.
+    lower case, with a space, `_` or `-` between their parts. Only the rows of these words are parsed.
 
     Raises:
-        UserError: if the file is missing or in another format.
+        UserError: if the file is missing or in another format, or has two vectors of a word or one with
+            values that are not finite numbers.
     """
     if (found := find_signature(path)) is not None:
         raise UserError(f"{path}: is {FORMAT_NAMES[found]}; expected word vectors")
     if is_compressed(path) and path.suffix not in (".gz", ".bz2"):
         raise UserError(f"{path}: is compressed; its name must end in .gz or .bz2")
     try:
-        vectors = _load(path)
+        vectors = _load(path, {word: _forms(word) for word in words})
+    except UserError:
+        raise
     # gensim raises errors of any kind for files in other formats
     except Exception as error:
         raise UserError(
             f"{path}: is not a file of word vectors (word2vec, GloVe or fastText): "
             f"{' '.join(str(error).split()) or type(error).__name__}"
         ) from error
-    result = {}
-    for word in words:
-        forms = _forms(word)
-        # seen forms take precedence over those that fastText can compose
-        matches = [form for form in forms if form in vectors.key_to_index] or [
-            form for form in forms if form in vectors
-        ]
-        if matches:
-            result[word] = np.array(vectors[matches[0]])
-    return result
+    for word, vector in vectors.items():
+        if not np.isfinite(vector).all():
+            raise UserError(f"{path}: the vector of {word!r} is not finite in float32")
+    return vectors
 
 
 def _forms(word: str) -> list[str]:
@@ -69,11 +65,9 @@ def _forms(word: str) -> list[str]:
     return list(dict.fromkeys([*joined, *map(str.lower, joined)]))
 
 
-def _load(path: Path) -> Any:
-    """The vectors of a file; its first bytes determine the format."""
+def _load(path: Path, forms: dict[str, list[str]]) -> Vectors:
+    """The vectors of words, given with their forms; the file's first bytes determine its format."""
     # slow to import
-    from gensim.models import KeyedVectors
-    from gensim.models.fasttext import load_facebook_vectors
     from gensim.utils import open as open_any
 
     with open_any(str(path), "rb") as file:
@@ -83,38 +77,40 @@ def _load(path: Path) -> Any:
     has_header = len(sizes) == 2 and all(size.isdigit() for size in sizes)
     # early fastText models lack the magic number
     if head.startswith(_FASTTEXT_MAGIC) or (not has_header and b"\0" in head):
-        return load_facebook_vectors(str(path))
+        return _load_fasttext(path, forms)
     if not has_header and not _is_text(head):
         raise ValueError("it does not start with a word and numbers")
-    is_binary = has_header and not _is_text(rest)
-    if not is_binary:
-        _check_widths(path, int(sizes[1]) if has_header else None)
-    with warnings.catch_warnings():
-        # without a header, gensim opens the file twice and leaves one handle open
-        warnings.simplefilter("ignore", ResourceWarning)
-        return KeyedVectors.load_word2vec_format(
-            str(path),
-            binary=is_binary,
-            no_header=not has_header,
-            # word2vec may truncate a long word inside a multibyte character
-            unicode_errors="ignore",
-        )
-
-
-def _check_widths(path: Path, width: int | None) -> None:
-    """Raise ValueError unless all rows of a text file have `width` numbers (None: as many as the first).
-
-    gensim repeats a single number over the whole vector.
-    """
-    from gensim.utils import open as open_any
-
+    size = (int(sizes[0]), int(sizes[1])) if has_header else None
+    wanted = {form.encode(): form for candidates in forms.values() for form in candidates}
+    vectors: Vectors = {}
     with open_any(str(path), "rb") as file:
-        first = 1 if width is None else 2
-        for line, row in enumerate(file, 1):
-            n_numbers = row.rstrip().count(b" ")
-            width = n_numbers if width is None else width
-            if line >= first and row.strip() and n_numbers != width:
-                raise ValueError(f"line {line} has {n_numbers} numbers, expected {width}")
+        if size is not None and not _is_text(rest):
+            rows = read_binary_rows(file, size, wanted)
+        else:
+            rows = read_text_rows(file, str(path), size, wanted)
+        for row_word, vector in rows:
+            if wanted[row_word] in vectors:
+                raise UserError(f"{path}: has two vectors of {wanted[row_word]!r}")
+            vectors[wanted[row_word]] = vector
+    matches = {
+        word: [form for form in candidates if form in vectors] for word, candidates in forms.items()
+    }
+    return {word: vectors[found[0]] for word, found in matches.items() if found}
+
+
+def _load_fasttext(path: Path, forms: dict[str, list[str]]) -> Vectors:
+    from gensim.models.fasttext import load_facebook_vectors
+
+    vectors = load_facebook_vectors(str(path))
+    result = {}
+    for word, candidates in forms.items():
+        # seen forms take precedence over those that fastText can compose
+        matches = [form for form in candidates if form in vectors.key_to_index] or [
+            form for form in candidates if form in vectors
+        ]
+        if matches:
+            result[word] = np.array(vectors[matches[0]])
+    return result
 
 
 def _is_text(rows: bytes) -> bool:

@@ -40,6 +40,7 @@ KEY = b"key"
 LOCATION = b"place"
 """Metadata of a file of values: the stage's folder and the path within it."""
 
+_ROWS_READ_BACK = 1 << 16
 _CHUNK_BYTES = 16 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -65,12 +66,19 @@ def write_table(folder: Path, name: str, table: pa.Table) -> FileRecord:
         raise StoreError(f"{folder / name}: {problem}")
 
     def check(content: pa.Buffer) -> str | None:
-        rows = pq.read_table(pa.BufferReader(content))
-        if rows.num_rows != table.num_rows:
-            return f"{rows.num_rows} rows read back, {table.num_rows} written"
-        if not rows.schema.equals(table.schema) or key_columns(rows.schema) != key_columns(table.schema):
+        file = pq.ParquetFile(pa.BufferReader(content))
+        if file.metadata.num_rows != table.num_rows:
+            return f"{file.metadata.num_rows} rows read back, {table.num_rows} written"
+        schema = file.schema_arrow
+        if not schema.equals(table.schema) or key_columns(schema) != key_columns(table.schema):
             return "the schema read back differs from the schema written"
-        return None if rows.equals(table) else "the rows read back differ from the rows written"
+        first = 0
+        # in batches, because the rows may take much memory
+        for batch in file.iter_batches(_ROWS_READ_BACK):
+            if not pa.Table.from_batches([batch]).equals(table.slice(first, batch.num_rows)):
+                return "the rows read back differ from the rows written"
+            first += batch.num_rows
+        return None
 
     content = pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd")

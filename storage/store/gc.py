@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storage.database import is_activation_file
 from storage.store import layout, manifest
-from storage.store.lease import hold_free_lease, is_held
+from storage.store.lease import find_held, hold_free_lease
 from storage.store.manifest import Manifest
 from storage.store.paths import file_size, file_version, remove_empty_folders, remove_file, walk_files
 
@@ -98,12 +98,12 @@ def find_garbage(root: Path) -> Iterator[Garbage]:
 
 def _read_versions(root: Path, ignored: Path | None = None) -> _Versions | None:
     """Versions of the manifests of all stages but `ignored`; None if one of these is in progress."""
-    versions: dict[str, object] = {}
-    for folder in manifest.stage_folders(root):
-        if folder == ignored:
-            continue
-        version = file_version(folder / layout.SUCCESS)
-        if version is None or is_held(folder / layout.RUNNING):
-            return None
-        versions[folder.name] = version
-    return versions
+    folders = [folder for folder in manifest.stage_folders(root) if folder != ignored]
+    if not all(file_version(folder / layout.SUCCESS) for folder in folders):
+        return None
+    if find_held(folder / layout.RUNNING for folder in folders):
+        return None
+    # last, because stages may start while leases are watched
+    folders = [folder for folder in manifest.stage_folders(root) if folder != ignored]
+    versions = {folder.name: file_version(folder / layout.SUCCESS) for folder in folders}
+    return versions if all(versions.values()) else None

@@ -2,7 +2,8 @@
 
 A lease is a file that only one process can create. Its holder touches it periodically. Waiting processes
 watch for changes by their own clocks, so that clock differences are harmless. A lease that stops
-changing, or whose holder was a process of this machine that has exited, is taken over.
+changing, or whose holder was a process of this machine that has exited, is taken over. A damaged lease
+has an unknown holder.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,18 @@ _POLL_SECONDS = 0.5
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 
+_UNKNOWN_HOLDER: dict[str, Any] = {"token": "", "host": "", "pid": 0}
+_FACT_TYPES = {
+    **dict.fromkeys(("token", "host", "label", "concept_set", "error"), str),
+    **dict.fromkeys(("pid", "units"), int),
+}
+_MAX_NUMBER = 2**31
+
 _local_tokens: set[str] = set()
 """Tokens of the leases held by threads of this process."""
+
+_first_seen: dict[Path, tuple[object, float]] = {}
+"""Leases that look old: their version, and when it was first seen by the monotonic clock."""
 
 _update_lock = threading.Lock()
 
@@ -95,41 +106,65 @@ def hold_free_lease(path: Path, facts: dict[str, Any]) -> Iterator[bool]:
 
 
 def update_lease(path: Path, **facts: Any) -> None:
-    """Publish facts about the work under a lease."""
+    """Publish facts about the work under a lease that this process holds."""
     # the heartbeat thread updates it too
     with _update_lock:
         holder = read_lease(path)
-        if holder is not None:
+        if holder is not None and holder["token"] in _local_tokens:
             write_json(path.parent, path.name, {**holder, **facts})
 
 
 def read_lease(path: Path) -> dict[str, Any] | None:
     """The facts that the holder of a lease has published; None if no process holds it."""
+    facts = read_facts(path)
+    return None if facts is None else {**_UNKNOWN_HOLDER, **facts}
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """The facts in a lease or in the record of a failure, without those of a wrong type or size; None if
+    the file does not exist."""
     try:
-        content: dict[str, Any] = parse_json(read_bytes(path))
+        content = parse_json(read_bytes(path))
     except FileNotFoundError:
         return None
     except ValueError:
-        return {"token": "", "host": "", "pid": 0}
-    return content
-
-
-def seconds_since_heartbeat(path: Path) -> float:
-    """Seconds since the last heartbeat of a lease's holder, by this host's clock."""
-    if is_remote(path):
-        return abs(time.time() - obstore.head(*locate_object(path))["last_modified"].timestamp())
-    return abs(time.time() - path.stat().st_mtime)
+        content = {}
+    facts = content.items() if isinstance(content, dict) else ()
+    return {name: value for name, value in facts if _is_valid_fact(name, value)}
 
 
 def is_held(path: Path) -> bool:
     """Whether a live process appears to hold a lease."""
-    try:
-        holder = read_lease(path)
-        if holder is None or holder_has_exited(holder):
-            return False
-        return seconds_since_heartbeat(path) <= LEASE_TIMEOUT_SECONDS
-    except FileNotFoundError:
-        return False
+    return bool(find_held([path]))
+
+
+def find_held(paths: Iterable[Path], timeout_seconds: float | None = None) -> set[Path]:
+    """The leases that a live process appears to hold.
+
+    Clocks differ, so leases that are old by this host's clock are watched together, until they are
+    unchanged since they were first seen `timeout_seconds` (default: LEASE_TIMEOUT_SECONDS) ago.
+    """
+    timeout_seconds = LEASE_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
+    held, watched = set[Path](), set[Path]()
+    for path in paths:
+        version, holder = file_version(path), read_lease(path)
+        if version is None or holder is None or holder_has_exited(holder):
+            continue
+        if _is_recent(path):
+            held.add(path)
+            continue
+        watched.add(path)
+        if path not in _first_seen or _first_seen[path][0] != version:
+            _first_seen[path] = (version, time.monotonic())
+    while watched:
+        versions = {path: file_version(path) for path in watched}
+        changed = {path for path, version in versions.items() if version != _first_seen[path][0]}
+        held |= {path for path in changed if versions[path] is not None}
+        earliest = time.monotonic() - timeout_seconds
+        watched = {path for path in watched - changed if _first_seen[path][1] > earliest}
+        if watched:
+            time.sleep(_POLL_SECONDS)
+    return held
 
 
 def remove_stale_lease(path: Path) -> None:
@@ -170,6 +205,25 @@ def holder_has_exited(holder: dict[str, Any]) -> bool:
     return False
 
 
+def _is_valid_fact(name: str, value: object) -> bool:
+    kind = _FACT_TYPES.get(name)
+    if kind is int:
+        return type(value) is int and 0 < value < _MAX_NUMBER
+    return kind is None or isinstance(value, kind)
+
+
+def _is_recent(path: Path) -> bool:
+    """Whether the last heartbeat of a lease's holder is recent by this host's clock."""
+    try:
+        if is_remote(path):
+            touched = obstore.head(*locate_object(path))["last_modified"].timestamp()
+        else:
+            touched = path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return bool(abs(time.time() - touched) <= LEASE_TIMEOUT_SECONDS)
+
+
 def _machine() -> dict[str, str | None]:
     """Where process ids identify processes: the host, its boot and the namespace; None if unknown."""
     facts: dict[str, str | None] = {"host": socket.gethostname(), "boot": None, "pid_namespace": None}
@@ -197,9 +251,10 @@ def _heartbeat(lease: Lease) -> Iterator[None]:
         beats = 0
         while not stop.wait(HEARTBEAT_SECONDS):
             with suppress(OSError, StoreError):
+                # another run may have taken it over
+                lease.check()
                 if is_remote(lease.path):
                     beats += 1
-                    lease.check()
                     update_lease(lease.path, beats=beats)
                 else:
                     os.utime(lease.path)

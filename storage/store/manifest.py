@@ -34,6 +34,7 @@ _STORED_AS_IS = ("kind", "label", "fingerprint", "params", "inputs", "notes")
 """Fields of a manifest that are the same in its file."""
 
 _LIBRARIES = ("torch", "transformers", "ray", "pyarrow", "duckdb", "numpy", "scipy")
+_MAX_NUMBER = 2**63
 _MAX_PARALLEL_REQUESTS = 16
 _MAX_CACHED_ORIGINS = 1 << 14
 _Item = TypeVar("_Item")
@@ -152,12 +153,13 @@ def read(folder: Path) -> Manifest | None:
         return None
     try:
         content = read_checksummed(path)
+        _check_fields(content)
         dropped = folder / DROPPED
         dropped_paths = read_checksummed(dropped)["files"] if file_size(dropped) is not None else ()
         return Manifest(
             folder=folder,
             **{name: content[name] for name in (*_STORED_AS_IS, "seconds", "finished", "versions")},
-            files=(files := [FileRecord(**record) for record in content["files"]]),
+            files=(files := _parse_records(content["files"])),
             dropped=frozenset(dropped_paths),
             sources=(sources := content.get("sources")),
             contents=content.get("contents") or _identify_contents(files, sources),
@@ -209,10 +211,11 @@ def stage_folders(root: Path, *kinds: str) -> list[Path]:
 
 def ancestors(stage: Manifest, stages: Mapping[str, Manifest]) -> set[str]:
     """Folder names of a stage and all its direct and indirect inputs, as far as they are in `stages`."""
-    names = {stage.folder.name}
-    for name in stage.inputs.values():
-        if name in stages:
-            names |= ancestors(stages[name], stages)
+    names, waiting = {stage.folder.name}, [stage]
+    while waiting:
+        new = {name for name in waiting.pop().inputs.values() if name in stages} - names
+        names |= new
+        waiting += [stages[name] for name in new]
     return names
 
 
@@ -237,6 +240,8 @@ def begin_work_units(folder: Path, inputs: Mapping[str, Origin]) -> None:
     path = folder / INPUTS
     try:
         recorded = read_checksummed(path)["sources"] if file_size(path) is not None else None
+        if not (recorded is None or _maps_texts(recorded)):
+            raise ValueError("invalid sources")
     except (ValueError, KeyError):
         # damaged: the units may be made of anything
         recorded = {}
@@ -263,7 +268,7 @@ def read_work_units(folder: Path) -> dict[str, tuple[list[FileRecord], dict[str,
             continue
         try:
             content = read_checksummed(path)
-            files = [FileRecord(**record) for record in content["files"]]
+            files = _parse_records(content["files"])
         except (ValueError, KeyError, TypeError):
             continue
         if all(_is_present(folder, record) for record in files):
@@ -276,6 +281,45 @@ def software_versions() -> dict[str, str]:
     """Versions of Python, neuralign and the libraries that compute the results."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"neuralign": __version__, "python": platform.python_version(), **versions}
+
+
+def _check_fields(content: Mapping[str, Any]) -> None:
+    """Raise ValueError for a field of a manifest that no version has written."""
+    sources, seconds = content.get("sources"), content["seconds"]
+    is_valid = {
+        "kind": content["kind"] in STAGE_KINDS,
+        **{name: isinstance(content[name], str) for name in ("label", "fingerprint", "finished")},
+        **{name: isinstance(content[name], dict) for name in ("params", "versions")},
+        "inputs": _maps_texts(content["inputs"]),
+        "notes": isinstance(content["notes"], list),
+        "seconds": isinstance(seconds, int | float) and 0 <= seconds < _MAX_NUMBER,
+        "sources": sources is None or _maps_texts(sources),
+        "contents": isinstance(content.get("contents", ""), str),
+    }
+    for name, valid in is_valid.items():
+        if not valid:
+            raise ValueError(f"invalid {name}")
+
+
+def _parse_records(values: Iterable[Mapping[str, Any]]) -> list[FileRecord]:
+    """The listed files. Raises ValueError or TypeError for what no version has written."""
+    records = [FileRecord(**value) for value in values]
+    for record in records:
+        numbers, texts = (record.rows, record.bytes), (record.path, record.sha256)
+        is_valid = (
+            all(type(number) is int and 0 <= number < _MAX_NUMBER for number in numbers)
+            and all(isinstance(text, str) and text.isprintable() for text in texts)
+            # below the stage's folder
+            and {"", ".", ".."}.isdisjoint(record.path.split("/"))
+        )
+        if not is_valid:
+            raise ValueError(f"invalid file {record.path!r}")
+    return records
+
+
+def _maps_texts(value: object) -> bool:
+    """Whether a value is a mapping of texts to texts; the keys of JSON objects are texts."""
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
 def _is_present(folder: Path, record: FileRecord) -> bool:

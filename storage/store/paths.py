@@ -10,6 +10,7 @@ Credentials and endpoints come from the environment, for S3 from `AWS_ACCESS_KEY
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
@@ -29,6 +30,7 @@ from storage.errors import StoreError
 
 PROTOCOLS = ("s3", "gs", "az")
 _SEPARATOR = "://"
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _open_bucket = cache(from_url)
 
@@ -52,12 +54,12 @@ def parse_store_path(text: str | Path, base: Path = Path()) -> Path:
     parts = prefix.split("/") if prefix else []
     if protocol not in PROTOCOLS:
         raise StoreError(f"{name}: unknown protocol {protocol!r}; allowed: {', '.join(PROTOCOLS)}")
-    if "@" in bucket or "?" in rest:
+    if "@" in rest or "?" in rest:
         raise StoreError(
-            f"{name.partition('?')[0]}: a store's URL must not contain credentials or parameters; set "
-            "them in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{name}: a store's URL must not contain credentials or parameters; set them in the "
+            "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    if not bucket or any(part in ("", ".", "..") for part in parts):
+    if not _BUCKET.fullmatch(bucket) or any(part in ("", ".", "..") for part in parts):
         raise StoreError(f"{name}: invalid object-store URL; expected {protocol}://bucket/prefix")
     return cast(Path, UPath(f"{protocol}://{'/'.join([bucket, *parts])}"))
 
@@ -70,9 +72,8 @@ def is_remote(path: object) -> bool:
 @contextmanager
 def object_store(path: Path) -> Iterator[tuple[ObjectStore, str]]:
     """The object store of a remote path, and the object's key in it. Its errors become StoreErrors."""
-    location = locate_object(path)
     try:
-        yield location
+        yield locate_object(path)
     except BaseError as error:
         reason = " ".join(str(error).split())[:300]
         raise StoreError(f"{path}: object store error: {reason}") from error

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from storage.errors import UserError
 from storage.readers.strict_json import parse_json
 from storage.store.commit import encode_json, put_if_absent, write_json
 from storage.store.layout import SCHEDULES, escape_name
-from storage.store.lease import HEARTBEAT_SECONDS, read_lease, wait_for_heartbeat
+from storage.store.lease import HEARTBEAT_SECONDS, read_facts, wait_for_heartbeat
 from storage.store.paths import file_version, is_remote, list_dir, read_bytes, remove_file
 
 _SCHEDULE = "schedule.json"
@@ -29,6 +29,7 @@ _DECIDED, _DONE = ".json", ".done"
 _TIME_FORMAT = "%Y%m%dT%H%MZ"
 _SLOT_NAME = re.compile(r"\d{8}T\d{4}Z")
 _MAX_DECISIONS = 200
+_FIRST_YEAR = 1970
 _MAX_CLOCK_DIFFERENCE = timedelta(minutes=5)
 """Hosts' clocks differ; a slot that is further ahead was decided by a clock that was wrong."""
 
@@ -52,9 +53,7 @@ class ScheduleSlots:
         record = {**owner, "since": now.astimezone(UTC).isoformat()}
         if put_if_absent(self._folder, _SCHEDULE, encode_json(record)):
             return now
-        previous = read_lease(path) or record
-        if not isinstance(previous, dict):
-            previous = {}
+        previous = read_facts(path) or {}
         is_other = previous.get("keeps") != owner["keeps"]
         if is_other and wait_for_heartbeat(path, 2 * HEARTBEAT_SECONDS):
             raise UserError(
@@ -71,8 +70,8 @@ class ScheduleSlots:
         """Signal that the schedule is running."""
         path = self._folder / _SCHEDULE
         if is_remote(path):
-            record = read_lease(path) or {}
-            write_json(self._folder, _SCHEDULE, {**record, "beats": record.get("beats", 0) + 1})
+            beat = datetime.now(UTC).isoformat()
+            write_json(self._folder, _SCHEDULE, {**(read_facts(path) or {}), "beat": beat})
         else:
             with suppress(FileNotFoundError):
                 os.utime(path)
@@ -89,7 +88,7 @@ class ScheduleSlots:
     def decide(self, slot: datetime, decision: dict[str, Any]) -> dict[str, Any]:
         """Record a decision unless the slot has one; returns the recorded decision."""
         if put_if_absent(self._folder, f"{slot_name(slot)}{_DECIDED}", encode_json(decision)):
-            self._remove_old_decisions()
+            self._remove_old_decisions(slot)
             return decision
         return self._read_decision(slot)
 
@@ -114,8 +113,11 @@ class ScheduleSlots:
         slots = (_parse_slot(path.stem) for path in list_dir(self._folder) if path.suffix == _DECIDED)
         return [slot for slot in slots if slot is not None]
 
-    def _remove_old_decisions(self) -> None:
-        for slot in self._decided_slots()[:-_MAX_DECISIONS]:
+    def _remove_old_decisions(self, decided: datetime) -> None:
+        """Remove decisions that are old when `decided` has just been decided."""
+        # slots after it were decided by a clock that was ahead
+        past = [slot for slot in self._decided_slots() if slot <= decided]
+        for slot in past[:-_MAX_DECISIONS]:
             for suffix in (_DECIDED, _DONE):
                 # a folder of that name is not ours
                 with suppress(IsADirectoryError, PermissionError):
@@ -131,7 +133,7 @@ def _parse_slot(name: str) -> datetime | None:
     """The slot of a name; None if it is not the name of a slot."""
     if _SLOT_NAME.fullmatch(name):
         with suppress(ValueError):
-            return datetime.strptime(name, _TIME_FORMAT).replace(tzinfo=UTC)
+            return _plausible(datetime.strptime(name, _TIME_FORMAT).replace(tzinfo=UTC))
     return None
 
 
@@ -139,5 +141,10 @@ def _parse_time(text: object) -> datetime | None:
     if isinstance(text, str):
         with suppress(ValueError):
             time = datetime.fromisoformat(text)
-            return time if time.tzinfo else time.replace(tzinfo=UTC)
+            return _plausible(time if time.tzinfo else time.replace(tzinfo=UTC))
     return None
+
+
+def _plausible(time: datetime) -> datetime | None:
+    """A time that a clock can show, which time zones cannot move out of Python's range; else None."""
+    return time if _FIRST_YEAR <= time.year < MAXYEAR else None
