@@ -28,7 +28,7 @@ _links = ExitStack()
 
 
 class SessionLost(NeuralignError):
-    """The private session on this machine has ended, because one of its processes died."""
+    """The private session on this machine has ended or did not start: one of its processes died."""
 
 
 def connect() -> None:
