@@ -180,7 +180,7 @@ def _verdict(code: int | None, log: str) -> str:
     """What a run did after a kill, by its exit code (None while it runs) and what it printed since."""
     if code:
         return RUN_AGAIN
-    return LOST if "starting Ray again" in log else WENT_ON
+    return LOST if "again to go on" in log else WENT_ON
 
 
 def _find_failure(code: int, was_killed: bool, log: str) -> str | None:
