@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import subprocess
 import sys
@@ -22,6 +23,7 @@ CommandResult = subprocess.CompletedProcess[str]
 def neuralign(*arguments: object, cwd: Path | None = None) -> CommandResult:
     """Run a command that starts no cluster, in this process, which has imported its modules."""
     argv = ["neuralign", *map(str, arguments)]
+    threshold = gc.get_threshold()
     # text streams over bytes, as in a process
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with (
@@ -38,6 +40,7 @@ def neuralign(*arguments: object, cwd: Path | None = None) -> CommandResult:
         except Exception:
             traceback.print_exc()
             code = 1
+    gc.set_threshold(*threshold)
     assert isinstance(code, int)
     outputs = [stream.buffer.getvalue().decode() for stream in (out, err)]
     return CommandResult(argv, code, *outputs)
