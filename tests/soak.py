@@ -24,7 +24,7 @@ from storage.store import layout
 from tests import tiny
 from tests.commands import neuralign, rows
 
-KINDS = ("driver", "actor", "task", "idle worker", "agent", "raylet", "GCS server")
+KINDS = ("supervisor", "driver", "actor", "task", "idle worker", "agent", "raylet", "GCS server")
 WENT_ON, RUN_AGAIN, LOST = "went on", "run again", "session lost"
 
 _MAX_KILLS_PER_SWEEP = 6
@@ -150,16 +150,18 @@ def _disturb(
     """Run a sweep to its end, killing each victim some seconds after the last kill or start; yield what
     went wrong."""
     log, deadline = file.parent / "log", time.monotonic() + _SECONDS
-    driver, started = _start(file, log), time.monotonic()
+    supervisor, started = _start(file, log), time.monotonic()
     pending, killed, log_size = list(victims), "", 0
     while time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        seen.update(processes := _processes(driver.pid))
-        code = driver.poll()
+        seen.update(processes := _processes(supervisor.pid))
+        code = supervisor.poll()
         text = log.read_text(errors="replace")
         is_due = bool(pending) and time.monotonic() > started + pending[0][1]
         candidates = [
-            process for process in processes if is_due and _kind(process, driver.pid) == pending[0][0]
+            process
+            for process in processes
+            if is_due and _kind(process, supervisor.pid) == pending[0][0]
         ]
         if killed and (code is not None or candidates):
             outcome.kills[killed, _verdict(code, text[log_size:])] += 1
@@ -168,11 +170,11 @@ def _disturb(
                 yield problem
             if code == 0 or problem:
                 return
-            driver, started, killed, log_size = _start(file, log), time.monotonic(), "", 0
+            supervisor, started, killed, log_size = _start(file, log), time.monotonic(), "", 0
         elif candidates:
             chance.choice(candidates).kill()
             killed, log_size, started = pending.pop(0)[0], len(text), time.monotonic()
-    driver.kill()
+    supervisor.kill()
     yield f"did not finish within {_SECONDS} s: {log.read_text(errors='replace')[-_EXCERPT:]}"
 
 
@@ -180,7 +182,7 @@ def _verdict(code: int | None, log: str) -> str:
     """What a run did after a kill, by its exit code (None while it runs) and what it printed since."""
     if code:
         return RUN_AGAIN
-    return LOST if "starting Ray again" in log else WENT_ON
+    return LOST if "again to go on" in log else WENT_ON
 
 
 def _find_failure(code: int, was_killed: bool, log: str) -> str | None:
@@ -191,22 +193,24 @@ def _find_failure(code: int, was_killed: bool, log: str) -> str | None:
     return f"exit code {code}: {log[-_EXCERPT:]}"
 
 
-def _processes(driver: int) -> list[psutil.Process]:
+def _processes(supervisor: int) -> list[psutil.Process]:
     try:
-        process = psutil.Process(driver)
+        process = psutil.Process(supervisor)
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
 
 
-def _kind(process: psutil.Process, driver: int) -> str | None:
+def _kind(process: psutil.Process, supervisor: int) -> str | None:
     """The kind of a process of a run; None if it is of no kind that is killed."""
-    if process.pid == driver:
-        return "driver"
+    if process.pid == supervisor:
+        return "supervisor"
     try:
         command = process.cmdline()
     except psutil.Error:
         return None
+    if _COMMAND in command:
+        return "driver"
     name = command[0] if command else ""
     if name.startswith("ray::"):
         if "Agent" in name:
