@@ -1,7 +1,8 @@
 """Kills processes of sweeps at random times, and compares the finished stores with an undisturbed one.
 
-Each sweep reads several models on a Ray of its own, and is killed up to six times: the driver, actors,
-tasks, idle workers, agents, the raylet and the GCS server. `make soak` prints a table of what happened.
+Each sweep reads several models on a Ray of its own, and is killed up to six times: the supervisor, the
+driver, actors, tasks, idle workers, agents, the raylet and the GCS server. `make soak` prints a table of
+what happened.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,8 @@ from tests import tiny
 from tests.commands import neuralign, rows
 
 KINDS = ("supervisor", "driver", "actor", "task", "idle worker", "agent", "raylet", "GCS server")
+_RAY_KINDS = {"Agent": "agent", "IDLE": "idle worker", "Actor": "actor"}
+"""Kinds of Ray's workers by a word in their title; a task has none of these."""
 WENT_ON, RUN_AGAIN, LOST = "went on", "run again", "session lost"
 
 _MAX_KILLS_PER_SWEEP = 6
@@ -187,7 +191,9 @@ def _verdict(code: int | None, log: str) -> str:
 
 def _find_failure(code: int, was_killed: bool, log: str) -> str | None:
     """What is wrong with how a run ended: after a kill it may end with the advice to run it again."""
-    is_right = code == 0 or (was_killed and (code == -9 or (code == 1 and "to resume" in log)))
+    is_right = code == 0 or (
+        was_killed and (code == -signal.SIGKILL or (code == 1 and "to resume" in log))
+    )
     if is_right and "Traceback" not in log:
         return None
     return f"exit code {code}: {log[-_EXCERPT:]}"
@@ -213,11 +219,7 @@ def _kind(process: psutil.Process, supervisor: int) -> str | None:
         return "driver"
     name = command[0] if command else ""
     if name.startswith("ray::"):
-        if "Agent" in name:
-            return "agent"
-        if "IDLE" in name:
-            return "idle worker"
-        return "actor" if "Actor" in name else "task"
+        return next((kind for word, kind in _RAY_KINDS.items() if word in name), "task")
     return {"raylet": "raylet", "gcs_server": "GCS server"}.get(Path(name).name)
 
 
