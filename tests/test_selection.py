@@ -20,7 +20,7 @@ import storage
 from alignment.expertise.label_permutations import permute_labels
 from alignment.expertise.labels import labels_against_others
 from alignment.expertise.scoring import score_neurons
-from jobs import experts, planner, sweep
+from jobs import experts, planner, sentences, sweep
 from jobs.actions.plan import remaining_stages
 from jobs.config.loader import read_sweep
 from jobs.engine import disk_budget
@@ -271,6 +271,8 @@ def test_disk_space_of_scores_is_checked_before_the_run(store: Path) -> None:
             if not is_written:
                 with pytest.raises(UserError, match="free disk space"):
                     sweep.check_disk_space(plan, path)
+                # nothing large is written up to the sentences
+                sweep.check_disk_space(plan, path, sentences.KIND)
             else:
                 sweep.check_disk_space(plan, path)
 

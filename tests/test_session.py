@@ -12,7 +12,7 @@ import pytest
 from cluster.runtime import session, session_folder
 from cluster.runtime.auth_token import protect_token, read_token
 from cluster.runtime.session_folder import SessionFolder
-from storage.errors import UserError
+from storage.errors import SessionLost, UserError
 
 _ROOT = Path(__file__).parent.parent
 
@@ -129,7 +129,7 @@ def test_a_session_that_does_not_start_is_tried_again_and_then_one_line(
     if failures == 1:
         session.connect()
         return
-    with pytest.raises(session.SessionLost) as caught:
+    with pytest.raises(SessionLost) as caught:
         session.connect()
     (line,) = str(caught.value).splitlines()
     assert line.startswith("Ray did not start on this machine: Exception: The current node timed out")

@@ -15,7 +15,7 @@ from ray.exceptions import AuthenticationError, RayTaskError
 
 from cluster.runtime.auth_token import protect_token
 from cluster.runtime.session_folder import SessionFolder
-from storage.errors import NeuralignError, UserError, describe_error
+from storage.errors import NeuralignError, SessionLost, UserError, describe_error
 
 _ADDRESS = "RAY_ADDRESS"
 _TIMEOUT_SECONDS = 8.0  # a wrong address is reported within ten seconds
@@ -25,10 +25,6 @@ _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS_FRAM
 _OBJECT_STORE_BYTES = 256 << 20
 _VITAL_PROCESSES = ("gcs_server", "raylet")
 _links = ExitStack()
-
-
-class SessionLost(NeuralignError):
-    """The private session on this machine has ended, because one of its processes died."""
 
 
 def connect() -> None:
@@ -109,13 +105,6 @@ def check_session() -> None:
             f"Ray on this machine ended: its {name} {reason} (memory may have run out); run the same "
             "command to resume"
         )
-
-
-def restart_if_lost() -> None:
-    """Start a new private session if the old one has ended; no thread may be using the old one."""
-    if _dead_processes():
-        _shutdown()
-        connect()
 
 
 def is_lost() -> bool:

@@ -26,7 +26,7 @@ FROM duckdb_columns() WHERE NOT internal GROUP BY table_name ORDER BY table_name
 
 def print_rows(store: Path, query: str | None, output_format: str) -> None:
     """Print the rows of a query; without a query, the views and their columns."""
-    if query and not query.isascii() and _SURROGATE.search(query):
+    if query and _SURROGATE.search(query):
         raise UserError("QUERY: is not valid UTF-8")
     with open_store(store) as connection:
         rows = run_query(connection, query or _VIEWS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from storage.errors import NeuralignError, UserError, one_line
+from jobs.commands.supervisor import LOST, ORDERLY, supervise
+from storage.errors import NeuralignError, SessionLost, UserError, one_line
 
 app = typer.Typer(
     help="Find the neurons of a language model that respond to concepts, and test how well the overlap "
@@ -29,6 +31,7 @@ COMMANDS = (
     *("sentences", "compare", "report", "serve", "human", "schema", "version"),
 )
 """Commands in the order of the help; each is a function in the module of its name."""
+_ON_RAY = {"demo", "run", "sentences"}
 _DEBUG = "--debug"
 _GC_THRESHOLD = 30_000
 """Python's default of 700 new objects costs a quarter of the time on large concept sets."""
@@ -48,7 +51,11 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Entry point of the console script."""
-    _run_with_exit_code(lambda arguments: app(arguments or ["--help"], standalone_mode=False))
+    # they may start Ray on this machine
+    is_supervised = bool(_ON_RAY.intersection(sys.argv[1:2]))
+    _run_with_exit_code(
+        lambda arguments: app(arguments or ["--help"], standalone_mode=False), is_supervised
+    )
 
 
 def run_stage(until: str | None = None) -> None:
@@ -61,11 +68,13 @@ def run_stage(until: str | None = None) -> None:
 
         run_sweep_file(Path(arguments[0]), until)
 
-    _run_with_exit_code(work)
+    _run_with_exit_code(work, is_supervised=True)
 
 
-def _run_with_exit_code(work: Callable[[list[str]], Any]) -> None:
+def _run_with_exit_code(work: Callable[[list[str]], Any], is_supervised: bool) -> None:
     """Exit with the code that `work(arguments)` returns, or that of an expected error."""
+    supervisor = supervise() if is_supervised and not os.environ.get("RAY_ADDRESS") else None
+    ending = ORDERLY
     for stream in (sys.stdout, sys.stderr):
         # on a terminal that lacks a character, its escape
         if isinstance(stream, io.TextIOWrapper):
@@ -78,11 +87,17 @@ def _run_with_exit_code(work: Callable[[list[str]], Any]) -> None:
     except BaseException as error:
         report = _message_and_code(error)
         if report is None:
+            if supervisor:
+                supervisor.report(ORDERLY)
             raise
         if _DEBUG in sys.argv:
             traceback.print_exc()
         message, code = report
+        if supervisor and supervisor.restarts_left and isinstance(error, SessionLost):
+            ending, message = LOST, f"{message.partition(';')[0]}; starting Ray again to go on"
         print(f"neuralign: {message}", file=sys.stderr)
+    if supervisor:
+        supervisor.report(ending)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from alignment.expertise.scoring import REFERENCE_PREVALENCE
-from jobs.config.base import ConfigError, ConfigModel, Count, CountOrNone, Gpus
+from jobs.config.base import ConfigError, ConfigModel, Count, Gpus, NonNegative
 from jobs.config.models import Pooling
 from storage.readers.concepts import POOL
 
@@ -122,13 +122,13 @@ class SteeringSettings(ConfigModel):
     """The pooling whose experts are clamped; default: the first of neurons.pooling."""
     k: list[Count] = Field(default=[1, 3, 10, 30, 100, 300], min_length=1)
     """Numbers of neurons clamped together; k = 0 is always measured."""
-    others: CountOrNone = 20
+    others: NonNegative = 20
     """Control words per concept: other concepts' words, drawn at random."""
-    singles: CountOrNone = 100
+    singles: NonNegative = 100
     """Experts clamped one at a time, the best by AP; 0: none."""
     single_concepts: Count = 8
     """Number of concepts whose experts are clamped one at a time."""
-    samples: CountOrNone = 2
+    samples: NonNegative = 2
     """Texts generated per prompt; 0: none."""
     tokens: Count = 12
     """Tokens per generated text."""

@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_COUNT = 1_000_000
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-CountOrNone = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-"""A count; 0: none."""
+NonNegative = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+"""A whole number that may be 0."""
 Gpus = Annotated[float, Field(ge=0, le=1000)]
 Item = TypeVar("Item")
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4000

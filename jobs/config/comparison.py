@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from jobs.config.base import ConfigError, ConfigModel, Count, CountOrNone, ModelName, PathName
+from jobs.config.base import ConfigError, ConfigModel, Count, ModelName, NonNegative, PathName
 from storage.readers.human import (
     DEFAULT_COLUMNS,
     HumanSet,
@@ -146,7 +146,7 @@ class SparseAutoencoderBaseline(ConfigModel):
     """Name of the baseline."""
     dictionary: PathName = Field(min_length=1)
     """Safetensors file with the weights of the autoencoder."""
-    layer: CountOrNone
+    layer: NonNegative
     """Layer that the autoencoder was trained on, from 0."""
     at: str = ""
     """Module of the layer with `:input` or `:output`; default: the hidden state after the layer."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from alignment.text.quality import LANGUAGES
-from jobs.config.base import ConfigError, ConfigModel, Count, CountOrNone, ModelName, PathName
+from jobs.config.base import ConfigError, ConfigModel, Count, ModelName, NonNegative, PathName
 from jobs.config.models import Dtype
 from storage.readers.concepts import MIN_SENTENCES
 
@@ -72,7 +72,7 @@ class HarvestedSentences(SentencesToMake):
     """Files, folders or patterns of .txt, .jsonl or .parquet files."""
     column: str = "text"
     """Field of the .jsonl and .parquet files that holds the text."""
-    pool: CountOrNone = 0
+    pool: NonNegative = 0
     """Number of neutral sentences, which name none of the concepts."""
 
 

@@ -9,21 +9,17 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ray.exceptions import RayError
 
-from cluster.runtime.session import SessionLost, check_session, is_lost, restart_if_lost
-from jobs.engine.progress import print_line
+from cluster.runtime.session import check_session
 from jobs.engine.stage import Resource, Stage, find_done, run_if_needed
-from storage.errors import NeuralignError, StoreError, UserError
+from storage.errors import NeuralignError, SessionLost, StoreError, UserError
 
 _SECONDS_TO_STOP = 20.0
-_MAX_RESTARTS = 2
-"""Times that a stage is run again because Ray on this machine ended."""
 
 
 class StageResult(NamedTuple):
@@ -36,20 +32,18 @@ class StageResult(NamedTuple):
 
 def run_sequentially(stages: Sequence[Stage], store: Path) -> Iterator[StageResult]:
     """Run the unfinished stages one after another, in this thread; the first failure is raised."""
-    restarts = _Restarts()
     for stage in stages:
-        while error := (result := _run(stage, store)).error:
-            if not restarts.should_retry(stage, error):
-                raise error
-            restart_if_lost()
+        result = _run(stage, store)
+        if result.error is not None:
+            raise result.error
         yield result
 
 
 def run_concurrently(stages: Sequence[Stage], store: Path) -> Iterator[StageResult]:
     """Run the unfinished stages in threads, each after its inputs.
 
-    A failed stage is yielded with its error, and stages that depend on it are skipped; a store failure
-    or a bug stops everything.
+    A failed stage is yielded with its error, and stages that depend on it are skipped; a store failure,
+    the loss of Ray on this machine or a bug stops everything.
     """
     done, failed = set[str](), set[str]()
     waiting = []
@@ -61,7 +55,7 @@ def run_concurrently(stages: Sequence[Stage], store: Path) -> Iterator[StageResu
             yield StageResult(stage, ran=False)
         else:
             waiting.append(stage)
-    running, restarts = _RunningStages(store), _Restarts()
+    running = _RunningStages(store)
     try:
         while waiting or running:
             for stage in list(waiting):
@@ -73,31 +67,12 @@ def run_concurrently(stages: Sequence[Stage], store: Path) -> Iterator[StageResu
                     waiting.remove(stage)
             if running:
                 result = running.wait_for_next()
-                if restarts.should_retry(result.stage, result.error):
-                    waiting.insert(0, result.stage)
-                    continue
                 (failed if result.error else done).add(result.stage.fingerprint)
                 yield result
             elif waiting:
                 raise RuntimeError(f"deadlock: {waiting[0].name} cannot start")
     finally:
         running.interrupt()
-
-
-class _Restarts:
-    """Decides whether a stage is run again, from its committed work, after Ray on this machine ended."""
-
-    def __init__(self) -> None:
-        self._counts = Counter[str]()
-
-    def should_retry(self, stage: Stage, error: BaseException | None) -> bool:
-        """Whether to run a failed stage again; if so, the user is told."""
-        self._counts[stage.fingerprint] += 1
-        if not isinstance(error, SessionLost) or self._counts[stage.fingerprint] > _MAX_RESTARTS:
-            return False
-        reason, _, _ = str(error).partition(";")
-        print_line(f"{stage.name}: {reason}; starting Ray again to go on")
-        return True
 
 
 def _run(stage: Stage, store: Path) -> StageResult:
@@ -127,11 +102,6 @@ class _RunningStages:
 
     def try_start(self, stage: Stage) -> bool:
         """Start a stage unless a resource that it needs is busy; return whether it was started."""
-        if is_lost():
-            # the other stages may still be using the session
-            if self._threads:
-                return False
-            restart_if_lost()
         if self._is_busy(_available_resources({stage.resource})):
             return False
         # inputs that were dropped are recomputed by the stage that reads them
@@ -151,7 +121,9 @@ class _RunningStages:
         result = self._results.get()
         self._threads.pop(result.stage.fingerprint)
         error = result.error
-        affects_all = isinstance(error, StoreError) or not isinstance(error, NeuralignError | RayError)
+        affects_all = isinstance(error, StoreError | SessionLost) or not isinstance(
+            error, NeuralignError | RayError
+        )
         if error is not None and affects_all:
             raise error
         return result

@@ -70,8 +70,8 @@ def _match(pattern: str, base: Path) -> list[Path]:
         if root.anchor:
             return list(root.glob(str(Path(pattern).relative_to(root))))
         return list(base.glob(pattern))
-    # such as a ** that is part of a name
     except (ValueError, NotImplementedError) as error:
+        # such as a ** that is part of a name
         raise UserError(f"corpus: {pattern}: is not a valid pattern: {error}") from error
 
 
