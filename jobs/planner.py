@@ -35,7 +35,7 @@ from jobs.config.models import Model
 from jobs.config.sweep import Sweep
 from jobs.engine.disk_budget import activation_bytes_per_sentence, latent_bytes_per_sentence
 from jobs.engine.stage import Stage
-from jobs.representations import embeddings, sentence_encoder
+from jobs.representations import embeddings, sentence_encoder, sentence_words
 from jobs.scoring.labelings import HALVES, LENGTH_MATCHED
 from jobs.sources import generate, harvest
 from jobs.sources.human_judgments import Judgments, load_judgments
@@ -260,6 +260,10 @@ def baseline_stages(sweep: Sweep, sentences_stage: Stage) -> Iterator[Stage]:
         baseline = _DEFAULT_ENCODER if item == "sentence-encoder" else item
         if baseline == "glove":
             yield embeddings.plan_glove(sentences_stage)
+        elif baseline == "bag-of-words":
+            yield sentence_words.plan_bag_of_words(sentences_stage)
+        elif baseline == "context-words":
+            yield sentence_words.plan_context_words(sentences_stage)
         elif isinstance(baseline, WordVectorsBaseline):
             path = sweep.folder / baseline.path
             yield embeddings.plan_word_vectors(baseline.name, path, sentences_stage)

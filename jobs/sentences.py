@@ -209,6 +209,18 @@ def read_texts(stage: Stage, store: Path) -> list[tuple[str, list[int]]]:
     return [(row["text"], spans.get(row["sentence_id"], [])) for row in rows]
 
 
+def read_positives(stage: Stage, store: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Each concept's sentences: its name, a text and the character spans of its word, which are flat
+    (start, end, start, end, ...)."""
+    texts = stage.read_table(store, tables.SENTENCES.file).column("text").to_pylist()
+    memberships = _memberships(stage, store)
+    for name, sentence_id, role, spans in _iterate(
+        memberships, ("concept", "sentence_id", "role", "spans")
+    ):
+        if role == POSITIVE:
+            yield name, texts[sentence_id], spans
+
+
 def read_memberships(stage: Stage, store: Path, role: str = POSITIVE) -> tuple[Any, Any, int]:
     """Sentence ids and concept indices of the members of a role, as parallel arrays (no indices for the
     pool), and the number of sentences."""

@@ -29,3 +29,17 @@ def subtract_mean(vectors: AnyFloats) -> Floats:
     """
     exact = vectors.astype(np.float64)
     return np.asarray(exact - exact.mean(axis=0, keepdims=True), np.float64)
+
+
+def standardize(vectors: AnyFloats) -> Floats:
+    """Subtract each dimension's mean over the vectors, and divide by its standard deviation.
+
+    A few dimensions of a language model's hidden states have most of their variance, and dominate their
+    cosine (Timkey and van Schijndel 2021, arXiv 2109.04404). A dimension that is constant becomes 0.
+    """
+    centered = subtract_mean(vectors)
+    deviations = centered.std(axis=0, keepdims=True)
+    is_constant = np.ptp(vectors, axis=0, keepdims=True) == 0
+    return np.asarray(
+        np.where(is_constant, 0, centered / np.where(is_constant, 1, deviations)), np.float64
+    )

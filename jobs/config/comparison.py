@@ -21,7 +21,14 @@ from storage.readers.human import (
 from storage.readers.tabular import ColumnRef
 
 KnownBaseline = Literal[
-    "glove", "input-embedding", "contextual", "sentence-encoder", "shuffled", "random-init"
+    "glove",
+    "bag-of-words",
+    "context-words",
+    "input-embedding",
+    "contextual",
+    "sentence-encoder",
+    "shuffled",
+    "random-init",
 ]
 Control = Literal["split-half", "length-matched"]
 

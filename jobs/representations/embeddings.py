@@ -1,8 +1,8 @@
 """Stage `similarity` for baselines that represent a concept as a vector: cosine similarity.
 
 The vectors are GloVe or other word vectors, the model's input embeddings, or its hidden states after
-each layer (of the last token, or the mean over tokens), averaged over a concept's sentences, with and
-without subtracting the mean over concepts.
+each layer (of the last token, or the mean over tokens), averaged over a concept's sentences, compared
+as they are, less the mean over concepts, and standardized over concepts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from alignment.arrays import AnyFloats
-from alignment.statistics.vectors import cosine_matrix, subtract_mean
+from alignment.arrays import AnyFloats, Floats
+from alignment.statistics.vectors import cosine_matrix, standardize, subtract_mean
 from jobs import activations, sentences
 from jobs.engine.stage import Stage, StageOutput
 from jobs.similarity import KIND, fill_columns
@@ -35,6 +35,7 @@ INPUT_EMBEDDING = "input embedding"
 HIDDEN_STATE = "hidden state"
 COSINE = "cosine"
 CENTRED_COSINE = "centred cosine"
+STANDARDIZED_COSINE = "standardized cosine"
 
 VectorLoader = Callable[[list[str]], dict[str, AnyFloats]]
 
@@ -83,7 +84,7 @@ def _run_word_vectors(load: VectorLoader, stage: Stage, store: Path) -> StageOut
     if len(covered) < 2:
         raise UserError(f"{stage.label}: has vectors for only {len(covered)} of {len(names)} concepts")
     matrix = np.stack([vectors[name] for name in covered])
-    rows = cosine_rows(covered, matrix, stage, representation=WORD_VECTORS, measure=COSINE)
+    rows = cosine_tables(covered, matrix, stage, representation=WORD_VECTORS)
     missing = [name for name in names if name not in loaded]
     zero = [name for name in names if name in loaded and name not in vectors]
     notes = [
@@ -102,12 +103,10 @@ def _run_embeddings(stage: Stage, store: Path) -> StageOutput:
     if stage.params["input_embedding"]:
         embeddings = activations.read_input_embeddings(activations_stage, store)
         matrix = np.array([embeddings[name] for name in names])
-        results.append(cosine_rows(names, matrix, stage, representation=INPUT_EMBEDDING, measure=COSINE))
+        results.append(cosine_tables(names, matrix, stage, representation=INPUT_EMBEDDING))
     if stage.params["contextual"]:
         for key, matrix in _concept_states(activations_stage, store, len(names)):
-            key["representation"] = HIDDEN_STATE
-            for measure, vectors in ((COSINE, matrix), (CENTRED_COSINE, subtract_mean(matrix))):
-                results.append(cosine_rows(names, vectors, stage, **key, measure=measure))
+            results.append(cosine_tables(names, matrix, stage, **key, representation=HIDDEN_STATE))
     rows = pa.concat_tables(results)
     return StageOutput([write_table(stage.folder(store), tables.SIMILARITY.file, rows)])
 
@@ -148,6 +147,21 @@ def concept_means(states: AnyFloats, sentence_ids: Any, members: Any) -> AnyFloa
     return means
 
 
+def cosine_tables(
+    names: list[str], vectors: AnyFloats, stage: Stage, **representation_key: Any
+) -> pa.Table:
+    """`cosine_rows` of vectors as they are, less their mean, and standardized over concepts."""
+    treated = {
+        COSINE: vectors,
+        CENTRED_COSINE: subtract_mean(vectors),
+        STANDARDIZED_COSINE: standardize(vectors),
+    }
+    return pa.concat_tables(
+        cosine_rows(names, matrix, stage, **representation_key, measure=measure)
+        for measure, matrix in treated.items()
+    )
+
+
 def cosine_rows(
     names: list[str], vectors: AnyFloats, stage: Stage, **representation_key: Any
 ) -> pa.Table:
@@ -156,18 +170,25 @@ def cosine_rows(
     `representation_key` has the other key columns. Raises UserError for a vector that is zero or not
     finite.
     """
-    order = sorted(range(len(names)), key=lambda index: names[index])
-    first, second = np.triu_indices(len(names), 1)
     try:
-        cosines = cosine_matrix(vectors[order])[first, second]
+        cosines = cosine_matrix(vectors)
     except ValueError as error:
         key = ", ".join(map(str, representation_key.values()))
         raise UserError(f"{stage.name}: {key}: {error}") from error
+    return similarity_rows(names, cosines, stage, **representation_key)
+
+
+def similarity_rows(
+    names: list[str], similarities: Floats, stage: Stage, **representation_key: Any
+) -> pa.Table:
+    """Rows of the `similarity` table for every pair of concepts, from a symmetric matrix."""
+    order = sorted(range(len(names)), key=lambda index: names[index])
+    first, second = np.triu_indices(len(names), 1)
     sorted_names = pa.array([names[index] for index in order])
     columns = {
         "concept_a": sorted_names.take(pa.array(first)),
         "concept_b": sorted_names.take(pa.array(second)),
-        "similarity": cosines,
+        "similarity": similarities[np.ix_(order, order)][first, second],
     }
     constants = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
     return fill_columns(pa.table(columns), {**constants, **representation_key})
