@@ -503,7 +503,7 @@ EXPERT_PLACES = _view(
 
 EXPERT_STABILITY = _view(
     "expert_stability",
-    "Overlap of a concept's experts in two revisions of a model, if it has experts in both.",
+    "Overlap of a concept's experts in two revisions of a model, if it has experts in one of them.",
     [
         _column("run_a", _TEXT, "run of the experts in revision_a"),
         _column("run_b", _TEXT, "run of the experts in revision_b"),
@@ -531,7 +531,7 @@ TRAINING = _view(
     _column("step", _INT, "training step, from the revision's name"),
     _column("n_experts", _FLOAT, "median number of experts per concept"),
     _column("revision_before", _TEXT, "the previous checkpoint"),
-    _column("stability", _FLOAT, "mean of `expert_stability` with it, over concepts in both"),
+    _column("stability", _FLOAT, "mean of `expert_stability` with it, over concepts with experts in one of the two"),
     *(ALIGNMENT.schema.field(name) for name in ("n_pairs", "rho", "ci_low", "ci_high")),
 )
 

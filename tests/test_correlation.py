@@ -332,6 +332,16 @@ def test_the_mantel_test_matches_a_plain_loop_and_detects_an_effect() -> None:
     assert np.isnan(mantel_test(np.ones((12, 12)), y, first, second))
 
 
+def test_a_permutation_without_a_correlation_is_not_as_large() -> None:
+    """With few similarities above 0, most permutations have none among the rated pairs, and counting
+    them as large would make no agreement significant."""
+    matrix = np.zeros((40, 40))
+    matrix[0, 1] = matrix[1, 0] = 1
+    first, second, y = np.array([0, 2, 4]), np.array([1, 3, 5]), np.array([3.0, 1.0, 2.0])
+    # 6 of the 40 * 39 places of the two concepts are rated pairs, so p is near 3 / 780
+    assert mantel_test(matrix, y, first, second, permutations=2000) < 0.02
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_false_discovery_rates_match_scipy_and_skip_nan(p: list[float]) -> None:

@@ -7,12 +7,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from cluster.models.sentence_encoder import SentenceEncoder
 from storage.database import open_store, sql_type
+from storage.sql import read_query
 from storage.tables import VIEWS
 from tests import tiny
 
@@ -158,6 +160,32 @@ def test_expert_places_and_stability_equal_set_operations(study: Path) -> None:
         first_set, second_set = sets[first, concept], sets[second, concept]
         assert (first, second) == ("main", "random-init")
         assert value == pytest.approx(len(first_set & second_set) / len(first_set | second_set))
+
+
+def test_concepts_with_experts_in_one_revision_have_stability_0() -> None:
+    """They would be dropped, and the mean over concepts would be too high."""
+    experts = {
+        "cat": [("step1", 1), ("step1", 2), ("step2", 2)],
+        "dog": [("step1", 3)],
+        "cow": [("step2", 4), ("step2", 5)],
+    }
+    with duckdb.connect() as connection:
+        connection.execute(
+            "CREATE TABLE experts (model TEXT, concept_set TEXT, pooling TEXT, concept TEXT, layer INT, "
+            "site TEXT, unit INT, ap DOUBLE, revision TEXT, run TEXT); "
+            "CREATE TABLE similarity AS SELECT 0.5 AS threshold"
+        )
+        for concept, units in experts.items():
+            for revision, unit in units:
+                row = ["m", "s", "max", concept, 0, "mlp", unit, 0.9, revision, f"run {revision}"]
+                connection.execute("INSERT INTO experts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        rows = connection.sql(read_query("expert_stability")).fetchall()
+    found = {row[3]: row[5:11] for row in rows}
+    assert found == {
+        "cat": ("step1", "step2", 2, 1, 1, 0.5),
+        "cow": ("step1", "step2", 0, 2, 0, 0),
+        "dog": ("step1", "step2", 1, 0, 0, 0),
+    }
 
 
 def test_reliability_equals_that_of_sets_of_the_two_halves(study: Path) -> None:

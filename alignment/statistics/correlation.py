@@ -59,7 +59,9 @@ def mantel_test(
 
     Permutes the concepts of the matrix (Mantel 1967, Cancer Research 27), so `matrix`, of shape
     (concepts, concepts), must be symmetric and hold the similarity of all pairs, rated or not. The
-    observed correlation counts as one of the permutations, so p is never 0. NaN if it is undefined.
+    observed correlation counts as one of the permutations, so p is never 0. A permutation without a
+    correlation, because its similarities are all equal, counts as 0. NaN if the observed one is
+    undefined.
     """
     values, scores = prepare(measure, matrix), prepare(measure, y)
     weights = np.ones((1, len(y)))
@@ -72,8 +74,8 @@ def mantel_test(
         order = rng.permuted(np.tile(np.arange(len(matrix)), (len(rows), 1)), axis=1)
         matrices = values[order[:, first], order[:, second]]
         permuted = correlate_prepared(measure, matrices, scores, weights)
-        # an undefined correlation counts as evidence for the null hypothesis
-        n_as_large += int((~(np.abs(permuted) < np.abs(observed) - _TOLERANCE)).sum())
+        # NaN, of a permutation whose similarities are all equal, is not as large
+        n_as_large += int((np.abs(permuted) >= np.abs(observed) - _TOLERANCE).sum())
     return (1 + n_as_large) / (1 + permutations)
 
 
