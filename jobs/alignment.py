@@ -6,7 +6,7 @@ All representations of a sweep are compared on the same pairs, with the same res
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,17 @@ from alignment.statistics.rank_correlation import CorrelationMeasure, lower_nois
 from alignment.statistics.resampling import IntervalMethod, ResampledStatistic
 from alignment.statistics.triplets import odd_one_out_accuracy, odd_one_out_p_value
 from jobs.engine.stage import Stage, StageOutput
-from jobs.representations.embeddings import WORD_VECTORS
+from jobs.representations.embeddings import COSINE, WORD_VECTORS
+from jobs.representations.sentence_words import BAG_OF_WORDS
 from jobs.sources.human_judgments import Judgments
 from storage import sql, tables
 from storage.store.commit import FileRecord, write_table
 
 KIND = "alignment"
 TRIPLETS = "triplets"
+
+_Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+"""Rows of the tables `alignment` and `alignment_differences`."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +115,9 @@ def _run(
         for similarity in similarity_stages
         for path in similarity.read_manifest(store).paths(tables.SIMILARITY.file)
     ]
-    # The reference is the first word vectors of the sweep.
-    names = [
-        similarity.params["model"]
-        for similarity in similarity_stages
-        if similarity.params.get("representation") == WORD_VECTORS
-    ]
-    reference = f"{names[0]} {WORD_VECTORS}" if names else None
+    references = _find_references(similarity_stages)
     rows: list[dict[str, Any]] = []
+    differences: list[dict[str, Any]] = []
     notes = []
     with duckdb.connect() as connection:
         sql.scan_parquet(connection, paths).create("similarity")
@@ -128,11 +127,24 @@ def _run(
             comparisons, reasons = make_comparisons(judgments, concepts, settings)
             notes += reasons
             for comparison in comparisons:
-                rows += _make_rows(connection, comparison, reference)
+                for found, compared in _make_rows(connection, comparison, references):
+                    rows += found
+                    differences += compared
     folder = stage.folder(store)
-    table = pa.Table.from_pylist(rows, tables.ALIGNMENT.schema)
-    files = [*_write_judgments(folder, human_sets), write_table(folder, tables.ALIGNMENT.file, table)]
+    files = _write_judgments(folder, human_sets)
+    for table, content in ((tables.ALIGNMENT, rows), (tables.ALIGNMENT_DIFFERENCES, differences)):
+        files.append(write_table(folder, table.file, pa.Table.from_pylist(content, table.schema)))
     return StageOutput(files, notes)
+
+
+def _find_references(similarity_stages: list[Stage]) -> list[str]:
+    """Families that all others are compared with: the first word vectors, and the bag of words."""
+    representations = [stage.params.get("representation") for stage in similarity_stages]
+    return [
+        _family_name(similarity_stages[representations.index(reference)].params)
+        for reference in (WORD_VECTORS, BAG_OF_WORDS)
+        if reference in representations
+    ]
 
 
 def _write_judgments(folder: Path, human_sets: list[Judgments]) -> list[FileRecord]:
@@ -199,24 +211,30 @@ def reason_not_comparable(judgments: Judgments, groups: Sequence[tuple[str, ...]
 
 
 def _make_rows(
-    connection: duckdb.DuckDBPyConnection, comparison: Comparison, reference_name: str | None
-) -> list[dict[str, Any]]:
-    """Rows of the `alignment` table, family by family, with differences to the reference family."""
+    connection: duckdb.DuckDBPyConnection, comparison: Comparison, references: list[str]
+) -> list[_Rows]:
+    """Rows of the `alignment` table, family by family, and their differences from the references."""
     families = connection.sql(sql.read_query("families")).to_arrow_table().to_pylist()
     queries = [(family, connection.cursor()) for family in families]
-    reference: tuple[str, ResampledStatistic] | None = None
+    found: dict[str, ResampledStatistic] = {}
     for query in queries:
-        if _family_name(query[0]) == reference_name:
+        family = query[0]
+        if family["measure"] == COSINE and (name := _family_name(family)) in references:
             _, matrices = load_similarity_matrices(*query, comparison.concepts)
             estimates = comparison.estimate(matrices)
             if np.isfinite(estimates.values[0]):
-                reference = reference_name, estimates
+                found[name] = estimates
+    estimates_by_reference = {name: found[name] for name in references if name in found}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = [pool.submit(_family_rows, *query, comparison, reference) for query in queries]
-        return [row for future in futures for row in future.result()]
+        futures = [
+            pool.submit(_family_rows, *query, comparison, estimates_by_reference) for query in queries
+        ]
+        return [future.result() for future in futures]
 
 
-def _family_name(family: dict[str, Any]) -> str:
+def _family_name(family: Mapping[str, Any]) -> str:
+    if family["representation"] == BAG_OF_WORDS:
+        return BAG_OF_WORDS
     return f"{family['model']} {family['representation']}"
 
 
@@ -224,14 +242,14 @@ def _family_rows(
     family: dict[str, Any],
     connection: duckdb.DuckDBPyConnection,
     comparison: Comparison,
-    reference: tuple[str, ResampledStatistic] | None,
-) -> list[dict[str, Any]]:
+    references: Mapping[str, ResampledStatistic],
+) -> _Rows:
     keys, matrices = load_similarity_matrices(family, connection, comparison.concepts)
     estimates = comparison.estimate(matrices)
     p = comparison.p_values(matrices)
     q = benjamini_hochberg(p)
     ceiling, ceiling_source = _noise_ceiling(comparison)
-    rows = []
+    rows, differences = [], []
     for index, representation_key in enumerate(keys):
         interval = estimates.interval(index)
         undefined = representation_key.pop("undefined")
@@ -251,17 +269,26 @@ def _family_rows(
             "ceiling": ceiling,
             "ceiling_source": ceiling_source,
         }
-        if reference is not None and _family_name(family) != reference[0] and row["rho"] is not None:
-            name, reference_estimates = reference
-            difference = estimates.difference(index, reference_estimates, 0)
-            row |= {
-                "reference": name,
-                "difference": difference.value,
-                "difference_low": difference.low,
-                "difference_high": difference.high,
-            }
         rows.append(row)
-    return rows
+        if row["rho"] is None:
+            continue
+        is_reference = family["measure"] == COSINE
+        for reference, reference_estimates in references.items():
+            if is_reference and reference == _family_name(family):
+                continue
+            interval = estimates.difference(index, reference_estimates, 0)
+            difference = {
+                "reference": reference,
+                "difference": interval.value,
+                "difference_low": interval.low,
+                "difference_high": interval.high,
+            }
+            differences.append(
+                {field.name: row[field.name] for field in tables.ALIGNMENT.key} | difference
+            )
+            if reference == next(iter(references)):
+                row |= difference
+    return rows, differences
 
 
 def load_similarity_matrices(

@@ -146,7 +146,11 @@ def _make_summary(stage: Stage, store: Path) -> dict[str, Any]:
         "agreement": alignment_stage.params["measures"][0],
         "human_pairs": {row["human_set"]: row["count_all"] for row in counts},
         "human_sets": list(alignment_stage.params["human"]),
+        "models": list(
+            dict.fromkeys(row["model"] for row in alignment_rows if row["representation"] == EXPERTS)
+        ),
         "alignment": [row for row in alignment_rows if uses_measure(row, measure)],
+        "differences": _read_rows(stage, tables.ALIGNMENT_DIFFERENCES, store),
         "reliability": _read_rows(stage, tables.RELIABILITY, store),
         "hierarchy": [row for row in hierarchy_rows if uses_measure(row, measure)],
         "steering": _read_rows(stage, tables.STEERING_DOSES, store),

@@ -251,7 +251,7 @@ _REPRESENTATION = [
         "representation",
         _TEXT,
         "experts (of a control: experts, CONTROL), hidden state, input embedding, word vectors, "
-        "sentence encoder (of the word: sentence encoder, word alone)",
+        "sentence encoder (of the word: sentence encoder, word alone), bag of words, context words",
     ),
     _column("model", _TEXT, "the model, or the name of the word vectors or the sentence encoder"),
     _optional("revision", _TEXT, "the model's revision"),
@@ -259,7 +259,11 @@ _REPRESENTATION = [
     _optional("pooling", _TEXT, "pooling of the activations"),
     _optional("layer", _INT32, "layer; null for all layers together"),
     _optional("site", _TEXT, "site; null for all sites together"),
-    _column("measure", _TEXT, "jaccard, overlap, dice, containment, spearman, kl or (centred) cosine"),
+    _column(
+        "measure",
+        _TEXT,
+        "jaccard, overlap, dice, containment, spearman, kl or (centred, standardized) cosine",
+    ),
     _THRESHOLD.with_nullable(True),
     _optional("top", _INT, "instead of a threshold: experts are this many neurons with the highest AP"),
 ]
@@ -296,9 +300,18 @@ ALIGNMENT = _table(
     _optional("q", _FLOAT, "p corrected over layers, sites, thresholds and top (false discovery rate)"),
     _optional("ceiling", _FLOAT, "noise ceiling: agreement of people with each other"),
     _optional("ceiling_source", _TEXT, "source of the noise ceiling"),
-    _optional("reference", _TEXT, "the baseline that rho is compared with"),
+    _optional("reference", _TEXT, "the first baseline in `alignment_differences`"),
     _optional("difference", _FLOAT, "rho minus the reference's rho"),
     *_interval("difference"),
+)
+
+ALIGNMENT_DIFFERENCES = _table(
+    "alignment/differences.parquet",
+    "Agreement of each representation less that of reference baselines, on the same pairs.",
+    [*ALIGNMENT.key, _column("reference", _TEXT, "the baseline, such as glove-50 word vectors")],
+    _column("difference", _FLOAT, "rho minus the reference's rho"),
+    *_interval("difference"),
+    name="alignment_differences",
 )
 
 CONTROL_EXPERTS = _table(
@@ -531,7 +544,11 @@ TRAINING = _view(
     _column("step", _INT, "training step, from the revision's name"),
     _column("n_experts", _FLOAT, "median number of experts per concept"),
     _column("revision_before", _TEXT, "the previous checkpoint"),
-    _column("stability", _FLOAT, "mean of `expert_stability` with it, over concepts with experts in one of the two"),
+    _column(
+        "stability",
+        _FLOAT,
+        "mean of `expert_stability` with it, over concepts with experts in one of the two",
+    ),
     *(ALIGNMENT.schema.field(name) for name in ("n_pairs", "rho", "ci_low", "ci_high")),
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -24,55 +23,113 @@ from jobs.results.rows import (
     describe_comparison,
     format_estimate,
     group_rows,
-    select_rows,
-    single_layer_rows,
+    headline_rows,
 )
-from storage.store.activation_files import POOLINGS
+from storage import tables
 
 _QUERY = (
     "SELECT revision, layer, count(*) AS experts FROM experts WHERE pooling = 'max' AND ap > 0.5 "
     "GROUP BY ALL ORDER BY ALL"
 )
-_MAX_LAYERS, _LAYERS_PER_LINE = 6, 3
+_MAX_NEAREST, _MAX_NEIGHBORS = 4, 3
 LEGEND = (
     "The best rows are selected on the same pairs (optimistic). constant: all similarities are equal, "
     "so the correlation is undefined; n/a: too few distinct values for a CI. States: hidden states "
-    "after a layer, mean over a sentence's tokens or last token; *: mean-centered."
+    "after a layer, mean over a sentence's tokens or last token; *: less the mean over concepts; **: "
+    "standardized over concepts."
 )
 
 
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
-    """Print the results on one concept set: alignment, reliability, hierarchy and nearest concepts."""
+    """Print the results on one concept set: agreement, hierarchy and nearest concepts.
+
+    One human set is shown in detail, the first with enough pairs; the others have a line each.
+    """
     threshold = summary["headline_threshold"]
-    too_few = []
+    n_sentences = f"{summary['n_sentences']:,} sentences"
+    names = ", ".join(summary["models"])
+    console.print(f"{summary['sweep']}: {names}; {summary['n_concepts']} concepts, {n_sentences}\n")
     statistics = (summary["agreement"], TRIPLETS)
-    alignment = [row for row in summary["alignment"] if row["agreement"] in statistics]
-    rows_by_set = group_rows(alignment, "human_set")
-    for human_set in summary["human_sets"]:
-        if rows := rows_by_set.get(human_set):
-            console.print(f"Alignment with {human_set}: {describe_comparison(rows[0], threshold)}")
-            console.print(_alignment_table(rows, threshold))
-            _print_layers(console, rows, threshold)
-            print_coverage_warning(console, rows[0]["n_concepts"])
-            console.print()
-        else:
-            too_few.append(f"{human_set} {summary['human_pairs'].get(human_set, 0)}")
-    if too_few:
-        console.print(
-            f"Too few rated pairs for a correlation (minimum: {MIN_PAIRS}, of concepts that every "
-            f"representation covers): {', '.join(too_few)}."
-        )
-    console.print(
-        "All rows of a table use the same pairs. 95% CIs account for pairs that share a concept. "
-        f"{LEGEND}"
+    rows_by_set = group_rows(
+        [row for row in summary["alignment"] if row["agreement"] in statistics], "human_set"
     )
-    _print_reliability(console, summary["reliability"], threshold)
+    compared = [name for name in summary["human_sets"] if name in rows_by_set]
+    if compared:
+        _print_agreement(console, rows_by_set[compared[0]], summary["differences"], threshold)
+    for name in compared[1:]:
+        _print_first_row(console, rows_by_set[name], threshold)
+    too_few = [
+        f"{name} {summary['human_pairs'].get(name, 0)}"
+        for name in summary["human_sets"]
+        if name not in rows_by_set
+    ]
+    if too_few:
+        console.print(f"Too few rated pairs (minimum: {MIN_PAIRS}): {', '.join(too_few)}.")
     _print_hierarchy(console, summary["hierarchy"], threshold)
-    nearest = summary["nearest"]
-    console.print(f"\nNearest concepts by shared experts ({nearest['of']}):")
-    for name, neighbors in nearest["concepts"].items():
-        text = ", ".join(f"{neighbor} {value:.2f}" for neighbor, value in neighbors if value)
-        console.print(f"  {name:12} {text or '(no shared experts)'}")
+    nearest = summary["nearest"]["concepts"]
+    found = {
+        name: [neighbor for neighbor, value in neighbors if value] for name, neighbors in nearest.items()
+    }
+    texts = [
+        f"{name}: {', '.join(neighbors[:_MAX_NEIGHBORS])}"
+        for name, neighbors in found.items()
+        if neighbors
+    ]
+    if texts:
+        _print_indented(console, "Nearest:", "; ".join(texts[:_MAX_NEAREST]) + ".")
+
+
+def _print_agreement(
+    console: Console, rows: list[Row], differences: list[Row], threshold: float
+) -> None:
+    """Print the headline rows of a human set, and how the first differs from the references."""
+    first = rows[0]
+    console.print("Do expert neurons group concepts the way people do?")
+    console.print(f"{first['human_set']}: {describe_comparison(first, threshold)}, with 95% CI.\n")
+    selection = headline_rows(rows, threshold)
+    cells = [
+        (f"  {label}", format_estimate(row["rho"], row["ci_low"], row["ci_high"]), remark)
+        for label, row, remark in selection
+    ]
+    if first["ceiling"] is not None:
+        cells.append(("  noise ceiling (people with people)", f"{first['ceiling']:.2f}", ""))
+    _print_cells(console, cells)
+    console.print()
+    for label, row, _ in selection[:1]:
+        _print_differences(console, label, row, differences)
+    print_coverage_warning(console, first["n_concepts"])
+
+
+def _print_differences(console: Console, label: str, row: Row, differences: list[Row]) -> None:
+    """Print how the agreement of a row differs from that of the references."""
+    key = {field.name: row[field.name] for field in tables.ALIGNMENT.key}
+    texts = [
+        f"vs. {item['reference']} {_format_difference(item)}"
+        for item in differences
+        if key.items() <= item.items()
+    ]
+    if texts:
+        console.print(f"{label[0].upper()}{label[1:]} {'; '.join(texts)}.")
+
+
+def _format_difference(row: Row) -> str:
+    low, high = row["difference_low"], row["difference_high"]
+    return format_estimate(row["difference"], low, high, sign="+")
+
+
+def _print_first_row(console: Console, rows: list[Row], threshold: float) -> None:
+    """Print the first headline row of a human set in a line."""
+    for label, row, _ in headline_rows(rows, threshold)[:1]:
+        items = TRIPLETS if row["agreement"] == TRIPLETS else "pairs"
+        estimate = format_estimate(row["rho"], row["ci_low"], row["ci_high"])
+        console.print(f"{row['human_set']}, {row['n_pairs']:,} {items}: {label} {estimate}.")
+
+
+def _print_indented(console: Console, label: str, text: str) -> None:
+    """Print a label and a text beside it, whose lines begin in one column."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row(label, text)
+    console.print(table)
 
 
 def print_next_steps(console: Console, store: Path, pages: list[Path]) -> None:
@@ -134,79 +191,18 @@ def _print_cells(console: Console, rows: Iterable[Sequence[str]]) -> None:
     console.print(table)
 
 
-def _alignment_table(rows: list[Row], threshold: float) -> Table:
-    names = ["representation", "rho [95% CI]"]
-    lines = []
-    reference = next((row["reference"] for row in rows if row["reference"]), None)
-    if reference:
-        names.append(f"vs. {reference.split()[0]}")
-    for label, row in select_rows(rows, threshold):
-        cells = [label, format_estimate(row["rho"], row["ci_low"], row["ci_high"])]
-        if reference:
-            difference = (row["difference"], row["difference_low"], row["difference_high"])
-            cells.append(format_estimate(*difference, sign="+") if row["reference"] else "")
-        lines.append(cells)
-    return text_table("lrr"[: len(names)], names, lines, "ellipsis")
-
-
-def _print_layers(console: Console, rows: list[Row], threshold: float) -> None:
-    """Print the alignment of single layers, evenly spaced from the first to the last."""
-    models = single_layer_rows(rows, threshold)
-    if not models:
-        return
-    layers = sorted(models[0], key=lambda row: row["layer"])
-    steps = min(_MAX_LAYERS, len(layers)) - 1
-    sample = [layers[round(step * (len(layers) - 1) / max(1, steps))] for step in range(steps + 1)]
-    cells = [
-        f"L{row['layer']} {format_estimate(row['rho'], row['ci_low'], row['ci_high'])}" for row in sample
-    ]
-    console.print(f"Neurons of single layers, {sample[0]['pooling']} pooling:")
-    starts = range(0, len(cells), _LAYERS_PER_LINE)
-    _print_cells(console, [cells[start : start + _LAYERS_PER_LINE] for start in starts])
-
-
-def _print_reliability(console: Console, rows: list[Row], threshold: float) -> None:
-    halves = [row for row in rows if row["threshold"] == threshold]
-    halves.sort(key=lambda row: POOLINGS.index(row["pooling"]))
-    if not halves:
-        return
-    n_pairs = halves[0]["n_pairs"]
-    console.print(
-        f"\nSplit-half reliability, AP > {threshold}: Spearman's rho between the halves' similarities "
-        f"of {n_pairs:,} pairs; mean Jaccard of a concept's two expert sets"
-    )
-    cells = [
-        (
-            f"neurons, {row['pooling']} pooling",
-            format_estimate(row["rho"], row["ci_low"], row["ci_high"]),
-            "-" if row["stability"] is None else f"{row['stability']:.2f}",
-        )
-        for row in halves
-    ]
-    _print_cells(console, cells)
-    # all pairs of n concepts: n (n - 1) / 2
-    print_coverage_warning(console, 1 + isqrt(2 * n_pairs))
-
-
 def _print_hierarchy(console: Console, rows: list[Row], threshold: float) -> None:
-    selection = select_rows([row for row in rows if row["auc"] is not None], threshold, "auc")
+    """Print how well the experts of the first model recover the domains."""
+    defined = [row for row in rows if row["auc"] is not None]
+    selection = headline_rows(defined, threshold, "auc")
     if not selection:
         return
-    first = selection[0][1]
-    console.print(
-        f"\nHierarchy, {first['n_concepts']} concepts in {first['n_domains']} domains: AUC within vs. "
-        "between domain; share of members closest to their own domain's name"
-    )
-    cells = [
-        (
-            label,
-            format_estimate(row["auc"], row["auc_low"], row["auc_high"], no_interval="no overlap"),
-            "" if row["recovered"] is None else f"{row['recovered']:.0%}",
-        )
-        for label, row in selection
-    ]
-    _print_cells(console, cells)
-    print_coverage_warning(console, first["n_concepts"])
+    _, row, _ = selection[0]
+    auc = format_estimate(row["auc"], row["auc_low"], row["auc_high"], no_interval="no overlap")
+    text = f"within- vs. between-domain AUC {auc}, {row['n_domains']} domains"
+    if row["recovered"] is not None:
+        text += f"; {row['recovered']:.0%} of members are closest to their own domain's name"
+    _print_indented(console, "Hierarchy:", f"{text}.")
 
 
 def _print_attribution_correlation(console: Console, neurons: list[Row]) -> None:

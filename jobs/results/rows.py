@@ -8,10 +8,18 @@ from typing import Any
 
 from cluster.models.weights import RANDOM_INIT
 from jobs.alignment import TRIPLETS
-from jobs.representations.embeddings import CENTRED_COSINE, HIDDEN_STATE, INPUT_EMBEDDING, WORD_VECTORS
+from jobs.representations.embeddings import (
+    CENTRED_COSINE,
+    COSINE,
+    HIDDEN_STATE,
+    INPUT_EMBEDDING,
+    STANDARDIZED_COSINE,
+    WORD_VECTORS,
+)
 from jobs.representations.sentence_encoder import ENCODED_WORD, SENTENCE_ENCODER
+from jobs.representations.sentence_words import BAG_OF_WORDS, CONTEXT_WORDS
 from jobs.similarity import EXPERTS
-from storage.store.activation_files import POOLINGS
+from storage.store.activation_files import CONTEXT, POOLINGS
 
 STATISTIC_NAMES = {
     "spearman": "Spearman's rho",
@@ -26,6 +34,19 @@ INTERVAL_METHODS = {
 }
 SMALL_SAMPLE_COVERAGE = "91 to 98"
 """Actual coverage, in percent, of 95% CIs in simulated studies of few concepts."""
+
+TREATMENTS = {COSINE: "", CENTRED_COSINE: "*", STANDARDIZED_COSINE: "**"}
+"""Marks of vectors that are compared less their mean over concepts, and standardized over concepts."""
+
+_HEADLINE_BASELINES = {
+    BAG_OF_WORDS: "bag of words, same sentences",
+    WORD_VECTORS: "",
+    INPUT_EMBEDDING: "input embeddings",
+}
+"""Labels of the plain baselines; by default the model's name."""
+
+_MODEL_FREE = (WORD_VECTORS, BAG_OF_WORDS, CONTEXT_WORDS, SENTENCE_ENCODER, ENCODED_WORD)
+"""Representations that no model of the sweep has."""
 
 Row = dict[str, Any]
 LabeledRow = tuple[str, Row]
@@ -96,6 +117,42 @@ def select_rows(rows: list[Row], threshold: float | None, value: str = "rho") ->
     return [(f"{_model_prefix(row)}{label}", row) for label, row in selection]
 
 
+def headline_rows(rows: list[Row], threshold: float, value: str = "rho") -> list[tuple[str, Row, str]]:
+    """The few rows that a sweep is about, with a remark: neurons of every trained model by the first
+    pooling and without the word, the plain baselines, the best hidden state and random weights."""
+    experts = [
+        row for row in _experts_at(rows, threshold) if row["layer"] is None and row["site"] is None
+    ]
+    trained = [row for row in experts if row["revision"] != RANDOM_INIT]
+    first = _of_first_pooling(trained)
+    selection = [(f"expert neurons (AP > {threshold})", row, "") for row in first]
+    selection += [
+        ("expert neurons, word left out", row, "")
+        for row in trained
+        if row["pooling"] == CONTEXT and row not in first
+    ]
+    for name, label in _HEADLINE_BASELINES.items():
+        selection += [
+            (label or row["model"], row, "")
+            for row in rows
+            if (row["representation"], row["measure"]) == (name, COSINE)
+        ]
+    hidden = [row for row in rows if row["representation"] == HIDDEN_STATE and row[value] is not None]
+    for states in group_rows(hidden, "model", "revision").values():
+        best = max(states, key=itemgetter(value))
+        label = f"hidden states, best of {len(states)} (L{best['layer']})"
+        selection.append((label, best, "selected on these pairs"))
+    selection += [
+        ("random weights", row, "")
+        for row in experts
+        if row["revision"] == RANDOM_INIT and row["pooling"] in {row["pooling"] for row in first}
+    ]
+    models = {(row["model"], row["revision"]) for row in trained}
+    if len(models) == 1:
+        return selection
+    return [(f"{_model_prefix(row)}{label}", row, remark) for label, row, remark in selection]
+
+
 def single_layer_rows(rows: list[Row], threshold: float | None) -> list[list[Row]]:
     """Single-layer rows of every trained model, by the first pooling; one list per model."""
     experts = [row for row in _experts_at(rows, threshold) if row["revision"] != RANDOM_INIT]
@@ -138,23 +195,24 @@ def _best_layer_rows(rows: list[Row], threshold: float | None, value: str) -> li
 def _baseline_rows(rows: list[Row], value: str) -> list[LabeledRow]:
     selection = []
     for row in sorted(rows, key=lambda row: row["representation"] != WORD_VECTORS):
-        if row["representation"] in (WORD_VECTORS, SENTENCE_ENCODER):
-            selection.append((f"{row['model']} {row['representation']}", row))
-        elif row["representation"] == ENCODED_WORD:
+        name, treatment = row["representation"], TREATMENTS.get(row["measure"], "")
+        if name in (WORD_VECTORS, SENTENCE_ENCODER):
+            selection.append((f"{row['model']} {name}{treatment}", row))
+        elif name == ENCODED_WORD:
             selection.append((f"{row['model']}, word alone", row))
-        elif row["representation"] == INPUT_EMBEDDING:
-            selection.append((INPUT_EMBEDDING, row))
+        elif name in (INPUT_EMBEDDING, BAG_OF_WORDS, CONTEXT_WORDS):
+            selection.append((f"{name}{treatment}", row))
     hidden = [row for row in rows if row["representation"] == HIDDEN_STATE and row[value] is not None]
     for candidates in group_rows(hidden, "model", "revision", "pooling").values():
         ordered = sorted(candidates, key=lambda row: row[value])
         for name, row in (("best", ordered[-1]), ("median", ordered[len(ordered) // 2])):
-            layer = f"L{row['layer']}" + ("*" if row["measure"] == CENTRED_COSINE else "")
+            layer = f"L{row['layer']}{TREATMENTS[row['measure']]}"
             selection.append((f"{name} of {len(ordered)} {row['pooling']} states ({layer})", row))
     return selection
 
 
 def _model_prefix(row: Row) -> str:
     """The model in front of a label; empty for representations that no model of the sweep has."""
-    if row["representation"] in (WORD_VECTORS, SENTENCE_ENCODER, ENCODED_WORD):
+    if row["representation"] in _MODEL_FREE:
         return ""
     return f"{row['model']}@{row['revision']}: "

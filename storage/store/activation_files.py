@@ -26,7 +26,8 @@ from storage.store.commit import LOCATION, FileRecord
 from storage.store.layout import escape_name
 from storage.store.paths import explain_read_errors, open_parquet
 
-POOLINGS = ("max", "concept", "context", "mean", "last")
+CONTEXT = "context"
+POOLINGS = ("max", "concept", CONTEXT, "mean", "last")
 """Poolings of neurons: the maximum over all real tokens, over those of the concept's word, and over
 all but those; the mean over all real tokens, and the value at the last."""
 
