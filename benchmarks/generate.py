@@ -24,7 +24,7 @@ from storage.readers.concepts import read_concepts
 
 _MODEL = "smollm2-135m-instruct"
 _CONCEPTS, _SENTENCES, _IN_SLICE = 64, 32, 16
-_DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
+_DEMO = Path(__file__).parent.parent / "examples" / "men-core.csv"
 
 
 def generate() -> None:

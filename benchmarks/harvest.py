@@ -14,7 +14,7 @@ from storage.readers.concepts import read_concepts
 from storage.readers.human import builtin_human_set, read_pairs
 
 _BYTES, _CONCEPTS, _SENTENCES = 1_000_000_000, 500, 32
-_DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
+_DEMO = Path(__file__).parent.parent / "examples" / "men-core.csv"
 _SLOT = "\0"
 
 

@@ -15,7 +15,7 @@ from storage.readers.concepts import read_concepts
 
 _CONCEPTS, _SENTENCES = 2_000, 125
 _WORDS = 8
-_DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
+_DEMO = Path(__file__).parent.parent / "examples" / "men-core.csv"
 _TEMPLATES = (
     "Nobody knows why the {} came there with {}.",
     "We drew one {} in a field of {}.",

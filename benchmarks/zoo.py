@@ -24,7 +24,7 @@ from storage.readers.concepts import ConceptSet, read_concepts
 SETTINGS = ActivationSettings(default_dtype(), "mlp", ["max", "concept", "context"])
 
 _WARM_UP = 128
-_CONCEPTS = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
+_CONCEPTS = Path(__file__).parent.parent / "examples" / "men-core.csv"
 
 
 def demo_model() -> Weights:

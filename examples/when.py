@@ -6,7 +6,7 @@ alignment, experts and their stability over training.
 
 Checkpoints are saved in the folder of the sweep file's first model, at the steps that it lists as
 revisions `step<N>`. The training text is the Wikipedia excerpt in gensim's package and the stories in
-examples/demo-concepts.csv; the sweep uses the facts, none of which the model was trained on.
+examples/men-core.csv; the sweep uses the facts, none of which the model was trained on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jobs.config.sweep import Sweep
 from storage.database import open_store
 
 HERE = Path(__file__).parent
-CONCEPTS = HERE / "demo-concepts.csv"
+CONCEPTS = HERE / "men-core.csv"
 WIKIPEDIA = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 END = "<|endoftext|>"
 CONTEXT, BATCH = 64, 16

@@ -26,7 +26,7 @@ from storage.readers.concepts import read_concepts
 from storage.readers.corpus import UnreadableLines, find_files, read_chunks
 from storage.store import layout
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
+DEMO = Path(__file__).parent.parent / "examples" / "men-core.csv"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from alignment.text.quality import (
 from alignment.text.word_matching import ConceptWord, WordFinder, find_word
 from storage.readers.concepts import read_concepts
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo-concepts.csv"
+DEMO = Path(__file__).parent.parent / "examples" / "men-core.csv"
 CONCEPTS = [
     ConceptWord("cat"),
     ConceptWord("dog"),
