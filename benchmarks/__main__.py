@@ -1,11 +1,13 @@
-"""`python -m benchmarks [NAME]`: run all benchmarks, or one."""
+"""`python -m benchmarks [NAME]`: run all benchmarks, or one; `gpu --model CONFIG` for another model."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from pathlib import Path
 
 from benchmarks.bootstrap import bootstrap
-from benchmarks.capture import capture, pipeline, replicas
+from benchmarks.capture import capture, pipeline, threads
 from benchmarks.fused import fused
 from benchmarks.generate import generate
 from benchmarks.harvest import harvest
@@ -18,7 +20,7 @@ BENCHMARKS = {
     "capture": capture,
     "fused": fused,
     "pipeline": pipeline,
-    "replicas": replicas,
+    "threads": threads,
     "select_sort": select_sort,
     "select_sklearn": select_sklearn,
     "select_concepts": select_concepts,
@@ -38,15 +40,27 @@ ON_REQUEST = {"generate", "similarity_large"}
 """Benchmarks that need vLLM or take minutes run only by name."""
 
 
+_GPU = "gpu"
+"""Needs a GPU for figures that mean something, and takes minutes."""
+
+
 def main() -> int:
     """Run the benchmarks named on the command line; exit with 2 for an unknown name."""
-    names = sys.argv[1:] or [name for name in BENCHMARKS if name not in ON_REQUEST]
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        print(f"{unknown[0]}: unknown benchmark; choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*BENCHMARKS, _GPU]))
+    parser.add_argument("--model", type=Path, help=f"a config.json, for {_GPU}")
+    arguments = parser.parse_args()
+    names = arguments.names or [name for name in BENCHMARKS if name not in ON_REQUEST]
+    if unknown := [name for name in names if name not in BENCHMARKS and name != _GPU]:
+        parser.error(f"{unknown[0]}: unknown benchmark; choose from {', '.join([*BENCHMARKS, _GPU])}")
     for name in names:
-        BENCHMARKS[name]()
+        if name == _GPU:
+            # It sets an environment variable of numba.
+            from benchmarks.gpu.command import gpu
+
+            gpu(arguments.model)
+        else:
+            BENCHMARKS[name]()
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The activations stage against the model alone, and pipelines against replicas."""
+"""The activations stage against the model alone, and its threads and shards against one core."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from transformers import AutoModel
 
 from benchmarks import zoo
 from benchmarks.measure import empty, record, seconds, side_by_side
-from cluster.activations.batching import pad
-from cluster.activations.shard import PAD_ID, ActivationShard
+from cluster.activations.batching import batch_sentences, pad
+from cluster.activations.pooling_shard import PAD_ID
+from cluster.activations.sentence_set import tokenize
+from cluster.models.shard import MAX_TOKENS
+from cluster.models.tokenizer import Tokenizer
 from cluster.models.weights import ensure_local
-from jobs.activations import TOKEN_BUDGET
 
 _SENTENCES = 2048
 _ROUNDS = 2
@@ -24,49 +26,49 @@ def capture() -> None:
     torch.set_num_threads(1)
     texts = zoo.demo_texts(_SENTENCES)
     folder = ensure_local(zoo.demo_model())
-    shard = ActivationShard(folder, zoo.SETTINGS)
-    model = AutoModel.from_pretrained(folder, dtype=shard.dtype).eval()
-    work = [shard.begin(unit, TOKEN_BUDGET) for unit in zoo.in_units(texts)]
+    model = AutoModel.from_pretrained(folder, dtype=getattr(torch, zoo.SETTINGS.dtype)).eval()
+    tokenizer = Tokenizer(folder, MAX_TOKENS)
+    sentences = tokenize(tokenizer, texts, zoo.SETTINGS.inputs, zoo.SETTINGS.poolings)
+    batches = batch_sentences(sentences.lengths, zoo.TOKEN_BUDGET)
 
     def bare() -> None:
         with torch.inference_mode():
-            for unit in work:
-                for rows in unit.batches:
-                    batch = pad([unit.sentences.tokens[row] for row in rows], PAD_ID, shard.device)
-                    model(batch.ids, attention_mask=batch.attention, use_cache=False)
+            for rows in batches:
+                batch = pad([sentences.tokens[row] for row in rows], PAD_ID, torch.device("cpu"))
+                model(batch.ids, attention_mask=batch.attention, use_cache=False)
 
-    with zoo.pipelines(1) as (replicas, store):
+    with zoo.workers((1, 1)) as ((worker,), store):
         ours, theirs = side_by_side(
-            lambda: zoo.run(replicas, texts, store), bare, _ROUNDS, lambda: empty(store)
+            lambda: zoo.run(worker, texts, store), bare, _ROUNDS, lambda: empty(store)
         )
-    record("capture", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 0.95")
-    _print_rate(model, sum(sum(unit.sentences.lengths) for unit in work) / ours)
+    record("capture", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 0.97")
+    _print_rate(model, sum(sentences.lengths) / ours)
 
 
 def pipeline() -> None:
-    """Two shards on one core each, against two unsharded replicas on one core each."""
+    """Two shards on one core each, against one shard on two cores."""
     texts = zoo.demo_texts(_SENTENCES)
-    with zoo.pipelines(2, 1, 1) as ((sharded, *unsharded), store):
+    with zoo.workers((2, 1), (1, 2)) as ((sharded, whole), store):
         ours, theirs = side_by_side(
-            lambda: zoo.run([sharded], texts, store),
-            lambda: zoo.run(unsharded, texts, store),
+            lambda: zoo.run(sharded, texts, store),
+            lambda: zoo.run(whole, texts, store),
             _ROUNDS,
             lambda: empty(store),
         )
     record("pipeline", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 0.80")
 
 
-def replicas() -> None:
-    """Two replicas on one core each, against one."""
+def threads() -> None:
+    """One shard on two cores, against one core."""
     texts = zoo.demo_texts(_SENTENCES)
-    with zoo.pipelines(1, 1) as (both, store):
+    with zoo.workers((1, 2), (1, 1)) as ((two, one), store):
         ours, theirs = side_by_side(
-            lambda: zoo.run(both, texts, store),
-            lambda: zoo.run(both[:1], texts, store),
+            lambda: zoo.run(two, texts, store),
+            lambda: zoo.run(one, texts, store),
             _ROUNDS,
             lambda: empty(store),
         )
-    record("replicas", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 1.8")
+    record("threads", _SENTENCES / ours, _SENTENCES / theirs, _UNIT, "ratio at least 1.8")
 
 
 def _print_rate(model: nn.Module, tokens_per_second: float) -> None:

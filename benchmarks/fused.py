@@ -18,15 +18,15 @@ from alignment.expertise.scoring import REFERENCE_PREVALENCE, score_neurons
 from benchmarks import zoo
 from benchmarks.measure import empty, record, side_by_side
 from cluster.activations.batching import batch_sentences, pad
+from cluster.activations.layer_recorder import sites_of
 from cluster.activations.model_pass import Block, ModelPass
-from cluster.activations.pass_actor import SiteValues, sites_of
+from cluster.activations.pass_request import SiteValues
 from cluster.activations.pooling_shard import PAD_ID
 from cluster.activations.sentence_set import tokenize
 from cluster.activations.spool import SpoolSettings
 from cluster.models.shard import MAX_TOKENS
 from cluster.models.tokenizer import Tokenizer
 from cluster.models.weights import ensure_local
-from jobs.activations import TOKEN_BUDGET
 from jobs.scoring.labelings import Labeling
 from jobs.scoring.layer_scorer import LayerScorer
 
@@ -63,12 +63,13 @@ def fused() -> None:
         def read(consume: Callable[[Block], None]) -> None:
             sentences = tokenize(tokenizer, texts, settings.inputs, settings.poolings)
             spool = SpoolSettings(store / "spool", 0)
-            ModelPass(folder, settings, sentences, TOKEN_BUDGET, spool).run(consume)
+            ModelPass(folder, settings, sentences, zoo.TOKEN_BUDGET, spool).run(consume)
 
         def score(block: Block) -> None:
             for layer in block.layers:
                 sites = sites_of(block, layer)
-                scorer(layer, [SiteValues(pooling, site.name, each) for pooling, site, each in sites])
+                values = [SiteValues(pooling, site.name, each) for pooling, site, each in sites]
+                scorer(layer, values, 1)
 
         def copy(block: Block) -> None:
             values.extend(
@@ -78,7 +79,7 @@ def fused() -> None:
         def alone() -> None:
             sentences = tokenize(tokenizer, texts, settings.inputs, settings.poolings)
             with torch.inference_mode():
-                for rows in batch_sentences(sentences.lengths, TOKEN_BUDGET):
+                for rows in batch_sentences(sentences.lengths, zoo.TOKEN_BUDGET):
                     batch = pad([sentences.tokens[row] for row in rows], PAD_ID, torch.device("cpu"))
                     model(batch.ids, attention_mask=batch.attention, use_cache=False)
             for of_site in values:

@@ -16,7 +16,7 @@ from alignment.text.word_matching import ConceptWord
 from benchmarks.measure import record
 from cluster.models.generation import TRANSFORMERS, VLLM, EngineName, EngineSettings, GenerationWorker
 from cluster.models.weights import resolve
-from cluster.runtime.devices import default_dtype
+from cluster.runtime.devices import count_gpus, default_dtype
 from jobs.config.concepts import GeneratedSentences
 from jobs.sources.generate import GenerationTask, GenerationUnit, generate_unit
 from jobs.sources.prompts import Subject
@@ -77,7 +77,8 @@ def _make_task(words: list[str], sentences: int) -> GenerationTask:
 def _start(engine: EngineName, number: int, cores: int) -> list[GenerationWorker]:
     """Start engines and generate two sentences with each."""
     started = time.perf_counter()
-    weights, settings = resolve(_MODEL, "main", Path()), EngineSettings(engine, default_dtype())
+    settings = EngineSettings(engine, default_dtype(count_gpus() > 0))
+    weights = resolve(_MODEL, "main", Path())
     writers = [GenerationWorker(weights, settings, {"CPU": float(cores)}) for _ in range(number)]
     subjects = [Subject("cat", "noun", "a small animal")] * number
     _write(writers, 0, subjects, _make_task(["cat"] * number, 2))

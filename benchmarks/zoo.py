@@ -1,4 +1,4 @@
-"""Model, sentences and pipelines shared by the benchmarks of the activations stage."""
+"""Model, sentences and workers shared by the benchmarks of the activations stage."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 
 from alignment.text.word_matching import find_word
-from cluster.activations.actor import WorkUnit
-from cluster.activations.pipeline import ActivationPipeline
-from cluster.activations.shard import ActivationSettings
+from cluster.activations.layer_writer import LayerWriter
+from cluster.activations.pass_actor import PassWorker
+from cluster.activations.pass_request import PassRequest
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.models.tokenizer import Text
 from cluster.models.weights import Weights, resolve
 from cluster.runtime.devices import default_dtype
-from cluster.runtime.session import connect
-from jobs.activations import TOKEN_BUDGET, work_unit_size
+from jobs.config.models import Model
+from jobs.device_params import token_budget
 from storage.readers.concepts import ConceptSet, read_concepts
 
-SETTINGS = ActivationSettings(default_dtype(), "mlp", ["max", "concept", "context"])
+SETTINGS = ActivationSettings(default_dtype(on_gpus=False), "mlp", ["max", "concept", "context"])
+TOKEN_BUDGET = token_budget(Model(id="smollm2-135m-instruct", gpus_per_shard=0))
 
 _WARM_UP = 128
 _CONCEPTS = Path(__file__).parent.parent / "examples" / "men-core.csv"
@@ -48,39 +49,28 @@ def demo_concepts() -> ConceptSet:
 
 
 @contextmanager
-def pipelines(*shards: int) -> Iterator[tuple[list[ActivationPipeline], Path]]:
-    """Pipelines with the given numbers of shards, one CPU core per shard, after a warm-up; and a folder
+def workers(*shards_and_cpus: tuple[int, int]) -> Iterator[tuple[list[PassWorker], Path]]:
+    """Workers with the given numbers of shards and of CPU cores per shard, after a warm-up; and a folder
     to write to."""
-    connect()
-    # all pipelines exist at once, but only those being timed have work
-    resources = {"CPU": ray.cluster_resources()["CPU"] / sum(shards) // 0.01 * 0.01}
-    started = [ActivationPipeline(demo_model(), SETTINGS, count, resources) for count in shards]
+    # All workers exist at once, but only those being timed have work.
+    n_cpus = sum(shards * cpus for shards, cpus in shards_and_cpus)
+    ray.init(address="local", num_cpus=n_cpus, include_dashboard=False, log_to_driver=False)
+    started = [
+        PassWorker(demo_model(), SETTINGS, shards, {"CPU": float(cpus)})
+        for shards, cpus in shards_and_cpus
+    ]
     try:
         with tempfile.TemporaryDirectory() as name:
-            for pipeline in started:
-                run([pipeline], demo_texts(_WARM_UP), Path(name))
+            for worker in started:
+                run(worker, demo_texts(_WARM_UP), Path(name))
             yield started, Path(name)
     finally:
-        for pipeline in started:
-            pipeline.stop()
+        for worker in started:
+            worker.stop()
         ray.shutdown()
 
 
-def in_units(texts: list[Text]) -> list[list[Text]]:
-    """Sentences split into work units as in the stage."""
-    size = work_unit_size(len(texts))
-    return [texts[first : first + size] for first in range(0, len(texts), size)]
-
-
-def run(replicas: list[ActivationPipeline], texts: list[Text], store: Path) -> None:
-    """Read and commit all sentences, units assigned round-robin, at most two in flight per replica."""
-    parts = in_units(texts)
-    units = [
-        WorkUnit(number, number * len(parts[0]), part, TOKEN_BUDGET) for number, part in enumerate(parts)
-    ]
-    in_flight: list[Any] = []
-    for number, unit in enumerate(units):
-        if len(in_flight) == 2 * len(replicas):
-            ray.get(in_flight.pop(0))
-        in_flight.append(replicas[number % len(replicas)].submit(unit, store, []))
-    ray.get(in_flight)
+def run(worker: PassWorker, texts: list[Text], store: Path) -> None:
+    """Read all sentences and write their activations into a new folder of the store."""
+    folder = Path(tempfile.mkdtemp(dir=store))
+    ray.get(worker.run(PassRequest(texts, ["cat"], TOKEN_BUDGET, folder, None, LayerWriter(folder))))

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+
+from storage.errors import NeuralignError
+
 _MESSAGES = ("out of memory", "allocate memory", "alloc_failed")
-"""Of CUDA and its allocator in torch, of torch's allocator in host memory, and of cuBLAS."""
+"""Of CUDA and its allocator in torch, of torch's allocator in host memory, and of cuBLAS. NumPy and
+Arrow raise MemoryError, with other messages or none."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    message = str(error).lower()
-    return any(text in message for text in _MESSAGES)
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or the cause of an error that neuralign raised, is that memory ran out.
+
+    Messages count only in the types that torch and the operating system raise: others may quote a text
+    that says so.
+    """
+    if isinstance(error, NeuralignError):
+        return is_out_of_memory(error.__cause__)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if isinstance(error, RuntimeError | OSError):
+        message = str(error).lower()
+        return any(text in message for text in _MESSAGES)
+    return isinstance(error, MemoryError)

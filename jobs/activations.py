@@ -1,25 +1,31 @@
-"""Stage `activations`: run every sentence through the model and write pooled activations to Parquet."""
+"""Stage `activations`: one pass of every sentence through the model, in blocks of layers.
+
+What becomes of a layer's values depends on whether they are kept: they are written to Parquet, or its
+neurons are scored at once under all labelings of the sweep, and only the rows are written that the
+stages `experts`, `controls` and `similarity` take from here. A layer is a work unit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from cluster.models.earlier_versions import reading_params
+from cluster.models.architecture import count_layers
 from cluster.models.size import model_size
-from cluster.models.weights import Weights
-from cluster.runtime.devices import default_dtype
+from cluster.models.weights import Weights, load_config
 from jobs import sentences
 from jobs.config.models import Model, Neurons
-from jobs.engine.disk_budget import activation_bytes_per_sentence
-from jobs.engine.progress import progress
-from jobs.engine.stage import Resource, Stage, StageOutput, run_missing_units
+from jobs.device_params import activation_dtype, token_budget
+from jobs.engine.keeping import are_kept
+from jobs.engine.stage import Resource, Stage, StageOutput
+from jobs.model_pass import run_pass
 from storage import tables
+from storage.errors import NeuralignError
 from storage.store.activation_files import (
     INPUT_EMBEDDINGS_FILE,
     RESIDUAL,
@@ -28,18 +34,18 @@ from storage.store.activation_files import (
 )
 from storage.store.commit import FileRecord, write_table
 from storage.store.fingerprint import hash_file
+from storage.store.layout import HIDDEN_STATES
+from storage.store.manifest import read_work_units
+from storage.store.paths import is_remote
 
 if TYPE_CHECKING:
+    from cluster.activations.pass_request import LayerConsumer
     from cluster.activations.pooling_shard import ActivationSettings
     from cluster.models.sparse_autoencoder import SparseAutoencoder
     from cluster.models.tokenizer import InputOptions
 
 KIND = "activations"
-TOKEN_BUDGET = 1024
 _SITE_KEY = ("pooling", "layer", "site")
-_MIN_UNIT_SENTENCES, _MAX_UNIT_SENTENCES = 64, 4096
-_MIN_UNITS = 8
-_MAX_UNIT_BYTES = 4 << 30
 
 
 def plan(
@@ -47,61 +53,39 @@ def plan(
     model: Model,
     neurons: Neurons,
     sentences_stage: Stage,
-    n_sentences: int,
     states: bool,
+    scored: Sequence[Mapping[str, Any]] | None,
     autoencoder: SparseAutoencoder | None = None,
 ) -> Stage:
-    """The stage that keeps the activations of one model revision on one concept set; see `make_params`.
+    """The stage of one model revision on one concept set.
 
-    Shards and replicas are not part of the fingerprint: they do not change the values.
+    `states` adds the hidden states after every layer, and an `autoencoder` replaces the neurons by its
+    latents. `scored` are the parameters of the stages that take rows from this one; None if activations
+    are kept. Blocks of layers, shards and threads are not part of the fingerprint: they do not change
+    the values.
     """
-    size = work_unit_size(n_sentences)
-    if reading_params(weights) and autoencoder is None:
-        # The size is part of the fingerprint, so that of models read by earlier versions is kept.
-        size = limit_unit_size(size, _bytes_per_sentence(weights, neurons, states))
-    params = {
-        **make_params(weights, model, neurons, sentences_stage, states, autoencoder),
-        "token_budget": TOKEN_BUDGET,
-        "sentences_in_unit": size,
-        "units": -(-n_sentences // size),
-    }
-
-    def run(stage: Stage, store: Path) -> StageOutput:
-        return _run(stage, store, weights, model, autoencoder)
-
-    return Stage(KIND, weights.label, params, run, {"sentences": sentences_stage}, resource_for(model))
-
-
-def make_params(
-    weights: Weights,
-    model: Model,
-    neurons: Neurons,
-    sentences_stage: Stage,
-    states: bool,
-    autoencoder: SparseAutoencoder | None,
-) -> dict[str, Any]:
-    """The parameters of what is read; `states` adds the hidden states after every layer, and an
-    `autoencoder` replaces the neurons by its latents."""
     params = {
         "model": weights.model,
         "revision": weights.revision,
         "identity": weights.identity,
         "concept_set": sentences_stage.params["concept_set"],
-        "dtype": default_dtype() if model.dtype == "auto" else model.dtype,
+        "dtype": activation_dtype(model),
         "sites": neurons.sites,
         "poolings": list(neurons.pooling),
         "states": states,
-        **reading_params(weights),
         **model.input_params(),
+        "keep": scored is None,
+        "token_budget": token_budget(model),
     }
     if autoencoder is not None:
         params |= {"sites": [autoencoder.name], "dictionary": _autoencoder_params(autoencoder)}
-    return params
+    if scored is not None:
+        params["scored"] = [dict(each) for each in scored]
 
+    def run(stage: Stage, store: Path) -> StageOutput:
+        return _run(stage, store, weights, model, autoencoder)
 
-def are_kept(stage: Stage) -> bool:
-    """Whether the stage keeps activations; else it has the rows that are made of them."""
-    return bool(stage.params.get("keep", True))
+    return Stage(KIND, weights.label, params, run, {"sentences": sentences_stage}, resource_for(model))
 
 
 def input_options(model: Model) -> InputOptions:
@@ -114,24 +98,6 @@ def input_options(model: Model) -> InputOptions:
 def resource_for(model: Model) -> Resource:
     """What stages that hold the model's shards run on."""
     return Resource.GPUS if model.gpus_per_shard else Resource.CPUS
-
-
-def work_unit_size(n_sentences: int) -> int:
-    """Sentences in a work unit: a power of two that gives at least 8 units, within bounds.
-
-    It depends on the number of sentences alone, so that a run resumed on another cluster has the same
-    units.
-    """
-    size = 1 << max(0, (n_sentences // _MIN_UNITS).bit_length() - 1)
-    return min(max(size, _MIN_UNIT_SENTENCES), _MAX_UNIT_SENTENCES)
-
-
-def limit_unit_size(size: int, bytes_per_sentence: int) -> int:
-    """A work unit's sentences, halved until their activations fit into 4 GB of a worker's memory; at
-    least the minimum."""
-    while size > _MIN_UNIT_SENTENCES and size * bytes_per_sentence > _MAX_UNIT_BYTES:
-        size //= 2
-    return size
 
 
 def open_site(stage: Stage, store: Path, pooling: str, layer: int, site: str) -> SiteActivations:
@@ -164,11 +130,6 @@ def read_input_embeddings(stage: Stage, store: Path) -> dict[str, list[float]]:
     return {row["concept"]: row["vector"] for row in table.to_pylist()}
 
 
-def _bytes_per_sentence(weights: Weights, neurons: Neurons, states: bool) -> int:
-    size = model_size(weights, neurons.sites)
-    return activation_bytes_per_sentence(size, len(neurons.pooling), states)
-
-
 def _autoencoder_params(autoencoder: SparseAutoencoder) -> dict[str, Any]:
     """The identity of an autoencoder: its settings, its width and its content, not its path."""
     settings = {name: value for name, value in vars(autoencoder).items() if name != "path"}
@@ -178,81 +139,54 @@ def _autoencoder_params(autoencoder: SparseAutoencoder) -> dict[str, Any]:
 def _run(
     stage: Stage, store: Path, weights: Weights, model: Model, autoencoder: SparseAutoencoder | None
 ) -> StageOutput:
-    from cluster.activations.actor import UnitResult, WorkUnit
-    from cluster.activations.pipeline import ActivationPipeline
-    from cluster.models.shard import MAX_TOKENS
+    from cluster.activations.pass_request import PassRequest, layer_unit
     from cluster.models.tokenizer import Text
-    from cluster.runtime.placement import plan_placement
-    from cluster.runtime.queue import WorkQueue
-    from cluster.runtime.session import connect
 
-    folder = stage.folder(store)
-    size = stage.params["sentences_in_unit"]
-    texts = [Text(text, spans) for text, spans in sentences.read_texts(stage.inputs["sentences"], store)]
-    units = [
-        WorkUnit(number, first, texts[first : first + size], TOKEN_BUDGET, len(texts))
-        for number, first in enumerate(range(0, len(texts), size))
-    ]
-    words = sentences.read_concept_names(stage.inputs["sentences"], store)
-    settings = make_settings(stage, weights, model, autoencoder)
-    connect()
-    placement = plan_placement(
-        weights, stage.params["dtype"], model.shards, model.replicas, model.gpus_per_shard
+    folder, sentences_stage = stage.folder(store), stage.inputs["sentences"]
+    texts = [Text(text, spans) for text, spans in sentences.read_texts(sentences_stage, store)]
+    words = sentences.read_concept_names(sentences_stage, store)
+    spool = None if is_remote(folder) else folder / HIDDEN_STATES
+    units = [layer_unit(layer) for layer in range(count_layers(load_config(weights)))]
+    request = PassRequest(
+        texts, words, stage.params["token_budget"], folder, spool, _make_consumer(stage, store)
     )
-
-    def start() -> ActivationPipeline:
-        return ActivationPipeline(weights, settings, placement.shards, placement.resources)
-
-    def submit(pipeline: ActivationPipeline, unit: WorkUnit) -> Any:
-        return pipeline.submit(unit, folder, words if unit.number == 0 else [])
-
-    def halve_batches(unit: WorkUnit) -> WorkUnit:
-        return replace(unit, budget=max(1, unit.budget // 2))
-
-    def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
-        remaining = list(missing)
-        n_remaining = sum(len(unit.texts) for unit in remaining)
-        queue: WorkQueue[WorkUnit, UnitResult] = WorkQueue(
-            start, submit, lambda unit: f"{stage.name}, unit {unit.name}", halve_batches
-        )
-        with progress(stage.name, len(texts), "sentences", len(texts) - n_remaining) as advance:
-            replicas = min(placement.replicas, len(remaining))
-            for unit, result in queue.run(remaining, replicas, model.wait_seconds):
-                facts = {
-                    "places": [
-                        [pooling, site.layer, site.name, site.width, site.module, site.part]
-                        for pooling, site in result.pooled_sites
-                    ],
-                    "tokens": result.n_tokens,
-                    "cut": result.n_truncated,
-                    "budget": unit.budget,
-                    "word_tokens": result.word_tokens,
-                }
-                yield unit.name, result.files, facts
-                advance(len(unit.texts))
-
-    files, facts = run_missing_units(folder, {unit.name: unit for unit in units}, run)
-    sites = site_rows(stage.params, facts[0]["places"])
-    file_rows = [
-        {
-            **row,
-            "first": unit.first,
-            "sentences": len(unit.texts),
-            "path": f"{activation_folder(*(row[name] for name in _SITE_KEY))}/{unit.name}.parquet",
-        }
-        for row in sites
-        for unit in units
-    ]
-    files.append(_write_rows(folder, tables.ACTIVATION_FILES, file_rows))
-    # Units of earlier versions lack these counts.
-    files += write_site_tables(stage, folder, sites, words, facts[0].get("word_tokens", {}))
-    return StageOutput(files, [*size_notes(stage, weights), *make_notes(facts, len(texts), MAX_TOKENS)])
+    settings = _make_settings(stage, weights, model, autoencoder)
+    run_pass(stage.name, weights, model, settings, request, units)
+    if spool is not None:
+        shutil.rmtree(spool, ignore_errors=True)
+    recorded = read_work_units(folder)
+    if missing := [name for name in units if name not in recorded]:
+        raise NeuralignError(f"{stage.name}: layer {missing[0]} was not read")
+    facts = [recorded[name][1] for name in units]
+    files = [record for name in units for record in recorded[name][0]]
+    sites = _site_rows(stage, facts)
+    files.append(_write_rows(folder, tables.SITES, sites))
+    files.append(_write_rows(folder, tables.CONCEPT_TOKENS, _word_rows(stage, words, facts[0])))
+    if are_kept(stage.params):
+        files.append(_write_rows(folder, tables.ACTIVATION_FILES, _file_rows(sites, len(texts))))
+    notes = [] if "dictionary" in stage.params else model_size(weights, stage.params["sites"]).notes
+    return StageOutput(files, [*notes, *make_notes(facts, len(texts))])
 
 
-def make_settings(
+def _make_consumer(stage: Stage, store: Path) -> LayerConsumer:
+    """What is done with the values of each layer."""
+    folder, sentences_stage = stage.folder(store), stage.inputs["sentences"]
+    if are_kept(stage.params):
+        from cluster.activations.layer_writer import LayerWriter
+
+        return LayerWriter(folder)
+    from jobs.scoring.labelings import make_labeling
+    from jobs.scoring.layer_scorer import LayerScorer
+
+    ids, members, _ = sentences.read_memberships(sentences_stage, store)
+    labelings = [make_labeling(params, sentences_stage, store) for params in stage.params["scored"]]
+    return LayerScorer(folder, labelings, ids, members)
+
+
+def _make_settings(
     stage: Stage, weights: Weights, model: Model, autoencoder: SparseAutoencoder | None
 ) -> ActivationSettings:
-    """What a model's shards record."""
+    """What the pass records of the model."""
     from cluster.activations.pooling_shard import ActivationSettings
 
     return ActivationSettings(
@@ -266,31 +200,40 @@ def make_settings(
     )
 
 
-def site_rows(params: Mapping[str, Any], places: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Rows of the table `sites`, from the facts of work units."""
-    constants = {name: params[name] for name in ("model", "revision", "concept_set")}
+def _constants(stage: Stage) -> dict[str, Any]:
+    return {name: stage.params[name] for name in ("model", "revision", "concept_set")}
+
+
+def _site_rows(stage: Stage, facts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table `sites`, from the facts of the layers."""
     columns = ("pooling", "layer", "site", "width", "module", "part")
-    # Work units of earlier versions lack the last two.
-    return [constants | dict(zip(columns, values, strict=False)) for values in places]
-
-
-def write_site_tables(
-    stage: Stage,
-    folder: Path,
-    sites: list[dict[str, Any]],
-    words: Sequence[str],
-    word_tokens: Mapping[str, int],
-) -> list[FileRecord]:
-    """Commit the tables of the sites and of the concepts' tokens."""
-    constants = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
-    word_rows = [
-        {**constants, "concept": word, "n_tokens": word_tokens[word]}
-        for word in words
-        if word in word_tokens
-    ]
     return [
-        _write_rows(folder, tables.SITES, sites),
-        _write_rows(folder, tables.CONCEPT_TOKENS, word_rows),
+        _constants(stage) | dict(zip(columns, place, strict=True))
+        for each in facts
+        for place in each["places"]
+    ]
+
+
+def _word_rows(
+    stage: Stage, words: Iterable[str], first_facts: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of the table of the concepts' tokens, from the facts of the first layer."""
+    n_tokens = first_facts["word_tokens"]
+    return [{**_constants(stage), "concept": word, "n_tokens": n_tokens[word]} for word in words]
+
+
+def _file_rows(sites: Iterable[Mapping[str, Any]], n_sentences: int) -> list[dict[str, Any]]:
+    """Rows of the table of the files: each has a site's activations of all sentences."""
+    from cluster.activations.layer_writer import activation_file
+
+    return [
+        {
+            **site,
+            "first": 0,
+            "sentences": n_sentences,
+            "path": activation_file(*(site[name] for name in _SITE_KEY)),
+        }
+        for site in sites
     ]
 
 
@@ -298,28 +241,18 @@ def _write_rows(folder: Path, table: tables.Table, rows: list[dict[str, Any]]) -
     return write_table(folder, table.file, pa.Table.from_pylist(rows, table.schema))
 
 
-def size_notes(stage: Stage, weights: Weights) -> list[str]:
-    """Notes on layers that have none of the selected sites."""
-    return [] if "dictionary" in stage.params else [*model_size(weights, stage.params["sites"]).notes]
+def make_notes(facts: Sequence[Mapping[str, Any]], n_sentences: int) -> list[str]:
+    """Notes on truncated sentences, and those of the pass, from the facts of the layers."""
+    from cluster.models.shard import MAX_TOKENS
 
-
-def make_notes(unit_facts: Sequence[Mapping[str, Any]], n_sentences: int, max_tokens: int) -> list[str]:
-    """Notes on truncated sentences and on work units that ran out of memory."""
     notes = []
-    if truncated := sum(facts["cut"] for facts in unit_facts):
+    if truncated := facts[0]["cut"]:
         notes.append(
-            f"{truncated} of {n_sentences} sentences exceed the model's context or {max_tokens} tokens "
+            f"{truncated} of {n_sentences} sentences exceed the model's context or {MAX_TOKENS} tokens "
             "and were truncated"
         )
-    budgets = [facts.get("budget", TOKEN_BUDGET) for facts in unit_facts]
-    reduced = [budget for budget in budgets if budget < TOKEN_BUDGET]
-    if reduced:
-        notes.append(
-            f"{len(reduced)} of {len(unit_facts)} work units ran out of memory and were rerun with "
-            f"batches of down to {min(reduced)} tokens instead of {TOKEN_BUDGET}; bfloat16 values may "
-            "differ in the last digit"
-        )
-    return notes
+    # Each layer has those of the layers before it.
+    return [*notes, *dict.fromkeys(note for each in facts for note in each["notes"])]
 
 
 if __name__ == "__main__":

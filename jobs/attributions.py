@@ -172,9 +172,7 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
     connect()
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
-        placement = plan_placement(
-            weights, params["dtype"], model.shards, model.replicas, model.gpus_per_shard
-        )
+        placement = plan_placement(weights, params["dtype"], model.shards, model.gpus_per_shard)
         _, words = tokenize_prompts(weights, model, params["prompts"], concepts)
         words_by_concept = dict(zip(concepts, words, strict=True))
 

@@ -1,8 +1,7 @@
 """Stage `experts`: score every neuron as a detector of every concept, one Ray task per (pooling, site).
 
-It needs all activations of a model: a work unit commits its sentences for every site at once, so no site
-is complete before the last unit. If the activations are not kept, the stage `activations` has scored
-them, and this stage takes its rows.
+It starts when all activations of a model are complete. If they are not kept, the stage `activations` has
+scored them, and this stage takes its rows.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import pyarrow as pa
 from alignment.expertise.scoring import ApHistogram
 from jobs import activations, sentences
 from jobs.config.analysis import OTHERS, OWN, ExpertSettings
+from jobs.engine.keeping import are_kept
 from jobs.engine.progress import progress
 from jobs.engine.stage import Resource, Stage, StageOutput, run_missing_units
 from jobs.scoring.block_scores import (
@@ -30,13 +30,14 @@ from jobs.scoring.block_scores import (
     score_block,
 )
 from jobs.scoring.labelings import RELABELED_CONTROLS, Labeling, make_labeling
-from jobs.scoring.layer_scorer import SCORES_FOLDER, scored_folder
+from jobs.scoring.layer_scorer import SCORES_FOLDER, layer_file, scored_folder
 from storage import sql, tables
 from storage.errors import StoreError, UserError
 from storage.readers.concepts import POOL, ConceptSet
 from storage.store.activation_files import SiteActivations, activation_folder
 from storage.store.checksums import read_checked
 from storage.store.commit import FileRecord, write_bytes, write_table, write_values
+from storage.store.flat_parquet import decode
 from storage.store.manifest import read_rows
 from storage.store.scratch import scratch
 
@@ -66,7 +67,7 @@ def plan(
         files = _run(stage, store, config) if is_kept else _take_rows(stage, store)
         return _finish(stage, store, files)
 
-    is_kept = activations.are_kept(activations_stage)
+    is_kept = are_kept(activations_stage.params)
     resource = Resource.CPUS if is_kept else Resource.DRIVER
     label = f"{activations_stage.label} {control}" if control else activations_stage.label
     kind = CONTROL_KIND if control else KIND
@@ -150,20 +151,36 @@ def _run(stage: Stage, store: Path, config: ExpertSettings) -> list[FileRecord]:
 
 
 def _take_rows(stage: Stage, store: Path) -> list[FileRecord]:
-    """Copy the rows, and scores that are kept, of activations that are not kept."""
-    manifest = stage.inputs["activations"].read_manifest(store)
-    prefix = f"{scored_folder(stage.params)}/"
-    names = {
-        record: record.path.removeprefix(prefix)
-        for record in manifest.files
-        if record.path.startswith(prefix)
-        or (stage.params["scores"] and record.path.startswith(f"{SCORES_FOLDER}/"))
-    }
+    """Copy the rows, and scores that are kept, of activations that are not kept.
+
+    Raises StoreError if those of a layer or site are missing or damaged.
+    """
+    activations_stage, folder = stage.inputs["activations"], stage.folder(store)
+    manifest = activations_stage.read_manifest(store)
+    sites = activations.read_neuron_sites(activations_stage, store)
+
+    def find(path: str) -> list[FileRecord]:
+        if records := manifest.records(path):
+            return records
+        raise StoreError(
+            f"{manifest.folder / path}: is not listed in the manifest; delete the folder "
+            f"{manifest.folder} and rerun the sweep"
+        )
+
     files = []
-    for record, name in names.items():
-        content = read_checked(manifest.folder / record.path, record.sha256)
-        copied = write_bytes(stage.folder(store), name, content)
+    names = [EXPERTS_FOLDER, *([tables.CHANCE_COUNTS.file] if stage.params["permutations"] else [])]
+    layers = sorted({row["layer"] for row in sites})
+    for name in (layer_file(name, layer) for name in names for layer in layers):
+        (record,) = find(f"{scored_folder(stage.params)}/{name}")
+        copied = write_bytes(folder, name, read_checked(manifest.folder / record.path, record.sha256))
         files.append(replace(copied, rows=record.rows))
+    for row in sites if stage.params["scores"] else []:
+        site = SiteKey(row["pooling"], row["layer"], row["site"])
+        for record in find(f"{SCORES_FOLDER}/{activation_folder(*site)}"):
+            # Written anew: a file of values names its folder.
+            content = read_checked(manifest.folder / record.path, record.sha256)
+            values = np.concatenate(list(decode(pa.py_buffer(content))))
+            files.append(write_values(folder, record.path, values, len(values)))
     return files
 
 

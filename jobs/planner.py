@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from alignment.text.word_matching import NOUN
 from cluster.models import hub
-from cluster.models.size import model_size
+from cluster.models.size import ModelSize, model_size
 from cluster.models.weights import RANDOM_INIT, Weights, load_config, local_revisions, resolve
 from jobs import (
     activations,
@@ -20,7 +20,6 @@ from jobs import (
     hierarchy,
     reliability,
     report,
-    scored_activations,
     sentences,
     similarity,
     steering,
@@ -30,7 +29,7 @@ from jobs.config.comparison import (
     SparseAutoencoderBaseline,
     WordVectorsBaseline,
 )
-from jobs.config.concepts import HarvestedSentences, ProvidedSentences
+from jobs.config.concepts import HarvestedSentences, ProvidedSentences, SentencesToMake
 from jobs.config.models import Model
 from jobs.config.sweep import Sweep
 from jobs.engine.disk_budget import activation_bytes_per_sentence, latent_bytes_per_sentence
@@ -149,12 +148,20 @@ def plan_sweep(sweep: Sweep, exclude: Collection[str] = ()) -> Plan:
     ]
     models = [(model, weights) for model, weights in all_models if weights.label not in exclude]
     concept_sets = [concepts for _, concepts in planned_sentences if concepts is not None]
-    if sweep.steering is not None and len(concept_sets) == len(set_sweeps):
+    is_complete = len(concept_sets) == len(set_sweeps)
+    if sweep.steering is not None and is_complete:
         concept_names = {concept.name for concepts in concept_sets for concept in concepts.concepts}
         attributions.check_concepts(concept_names, sweep.steering)
-    n_sentences = sum(len(concepts.sentences) for concepts in concept_sets)
+    n_sentences = sum(
+        _count_sentences(set_sweep, stage, concepts)
+        for set_sweep, (stage, concepts) in zip(set_sweeps, planned_sentences, strict=True)
+    )
     # Of all models, so that a model that failed does not change what is done with the others.
-    keeping = decide_keeping(sweep, lambda: n_sentences * _bytes_per_sentence(sweep, all_models))
+    sizes = (
+        (model, model_size(weights, sweep.neurons.sites), weights.is_random_init)
+        for model, weights in all_models
+    )
+    keeping = decide_keeping(sweep, n_sentences, sizes, is_estimate=not is_complete)
     planned_sets = [
         _plan_concept_set(sweep, set_sweep, stage, concepts, models, keeping.is_kept)
         for set_sweep, (stage, concepts) in zip(set_sweeps, planned_sentences, strict=True)
@@ -162,26 +169,47 @@ def plan_sweep(sweep: Sweep, exclude: Collection[str] = ()) -> Plan:
     return Plan(sweep, models, planned_sets, keeping)
 
 
-def decide_keeping(sweep: Sweep, count_bytes: Callable[[], int]) -> Keeping:
-    """Whether a sweep's activations, of so many bytes, are kept."""
+def count_sentences_to_make(config: SentencesToMake, n_concepts: int) -> int:
+    """Sentences that are to be made for concepts, if enough are found."""
+    n_neutral = config.pool if isinstance(config, HarvestedSentences) else 0
+    return n_concepts * config.sentences + n_neutral
+
+
+def _count_sentences(set_sweep: Sweep, stage: Stage, concepts: ConceptSet | None) -> int:
+    """Sentences of a sweep with one concept set: those that exist, or else those to be made."""
+    (config,) = set_sweep.concepts
+    if concepts is None and not isinstance(config, ProvidedSentences):
+        return count_sentences_to_make(config, len(stage.params["concepts"]))
+    return len(concepts.sentences) if concepts else 0
+
+
+def decide_keeping(
+    sweep: Sweep, n_sentences: int, models: Iterable[tuple[Model, ModelSize, bool]], is_estimate: bool
+) -> Keeping:
+    """Whether a sweep's activations are kept.
+
+    `models` are each model at each revision, its size, and whether its weights are random.
+    `is_estimate` says that sentences or revisions are still to be counted.
+    """
     setting = sweep.experts.keep_activations
     if setting != "auto":
         return Keeping(setting, f"experts.keep_activations: {str(setting).lower()}")
     if sweep.steering is not None:
         return Keeping(True, "steering reads them; experts.keep_activations: auto")
-    n_bytes = count_bytes()
+    n_bytes = n_sentences * _bytes_per_sentence(sweep, models)
     is_kept = n_bytes < _KEPT_BYTES
     relation = "under" if is_kept else "not under"
-    size = f"{n_bytes / 1e9:,.2f} GB, {relation} {_KEPT_BYTES / 1e9:.0f} GB"
+    estimate = "estimate: " if is_estimate else ""
+    size = f"{estimate}{n_bytes / 1e9:,.2f} GB, {relation} {_KEPT_BYTES / 1e9:.0f} GB"
     return Keeping(is_kept, f"{size}; experts.keep_activations: auto")
 
 
-def _bytes_per_sentence(sweep: Sweep, models: list[tuple[Model, Weights]]) -> int:
+def _bytes_per_sentence(sweep: Sweep, models: Iterable[tuple[Model, ModelSize, bool]]) -> int:
     """Bytes of one sentence's activations in all stages of all models."""
     poolings = len(sweep.neurons.pooling)
     total = 0
-    for model, weights in models:
-        size, is_trained = model_size(weights, sweep.neurons.sites), not weights.is_random_init
+    for model, size, is_random_init in models:
+        is_trained = not is_random_init
         has_states = is_trained and "contextual" in sweep.baselines
         total += activation_bytes_per_sentence(size, poolings, has_states)
         if is_trained and "shuffled" in sweep.baselines:
@@ -212,8 +240,7 @@ def _plan_concept_set(
         return PlannedConceptSet(set_sweep.concept_set, None, [sentences_stage])
     experts.check_negatives(concept_set, set_sweep.experts)
     set_sweep = _restrict_steering(set_sweep, senses)
-    n_sentences = len(concept_set.sentences)
-    planner = _ModelPlanner(set_sweep, sentences_stage, n_sentences, keeps_activations)
+    planner = _ModelPlanner(set_sweep, sentences_stage, keeps_activations)
     stages = [sentences_stage, *baseline_stages(set_sweep, sentences_stage)]
     for model, weights in models:
         stages += planner.model_stages(model, weights)
@@ -277,7 +304,6 @@ class _ModelPlanner:
 
     sweep: Sweep
     sentences_stage: Stage
-    n_sentences: int
     keeps_activations: bool
 
     def model_stages(self, model: Model, weights: Weights) -> Iterator[Stage]:
@@ -336,17 +362,21 @@ class _ModelPlanner:
     ) -> Stage:
         """The activations that are scored as each of the `controls` (None: the experts)."""
         sweep, stage = self.sweep, sentences_stage or self.sentences_stage
-        if self.keeps_activations:
-            return activations.plan(
-                weights, model, sweep.neurons, stage, self.n_sentences, states, autoencoder
-            )
         run = {
             "model": weights.model,
             "revision": weights.revision,
             "concept_set": stage.params["concept_set"],
         }
         scored = [experts.make_params(run, sweep.experts, sweep.seed, control) for control in controls]
-        return scored_activations.plan(weights, model, sweep.neurons, stage, states, scored, autoencoder)
+        return activations.plan(
+            weights,
+            model,
+            sweep.neurons,
+            stage,
+            states,
+            None if self.keeps_activations else scored,
+            autoencoder,
+        )
 
     def _relabeled_controls(self) -> list[str]:
         length_matched = [LENGTH_MATCHED] if "length-matched" in self.sweep.controls else []

@@ -173,9 +173,7 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
         remaining = list(missing)
-        placement = plan_placement(
-            weights, params["dtype"], model.shards, model.replicas, model.gpus_per_shard
-        )
+        placement = plan_placement(weights, params["dtype"], model.shards, model.gpus_per_shard)
         inputs = _make_inputs(stage, store, weights, model, concepts)
         neurons = _select_neurons(stage, store, remaining)
 

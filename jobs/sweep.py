@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.runtime.session import connect, root_cause, shutdown_on_exit, uses_external_cluster
 from cluster.runtime.store_access import check_store_visible
 from jobs import activations, experts
+from jobs.device_params import runs_on_gpus
 from jobs.engine import disk_budget
 from jobs.engine.progress import print_line
 from jobs.engine.scheduler import run_concurrently, run_sequentially
@@ -78,28 +79,34 @@ def check_disk_space(plan: Plan, store: Path, until: str | None = None) -> None:
     free = disk_budget.free_bytes(store)
     if free is None:
         return
-    weights = {weights.label: weights for weights in plan.weights}
-    activation_bytes = score_bytes = 0
+    models = {weights.label: (model, weights) for model, weights in plan.models}
+    activation_bytes = score_bytes = temporary_bytes = 0
     planned = {stage.fingerprint for stage in plan.stages_until(until)}
     for concept_set in plan.concept_sets:
         concepts = concept_set.concepts
         if concepts is None:
             continue
+        n_tokens = disk_budget.estimate_tokens(concepts)
         for stage in concept_set.stages:
             if stage.fingerprint not in planned:
                 continue
             if stage.kind == activations.KIND:
-                model = weights[stage.label]
-                remaining = disk_budget.remaining_units(stage, model, store)
+                model, weights = models[stage.label]
+                remaining = disk_budget.remaining_units(stage, weights, store)
                 activation_bytes += disk_budget.remaining_activation_bytes(
-                    stage, model, concepts, remaining
+                    stage, weights, concepts, remaining
                 )
+                # Beside a GPU, host memory may have them. One stage at a time has some.
+                if remaining > 1 and not runs_on_gpus(model):
+                    hidden_bytes = disk_budget.temporary_bytes(stage, weights, n_tokens)
+                    temporary_bytes = max(temporary_bytes, hidden_bytes)
             elif stage.kind == experts.KIND and not stage.is_done(store):
-                score_bytes += disk_budget.score_bytes(stage, weights[stage.label], concepts)
-    needed = activation_bytes + score_bytes
+                _, weights = models[stage.label]
+                score_bytes += disk_budget.score_bytes(stage, weights, concepts)
+    needed = activation_bytes + score_bytes + temporary_bytes
     if needed > free:
         raise UserError(
-            f"{store}: the activations and scores need {needed / 1e9:,.2f} GB, but only "
+            f"{store}: the activations, hidden states and scores need {needed / 1e9:,.2f} GB, but only "
             f"{free / 1e9:,.2f} GB are free; free disk space, choose another store, or do not keep "
             "activations (experts.keep_activations: false)"
         )

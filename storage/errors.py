@@ -3,6 +3,7 @@
 NeuralignError              reported without a traceback
 ├── UserError        exit 2 invalid input: one line with what, where and what to do
 │   └── StoreError   exit 2 the store is unusable
+│       └── SpoolError   hidden states on disk cannot be read; a pass computes them again
 ├── SessionLost      exit 1 Ray on this machine ended; a supervised command is started again
 └── WorkFailed       exit 1 some of the work failed: a list of failures and causes
 
@@ -40,6 +41,10 @@ class UserError(NeuralignError):
 
 class StoreError(UserError):
     """The store is missing, damaged, or of another version."""
+
+
+class SpoolError(StoreError):
+    """Hidden states that a pass left on disk are missing or damaged; they can be computed again."""
 
 
 class SessionLost(NeuralignError):

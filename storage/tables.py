@@ -193,10 +193,12 @@ CONCEPT_TOKENS = _table(
     _column("n_tokens", _INT, "tokens of the concept's word inside a sentence; 0 if it has none"),
 )
 
+N_TOP_SENTENCES = 5
+
 TOP_SENTENCES = _table(
     "activations/top-sentences",
-    "The sentences with the highest activations of every expert neuron; only of activations that were "
-    "scored and not kept.",
+    f"The {N_TOP_SENTENCES} sentences with the highest activations of every expert neuron; only of "
+    "activations that were scored and not kept. The token with the maximum is not recorded.",
     [*_RUN_KEY, _POOLING, _LAYER, _SITE, _UNIT, _column("rank", _INT32, "1: the highest activation")],
     _column("sentence_id", _INT, "index of the sentence in its concept set, from 0"),
     _column("value", _FLOAT32, "the pooled activation"),

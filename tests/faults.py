@@ -25,7 +25,6 @@ import ray
 import ray.util.scheduling_strategies
 import torch
 
-from cluster.activations.actor import STEPS, ShardActor
 from cluster.activations.pass_actor import PassActor
 from cluster.steering.actor import SteeringActor
 from cluster.steering.pipeline import SteeringPipeline
@@ -194,13 +193,13 @@ def _stable_name(path: Any) -> str:
 
 
 @contextmanager
-def in_one_process() -> Iterator[None]:
-    """Run sweeps without Ray's processes, loading each model once.
+def in_one_process(threads: int = 1) -> Iterator[None]:
+    """Run sweeps without Ray's processes, and passes in so many threads.
 
-    Runs the code of the same actors and tasks with one thread, so that the bytes are the same, but as
-    plain calls: this is fast enough to kill hundreds of sweeps in a minute.
+    Runs the code of the same actors and tasks, so that the bytes are the same, but as plain calls: this
+    is fast enough to kill hundreds of sweeps in a minute.
     """
-    threads = torch.get_num_threads()
+    torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     loaded: dict[str, Any] = {}
 
@@ -210,19 +209,10 @@ def in_one_process() -> Iterator[None]:
             loaded[key] = actor(weights, settings, 0, 1)
         return loaded[key]
 
-    class Pipeline:
-        def __init__(self, weights: Any, settings: Any, *_: Any) -> None:
-            self._actor = once(ShardActor, weights, settings)
-
-        def submit(self, unit: Any, folder: Path, words: Any) -> Any:
-            for piece in range(STEPS):
-                self._actor.step(unit, piece, None, stay_on_device=False)
-            return self._actor.commit(unit, folder, words, None, None)
-
     class Pass:
         def __init__(self, weights: Any, settings: Any, *_: Any) -> None:
             self._actor = PassActor(weights, settings, 0, 1)
-            self.run = self._actor.run
+            self.run = lambda request: self._actor.run(request, threads)
             self.count_done = self._actor.count_done
 
     class Queue:
@@ -258,7 +248,6 @@ def in_one_process() -> Iterator[None]:
         patch.object(ray, "get_gpu_ids", list),
         patch.dict(os.environ),
         patch("jobs.sweep.shutdown_on_exit", nullcontext),
-        patch("cluster.activations.pipeline.ActivationPipeline", Pipeline),
         patch("cluster.activations.pass_actor.PassWorker", Pass),
         patch("cluster.steering.pipeline.SteeringPipeline", Steering),
         patch("cluster.runtime.queue.WorkQueue", Queue),
@@ -270,6 +259,10 @@ def in_one_process() -> Iterator[None]:
             "cluster.runtime.placement.plan_placement",
             lambda *_: SimpleNamespace(shards=1, replicas=1, resources={}),
         ),
+        patch(
+            "cluster.activations.pass_placement.place_pass",
+            lambda *_: SimpleNamespace(shards=1, resources={}, notes=()),
+        ),
         patch.object(ray, "remote", remote),
         patch.object(ray, "put", lambda value: value),
         patch.object(ray, "wait", lambda references, **_: (references[:1], references[1:])),
@@ -277,4 +270,4 @@ def in_one_process() -> Iterator[None]:
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(torch_threads)

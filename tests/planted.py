@@ -8,7 +8,7 @@ an MLP's hidden neurons equal the weights of its up projection: a distinct float
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cluster.activations.actor import UnitResult, WorkUnit
-from cluster.activations.pipeline import ActivationPipeline
-from cluster.activations.shard import ActivationSettings
+from cluster.activations.layer_writer import LayerWriter
+from cluster.activations.pass_actor import PassWorker
+from cluster.activations.pass_request import PassRequest
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.models.tokenizer import Text
 from cluster.runtime.queue import WorkQueue
 from storage.store.activation_files import MLP_HIDDEN, SiteActivations, activation_folder
@@ -80,7 +81,9 @@ def planted_activation(layer: int, unit: int, word: int) -> np.float16:
     return np.uint16(_MIN_NORMAL_BITS + index).view(np.float16)
 
 
-def expected_activations(layer: int, pooling: str, sentences: list[Sentence]) -> npt.NDArray[np.float16]:
+def expected_activations(
+    layer: int, pooling: str, sentences: Sequence[Sentence]
+) -> npt.NDArray[np.float16]:
     """Pooled activations of a layer's MLP, (units, sentences)."""
     words = [sentence.max_word(pooling) for sentence in sentences]
     return np.array([[planted_activation(layer, unit, word) for word in words] for unit in range(UNITS)])
@@ -117,34 +120,30 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def make_work_units(sentences: list[Sentence], size: int) -> list[WorkUnit]:
+def make_request(sentences: Sequence[Sentence], folder: Path) -> PassRequest:
+    """A pass that keeps the activations of some sentences in a folder."""
     texts = [sentence.text for sentence in sentences]
-    starts = range(0, len(texts), size)
-    return [
-        WorkUnit(number, first, texts[first : first + size], 24) for number, first in enumerate(starts)
-    ]
+    return PassRequest(texts, ["w1"], 24, folder, folder / "_hidden_states", LayerWriter(folder))
 
 
 def make_queue(
-    start: Callable[[], ActivationPipeline], folder: Path, delay_seconds: float = 0.0
-) -> WorkQueue[WorkUnit, UnitResult]:
-    def submit(pipeline: ActivationPipeline, unit: WorkUnit) -> Any:
+    start: Callable[[], PassWorker], delay_seconds: float = 0.0
+) -> WorkQueue[PassRequest, None]:
+    def submit(worker: PassWorker, request: PassRequest) -> Any:
         time.sleep(delay_seconds)
-        return pipeline.submit(unit, folder, [])
+        return worker.run(request)
 
-    return WorkQueue(start, submit, lambda unit: unit.name, lambda unit: unit)
+    return WorkQueue(start, submit, lambda request: request.folder.name, lambda request: request)
 
 
-def assert_every_activation(folder: Path, sentences: list[Sentence], n_work_units: int) -> None:
+def assert_every_activation(folder: Path, sentences: Sequence[Sentence]) -> None:
     """Assert that exactly the expected files exist, apart from hidden temporary ones, with exactly the
     planted activations."""
-    expected_names = {f"{number:05d}.parquet" for number in range(n_work_units)}
     for layer in range(LAYERS):
         for pooling in POOLINGS:
             site_folder = folder / activation_folder(pooling, layer, MLP_HIDDEN)
-            paths = sorted(site_folder.glob("[!.]*"))
-            assert {path.name for path in paths} == expected_names
-            activations = SiteActivations(paths, UNITS).read()
+            (path,) = site_folder.glob("[!.]*")
+            activations = SiteActivations([path], UNITS).read()
             assert np.array_equal(activations, expected_activations(layer, pooling, sentences)), (
                 layer,
                 pooling,

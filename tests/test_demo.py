@@ -169,7 +169,7 @@ def test_clamping_experts_of_the_demo_makes_their_words_more_likely(demo: Run) -
     concepts = ["amphibian", "apartment", "bacon", "bathroom"]
     steering = {"concepts": concepts, "k": [30], "singles": 20, "single_concepts": 2, "samples": 0}
     content = yaml.safe_load(file.read_text()) | {"steering": steering}
-    content["models"] = [{"id": content["models"][0], "replicas": 1}]
+    content["models"] = [{"id": content["models"][0], "cpus_per_shard": 1}]
     steered = file.with_name("steered.yaml")
     steered.write_text(yaml.safe_dump(content))
     subprocess.run([sys.executable, "-m", "jobs.steering", str(steered)], check=True)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.activations.shard import ActivationSettings, ActivationShard
+from cluster.activations.block_shard import BlockShard
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.models.hooks import Side
 from cluster.models.sparse_autoencoder import Activation, LatentEncoder, SparseAutoencoder
 from cluster.models.tokenizer import Text
@@ -20,6 +21,7 @@ from jobs.config.loader import read_sweep
 from jobs.planner import plan_sweep
 from storage.errors import UserError
 from tests import tiny
+from tests.pooled import pool
 
 INPUTS, LATENTS = 32, 80
 
@@ -102,10 +104,8 @@ def test_a_shard_computes_latents_at_the_configured_module(
         "float32", "mlp", ["max", "last"], include_hidden_states=False, sparse_autoencoder=autoencoder
     )
     texts = [Text(text, []) for _, text in tiny.sentences()[:7]]
-    activations = ActivationShard(tiny_model, settings).run(texts, 60)
-    assert {(site.layer, site.name, site.width) for _, site in activations.values} == {
-        (1, "sae", LATENTS)
-    }
+    activations = pool(tiny_model, settings, texts, 60)
+    assert {(site.layer, site.name, site.width) for _, site in activations} == {(1, "sae", LATENTS)}
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     captured: dict[str, torch.Tensor] = {}
@@ -119,9 +119,9 @@ def test_a_shard_computes_latents_at_the_configured_module(
             model(torch.tensor([tokenizer(text.text)["input_ids"]]))
         latents = torch.relu(captured[side][0, 1:] @ weights["W_enc"] + weights["b_enc"])
         for pooling, expected in (("max", latents.amax(dim=0)), ("last", latents[-1])):
-            ((_, values),) = (item for item in activations.values.items() if item[0][0] == pooling)
+            ((_, values),) = (item for item in activations.items() if item[0][0] == pooling)
             np.testing.assert_allclose(values[:, column], expected.numpy(), rtol=1e-3, atol=1e-3)
-    last_layer = ActivationShard(tiny_model, settings, range(2, 3))
+    last_layer = BlockShard(tiny_model, settings, range(2, 3))
     assert last_layer.sites == []
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.activations.shard import ActivationSettings, ActivationShard
+from cluster.activations.block_shard import BlockShard
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.models.divisible import check_divisible
 from cluster.models.model_config import read_config
 from cluster.models.partial_model import find_missing_weights
@@ -103,7 +104,7 @@ def judge(folder: Path, model_type: str) -> Verdict:
 
 def compare(folder: Path, model_type: str, config: Any, planned: ModelSites, selection: Any) -> Verdict:
     settings = ActivationSettings("float32", selection, ["max"])
-    shard = ActivationShard(folder, settings)
+    shard = BlockShard(folder, settings)
     assert shard.sites == planned.sites
     assert find_missing_weights(folder, read_config(folder, False)) == []
     read = read_in_shards(folder, settings, 1, TEXTS)
@@ -158,7 +159,7 @@ def judge_refused(folder: Path, error: UserError) -> Verdict:
     assert "\n" not in message
     if "without weights" not in message:
         with pytest.raises(UserError):
-            ActivationShard(folder, ActivationSettings("float32", "mlp", ["max"]))
+            BlockShard(folder, ActivationSettings("float32", "mlp", ["max"]))
     reason = re.sub(
         r"(; (select|such|this|the modules)|: \w+Error:) .*", "", message.removeprefix("sites: ")
     )

@@ -402,7 +402,7 @@ def test_activation_statistics_match_numpy(problem: tuple[AnyFloats, Labels]) ->
     neurons, concepts = (index.ravel() for index in np.indices((len(values), labels.n_concepts)))
     chosen = np.random.default_rng(0).permutation(len(neurons))[: len(neurons) // 2 + 1]
     neurons, concepts = neurons[chosen], concepts[chosen]
-    with patch("alignment.expertise.scoring.MAX_CHUNK_SENTENCES", 3):
+    with patch("alignment.expertise.scoring._MAX_BATCH_BYTES", 1):
         p50, p90, off = activation_statistics(values, labels, neurons, concepts)
     exact, positives, negatives = values.astype(np.float64), labels.positives, labels.negatives
     for row, (neuron, concept) in enumerate(zip(neurons, concepts, strict=True)):

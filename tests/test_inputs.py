@@ -273,16 +273,26 @@ def test_every_field_of_a_sweep_file_is_described() -> None:
     assert [name for name, field in fields if not field.get("description")] == []
 
 
-def test_truncation_and_memory_errors_are_reported() -> None:
-    """A truncated sentence, or a unit in smaller batches, would pass for what was requested."""
-    whole = {"cut": 0, "budget": 1024}
-    assert make_notes([whole, {"cut": 0}], 128, 512) == []
-    truncated, memory = make_notes(
-        [whole, {"cut": 2, "budget": 256}, {"cut": 1, "budget": 512}], 192, 512
-    )
+def test_truncation_and_changes_for_lack_of_memory_are_reported() -> None:
+    """A truncated sentence, or values from smaller batches, would pass for what was requested; or one
+    note would be repeated for each layer."""
+    whole = {"cut": 0, "notes": []}
+    assert make_notes([whole, {"notes": []}], 128) == []
+    truncated, *memory = make_notes([{"cut": 3, "notes": ["a"]}, {"notes": ["a", "b"]}], 192)
     assert truncated.startswith("3 of 192 sentences exceed the model's context or 512 tokens")
-    assert memory.startswith("2 of 3 work units ran out of memory")
-    assert "down to 256 tokens instead of 1024" in memory
+    assert memory == ["a", "b"]
+
+
+def test_replicas_of_a_model_are_refused_with_what_to_use(tmp_path: Path) -> None:
+    """A sweep file of an earlier version would name an unknown key without a way out."""
+    file = tmp_path / "study.yaml"
+    file.write_text("concepts: a.csv\nmodels:\n  - id: org/model\n    replicas: 2\n")
+    with pytest.raises(UserError) as caught:
+        read_sweep(file)
+    assert str(caught.value) == (
+        f"{file}:4: models[0].replicas: no longer exists: a model is read once, by all cores of a "
+        "shard; use cpus_per_shard to give it fewer"
+    )
 
 
 def test_a_minimal_sweep_file_has_working_defaults(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from cluster.activations.shard import ActivationSettings, ActivationShard
+from cluster.activations.block_shard import BlockShard
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.models.packed_linear import supports_packing
 from cluster.models.partial_model import load_layers
 from cluster.models.tokenizer import Text
 from storage.errors import UserError
 from tests import tiny
+from tests.pooled import read_texts, run_layers
 
 LAYERS = 8
 HALF = LAYERS // 2
@@ -111,11 +113,10 @@ def read_shard(
     if limit is not None:
         max_bytes = _memory("VmSize") + limit
         resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
-    shard = ActivationShard(folder, SETTINGS, layers)
-    work = shard.begin(TEXTS, 1000)
+    shard = BlockShard(folder, SETTINGS, layers)
     tensors = [torch.from_numpy(hidden) for hidden in incoming] if incoming else None
-    outgoing = shard.step(work, range(len(work.batches)), tensors)
-    values = {str(site): array for (_, site), array in shard.finish(work).values.items()}
+    pooled, outgoing = run_layers(shard, read_texts(folder, SETTINGS, TEXTS), 1000, tensors)
+    values = {str(site): array for (_, site), array in pooled.items()}
     return values, [hidden.numpy() for hidden in outgoing]
 
 

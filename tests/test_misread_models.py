@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from cluster.activations.shard import ActivationSettings, ActivationShard
+from cluster.activations.block_shard import BlockShard
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.models.partial_model import load_layers
 from cluster.models.sites import ModelSites, find_sites_from_config
 from cluster.models.size import model_size
@@ -18,6 +19,7 @@ from cluster.models.weights import ensure_local, resolve
 from storage.errors import UserError
 from tests.architectures import tiny_config
 from tests.plain_forward import SENTENCES, PlainForward, save_model
+from tests.pooled import pool, read_texts, run_layers
 from tests.test_partial import read_in_shards
 from tests.test_steered_shard import load_shards
 
@@ -35,9 +37,10 @@ def planned_modules(model_type: str) -> dict[str, list[int]]:
 def check_run(folder: Path, model_type: str, selection: str | list[str], planned: ModelSites) -> None:
     """A loaded model has the planned sites, and runs."""
     save_model(folder, model_type)
-    shard = ActivationShard(folder, ActivationSettings("float32", selection, ["max"]))
+    settings = ActivationSettings("float32", selection, ["max"])
+    shard = BlockShard(folder, settings)
     assert shard.sites == planned.sites
-    shard.run(TEXTS, 100)
+    run_layers(shard, read_texts(folder, settings, TEXTS), 100)
 
 
 @pytest.mark.parametrize("model_type", ["gemma3n_text", "gemma4_text"])
@@ -97,7 +100,7 @@ def test_an_output_with_the_residual_stream_is_rejected(
             find_sites_from_config(tiny_config(model_type), selection)
     save_model(tmp_path, model_type)
     with pytest.raises(UserError, match="includes the residual stream"):
-        ActivationShard(tmp_path, ActivationSettings("float32", [module], ["max"]))
+        BlockShard(tmp_path, ActivationSettings("float32", [module], ["max"]))
     assert len(find_sites_from_config(tiny_config(model_type), [inner]).sites) == 4
 
 
@@ -178,11 +181,11 @@ def test_the_language_model_of_a_wrapper_is_read(tmp_path: Path, model_type: str
     save_model(tmp_path, model_type)
     weights = resolve(str(tmp_path), "main", tmp_path)
     assert model_size(weights, "mlp").layers == len(PlainForward(tmp_path, model_type).layers(4))
-    shard = ActivationShard(ensure_local(weights), ActivationSettings("float32", "mlp", ["max"]))
+    shard = BlockShard(ensure_local(weights), ActivationSettings("float32", "mlp", ["max"]))
     assert "vision" not in type(shard.model).__name__.lower()
     random_init = resolve(str(tmp_path), "random-init", tmp_path)
     folder = ensure_local(random_init)
-    assert ActivationShard(folder, ActivationSettings("float32", "mlp", ["max"])).sites == shard.sites
+    assert BlockShard(folder, ActivationSettings("float32", "mlp", ["max"])).sites == shard.sites
 
 
 def test_a_module_with_a_known_name_is_rejected_if_it_is_no_mlp(
@@ -199,7 +202,7 @@ def test_a_module_with_a_known_name_is_rejected_if_it_is_no_mlp(
     with pytest.raises(
         UserError, match=r"L00\.mlp\.hidden .* is not an MLP's neurons: mlp\.up_proj does not change it"
     ):
-        ActivationShard(tmp_path, ActivationSettings("float32", "mlp", ["max"]))
+        BlockShard(tmp_path, ActivationSettings("float32", "mlp", ["max"]))
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
@@ -224,9 +227,11 @@ def test_positions_from_the_padding_token_on_limit_the_tokens(tmp_path: Path) ->
     config = tiny_config("roberta")
     config.max_position_embeddings = 10
     save_model(tmp_path, "roberta", config)
-    shard = ActivationShard(tmp_path, ActivationSettings("float32", "mlp", ["max"]))
-    assert shard.run(TEXTS, 100).n_truncated == 1
-    assert shard.tokenizer.max_tokens == 10 - config.pad_token_id - 1
+    settings = ActivationSettings("float32", "mlp", ["max"])
+    sentences = read_texts(tmp_path, settings, TEXTS)
+    assert sentences.n_truncated == 1
+    assert max(sentences.lengths) == 10 - config.pad_token_id - 1
+    run_layers(BlockShard(tmp_path, settings), sentences, 100)
 
 
 def test_an_mlp_that_runs_in_chunks_is_read_as_a_whole(tmp_path: Path) -> None:
@@ -236,9 +241,7 @@ def test_an_mlp_that_runs_in_chunks_is_read_as_a_whole(tmp_path: Path) -> None:
     config.chunk_size_feed_forward = 1
     save_model(tmp_path / "chunks", "bert", config)
     settings = ActivationSettings("float32", "mlp", ["max"])
-    whole, chunks = (
-        ActivationShard(tmp_path / name, settings).run(TEXTS, 100).values for name in ("whole", "chunks")
-    )
+    whole, chunks = (pool(tmp_path / name, settings, TEXTS, 100) for name in ("whole", "chunks"))
     assert all((chunks[key] == values).all() for key, values in whole.items())
 
 
@@ -248,7 +251,7 @@ def test_an_encoder_is_no_language_model(tmp_path: Path) -> None:
     config.is_decoder = False
     save_model(tmp_path, "bert", config)
     with pytest.raises(UserError, match="BertModel reads later tokens too, so it is no causal language"):
-        ActivationShard(tmp_path, ActivationSettings("float32", "mlp", ["max"]))
+        BlockShard(tmp_path, ActivationSettings("float32", "mlp", ["max"]))
 
 
 def test_an_unknown_mlp_is_rejected_with_the_modules_to_choose_from() -> None:

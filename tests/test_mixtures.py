@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from cluster.activations.shard import ActivationSettings, ActivationShard
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.models.shard import ShardSettings
 from cluster.models.sites import find_sites_from_config
 from cluster.models.tokenizer import Text
 from cluster.steering.interventions import ClampedUnits, SteeredSequence, Target, batch_sequences
 from cluster.steering.shard import SteeringShard
 from storage.errors import UserError
+from tests import pooled
 from tests.architectures import tiny_config
 from tests.plain_forward import SENTENCES, PlainForward, Values, save_model
 
@@ -122,7 +123,7 @@ def test_every_routed_neuron_equals_a_plain_loop(tmp_path: Path, model_type: str
     """Neurons of another expert, or weighted by the router."""
     save_model(tmp_path, model_type)
     settings = ActivationSettings("float32", NAMED, ["max", "mean"], include_hidden_states=False)
-    values = ActivationShard(tmp_path, settings).run(TEXTS, 60).values
+    values = pooled.pool(tmp_path, settings, TEXTS, 60)
     plain = plain_neurons(tmp_path, model_type)
     assert {str(site) for _, site in values} == set(plain)
     for (pooling, site), actual in values.items():

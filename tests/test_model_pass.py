@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from queue import Queue
@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from cluster.activations import model_pass as model_pass_module
 from cluster.activations import pooling as pooling_module
@@ -26,15 +27,16 @@ from cluster.activations.block_plan import LayerBytes, ModelBytes, measure_model
 from cluster.activations.block_shard import BlockShard
 from cluster.activations.max_pooling import TorchMaxPooler
 from cluster.activations.model_pass import Block, ModelPass
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.activations.sentence_set import SentenceSet, tokenize
-from cluster.activations.shard import ActivationSettings, ActivationShard
 from cluster.activations.spool import HiddenStateSpool, SpoolSettings
 from cluster.models import device_copy
 from cluster.models.checkpoint import read_ahead
 from cluster.models.tokenizer import Text, Tokenizer
-from storage.errors import NeuralignError, StoreError, UserError
+from storage.errors import NeuralignError, SpoolError, UserError
 from tests import plain_forward, tiny
 from tests.operations import count_operations
+from tests.pooled import pool
 from tests.test_dictionary import make_autoencoder
 from tests.test_shard import make_texts
 
@@ -64,15 +66,17 @@ def make_pass(
     spool: Path,
     blocks: Sequence[range] | None = None,
     memory_bytes: int = 1 << 30,
+    threads: int = 1,
 ) -> ModelPass:
     sentences = read_sentences(folder, settings, texts)
+    settings_of_spool = SpoolSettings(spool, memory_bytes)
     return ModelPass(
-        folder, settings, sentences, BUDGET, SpoolSettings(spool, memory_bytes), "cpu", blocks
+        folder, settings, sentences, BUDGET, settings_of_spool, "cpu", blocks, threads=threads
     )
 
 
-def run_pass(model_pass: ModelPass, first_layer: int = 0) -> Values:
-    """All pooled values, (units, sentences)."""
+def run_pass(model_pass: ModelPass, missing: Collection[int] | None = None) -> Values:
+    """All pooled values, (units, sentences), of blocks with missing layers."""
     values: Values = {}
 
     def consume(block: Block) -> None:
@@ -81,13 +85,13 @@ def run_pass(model_pass: ModelPass, first_layer: int = 0) -> Values:
                 assert site.layer in block.layers
                 values[pooled.pooling, str(site)] = of_site.numpy().copy()
 
-    model_pass.run(consume, first_layer)
+    model_pass.run(consume, missing)
     return values
 
 
 def run_shard(folder: Path, settings: ActivationSettings, texts: list[Text]) -> Values:
-    values = ActivationShard(folder, settings).run(texts, BUDGET).values
-    return {(pooling, str(site)): of_site for (pooling, site), of_site in values.items()}
+    pooled = pool(folder, settings, texts, BUDGET)
+    return {(pooling, str(site)): values for (pooling, site), values in pooled.items()}
 
 
 def assert_identical(actual: Values, expected: Values) -> None:
@@ -278,13 +282,18 @@ def test_a_killed_pass_continues_at_its_last_block(model: Path, tmp_path: Path) 
         make_pass(model, settings, texts, tmp_path, blocks, 0).run(kill)
     assert layers == [range(2), range(2, 3)]
     resumed = make_pass(model, settings, texts, tmp_path, blocks, 0)
-    values = run_pass(resumed, first_layer=2)
+    values = run_pass(resumed, missing=[2, 3])
     assert_identical(values, {key: of_site for key, of_site in expected.items() if key[1] > "L02"})
 
 
-def test_damaged_or_missing_hidden_states_are_refused(model: Path, tmp_path: Path) -> None:
-    """Activations of a model that read noise."""
+@pytest.mark.parametrize("damage", ["changed", "shorter", "missing", "no list"])
+def test_hidden_states_that_are_lost_are_computed_again(
+    model: Path, tmp_path: Path, damage: str
+) -> None:
+    """Activations of a model that read noise; or a stage that fails in every run until someone deletes
+    a temporary file."""
     settings, texts = settings_for(), make_texts(24)
+    expected = run_shard(model, settings, texts)
     blocks = split(0, 2, 4)
 
     def kill(_: Block) -> None:
@@ -292,14 +301,85 @@ def test_damaged_or_missing_hidden_states_are_refused(model: Path, tmp_path: Pat
 
     with pytest.raises(KeyboardInterrupt):
         make_pass(model, settings, texts, tmp_path, blocks, 0).run(kill)
-    with pytest.raises(StoreError, match=r"layer=3/complete.json: is missing; begin at layer 0"):
-        run_pass(make_pass(model, settings, texts, tmp_path, blocks, 0), first_layer=3)
     (file,) = tmp_path.glob("layer=2/*.safetensors")
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(StoreError, match="is damaged"):
-        run_pass(make_pass(model, settings, texts, tmp_path, blocks, 0), first_layer=2)
+    if damage == "changed":
+        file.write_bytes(content)
+    elif damage == "shorter":
+        file.write_bytes(content[:-3])
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (tmp_path / "layer=2/complete.json").unlink()
+    resumed = make_pass(model, settings, texts, tmp_path, blocks, 0)
+    values = run_pass(resumed, missing=[2, 3])
+    assert_identical(
+        {key: values[key] for key in values if key[1] > "L02"},
+        {key: of_site for key, of_site in expected.items() if key[1] > "L02"},
+    )
+    assert not list(tmp_path.glob("*"))
+    if damage == "changed":
+        (note,) = resumed.notes
+        assert re.match(r"hidden states on disk were lost, and layers read again: .*is damaged", note)
+
+
+def test_hidden_states_that_are_lost_again_and_again_are_an_error(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken disk, on which a pass begins again forever."""
+
+    def lose(*_: object) -> torch.Tensor:
+        raise SpoolError("layer=2/000000.safetensors: is damaged")
+
+    monkeypatch.setattr(HiddenStateSpool, "get", lose)
+    model_pass = make_pass(model, settings_for(), make_texts(6), tmp_path, split(0, 2, 4), 0)
+    with pytest.raises(SpoolError, match="is damaged"):
+        run_pass(model_pass)
+
+
+def record_layers(monkeypatch: pytest.MonkeyPatch) -> list[range]:
+    """The layers of the shards that are loaded from now on."""
+    loaded: list[range] = []
+    load = BlockShard.__init__
+
+    def recorded(shard: BlockShard, *arguments: Any) -> None:
+        load(shard, *arguments)
+        loaded.append(shard.layers)
+
+    monkeypatch.setattr(BlockShard, "__init__", recorded)
+    return loaded
+
+
+def test_layers_after_the_last_missing_one_are_not_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A complete model that is read again for a lost file of its first layer."""
+    settings, texts = settings_for(), make_texts(12)
+    expected = run_shard(model, settings, texts)
+    loaded = record_layers(monkeypatch)
+    for missing, blocks in (({0}, [range(1)]), ({0, 2}, [range(2), range(2, 3)])):
+        values = run_pass(make_pass(model, settings, texts, tmp_path, split(0, 2, 4)), missing)
+        assert loaded == blocks
+        loaded.clear()
+        for layer in missing:
+            key = ("max", f"L{layer:02d}.mlp.hidden")
+            assert np.array_equal(values[key], expected[key])
+
+
+def test_progress_counts_what_was_read_and_nothing_twice(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bar that passes 100%, because a block was read again after memory ran out."""
+    limit_memory(monkeypatch, layers=1, sentences=1000)
+    model_pass = make_pass(model, settings_for(), make_texts(24), tmp_path, split(0, 4))
+    counts: list[int] = []
+    model_pass.run(lambda _: counts.append(model_pass.n_read))
+    assert counts == [24, 48, 72, 96]
+    assert model_pass.n_read == 24 * LAYERS
+    model_pass = make_pass(model, settings_for(), make_texts(24), tmp_path, split(0, 1, 2, 3, 4))
+    model_pass.run(lambda _: None, missing=[1, 3])
+    assert model_pass.n_read == 24 * 2
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, layers: int, sentences: int) -> None:
@@ -376,12 +456,13 @@ def test_a_token_beyond_the_embeddings_is_refused(model: Path, tmp_path: Path) -
 
 def test_the_first_block_gives_input_embeddings(model: Path, tmp_path: Path) -> None:
     """The baseline of input embeddings has no other source."""
-    shard = ActivationShard(model, settings_for())
-    ids = [shard.tokenizer.word_ids(word) for word in ("cat", "boat")]
+    ids = [Tokenizer(model, 64).word_ids(word) for word in ("cat", "boat")]
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+    table = loaded.get_input_embeddings().weight.detach()
     found: list[Any] = []
     model_pass = make_pass(model, settings_for(), make_texts(3), tmp_path)
     model_pass.run(lambda block: found.append(block.embed_tokens(ids)))
-    assert np.array_equal(found[0], shard.embed(["cat", "boat"]))
+    assert np.array_equal(found[0], torch.stack([table[word].mean(dim=0) for word in ids]).numpy())
 
 
 GB = 10**9

@@ -31,19 +31,19 @@ from transformers import (
     SmolLM3Config,
 )
 
+from cluster.activations.block_shard import BlockShard
 from cluster.activations.model_pass import Block, ModelPass
-from cluster.activations.sentence_set import tokenize
-from cluster.activations.shard import ActivationSettings, ActivationShard, HiddenStates
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.activations.spool import SpoolSettings
 from cluster.models.hooks import extract_hidden_state
 from cluster.models.partial_model import load_layers, shard_layers
-from cluster.models.shard import MAX_TOKENS
 from cluster.models.sites import find_sites_from_config
 from cluster.models.size import model_size
-from cluster.models.tokenizer import Text, Tokenizer
+from cluster.models.tokenizer import Text
 from cluster.models.weights import resolve
 from storage.errors import UserError
 from tests import tiny
+from tests.pooled import pool, read_texts, run_layers
 
 LAYERS = 4
 _SIZES: dict[str, Any] = {"vocab_size": 301, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
@@ -93,28 +93,21 @@ def save_model(folder: Path, tiny_model: Path, config: PretrainedConfig, dtype: 
 
 
 def read_in_shards(folder: Path, settings: ActivationSettings, shards: int, texts: list[Text]) -> Values:
-    """Run a work unit through all shards, in two pieces."""
+    """Run texts through all shards, one after another."""
     activations: Values = {}
-    incoming: list[HiddenStates | None] = [None, None]
+    sentences = read_texts(folder, settings, texts)
+    hidden: list[torch.Tensor] | None = None
     for number in range(shards):
-        shard = ActivationShard(folder, settings, shard_layers(folder, number, shards))
-        work = shard.begin(texts, 100)
-        half = len(work.batches) // 2
-        pieces = (range(half), range(half, len(work.batches)))
-        incoming = [
-            shard.step(work, piece, hidden) for piece, hidden in zip(pieces, incoming, strict=True)
-        ]
-        reading = shard.finish(work)
-        activations |= {
-            (pooling, str(site)): values for (pooling, site), values in reading.values.items()
-        }
+        shard = BlockShard(folder, settings, shard_layers(folder, number, shards))
+        reading, hidden = run_layers(shard, sentences, 100, hidden)
+        activations |= {(pooling, str(site)): values for (pooling, site), values in reading.items()}
     return activations
 
 
 def read_in_blocks(folder: Path, settings: ActivationSettings, blocks: int, texts: list[Text]) -> Values:
     """Run the same texts in a pass over blocks of layers, with hidden states on disk between them."""
     layers = [shard_layers(folder, number, blocks) for number in range(blocks)]
-    sentences = tokenize(Tokenizer(folder, MAX_TOKENS), texts, settings.inputs, settings.poolings)
+    sentences = read_texts(folder, settings, texts)
     activations: Values = {}
 
     def consume(block: Block) -> None:
@@ -154,7 +147,7 @@ def test_shards_are_bit_identical_to_the_full_model(
 def test_mlp_sites_are_the_hidden_neurons(tmp_path: Path, tiny_model: Path, name: str) -> None:
     """Another linear module of the same width could pass for the down projection."""
     folder = save_model(tmp_path, tiny_model, ARCHITECTURES[name], torch.float32)
-    sites = ActivationShard(folder, ActivationSettings("float32", "mlp", ["max"])).sites
+    sites = BlockShard(folder, ActivationSettings("float32", "mlp", ["max"])).sites
     assert [site.layer for site in sites] == list(range(LAYERS))
     config = ARCHITECTURES[name].to_dict()
     expected = config.get("intermediate_size") or config.get("ffn_dim") or 4 * 32
@@ -181,7 +174,7 @@ def test_shards_are_contiguous_and_nearly_equal(tiny_model: Path) -> None:
 
 
 def list_sites(folder: Path, *patterns: str) -> list[str]:
-    sites = ActivationShard(folder, ActivationSettings("float32", list(patterns), ["max"])).sites
+    sites = BlockShard(folder, ActivationSettings("float32", list(patterns), ["max"])).sites
     return [f"{site} {site.width}" for site in sites if site.layer == 0]
 
 
@@ -236,23 +229,18 @@ def test_sites_from_the_configuration_are_those_of_the_model(
     for selection in ("mlp", "linears", [modules]):
         planned = find_sites_from_config(ARCHITECTURES[name], selection)
         settings = ActivationSettings("float32", selection, ["max"])
-        assert planned.sites == ActivationShard(folder, settings).sites
+        assert planned.sites == BlockShard(folder, settings).sites
         assert (planned.hidden_size, planned.n_layers, planned.notes) == (32, LAYERS, [])
 
 
 def test_the_residual_stream_is_a_separate_site(tiny_model: Path) -> None:
     """With `mean` pooling, the residual stream could pass for neurons."""
-    reading = ActivationShard(tiny_model, ActivationSettings("float32", "mlp", ["mean"])).run(
-        [Text("A cat.", [])], 100
-    )
-    assert {(pooling, site.name) for pooling, site in reading.values} == {
+    texts = [Text("A cat.", [])]
+    reading = pool(tiny_model, ActivationSettings("float32", "mlp", ["mean"]), texts, 100)
+    assert {(pooling, site.name) for pooling, site in reading} == {
         ("mean", "mlp.hidden"),
         ("mean", "residual"),
         ("last", "residual"),
     }
-    only_neurons = ActivationShard(
-        tiny_model, ActivationSettings("float32", "mlp", ["mean"], include_hidden_states=False)
-    )
-    assert {site.name for _, site in only_neurons.run([Text("A cat.", [])], 100).values} == {
-        "mlp.hidden"
-    }
+    settings = ActivationSettings("float32", "mlp", ["mean"], include_hidden_states=False)
+    assert {site.name for _, site in pool(tiny_model, settings, texts, 100)} == {"mlp.hidden"}

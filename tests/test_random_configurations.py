@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from cluster.activations.shard import ActivationSettings, ActivationShard
+from cluster.activations.block_shard import BlockShard
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.models.model_config import read_config
 from cluster.models.sites import find_sites_from_config
 from storage.errors import UserError
@@ -108,7 +109,7 @@ def read_or_reject(folder: Path, model_type: str) -> None:
         if can_run:
             compare(folder, model_type, config, planned, "mlp")
         else:
-            ActivationShard(folder, ActivationSettings("float32", "mlp", ["max"]))
+            BlockShard(folder, ActivationSettings("float32", "mlp", ["max"]))
     except UserError as error:
         problem = str(error)
     assert can_run or problem

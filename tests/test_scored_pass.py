@@ -15,18 +15,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from alignment.expertise.label_permutations import permute_labels
-from alignment.expertise.labels import labels_against_others, labels_matched_by_length, split_half
-from alignment.expertise.top_sentences import find_top_sentences
-from cluster.activations import pass_actor
+from cluster.activations import prepared_pass
 from cluster.activations.block_shard import BlockShard
 from jobs import planner, sweep
 from jobs.config.loader import read_sweep
 from jobs.page.pairs import ConceptPairs
 from jobs.page.sections.concepts import concept_details
-from jobs.scoring.block_scores import BlockScores
-from jobs.scoring.labelings import Labeling
-from jobs.scoring.layer_scorer import LayerScorer, _DeviceScorer, _find_top_sentences
 from storage.database import open_store
 from storage.errors import UserError
 from storage.store.gc import find_garbage
@@ -180,7 +174,7 @@ def _add_negatives(file: Path) -> None:
 
 
 def one_layer_blocks() -> Any:
-    return patch.object(pass_actor, "_SECONDS_IN_BLOCK", 0)
+    return patch.object(prepared_pass, "_SECONDS_IN_BLOCK", 0)
 
 
 @pytest.fixture(scope="module")
@@ -329,69 +323,3 @@ def test_a_failed_model_does_not_change_whether_activations_are_kept(
     with patch.object(planner, "_KEPT_BYTES", 36 * LAYERS * 48 * 3):
         for excluded in ([], ["other@main"]):
             assert not planner.plan_sweep(read_sweep(file), excluded).keeping.is_kept
-
-
-def make_labelings(n_sentences: int, n_concepts: int) -> list[Labeling]:
-    """The experts with permutations, length-matched negatives, and a half of the sentences."""
-    ids = np.arange(n_sentences)
-    members = ids % n_concepts
-    half = np.flatnonzero(split_half(ids, members, n_sentences, 0) == 0)
-    everything = labels_against_others(ids, members, n_sentences, n_concepts)
-    lengths = np.random.default_rng(0).integers(3, 30, n_sentences)
-    labels = [
-        (everything, ids),
-        (labels_matched_by_length(ids, members, lengths, n_concepts), ids),
-        (labels_against_others(np.arange(len(half)), members[half], len(half), n_concepts), half),
-    ]
-    names = [f"concept {number}" for number in range(n_concepts)]
-    params = {
-        **dict.fromkeys(("model", "revision", "concept_set"), "m"),
-        **{"prevalence": 0.3, "floor": 0.4, "scores": True, "permutations": 2},
-    }
-    controls = [{"permutations": 0, "scores": False, "control": str(n)} for n in (1, 2)]
-    return [
-        Labeling({**params, **more}, names, each, of, permute_labels(each, 0 if more else 2, 0))
-        for (each, of), more in zip(labels, [{}, *controls], strict=True)
-    ]
-
-
-def test_a_device_gives_the_scores_of_the_cpu(tmp_path: Path) -> None:
-    """On a GPU all labelings are scored from one sort: rows of another labeling, or other digits."""
-    labelings = make_labelings(60, 5)
-    values = torch.from_numpy(
-        np.random.default_rng(0).standard_normal((40, 60)).round(1).astype(np.float16)
-    )
-    scorer = LayerScorer(tmp_path, labelings, np.arange(60), np.arange(60) % 5)
-    expected = list(scorer._score(values))
-    actual = list(_DeviceScorer(labelings, 60, "cpu").score(values))
-    assert len(expected) == len(actual) == 3
-    for ours, theirs, labeling in zip(actual, expected, labelings, strict=True):
-        _assert_close(ours, theirs, bool(len(labeling.permutations)))
-    assert actual[0].ap is not None
-    assert [each.ap for each in actual[1:]] == [None, None]
-
-
-def _assert_close(actual: BlockScores, expected: BlockScores, has_histogram: bool) -> None:
-    assert np.array_equal(actual.experts[:2], expected.experts[:2])
-    for ours, theirs in zip(actual.experts[2:], expected.experts[2:], strict=True):
-        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-12, atol=1e-12)
-    if has_histogram:
-        assert np.array_equal(actual.histogram.n_above, expected.histogram.n_above)
-        assert actual.ap is not None
-        assert expected.ap is not None
-        assert np.array_equal(actual.ap, expected.ap)
-
-
-def test_top_sentences_are_sorted_by_value_then_sentence() -> None:
-    """Another of several sentences with the same value than on a page made of kept activations."""
-    random = np.random.default_rng(0)
-    values = random.integers(-3, 3, (30, 50)).astype(np.float16)
-    values[values == 0] *= random.choice([-1, 1], (values == 0).sum())
-    values[0] = np.finfo(np.float16).min
-    values[1, :7] = np.finfo(np.float16).max
-    units = np.array([0, 1, 5, 29])
-    expected = np.argsort(-values[units], axis=1, kind="stable")[:, :5]
-    assert np.array_equal(find_top_sentences(values, units, 5), expected)
-    assert np.array_equal(_find_top_sentences(torch.from_numpy(values), units), expected)
-    assert find_top_sentences(values[:, :3], units, 5).shape == (4, 3)
-    assert _find_top_sentences(torch.from_numpy(values[:, :3]), units).shape == (4, 3)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import _disable_current_modes
 
 from alignment.arrays import AnyFloats, Ints
 from alignment.expertise import ap_torch, scoring_torch
@@ -20,11 +21,12 @@ from alignment.expertise.labels import (
     Labels,
     labels_against_others,
     labels_against_pool,
+    labels_from_own_negatives,
     labels_matched_by_length,
     split_half,
 )
 from alignment.expertise.labels_torch import Groups, LabelTensors
-from alignment.expertise.ranks_torch import PoolCounts, rank_sentences
+from alignment.expertise.ranks_torch import rank_sentences
 from alignment.expertise.scoring import (
     REFERENCE_PREVALENCE,
     activation_statistics,
@@ -34,7 +36,7 @@ from alignment.expertise.scoring import (
 from alignment.expertise.scoring_torch import (
     BlockScorer,
     ExpertScores,
-    find_triton_problem,
+    find_ap_triton_problem,
     score_with_permutations_torch,
 )
 from tests.operations import count_operations
@@ -43,7 +45,7 @@ from tests.test_expertise import TOLERANCE, problems
 
 def _in_torch() -> Any:
     """Without Triton, even where it works."""
-    return patch.object(scoring_torch, "find_triton_problem", lambda *_: "not wanted")
+    return patch.object(scoring_torch, "find_ap_triton_problem", lambda *_: "not wanted")
 
 
 @settings(max_examples=200, deadline=None)
@@ -145,21 +147,54 @@ def _count_operations(labelings: list[Labels], n_permutations: int) -> int:
 
 
 @pytest.mark.parametrize("n_concepts", [2, 40])
-@pytest.mark.parametrize(
-    ("number", "per_permutation", "per_labeling"),
-    [(0, 14, 26), (1, 16, 33), (3, 21, 38), (4, 21, 38), (5, 19, 33)],
-)
-def test_the_number_of_operations_does_not_depend_on_the_number_of_concepts(
-    number: int, per_permutation: int, per_labeling: int, n_concepts: int
-) -> None:
+def test_the_number_of_operations_does_not_depend_on_the_number_of_concepts(n_concepts: int) -> None:
     """Some twenty launches per concept and permutation made a GPU slower than one CPU core."""
     labelings = _spread(_labelings(400, n_concepts))
-    labels = labelings[number]
-    alone = _count_operations([labels], 0)
-    assert alone <= 60
-    assert _count_operations([labels], 10) - alone == 10 * per_permutation
     first = _count_operations(labelings[:1], 0)
-    assert _count_operations([labelings[0], labels], 0) - first == per_labeling
+    counts = []
+    for labels in labelings:
+        alone = _count_operations([labels], 0)
+        permuted = _count_operations([labels], 10) - alone
+        counts.append((alone, permuted / 10, _count_operations([labelings[0], labels], 0) - first))
+    # all sentences as negatives, halves, and listed or pooled negatives: alone, a permutation, one more
+    assert counts == [(48, 14, 28), *[(47, 14, 27)] * 2, *[(46, 13, 26)] * 3]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+# of Triton's interpreter
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
+def test_the_number_of_triton_launches_does_not_depend_on_the_number_of_concepts(number: int) -> None:
+    """The same for the kernels that a GPU uses, without and with listed negatives."""
+    pytest.importorskip("alignment.expertise.ap_triton")
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    values, launches = torch.from_numpy(_values(2, 60)), 0
+    run = interpreter.GridExecutor.__call__
+
+    def launch(*arguments: Any, **options: Any) -> Any:
+        nonlocal launches
+        launches += 1
+        with _disable_current_modes():
+            return run(*arguments, **options)
+
+    def count(labels: Labels, n_permutations: int) -> int:
+        nonlocal launches
+        permutations = permute_labels(labels, n_permutations, 0)
+        scorer = BlockScorer([labels], permutations, REFERENCE_PREVALENCE, "cpu")
+        assert scorer.triton_problem is None
+        launches = 0
+        operations = count_operations(lambda: scorer.score(values, 0.4))
+        # Allocations launch nothing.
+        return launches + sum(n for name, n in operations.items() if "empty" not in name)
+
+    with patch.object(interpreter.GridExecutor, "__call__", launch):
+        counts = {
+            n_concepts: [count(_spread(_labelings(60, n_concepts))[number], n) for n in (0, 2)]
+            for n_concepts in (2, 5)
+        }
+    alone, permuted = counts[2]
+    assert counts[5] == counts[2]
+    assert alone <= 60
+    assert permuted - alone <= 2 * 15
 
 
 def test_keys_of_many_concepts_and_sentences_need_64_bits() -> None:
@@ -170,14 +205,19 @@ def test_keys_of_many_concepts_and_sentences_need_64_bits() -> None:
         wide = replace(
             tensors,
             positives=replace(tensors.positives, keys=tensors.positives.keys.long()),
-            negatives=replace(tensors.negatives, keys=tensors.negatives.keys.long()),
+            entry_keys=tensors.entry_keys.long(),
+            offsets=tensors.offsets.long(),
         )
         ranks = rank_sentences(torch.from_numpy(_values(6, 120)))
-        counts = PoolCounts(ranks).of(tensors.pool)
-        expected = ap_torch.score_labels(ranks, counts, tensors, ap_only=False)
-        assert torch.equal(ap_torch.score_labels(ranks, counts, wide, ap_only=False), expected)
+        expected = ap_torch.score_labels(ranks, tensors, ap_only=False)
+        assert torch.equal(ap_torch.score_labels(ranks, wide, ap_only=False), expected)
     many = Groups.of([np.arange(1)] * 50_000, 50_000, "cpu")
     assert many.keys[-1].item() == 49_999 * 50_001
+    # twice as many groups, with the listed negatives
+    ids = np.arange(40_000)
+    labels = labels_from_own_negatives(ids, ids, ids, np.roll(ids, 1), 40_000, 40_000)
+    tensors = LabelTensors.of(labels, REFERENCE_PREVALENCE, "cpu")
+    assert tensors.entry_keys.max().item() == 79_999 * 40_001
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
@@ -223,9 +263,9 @@ def test_activation_statistics_match_the_cpu(
     assert scorer.activation_statistics(torch.from_numpy(values), 0, none).shape == (0, 3)
 
 
-def _find_triton_problem(labelings: list[Labels], device: str) -> str | None:
+def _find_ap_triton_problem(labelings: list[Labels], device: str) -> str | None:
     tensors = [LabelTensors.of(labels, REFERENCE_PREVALENCE, device) for labels in labelings]
-    return find_triton_problem(tensors, labelings[0].n_sentences)
+    return find_ap_triton_problem(tensors, labelings[0].n_sentences)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +288,7 @@ def test_triton_matches_torch(max_sorted: int, n_sentences: int, n_concepts: int
         patch.object(ap_triton, "PAIRS", 128),
         patch.object(ranks_triton, "TILE", 64),
     ):
-        assert _find_triton_problem(labelings, device) is None
+        assert _find_ap_triton_problem(labelings, device) is None
         result = BlockScorer(labelings, permutations, 0.1, device).score(values, -1.0)
     with _in_torch():
         expected = BlockScorer(labelings, permutations, 0.1, device).score(values, -1.0)
@@ -266,7 +306,7 @@ def test_without_a_working_triton_scores_are_computed_in_torch() -> None:
     """Triton compiles with the machine's C compiler: a GPU node without one must still score."""
     values, (labels, _) = _values(10, 60), _labelings(60, 3)[0]
     with patch.dict("sys.modules", {"alignment.expertise.ap_triton": None}):
-        assert "ap_triton" in (_find_triton_problem([labels], "cpu") or "")
+        assert "ap_triton" in (_find_ap_triton_problem([labels], "cpu") or "")
         result = BlockScorer([labels], None, REFERENCE_PREVALENCE, "cpu").score(
             torch.from_numpy(values), 2.0
         )

@@ -172,7 +172,7 @@ folder, n, units, params = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 scratch._MAX_IN_MEMORY_BYTES = int(sys.argv[5])
 def make_labeling(n):
     labels = labels_against_others(np.arange(n), np.arange(n) % 5, n, 5)
-    _ = labels.patterns, labels.n_negative, labels.positives, labels.listed_negatives
+    _ = labels.patterns, labels.n_negative, labels.grouped_positives, labels.grouped_negatives
     return Labeling(params, list("abcde"), labels, np.arange(n), permute_labels(labels, 1, 0))
 def private_memory():
     # without file-backed pages, which the system may evict

@@ -12,16 +12,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.text.word_matching import find_word
-from cluster.activations import shard as shard_module
 from cluster.activations.batching import batch_sentences
-from cluster.activations.buffer import ActivationBuffer
-from cluster.activations.shard import ActivationSettings, ActivationShard, UnitActivations
+from cluster.activations.block_shard import BlockShard
+from cluster.activations.pooling_shard import PAD_ID, ActivationSettings
+from cluster.models.shard import MAX_TOKENS
 from cluster.models.sites import Site
-from cluster.models.tokenizer import Text
+from cluster.models.tokenizer import Text, Tokenizer
 from cluster.models.weights import ensure_local, resolve
 from storage.errors import NeuralignError, UserError
 from storage.store.activation_files import RESIDUAL
 from tests import tiny
+from tests.pooled import Pooled, pool, read_texts, run_layers
 
 TOLERANCE = 1e-5
 POOLINGS = ["max", "concept", "context"]
@@ -36,22 +37,26 @@ def make_texts(count: int) -> list[Text]:
     return texts
 
 
-def load_shard(folder: Path, poolings: list[str]) -> ActivationShard:
-    return ActivationShard(folder, ActivationSettings("float32", "mlp", poolings))
+def settings_for(poolings: list[str]) -> ActivationSettings:
+    return ActivationSettings("float32", "mlp", poolings)
 
 
-def run_shard(
-    folder: Path, texts: list[Text], poolings: list[str], budget: int = 100
-) -> UnitActivations:
-    return load_shard(folder, poolings).run(texts, budget)
+def load_shard(folder: Path, poolings: list[str]) -> BlockShard:
+    return BlockShard(folder, settings_for(poolings))
 
 
-def run_in_float32(shard: ActivationShard, texts: list[Text], budget: int) -> dict[Any, Values]:
+def run_shard(folder: Path, texts: list[Text], poolings: list[str], budget: int = 100) -> Pooled:
+    return pool(folder, settings_for(poolings), texts, budget)
+
+
+def run_in_float32(
+    folder: Path, poolings: list[str], texts: list[Text], budget: int, pad_id: int = PAD_ID
+) -> dict[Any, Values]:
     """Pooled values, (sentences, units), without rounding to float16."""
-    state = shard.begin(texts, budget)
-    state.buffer = ActivationBuffer(dict.fromkeys(state.buffer.values(), torch.float32), len(texts))
-    shard.step(state, range(len(state.batches)), None)
-    return {key: values.T for key, values in shard.finish(state).values.items()}
+    shard, sentences = load_shard(folder, poolings), read_texts(folder, settings_for(poolings), texts)
+    dtypes = dict.fromkeys(shard.pooled_dtypes, torch.float32)
+    pooled, _ = run_layers(shard, sentences, budget, dtypes=dtypes, pad_id=pad_id)
+    return {key: values.T for key, values in pooled.items()}
 
 
 def assert_close(actual: Values, expected: Values) -> None:
@@ -101,7 +106,7 @@ def test_pooled_activations_match_single_sentences(tiny_model: Path, budget: int
     texts = make_texts(24)
     expected = run_one_by_one(tiny_model, texts)
     activations = run_shard(tiny_model, texts, POOLINGS, budget)
-    for (pooling, site), values in activations.values.items():
+    for (pooling, site), values in activations.items():
         if site.name != RESIDUAL:
             # tolerance: rounding to float16
             np.testing.assert_allclose(values, expected[pooling, site.layer], rtol=6e-4, atol=TOLERANCE)
@@ -117,28 +122,24 @@ def test_pooled_hidden_states_match_single_sentences(tiny_model: Path, budget: i
     hidden_states: dict[int, torch.Tensor] = {}
     for number, layer in enumerate(model.model.layers):
         layer.register_forward_hook(lambda _, __, out, n=number: hidden_states.update({n: out[0]}))
-    states = {(pool, site.layer): values for (pool, site), values in activations.values.items()}
+    states = {(kind, site.layer): values for (kind, site), values in activations.items()}
     for column, text in enumerate(texts):
         with torch.no_grad():
             model(torch.tensor([tokenizer(text.text)["input_ids"]]))
         for number, hidden in hidden_states.items():
             # the first token is the BOS
-            for pool, expected in (("mean", hidden[1:].mean(dim=0)), ("last", hidden[-1])):
-                actual = states[pool, number][:, column]
+            for kind, expected in (("mean", hidden[1:].mean(dim=0)), ("last", hidden[-1])):
+                actual = states[kind, number][:, column]
                 assert_close(actual, expected.numpy())
 
 
 @pytest.mark.parametrize("pad_id", [0, 7, 299])
-def test_activations_do_not_depend_on_the_batch_or_the_pad_token(
-    tiny_model: Path, pad_id: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_activations_do_not_depend_on_the_batch_or_the_pad_token(tiny_model: Path, pad_id: int) -> None:
     """Attention to padding."""
-    texts = make_texts(12)
-    shard = load_shard(tiny_model, [*POOLINGS, "mean", "last"])
-    alone = run_in_float32(shard, texts, 1)
-    monkeypatch.setattr(shard_module, "PAD_ID", pad_id)
-    together = run_in_float32(shard, texts, 10_000)
-    reversed_ = run_in_float32(shard, texts[::-1], 10_000)
+    texts, poolings = make_texts(12), [*POOLINGS, "mean", "last"]
+    alone = run_in_float32(tiny_model, poolings, texts, 1)
+    together = run_in_float32(tiny_model, poolings, texts, 10_000, pad_id)
+    reversed_ = run_in_float32(tiny_model, poolings, texts[::-1], 10_000, pad_id)
     for key, values in alone.items():
         assert_close(together[key], values)
         assert_close(reversed_[key][::-1], values)
@@ -148,9 +149,8 @@ def test_the_demo_model_does_not_mix_sentences() -> None:
     """The same with trained weights."""
     folder = ensure_local(resolve("smollm2-135m-instruct", "main", Path()))
     texts = make_texts(6)
-    shard = load_shard(folder, ["max"])
-    alone = run_in_float32(shard, texts, 1)
-    for key, values in run_in_float32(shard, texts, 10_000).items():
+    alone = run_in_float32(folder, ["max"], texts, 1)
+    for key, values in run_in_float32(folder, ["max"], texts, 10_000).items():
         assert_close(values, alone[key])
 
 
@@ -162,7 +162,7 @@ def test_a_special_token_is_never_pooled(tiny_model: Path, tmp_path: Path) -> No
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
     texts = make_texts(6)
-    tokenizer = load_shard(tiny_model, ["max"]).tokenizer
+    tokenizer = Tokenizer(tiny_model, MAX_TOKENS)
     # without value projections tokens do not influence one another
     for name in list(weights):
         if "v_proj" in name:
@@ -173,8 +173,8 @@ def test_a_special_token_is_never_pooled(tiny_model: Path, tmp_path: Path) -> No
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with_huge_bos = run_shard(tmp_path, texts, ["max"], 100)
     assert tokenizer(texts[:1])[0].ids[0] == 0
-    for key, values in plain.values.items():
-        assert np.array_equal(with_huge_bos.values[key], values)
+    for key, values in plain.items():
+        assert np.array_equal(with_huge_bos[key], values)
 
 
 def test_the_sites_are_the_inputs_of_the_down_projections(tiny_model: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_value_beyond_float16_is_an_error(tiny_model: Path, tmp_path: Path) ->
     weights["model.layers.1.mlp.up_proj.weight"] *= 1e6
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        NeuralignError, match=r"L01\.mlp\.hidden, pooling max: .* exceeds float16's range"
+        NeuralignError, match=r"L01\.mlp\.hidden, pooling max, sentence .*: .* exceeds float16's range"
     ):
         run_shard(tmp_path, make_texts(6), ["max"], 100)
 
@@ -203,7 +203,7 @@ def test_a_site_without_output_is_an_error(tiny_model: Path) -> None:
     shard = load_shard(tiny_model, ["max"])
     shard.model.layers[1].mlp = torch.nn.Identity()
     with pytest.raises(NeuralignError, match=r"L01\.mlp\.hidden: has no output"):
-        shard.run(make_texts(3), 100)
+        run_layers(shard, read_texts(tiny_model, settings_for(["max"]), make_texts(3)), 100)
 
 
 def test_a_sentence_without_tokens_to_pool_is_an_error(tiny_model: Path) -> None:
@@ -213,14 +213,14 @@ def test_a_sentence_without_tokens_to_pool_is_an_error(tiny_model: Path) -> None
     with pytest.raises(UserError, match="before its concept's word"):
         run_shard(tiny_model, [Text("noise " * 100 + "cat", [600, 603])], POOLINGS)
     activations = run_shard(tiny_model, [Text("No concept here.", [])], POOLINGS)
-    by_pooling = {pooling: values for (pooling, _), values in activations.values.items()}
+    by_pooling = {pooling: values for (pooling, _), values in activations.items()}
     assert np.array_equal(by_pooling["concept"], by_pooling["max"])
 
 
 def test_a_space_token_is_not_part_of_a_word(tiny_model: Path) -> None:
     """Similar embeddings of all words, where a tokenizer makes a token of the space before a word."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    ids = load_shard(tiny_model, ["max"]).tokenizer.word_ids("xylophone")
+    ids = Tokenizer(tiny_model, MAX_TOKENS).word_ids("xylophone")
     assert tokenizer(" xylophone", add_special_tokens=False)["input_ids"] != ids
     assert tokenizer.decode(ids) == "xylophone"
 
@@ -228,7 +228,7 @@ def test_a_space_token_is_not_part_of_a_word(tiny_model: Path) -> None:
 def test_truncated_sentences_are_counted_or_an_error(tiny_model: Path) -> None:
     """Silent truncation, or truncation of the concept's word."""
     long = Text("noise " * 100 + "cat", [600, 603])
-    assert run_shard(tiny_model, [long], ["max"]).n_truncated == 1
+    assert read_texts(tiny_model, settings_for(["max"]), [long]).n_truncated == 1
     with pytest.raises(UserError) as error:
         run_shard(tiny_model, [long], ["concept"])
     assert len(str(error.value)) < 250

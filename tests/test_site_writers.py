@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from cluster.activations.block_buffer import PooledValues
+from cluster.activations.layer_writer import activation_file, row_group_size
 from cluster.activations.site_writers import SiteWriters
 from cluster.models.sites import Site
 from storage.errors import StoreError
@@ -49,8 +50,15 @@ def write_in_one_process(folder: Path, pooled: list[PooledValues]) -> list[FileR
 
 
 def write_all(writers: SiteWriters) -> list[FileRecord]:
-    writers.write(make_values())
+    write_pooled(writers, make_values())
     return writers.finish()
+
+
+def write_pooled(writers: SiteWriters, pooled: Iterable[PooledValues]) -> None:
+    for values in pooled:
+        for site, of_site in values.of_sites():
+            name = activation_file(values.pooling, site.layer, site.name)
+            writers.write(name, of_site, row_group_size(of_site))
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -80,7 +88,7 @@ def test_files_are_those_of_a_single_process(tmp_path: Path, memory_bytes: int) 
     expected = write_in_one_process(tmp_path / "one" / "stage", pooled)
     with writers_and_processes(tmp_path / "many" / "stage", memory_bytes) as (writers, _):
         for values in pooled:
-            writers.write([values])
+            write_pooled(writers, [values])
             values.values.zero_()
         assert writers.finish() == expected
     assert content(tmp_path / "many") == content(tmp_path / "one")
@@ -93,21 +101,34 @@ def test_objects_in_a_bucket_are_the_same_files(tmp_path: Path) -> None:
     with s3_server() as bucket:
         folder = parse_store_path(f"{bucket}/stage")
         with writers_and_processes(folder) as (writers, _):
-            writers.write(pooled)
+            write_pooled(writers, pooled)
             assert writers.finish() == expected
         for record in expected:
             assert (folder / record.path).read_bytes() == (tmp_path / "stage" / record.path).read_bytes()
 
 
-def test_values_of_several_sizes_share_bounded_memory(tmp_path: Path) -> None:
-    """Memory for as many sites as there are cores, however large they are."""
+@pytest.mark.parametrize("order", [list, reversed])
+def test_values_of_several_sizes_share_bounded_memory(
+    tmp_path: Path, order: Callable[[list[PooledValues]], Iterable[PooledValues]]
+) -> None:
+    """Memory for as many sites as there are cores, however large they are; or that of small sites, kept
+    by processes that a larger one leaves without work."""
     pooled = make_values()
     large = 128 * SENTENCES * 2
     with writers_and_processes(tmp_path, memory_bytes=large + 1) as (writers, processes):
-        writers.write(reversed(pooled))
+        write_pooled(writers, order(pooled))
         writers.finish()
         descriptors = [int(process.cmdline()[3]) for process in processes]
         assert sum(os.fstat(descriptor).st_size for descriptor in descriptors) == large
+
+
+def test_a_bug_in_a_process_is_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    """The traceback would be lost, and a user told to rerun."""
+    with writers_and_processes(tmp_path) as (writers, _):
+        # There are no row groups without rows.
+        writers.write("bug.parquet", torch.ones(4, 4), 0)
+        with pytest.raises(RuntimeError, match=r"bug.parquet: Traceback(.|\n)*write_values"):
+            writers.finish()
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
@@ -133,7 +154,7 @@ def test_a_process_that_is_killed_is_an_error_that_names_the_file(
         folder = tmp_path / "pooling=max/layer=0/site=mlp.hidden"
         if is_writing:
             processes[0].suspend()
-            writers.write([PooledValues("max", SITES[:1], make_values()[0].values[:128])])
+            write_pooled(writers, [PooledValues("max", SITES[:1], make_values()[0].values[:128])])
             # As a process leaves it that is killed while it writes.
             folder.mkdir(parents=True)
             (folder / ".00000.parquet.1234.tmp").write_bytes(b"half")

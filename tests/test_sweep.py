@@ -44,7 +44,7 @@ def test_status_and_plan_show_finished_stages(study: Path, tmp_path: Path) -> No
     file = tiny.write_sweep(tmp_path)
     plan = neuralign("plan", file).stdout
     assert plan.count("to do") == 9
-    assert "1 of 1" in plan
+    assert "3 of 3" in plan
     assert not (tmp_path / "results").exists()
 
 

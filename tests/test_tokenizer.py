@@ -9,13 +9,14 @@ from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.activations.sentence_checks import check_tokens
-from cluster.activations.shard import ActivationSettings, ActivationShard
 from cluster.models.tokenizer import InputOptions, Text, Tokenizer
 from jobs.config.models import Model
 from storage.database import open_store
 from storage.errors import UserError
 from tests import tiny
+from tests.pooled import pool
 
 MAX_TOKENS = 64
 WITH_BOS, WITHOUT_BOS = InputOptions(add_bos=True), InputOptions(add_bos=False)
@@ -90,13 +91,13 @@ def test_a_skipped_first_token_is_in_no_pooling(tiny_model: Path) -> None:
     """The attention sink would dominate maxima and means."""
     text = Text("The old cat sat.", [8, 11])
     poolings = ["max", "context", "mean", "concept"]
-    shards = [
-        ActivationShard(tiny_model, ActivationSettings("float32", "mlp", poolings, inputs=options))
+    settings = [
+        ActivationSettings("float32", "mlp", poolings, inputs=options)
         for options in (SKIPPING, WITHOUT_BOS)
     ]
-    (sentence,) = shards[0].tokenizer([text], SKIPPING)
+    (sentence,) = Tokenizer(tiny_model, MAX_TOKENS)([text], SKIPPING)
     assert sentence.real == [False] + [True] * (len(sentence.ids) - 1)
-    skipped, whole = (shard.run([text], 100).values for shard in shards)
+    skipped, whole = (pool(tiny_model, each, [text], 100) for each in settings)
     changed = {
         pooling for pooling, site in whole if (skipped[pooling, site] != whole[pooling, site]).any()
     }

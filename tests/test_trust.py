@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import dynamic_module_utils
 
-from cluster.activations.shard import ActivationSettings, ActivationShard
+from cluster.activations.block_shard import BlockShard
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.models.model_config import REMOTE_CODE
 from cluster.models.model_files import PICKLED_WEIGHTS
 from cluster.models.sites import find_sites_from_config
@@ -21,6 +22,7 @@ from cluster.models.tokenizer import Text
 from cluster.models.weights import load_config, resolve
 from storage.errors import UserError
 from tests import tiny
+from tests.pooled import pool
 
 TEXTS = [Text(text, []) for _, text in tiny.sentences()[:4]]
 SETTINGS = ActivationSettings("float32", "mlp", ["max"])
@@ -54,8 +56,8 @@ def model_copy(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def assert_same_activations(folder: Path, tiny_model: Path, settings: ActivationSettings) -> None:
-    expected = ActivationShard(tiny_model, SETTINGS).run(TEXTS, 100).values
-    activations = ActivationShard(folder, settings).run(TEXTS, 100).values
+    expected = pool(tiny_model, SETTINGS, TEXTS, 100)
+    activations = pool(folder, settings, TEXTS, 100)
     assert activations.keys() == expected.keys()
     for key, values in expected.items():
         assert np.array_equal(activations[key], values)
@@ -81,7 +83,7 @@ def test_pickles_never_execute_code(model_copy: Path, tmp_path: Path) -> None:
     (model_copy / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Touch()}, protocol=2))
     (model_copy / "model.safetensors").unlink()
     with pytest.raises(UserError, match="more than weights"):
-        ActivationShard(model_copy, SETTINGS)
+        BlockShard(model_copy, SETTINGS)
     assert not (tmp_path / "run").exists()
 
 
@@ -101,12 +103,12 @@ def test_remote_code_runs_only_if_allowed(
     with pytest.raises(UserError, match=r"requires remote code, .* `allow: \[remote-code\]`"):
         resolve(str(model_copy), "main", model_copy)
     with pytest.raises(UserError):
-        ActivationShard(model_copy, SETTINGS)
+        BlockShard(model_copy, SETTINGS)
     assert not (tmp_path / "run").exists()
     weights = resolve(str(model_copy), "main", model_copy, frozenset({REMOTE_CODE}))
     assert weights.trust_remote_code
     planned = find_sites_from_config(load_config(weights), "mlp", weights.trust_remote_code)
-    assert planned.sites == ActivationShard(tiny_model, SETTINGS).sites
+    assert planned.sites == BlockShard(tiny_model, SETTINGS).sites
     assert_same_activations(
         model_copy, tiny_model, ActivationSettings("float32", "mlp", ["max"], trust_remote_code=True)
     )

@@ -117,6 +117,9 @@ def test_the_cost_of_the_papers_grid_is_estimated_without_its_weights(tmp_path: 
             2 * weights * 24 * sentences / 1e15, rel=1e-3, abs=0.06
         )
     assert f"{total / 1e12:.2f} TB" in printed
+    assert "Activations to write: 0.00 GB." in printed
+    # The aim is less than 3 hours.
+    assert "One H100 with 80 GB: about 2 h at the rates in docs/gpu.md" in printed
     assert "men: 2,005 pairs" in printed
     assert max(map(len, printed.splitlines())) <= 80
     (tmp_path / "words.csv").write_text("concept\ncat\ndog\n")

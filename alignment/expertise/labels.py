@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from alignment.arrays import Bools, Ints, UInt32s, UInts
 
 _N_LENGTH_BINS = 10
+
+
+class SentenceGroups(NamedTuple):
+    """Sentences by concept: `sentences[starts[c]:starts[c + 1]]` are those of concept c."""
+
+    sentences: Ints
+    starts: Ints
+
+    def split(self) -> list[Ints]:
+        """The sentences of each concept."""
+        return np.split(self.sentences, self.starts[1:-1])
 
 
 @dataclass(frozen=True)
@@ -36,14 +48,24 @@ class Labels:
         return len(self.positive_starts) - 1
 
     @cached_property
-    def positives(self) -> list[Ints]:
-        """The positive sentences of each concept."""
+    def grouped_positives(self) -> SentenceGroups:
+        """The positive sentences, by concept."""
         return _group_by_concept(self.positive_starts, self.positive_concepts, self.n_concepts)
 
     @cached_property
+    def grouped_negatives(self) -> SentenceGroups:
+        """The sentences listed as negatives, by concept."""
+        return _group_by_concept(self.negative_starts, self.negative_concepts, self.n_concepts)
+
+    @property
+    def positives(self) -> list[Ints]:
+        """The positive sentences of each concept."""
+        return self.grouped_positives.split()
+
+    @property
     def listed_negatives(self) -> list[Ints]:
         """The sentences listed as negatives of each concept."""
-        return _group_by_concept(self.negative_starts, self.negative_concepts, self.n_concepts)
+        return self.grouped_negatives.split()
 
     @property
     def negatives(self) -> list[Ints]:
@@ -183,8 +205,9 @@ def labels_against_others(
     labels = _with_shared_pool(n_concepts, starts, members, np.diff(starts) > 0)
     if sampled is None:
         return labels
+    positives = labels.positives
     draws = [
-        _sample_evenly(labels.positives, concept, sampled, np.random.default_rng([seed, concept]))
+        _sample_evenly(positives, concept, sampled, np.random.default_rng([seed, concept]))
         for concept in range(n_concepts)
     ]
     return _with_listed_negatives(starts, members, draws)
@@ -227,12 +250,13 @@ def labels_against_pool(
 
 
 def _validated(labels: Labels) -> Labels:
-    for concept, positives in enumerate(labels.positives):
+    groups = zip(labels.positives, labels.listed_negatives, strict=True)
+    for concept, (positives, listed) in enumerate(groups):
         if not len(positives):
             raise ValueError(f"concept {concept} has no positive sentence")
         if not labels.n_negative[concept]:
             raise ValueError(f"concept {concept} has no negative sentence")
-        if np.intersect1d(positives, labels.listed_negatives[concept]).size:
+        if np.intersect1d(positives, listed).size:
             raise ValueError(f"a sentence is both a positive and a negative of concept {concept}")
     return labels
 
@@ -254,7 +278,7 @@ def labels_matched_by_length(
     edges = np.unique(np.quantile(lengths[labeled], np.arange(1, _N_LENGTH_BINS) / _N_LENGTH_BINS))
     bins = np.searchsorted(edges, lengths, side="left")
     draws = []
-    for concept, own in enumerate(_group_by_concept(starts, members, n_concepts)):
+    for concept, own in enumerate(_group_by_concept(starts, members, n_concepts).split()):
         if not len(own):
             raise ValueError(f"concept {concept} has no positive sentence")
         rng = np.random.default_rng([seed, concept])
@@ -306,11 +330,11 @@ def _with_listed_negatives(starts: Ints, members: Ints, negatives: Sequence[Ints
     return Labels(n_concepts, starts, members, np.zeros(n_sentences, np.bool_), *negative_csr)
 
 
-def _group_by_concept(starts: Ints, members: Ints, n_concepts: int) -> list[Ints]:
+def _group_by_concept(starts: Ints, members: Ints, n_concepts: int) -> SentenceGroups:
     sentences = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     order = np.argsort(members, kind="stable")
-    cuts = np.cumsum(np.bincount(members, minlength=n_concepts))[:-1]
-    return np.split(sentences[order], cuts)
+    sizes = np.bincount(members, minlength=n_concepts)
+    return SentenceGroups(sentences[order], np.append(0, np.cumsum(sizes)))
 
 
 def _sample_evenly(positives: list[Ints], concept: int, count: int, rng: np.random.Generator) -> Ints:

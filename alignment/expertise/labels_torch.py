@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from alignment.arrays import Ints, UInt32s
@@ -30,9 +32,8 @@ class Groups:
     def of(cls, groups: Sequence[Ints], n_sentences: int, device: str) -> Groups:
         """The groups of all concepts."""
         sizes = np.array([len(sentences) for sentences in groups])
-        n_keys = len(sizes) * (n_sentences + 1)
-        key_type = np.int32 if n_keys <= np.iinfo(np.int32).max else np.int64
-        keys = (np.repeat(np.arange(len(sizes)), sizes) * (n_sentences + 1)).astype(key_type)
+        concepts = np.repeat(np.arange(len(sizes)), sizes)
+        keys = (concepts * (n_sentences + 1)).astype(_key_type(len(sizes), n_sentences))
         starts = np.append(0, np.cumsum(sizes)).astype(np.int32)
         return cls(
             torch.tensor(np.concatenate(groups).astype(np.int32), device=device),
@@ -50,28 +51,36 @@ class LabelTensors:
     """The labels of a neuron's sentences, on a device.
 
     `pool` has one bool per sentence, true for shared negatives; it is None if all sentences are
-    (`all_in_pool`) or none. Per concept: whether its positives are in the pool (`own_in_pool`, int32),
-    the numbers of its positives and negatives, the weight of a negative, the number of its positives
-    squared if they are in the pool (`own_pairs`), and twice that of its (positive, negative) pairs.
+    (`all_in_pool`) or none. Per concept: whether its positives are in the pool (`own_in_pool`, int32;
+    `has_own_in_pool`: of any), the numbers of its positives and negatives, the weight of a negative, the
+    number of its positives squared if they are in the pool (`own_pairs`), and twice that of its
+    (positive, negative) pairs.
 
-    Per entry of `positives`, the value of its concept: `positive_starts`, `negative_starts` (where its
-    groups begin), `positive_in_pool` and `positive_weights`.
+    `entries` are the sentences of the positives and, if there are any, of the listed negatives and of
+    `pool`; with a rank added, `entry_keys` sort them by kind, concept and rank.
+
+    Per entry of `positives`, the value of its concept: `positive_in_pool`, `positive_weights` and, for
+    each kind of entry, what turns its key into the key of such an entry with its rank (`offsets`), and
+    the first of these entries (`starts`, flat).
     """
 
     positives: Groups
     negatives: Groups
     pool: torch.Tensor | None
     all_in_pool: bool
+    has_own_in_pool: bool
     own_in_pool: torch.Tensor
     n_positive: torch.Tensor
     n_negative: torch.Tensor
     weight: torch.Tensor
     own_pairs: torch.Tensor
     pairs_x2: torch.Tensor
-    positive_starts: torch.Tensor
-    negative_starts: torch.Tensor
     positive_in_pool: torch.Tensor
     positive_weights: torch.Tensor
+    entries: torch.Tensor
+    entry_keys: torch.Tensor
+    offsets: torch.Tensor
+    starts: torch.Tensor
 
     @classmethod
     def of(cls, labels: Labels, prevalence: float, device: str) -> LabelTensors:
@@ -90,21 +99,22 @@ class LabelTensors:
         own, n_positive, n_negative, weight, own_pairs, pairs_x2 = (
             torch.tensor(array, device=device) for array in arrays
         )
-        positives = Groups.of(labels.positives, labels.n_sentences, device)
-        negatives = Groups.of(labels.listed_negatives, labels.n_sentences, device)
         concepts = torch.repeat_interleave(n_positive)
         return cls(
-            positives,
-            negatives,
+            Groups.of(labels.positives, labels.n_sentences, device),
+            Groups.of(labels.listed_negatives, labels.n_sentences, device),
             torch.tensor(in_shared_pool, device=device) if is_partial else None,
             bool(in_shared_pool.all()),
+            bool(own_in_pool.any()),
             own,
             n_positive,
             n_negative,
             weight,
             own_pairs,
             pairs_x2,
-            *(column[concepts] for column in (positives.starts, negatives.starts, own, weight)),
+            own[concepts],
+            weight[concepts],
+            *(torch.tensor(array, device=device) for array in _make_entries(labels, is_partial)),
         )
 
     def permute(self, sources: UInt32s) -> LabelTensors:
@@ -122,4 +132,41 @@ class LabelTensors:
             permuted = pool[torch.tensor(sources.astype(np.int64), device=device)]
             # the same object if nothing changes, so that it is counted once
             pool = pool if torch.equal(permuted, pool) else permuted
-        return replace(self, positives=positives, negatives=negatives, pool=pool)
+        entries = receiver[self.entries]
+        return replace(self, positives=positives, negatives=negatives, pool=pool, entries=entries)
+
+
+def _make_entries(labels: Labels, with_pool: bool) -> tuple[npt.NDArray[Any], ...]:
+    """`entries`, `entry_keys`, `offsets` and `starts` of `LabelTensors`."""
+    positives, negatives = labels.grouped_positives, labels.grouped_negatives
+    concepts = np.repeat(np.arange(labels.n_concepts), labels.n_positive)
+    sentences, groups = [positives.sentences], [concepts]
+    own_groups, starts = [concepts], [positives.starts[concepts]]
+    n_entries, n_groups = len(concepts), labels.n_concepts
+    if len(negatives.sentences):
+        sentences.append(negatives.sentences)
+        listed = np.repeat(np.arange(labels.n_concepts), np.diff(negatives.starts))
+        groups.append(n_groups + listed)
+        own_groups.append(n_groups + concepts)
+        starts.append(n_entries + negatives.starts[concepts])
+        n_entries, n_groups = n_entries + len(listed), n_groups + labels.n_concepts
+    if with_pool:
+        pool = np.flatnonzero(labels.in_shared_pool)
+        sentences.append(pool)
+        groups.append(np.full(len(pool), n_groups))
+        own_groups.append(np.full(len(concepts), n_groups))
+        starts.append(np.full(len(concepts), n_entries))
+        n_groups += 1
+    width = labels.n_sentences + 1
+    key_type = _key_type(n_groups, labels.n_sentences)
+    return (
+        np.concatenate(sentences).astype(np.int32),
+        (np.concatenate(groups) * width).astype(key_type),
+        ((np.stack(own_groups) - concepts) * width).astype(key_type),
+        np.concatenate(starts).astype(np.int32),
+    )
+
+
+def _key_type(n_groups: int, n_sentences: int) -> type[np.signedinteger[Any]]:
+    """The type of keys that sort by group, then rank."""
+    return np.int32 if n_groups * (n_sentences + 1) <= np.iinfo(np.int32).max else np.int64

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.arrays import Allocator, AnyFloats, Floats, Ints
-from alignment.expertise import ap_kernel
+from alignment.expertise import ap_kernel, statistics_kernel
 from alignment.expertise.label_permutations import LabelPermutations
 from alignment.expertise.labels import Labels
-from alignment.expertise.sorted_chunks import FLOAT_FORMATS, MAX_CHUNK_SENTENCES, sorted_chunks
+from alignment.expertise.sorted_chunks import FLOAT_FORMATS, sorted_chunks
 
 REFERENCE_PREVALENCE = 400 / 1400
 """Share of positives in the papers' data: 400 positive and 1,000 negative sentences per concept."""
@@ -164,31 +164,23 @@ def activation_statistics(
     `allocate` provides the arrays that grow with them. Steering clamps a neuron to the median (Suau et
     al. 2022, section 4).
     """
-    p50, p90, negative_mean = (np.empty(len(neurons), np.float32) for _ in range(3))
-    pool_sums = values.sum(axis=1, dtype=np.float64, where=labels.in_shared_pool)
-    by_concept = np.argsort(concepts, kind="stable")
-    cuts = np.searchsorted(concepts[by_concept], np.arange(labels.n_concepts + 1))
-    in_pool = labels.patterns.positives_in_pool
-    for concept in np.unique(concepts):
-        pairs = by_concept[cuts[concept] : cuts[concept + 1]]
-        rows = neurons[pairs]
-        positives, listed = labels.positives[concept], labels.listed_negatives[concept]
-        on = allocate((len(rows), len(positives)), np.float32)
-        for batch in _batches(positives):
-            on[:, batch] = values[np.ix_(rows, positives[batch])]
-        total = pool_sums[rows]
-        for batch in _batches(listed):
-            total += values[np.ix_(rows, listed[batch])].sum(axis=1, dtype=np.float64)
-        # the pool is shared, but a concept's own positives are not its negatives
-        total -= in_pool[concept] * on.sum(axis=1, dtype=np.float64)
-        negative_mean[pairs] = total / labels.n_negative[concept]
-        p50[pairs], p90[pairs] = np.quantile(on, [0.5, 0.9], axis=1, overwrite_input=True)
+    statistics = np.empty((len(neurons), 3), np.float32)
+    selected, rows = np.unique(neurons, return_inverse=True)
+    on = allocate(int(labels.n_positive.max()), np.float32)
+    n_rows = max(1, _MAX_BATCH_BYTES // (4 * max(1, labels.n_sentences)))
+    for first in range(0, len(selected), n_rows):
+        batch = selected[first : first + n_rows]
+        of_batch = allocate((len(batch), labels.n_sentences), np.float32)
+        for row, neuron in enumerate(batch):
+            of_batch[row] = values[neuron]
+        pairs = np.flatnonzero((first <= rows) & (rows < first + n_rows))
+        statistics_kernel.fill_statistics(
+            of_batch, pairs, rows[pairs] - first, concepts, *labels.grouped_positives,
+            *labels.grouped_negatives, statistics_kernel.sum_pool(of_batch, labels.in_shared_pool),
+            labels.patterns.positives_in_pool, labels.n_negative, on, statistics,
+        )  # fmt: skip
+    p50, p90, negative_mean = statistics.T
     return p50, p90, negative_mean
-
-
-def _batches(sentences: Ints) -> list[slice]:
-    starts = range(0, len(sentences), MAX_CHUNK_SENTENCES)
-    return [slice(start, start + MAX_CHUNK_SENTENCES) for start in starts]
 
 
 def _count_above(counts: Ints) -> Ints:

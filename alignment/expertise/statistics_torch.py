@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from alignment.arrays import Ints
+from alignment.expertise.device_chunks import DeviceChunks
 from alignment.expertise.labels_torch import Groups, LabelTensors
 
 _CHUNK_BYTES = 1 << 30
@@ -19,26 +20,32 @@ _QUANTILES = (0.5, 0.9)
 
 
 def activation_statistics_torch(
-    values: torch.Tensor, labels: LabelTensors, neurons: Ints, concepts: Ints
+    values: torch.Tensor, labels: LabelTensors, neurons: Ints, concepts: Ints, chunks: DeviceChunks
 ) -> npt.NDArray[np.float32]:
     """Median and 90th percentile on the positives, and mean on the negatives, of selected neurons.
 
     Row i of the result, of shape (pairs, 3), is for neuron `neurons[i]` and `concepts[i]`. `values` has
     shape (neurons, sentences), on the device of the labels.
     """
-    size = _chunk_size(values.shape[1])
+    if not len(neurons):
+        return np.empty((0, 3), np.float32)
     selected, rows = np.unique(neurons, return_inverse=True)
-    pool_sums = torch.empty(len(selected), dtype=torch.float64, device=values.device)
-    for first in range(0, len(selected), size):
-        chunk = torch.tensor(selected[first : first + size], device=values.device)
-        pool_sums[first : first + size] = _sum_pool(values[chunk], labels)
-    size = _chunk_size(max(labels.positives.largest, labels.negatives.largest))
+    pool_sums = torch.cat(
+        chunks.run(
+            "means of the negatives",
+            len(selected),
+            _chunk_size(values.shape[1]),
+            lambda part: _sum_pool(values[torch.tensor(selected[part], device=values.device)], labels),
+        )
+    )
     pairs = torch.tensor(np.stack([neurons, concepts, rows]), device=values.device)
-    statistics = torch.empty(len(neurons), 3, device=values.device)
-    for first in range(0, len(neurons), size):
-        chunk = pairs[:, first : first + size]
-        statistics[first : first + size] = _statistics(values, labels, pool_sums, *chunk)
-    return statistics.cpu().numpy()
+    statistics = chunks.run(
+        "activations on positives",
+        len(neurons),
+        _chunk_size(max(labels.positives.largest, labels.negatives.largest)),
+        lambda part: _statistics(values, labels, pool_sums, *pairs[:, part]),
+    )
+    return torch.cat(statistics).cpu().numpy()
 
 
 def _chunk_size(n_values: int) -> int:

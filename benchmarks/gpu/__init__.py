@@ -1,4 +1,4 @@
-"""Benchmarks of a GPU against itself, with random weights: `python -m benchmarks.gpu.NAME`."""
+"""`python -m benchmarks gpu [--model CONFIG]`: passes on a GPU, with random weights."""
 
 import os
 import tempfile

@@ -59,6 +59,11 @@ def batch_sentences(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
+def batch_shapes(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """The number of sentences in each batch, and of tokens to which they are padded."""
+    return [(len(batch), max(lengths[index] for index in batch)) for batch in batches]
+
+
 def pad(sentences: Sequence[TokenizedText], pad_id: int, device: torch.device) -> PaddedBatch:
     """A batch, padded on the right with `pad_id`, which attention masks."""
     lengths = np.array([len(sentence.ids) for sentence in sentences])

@@ -11,10 +11,11 @@ import torch
 from cluster.activations.max_pooling import POOLINGS
 from cluster.activations.pooling_shard import overflow_error
 from cluster.models.sites import Site
-from storage.errors import excerpt
+from storage.errors import NeuralignError, excerpt
 from storage.store.commit import all_finite
 
-_REORDERED_BYTES = 256 << 20
+REORDERED_BYTES = 256 << 20
+"""Memory in which values are reordered."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class BlockBuffer:
         poolings: dict[Site, list[str]] = {}
         for pooling, site in dtypes:
             poolings.setdefault(site, []).append(pooling)
+        self._poolings = poolings
         groups: dict[tuple[tuple[str, ...], int, torch.dtype], list[Site]] = {}
         for site, names in poolings.items():
             for together in _split_poolings(names):
@@ -78,21 +80,33 @@ class BlockBuffer:
 
     def finish(self, order: Sequence[int], texts: Sequence[str]) -> list[PooledValues]:
         """All values, with a column for each sentence of the set; `order` are the sentences in the order
-        in which they were written. Raises NeuralignError, naming the first sentence, if a value is not
-        finite."""
+        in which they were written.
+
+        Raises:
+            NeuralignError: if a value is not finite, naming the first site in the order of the model and
+                of `dtypes`, its first pooling and the first sentence.
+        """
         columns = torch.empty(len(order), dtype=torch.int64)
         columns[torch.tensor(order)] = torch.arange(len(order))
         for group in self.groups:
             _reorder(group.values, columns)
-            if (place := _find_not_finite(group.values)) is not None:
-                pooling, site = group.poolings[place[0]], group.sites[place[1]]
-                sentence = f", sentence {excerpt(texts[place[2]])}"
-                raise overflow_error(site, pooling, sentence)
+        if not all(_is_finite(group.values) for group in self.groups):
+            raise next(self._overflow_errors(texts))
         return [
             PooledValues(pooling, group.sites, values.flatten(0, 1))
             for group in self.groups
             for pooling, values in zip(group.poolings, group.values, strict=True)
         ]
+
+    def _overflow_errors(self, texts: Sequence[str]) -> Iterator[NeuralignError]:
+        """The errors of values that are not finite, in the order of the layers: the first may have
+        caused the others. They do not depend on the groups."""
+        for site in sorted(self._poolings, key=lambda site: site.layer):
+            for pooling in self._poolings[site]:
+                group = next(group for group in self._by_site[site] if pooling in group.poolings)
+                values = group.of_site(site)[group.poolings.index(pooling)]
+                if len(found := (~values.isfinite()).any(dim=0).nonzero()):
+                    yield overflow_error(site, pooling, f", sentence {excerpt(texts[int(found[0])])}")
 
 
 def _split_poolings(poolings: Sequence[str]) -> list[tuple[str, ...]]:
@@ -105,7 +119,7 @@ def _split_poolings(poolings: Sequence[str]) -> list[tuple[str, ...]]:
 def _reorder(values: torch.Tensor, columns: torch.Tensor) -> None:
     """Reorder the last dimension in place, in a limited amount of further memory."""
     rows = values.flatten(0, -2)
-    rows_in_part = max(1, _REORDERED_BYTES // (rows.shape[1] * rows.itemsize))
+    rows_in_part = max(1, REORDERED_BYTES // (rows.shape[1] * rows.itemsize))
     index = columns.to(values.device)
     for part in torch.split(rows, rows_in_part):
         if part.device.type == "cpu":
@@ -115,17 +129,7 @@ def _reorder(values: torch.Tensor, columns: torch.Tensor) -> None:
             part.copy_(part.index_select(1, index))
 
 
-def _find_not_finite(values: torch.Tensor) -> tuple[int, int, int] | None:
-    """Pooling, site and sentence of the first value that is not finite, if any."""
+def _is_finite(values: torch.Tensor) -> bool:
     if values.device.type == "cpu":
-        if all_finite(values.numpy()):
-            return None
-    else:
-        is_finite = torch.stack(torch.aminmax(values, dim=-1)).isfinite()
-        if bool(is_finite.all()):
-            return None
-    for pooling, sites in enumerate(values):
-        for site, units in enumerate(sites):
-            if len(found := (~units.isfinite()).any(dim=0).nonzero()):
-                return pooling, site, int(found[0])
-    return None
+        return all_finite(values.numpy())
+    return bool(torch.stack(torch.aminmax(values, dim=-1)).isfinite().all())

@@ -6,21 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cluster.activations.block_buffer import REORDERED_BYTES
 from cluster.activations.pooling_shard import STATE_POOLINGS, ActivationSettings
+from cluster.host_memory import free_host_memory
 from cluster.models.architecture import find_layers
 from cluster.models.divisible import find_division_problem
 from cluster.models.model_config import read_config
+from cluster.models.shard import MAX_TOKENS
 from cluster.models.sites import build_without_memory, find_sites_from_config
 from storage.errors import UserError
 
-_HIDDEN_TENSORS, _UNIT_TENSORS = 8, 4
-"""Tensors of a batch that a layer holds at once, as wide as the residual stream or as the widest site:
-attention and its projections, norms in float32; gate, up, their product and what is pooled of it."""
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-_UNKNOWN_MEMORY = 1 << 62
+_HIDDEN_TENSORS, _UNIT_TENSORS = 8, 4
+"""Tensors of a batch that a layer holds at once, as wide as the residual stream or as its widest site or
+projection: attention and its projections, norms in float32; gate, up, their product and what is pooled
+of it."""
+
+_LATENT_BYTES = 4 * 4
+"""The same of a sparse autoencoder's latent, which is in float32."""
+
 _FREE_SHARE = 0.9
 """Share of the free memory that is planned with: allocators lose some to fragments."""
 
@@ -36,24 +46,37 @@ class LayerBytes:
 @dataclass(frozen=True)
 class ModelBytes:
     """Bytes of a model's layers, of the other weights of the first block (the embeddings), and of the
-    working memory of a batch's token."""
+    working memory of a batch's token, and of the attention of a token to another."""
 
     layers: Sequence[LayerBytes]
     embeddings: int
     token: int
+    attention: int = 0
+
+    def batch_bytes(self, tokens: int, longest: int) -> int:
+        """Working memory of padded batches of so many tokens, in sentences of at most `longest`."""
+        return max(tokens, longest) * (self.token + longest * self.attention)
 
 
 def plan_blocks(
-    model: ModelBytes, sentences: int, budget: int, memory: int, consumer_bytes: int = 0
+    model: ModelBytes,
+    sentences: int,
+    budget: int,
+    memory: int,
+    consumer_bytes: int = 0,
+    longest: int = MAX_TOKENS,
 ) -> list[range]:
     """The fewest blocks that fit `memory` bytes, of nearly equal numbers of layers if possible.
 
-    Beside a block there is room for a batch of `budget` tokens and, once it is read, for the
-    `consumer_bytes` of what uses its values, unless a layer alone leaves none.
+    Beside a block there is room for batches of `budget` tokens, in sentences of at most `longest`; and
+    once it is read, for reordering its values and for the `consumer_bytes` of what uses them; unless a
+    layer alone leaves none.
 
     Raises UserError if a layer does not fit.
     """
-    available = int(memory * _FREE_SHARE) - max(budget * model.token, consumer_bytes)
+    reordered = min(REORDERED_BYTES, sentences * sum(layer.pooled for layer in model.layers))
+    batches = model.batch_bytes(budget, longest)
+    available = int(memory * _FREE_SHARE) - max(batches, reordered, consumer_bytes)
 
     def size(layers: range) -> int:
         total = sum(
@@ -84,29 +107,47 @@ def split_evenly(layers: range, n_blocks: int) -> list[range]:
 
 
 def measure_model(folder: Path, settings: ActivationSettings) -> ModelBytes:
-    """The bytes of a model, from its configuration alone. Raises UserError if it cannot be read."""
-    config = read_config(folder, settings.trust_remote_code)
+    """The bytes of a model in a folder. Raises UserError if its configuration cannot be read."""
+    return measure_config(read_config(folder, settings.trust_remote_code), settings)
+
+
+def measure_config(config: PretrainedConfig, settings: ActivationSettings) -> ModelBytes:
+    """The bytes of a model, from its configuration alone."""
     dtype: torch.dtype = getattr(torch, settings.dtype)
     text_model, layers = find_layers(build_without_memory(config, settings.trust_remote_code))
     layer_weights = [sum(weight.numel() for weight in layer.parameters()) for layer in layers]
+    # Those of experts are stacked.
+    projections = [max(weight.shape[-2:]) for layer in layers for weight in layer.parameters()]
     others = sum(weight.numel() for weight in text_model.parameters()) - sum(layer_weights)
-    hidden_size: int = config.get_text_config().hidden_size
-    units = [0] * len(layers)
+    text_config = config.get_text_config()
+    hidden_size: int = text_config.hidden_size
+    units, encoders, latents = [0] * len(layers), [0] * len(layers), 0
     if (autoencoder := settings.sparse_autoencoder) is not None:
-        units[autoencoder.layer] = autoencoder.validate()
+        latents = units[autoencoder.layer] = autoencoder.validate()
+        encoders[autoencoder.layer] = autoencoder.count_weights() * torch.float32.itemsize
     else:
         selection = settings.sites
         for site in find_sites_from_config(config, selection, settings.trust_remote_code).sites:
             units[site.layer] += site.width
+    widest = max(*projections, 0 if latents else max(units))
     states = hidden_size * len(STATE_POOLINGS) * 4 if settings.include_hidden_states else 0
     return ModelBytes(
         [
-            LayerBytes(weights * dtype.itemsize, width * len(settings.poolings) * 2 + states)
-            for weights, width in zip(layer_weights, units, strict=True)
+            LayerBytes(weights * dtype.itemsize + encoder, width * len(settings.poolings) * 2 + states)
+            for weights, encoder, width in zip(layer_weights, encoders, units, strict=True)
         ],
         embeddings=others * dtype.itemsize,
-        token=(_HIDDEN_TENSORS * hidden_size + _UNIT_TENSORS * max(units)) * dtype.itemsize,
+        token=(_HIDDEN_TENSORS * hidden_size + _UNIT_TENSORS * widest) * dtype.itemsize
+        + _LATENT_BYTES * latents,
+        # Scores, and their softmax in float32.
+        attention=_count_heads(text_config) * (2 * dtype.itemsize + torch.float32.itemsize),
     )
+
+
+def _count_heads(config: Any) -> int:
+    """The most attention heads of a layer; 0 if the configuration names none."""
+    heads = getattr(config, "num_attention_heads", None) or 0
+    return max(heads) if isinstance(heads, list) else int(heads)
 
 
 def plan_model(
@@ -116,11 +157,12 @@ def plan_model(
     budget: int,
     memory: int,
     consumer_bytes: int,
+    longest: int = MAX_TOKENS,
 ) -> list[range]:
     """Blocks of a model, as `plan_blocks`. Also raises UserError if it needs several and cannot be
     divided."""
     model = measure_model(folder, settings)
-    blocks = plan_blocks(model, sentences, budget, memory, consumer_bytes)
+    blocks = plan_blocks(model, sentences, budget, memory, consumer_bytes, longest)
     problem = find_division_problem(read_config(folder, settings.trust_remote_code))
     if len(blocks) > 1 and problem:
         raise UserError(
@@ -141,8 +183,4 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return _UNKNOWN_MEMORY
-    fields = dict(line.split(":") for line in path.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    return free_host_memory()

@@ -11,6 +11,7 @@ from cluster.activations.block_buffer import BlockBuffer
 from cluster.activations.pooling import Pooler
 from cluster.activations.pooling_shard import PoolingShard, PoolingState
 from cluster.models.sites import Site
+from storage.errors import NeuralignError
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,12 @@ class BlockShard(PoolingShard[_BatchState]):
 
     def _pool(self, state: _BatchState, site: Site, hidden: torch.Tensor, first_unit: int) -> None:
         units = slice(first_unit, first_unit + hidden.shape[-1])
+        is_part = site.part == "experts"
+        if units.stop > site.width or (units.stop < site.width and not is_part):
+            raise NeuralignError(
+                f"{site}: its module gives {hidden.shape[-1]} values a token, not the {site.width} that "
+                "its weights have; choose another module"
+            )
         for group in state.buffer.groups_of(site):
             out = group.of_site(site)[:, units, state.columns]
             state.pooler.write(hidden, group.poolings, out)

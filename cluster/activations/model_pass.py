@@ -8,8 +8,9 @@ sentences are on the device together. The values do not depend on the blocks.
 from __future__ import annotations
 
 import gc
+import shutil
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -18,16 +19,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cluster.activations.batching import PaddedBatch, batch_sentences, pad
-from cluster.activations.block_buffer import BlockBuffer, PooledValues
+from cluster.activations.batching import batch_sentences, batch_shapes
+from cluster.activations.block_buffer import PooledValues
 from cluster.activations.block_plan import free_memory, is_divisible, plan_model, split_evenly
+from cluster.activations.block_reader import BlockReader
 from cluster.activations.block_shard import BlockShard
 from cluster.activations.pooling import find_triton_problem
-from cluster.activations.pooling_shard import PAD_ID, ActivationSettings
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.activations.sentence_set import SentenceSet
-from cluster.activations.spool import HiddenStateSpool, SpoolSettings
+from cluster.activations.spool import (
+    HiddenStateSpool,
+    SpoolSettings,
+    complete_layers,
+    spool_folder,
+)
 from cluster.memory_errors import is_out_of_memory
 from cluster.models.checkpoint import read_ahead
+from storage.errors import SpoolError
+
+_MAX_LOST = 3
+"""Times that hidden states are lost until the disk is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,8 @@ class ModelPass:
     """A model, a sentence set and a device.
 
     `budget` is the number of tokens in a batch. `blocks` are by default as few as fit the device, where
-    `consumer_bytes` are left for what uses their values. `notes` say what a full memory changed.
+    `consumer_bytes` are left for what uses their values. Batches run in `threads` on a CPU. `notes` say
+    what a full memory changed, or hidden states that were lost.
     """
 
     folder: Path
@@ -59,44 +71,81 @@ class ModelPass:
     device: str = "cpu"
     blocks: Sequence[range] | None = None
     consumer_bytes: int = 0
+    threads: int = 1
     notes: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._device = torch.device(self.device)
         self.batches = batch_sentences(self.sentences.lengths, self.budget)
         self._parts = 1
+        self._missing: set[int] = set()
+        self._n_done = 0
+        self._reader: tuple[BlockReader, int] | None = None
 
-    def run(self, consume: Callable[[Block], None], first_layer: int = 0) -> None:
-        """Call `consume` with each block once all sentences have passed through it. Its memory is used
-        again afterwards.
+    @property
+    def n_read(self) -> int:
+        """Sentences times missing layers that were read."""
+        reader = self._reader
+        return self._n_done + (0 if reader is None else reader[0].n_read * reader[1])
 
-        A pass that was killed continues at the `first_layer` of a block whose hidden states are complete
-        on disk.
+    def run(self, consume: Callable[[Block], None], missing: Collection[int] | None = None) -> None:
+        """Call `consume` with each block once all sentences have passed through it, whose memory is used
+        again afterwards, until all `missing` layers (by default all) were in one.
+
+        A pass that was killed continues at the last layer before which all hidden states are on disk.
 
         Raises:
             UserError: if the model cannot be read, or does not fit the device.
             NeuralignError: if a site has no output, or a value is not finite.
+            StoreError: if the disk is full, or loses hidden states repeatedly.
         """
         if self._device.type == "cuda" and (problem := find_triton_problem(self._device)):
             self.notes.append(f"maxima were pooled by torch, which is slower than Triton: {problem}")
+        blocks = list(self.blocks or self._plan())
+        self._missing = set(range(blocks[-1].stop) if missing is None else missing)
         # To find a block's garbage among all objects takes as long as to load a block.
         gc.collect()
         gc.freeze()
         try:
-            self._run_blocks(consume, first_layer)
+            self._run_missing(blocks, consume)
         finally:
             gc.unfreeze()
 
-    def _run_blocks(self, consume: Callable[[Block], None], first_layer: int) -> None:
-        incoming = None
-        if first_layer:
-            incoming = HiddenStateSpool.restore(self.spool, first_layer, self._device)
-        blocks = [
-            range(max(block.start, first_layer), block.stop)
-            for block in self.blocks or self._plan()
-            if block.stop > first_layer
-        ]
-        n_layers = blocks[-1].stop
+    def _run_missing(self, blocks: list[range], consume: Callable[[Block], None]) -> None:
+        n_lost = 0
+        while self._missing:
+            try:
+                self._run_blocks(self._clip(blocks, self._find_start()), consume)
+            except SpoolError as error:
+                n_lost += 1
+                if n_lost == _MAX_LOST:
+                    raise
+                traceback.clear_frames(error.__traceback__)
+                self.notes.append(f"hidden states on disk were lost, and layers read again: {error}")
+
+    def _find_start(self) -> int:
+        """The layer to begin at: the last one up to the first missing one whose hidden states an earlier
+        run left complete, or 0. Removes all other hidden states."""
+        shapes = batch_shapes(self.sentences.lengths, self.batches)
+        complete = complete_layers(self.spool.folder, shapes)
+        start = max((layer for layer in complete if layer <= min(self._missing)), default=0)
+        for folder in self.spool.folder.glob("layer=*"):
+            if folder != spool_folder(self.spool.folder, start):
+                shutil.rmtree(folder)
+        return start
+
+    def _clip(self, blocks: list[range], first: int) -> list[range]:
+        """The parts of blocks from a layer to the last missing one, after which none is needed."""
+        stop = max(self._missing) + 1
+        if not is_divisible(self.folder, self.settings):
+            stop = blocks[-1].stop
+        clipped = [range(max(block.start, first), min(block.stop, stop)) for block in blocks]
+        return [block for block in clipped if block]
+
+    def _run_blocks(self, blocks: list[range], consume: Callable[[Block], None]) -> None:
+        incoming, stop = None, blocks[-1].stop
+        if first := blocks[0].start:
+            incoming = HiddenStateSpool.restore(self.spool, first, self._device)
         while blocks:
             layers, *remaining = blocks
             outgoing = None
@@ -109,7 +158,7 @@ class ModelPass:
             else:
                 if outgoing is not None:
                     outgoing.remove()
-                blocks = self._shrink(range(layers.start, n_layers), len(layers))
+                blocks = self._shrink(range(layers.start, stop), len(layers))
             self._free_memory()
 
     def _plan(self) -> list[range]:
@@ -118,7 +167,7 @@ class ModelPass:
             self.folder,
             self.settings,
             len(self.sentences),
-            self.budget,
+            self.budget * self.threads,
             memory,
             self.consumer_bytes,
         )
@@ -141,12 +190,17 @@ class ModelPass:
                 self.sentences.check_vocabulary(shard.n_embeddings)
             block = self.read_block(shard, incoming, outgoing)
         except Exception as error:
+            self._reader = None
+            if incoming is not None and isinstance(error, SpoolError):
+                incoming.remove()
             if not (is_out_of_memory(error) and self._can_shrink(layers)):
                 raise
             # Its frames would keep tensors alive.
             traceback.clear_frames(error.__traceback__)
             return False
         consume(block)
+        self._n_done, self._reader = self.n_read, None
+        self._missing.difference_update(layers)
         return True
 
     def _read_ahead(self, layers: range) -> None:
@@ -160,38 +214,16 @@ class ModelPass:
         outgoing: HiddenStateSpool | None = None,
     ) -> Block:
         """Run all sentences through a loaded block, from the spool before it to the one after it."""
-        buffer = BlockBuffer(shard.pooled_dtypes, len(self.sentences), self._device)
-        first = 0
-        for number, rows in enumerate(self.batches):
-            batch = pad([self.sentences.tokens[row] for row in rows], PAD_ID, self._device)
-            hidden = None if incoming is None else incoming.get(number)
-            after = self._run_parts(shard, batch, hidden, buffer, first)
+        reader = BlockReader(shard, self.sentences, self.batches, self.threads, self._parts)
+        self._reader = reader, len(self._missing.intersection(shard.layers))
+        numbers = range(len(self.batches))
+        states = reader.read(numbers, lambda number: None if incoming is None else incoming.get(number))
+        for number, after in zip(numbers, states, strict=True):
             if outgoing is not None:
                 outgoing.put(number, after)
-            first += len(rows)
         if outgoing is not None:
             outgoing.finish()
-        order = [row for rows in self.batches for row in rows]
-        pooled = buffer.finish(order, [text.text for text in self.sentences.texts])
-        return Block(shard.layers, pooled, shard)
-
-    def _run_parts(
-        self,
-        shard: BlockShard,
-        batch: PaddedBatch,
-        hidden: torch.Tensor | None,
-        buffer: BlockBuffer,
-        first: int,
-    ) -> torch.Tensor:
-        """Run a batch in as many parts as the device needs, into columns from `first` on."""
-        results = []
-        row = 0
-        for part in batch.split(self._parts):
-            stop = row + len(part.roles)
-            incoming = None if hidden is None else hidden[row:stop]
-            results.append(shard.run(part, incoming, buffer, slice(first + row, first + stop)))
-            row = stop
-        return results[0] if len(results) == 1 else torch.cat(results)
+        return Block(shard.layers, reader.finish(), shard)
 
     def _can_shrink(self, layers: range) -> bool:
         most_sentences = max(map(len, self.batches))

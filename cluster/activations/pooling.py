@@ -118,6 +118,9 @@ def find_triton_problem(device: torch.device) -> str | None:
         from cluster.activations.triton_max_pooling import TritonMaxPooler
 
         TritonMaxPooler(roles, POOLINGS, device).write(hidden, out)
+    except torch.OutOfMemoryError:
+        # It says nothing about Triton.
+        raise
     except Exception as error:
         # It compiles its launcher with the machine's C compiler, which may be absent, among others.
         return describe_error(error)

@@ -11,16 +11,18 @@ _PINNED_BYTES = 64 << 20
 
 
 class SharedMemory:
-    """Anonymous memory that grows; children map it by its file descriptor, which they inherit."""
+    """Anonymous memory; children map it by its file descriptor, which they inherit."""
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("neuralign")
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
-    def reserve(self, n_bytes: int) -> None:
-        """Make room for values of `n_bytes`."""
-        if n_bytes > len(self._bytes):
-            os.ftruncate(self.descriptor, n_bytes)
+    def resize(self, n_bytes: int) -> None:
+        """Make room for values of `n_bytes`; the former content is lost."""
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        # This frees the pages, which a child's mapping would otherwise keep.
+        os.ftruncate(self.descriptor, n_bytes)
+        if n_bytes:
             self._bytes = torch.frombuffer(mmap.mmap(self.descriptor, n_bytes), dtype=torch.uint8)
 
     def put(self, values: torch.Tensor) -> None:
@@ -37,5 +39,5 @@ class SharedMemory:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._bytes = self._bytes[:0].clone()
+        self._bytes = torch.empty(0, dtype=torch.uint8)
         os.close(self.descriptor)

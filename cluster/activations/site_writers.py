@@ -1,4 +1,4 @@
-"""Writes the pooled values of blocks to the store in several processes, a file a pooling and site.
+"""Writes arrays to the store in several processes, a file each.
 
 One process writes at the speed of a core, which computes checksums and compares what it reads back.
 Threads would share one address space, whose page faults slow each other down.
@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
 from multiprocessing.connection import Pipe, wait
 from pathlib import Path
@@ -19,15 +18,10 @@ from types import TracebackType
 import torch
 
 from cluster.activations import writer_process
-from cluster.activations.block_buffer import PooledValues
 from cluster.activations.shared_memory import SharedMemory
 from cluster.activations.writer_process import WriteRequest
 from storage.errors import StoreError
-from storage.store.activation_files import activation_folder, units_per_row_group
 from storage.store.commit import FileRecord, remove_temporary_files
-
-_FILE = "00000.parquet"
-"""All sentences are in one file, as those of a single work unit."""
 
 _MAX_WRITERS = 16
 _MEMORY_BYTES = 1 << 30
@@ -60,42 +54,48 @@ class SiteWriters:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes and give their memory back."""
         for writer in self._writers:
             writer.connection.close()
         for writer in self._writers:
             writer.close()
 
-    def write(self, pooled: Iterable[PooledValues]) -> None:
-        """Write the values of a block. Returns once they are copied, so their memory can be used again.
+    def write(self, name: str, values: torch.Tensor, row_group: int) -> None:
+        """Write contiguous values of any device to a file with `row_group` values a row group. Returns
+        once they are copied, so their memory can be used again.
 
         Raises:
             StoreError: naming the file, if this or an earlier one cannot be written.
         """
-        for values in pooled:
-            for site, of_site in values.of_sites():
-                folder = activation_folder(values.pooling, site.layer, site.name)
-                self._write_site(f"{folder}/{_FILE}", of_site)
-
-    def finish(self) -> list[FileRecord]:
-        """Wait for all files; their records are in the order of the values. Raises StoreError, naming
-        the file, if one cannot be written."""
-        self._wait_for_all()
-        return [record for record in self._records.values() if record is not None]
-
-    def _write_site(self, name: str, values: torch.Tensor) -> None:
         if values.nbytes > self._site_bytes:
-            self._wait_for_all()
-            self._site_bytes = values.nbytes
-            for writer in self._usable_writers():
-                writer.memory.reserve(values.nbytes)
-        row_bytes = values[0].nbytes
-        row_group = units_per_row_group(row_bytes, row_bytes) * values.shape[1]
+            self._make_room(values.nbytes)
         dtype = str(values.dtype).removeprefix("torch.")
         request = WriteRequest(str(self._folder), name, dtype, values.numel(), row_group)
         writer = self._idle_writer()
         writer.memory.put(values)
         self._records[name] = None
         writer.send(request, self._folder / name)
+
+    def finish(self) -> list[FileRecord]:
+        """Wait for the files; the records of those since the last call, in their order. Raises
+        StoreError, naming the file, if one cannot be written."""
+        self._wait_for_all()
+        records = [record for record in self._records.values() if record is not None]
+        self._records.clear()
+        return records
+
+    def _make_room(self, n_bytes: int) -> None:
+        """Give as many writers as the memory allows room for `n_bytes`, and the others none."""
+        self._wait_for_all()
+        self._site_bytes = n_bytes
+        n_usable = len(self._usable_writers())
+        for writer in self._writers[n_usable:]:
+            writer.memory.resize(0)
+        for writer in self._writers[:n_usable]:
+            writer.memory.resize(n_bytes)
 
     def _usable_writers(self) -> list[_Writer]:
         """Those that may have memory for a site."""
@@ -149,12 +149,15 @@ class _Writer:
             raise self._death() from error
 
     def receive(self) -> FileRecord:
-        """The record of the file, once it is written. Raises StoreError if it cannot be written."""
+        """The record of the file, once it is written. Raises StoreError if it cannot be written, and
+        RuntimeError with the traceback of any other error."""
         self.is_busy = False
         try:
             reply = json.loads(self.connection.recv_bytes())
         except (EOFError, ConnectionResetError) as error:
             raise self._death() from error
+        if "bug" in reply:
+            raise RuntimeError(f"{self._path}: {reply['bug']}")
         if "error" in reply:
             raise StoreError(reply["error"])
         return FileRecord(**reply["record"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import sys
+import traceback
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -33,7 +34,7 @@ class WriteRequest:
 
 
 def main() -> None:
-    """Answer each request with the record of the committed file, or an error."""
+    """Answer each request with the record of the committed file, an error, or the traceback of a bug."""
     descriptor, connection = int(sys.argv[1]), Connection(int(sys.argv[2]))
     memory: mmap.mmap | None = None
     while True:
@@ -52,6 +53,8 @@ def main() -> None:
             reply: dict[str, Any] = {"record": asdict(record)}
         except StoreError as error:
             reply = {"error": str(error)}
+        except Exception:
+            reply = {"bug": traceback.format_exc()}
         connection.send_bytes(json.dumps(reply).encode())
 
 

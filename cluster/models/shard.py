@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class ModelShard(ABC, Generic[StateT]):
         if self.with_tokenizer:
             limit = token_limit(self._config)
             self.tokenizer = Tokenizer(folder, limit, settings.trust_remote_code)
-        self._state: StateT | None = None
+        self._in_thread = threading.local()
         check_hidden_states(self._text_model, self._modules)
         prove_causality(self._text_model, self._modules)
         self.sites = self._find_sites(settings)
@@ -105,6 +106,11 @@ class ModelShard(ABC, Generic[StateT]):
         for site in self.sites:
             self._hook_site(site)
         self._modules[self.layers.stop - 1].register_forward_hook(self._on_exit)
+
+    @property
+    def _state(self) -> StateT | None:
+        """The forward pass of this thread; None between batches, when hooks are idle."""
+        return getattr(self._in_thread, "state", None)
 
     def _find_sites(self, settings: Any) -> list[Site]:
         is_complete = self.is_first and self.is_last
@@ -130,12 +136,11 @@ class ModelShard(ABC, Generic[StateT]):
             state.incoming = inputs
         else:
             arguments["input_ids"] = inputs
-        self._state = state
+        self._in_thread.state = state
         try:
             return self.model(**arguments)
         finally:
-            # Hooks are idle between batches.
-            self._state = None
+            self._in_thread.state = None
 
     def _on_entry(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._state is None or self._state.incoming is None:

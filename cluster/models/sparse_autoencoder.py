@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,6 +60,12 @@ class SparseAutoencoder:
         if self.k is not None and self.k > latents:
             raise UserError(f"{self.path}: k is {self.k}, but there are {latents} latents")
         return latents
+
+    def count_weights(self) -> int:
+        """Number of the encoder's weights, without its biases."""
+        with _open(self.path) as file:
+            name = _require_name(self.path, set(file.keys()), _WEIGHTS)
+            return math.prod(file.get_slice(name).get_shape())
 
     def site(self, width: int) -> Site:
         """Site of the latents."""

@@ -32,13 +32,13 @@ def plan_placement(
     weights: Weights,
     dtype: str,
     shards: int | Literal["auto"],
-    replicas: int | Literal["auto"],
     gpus_per_shard: float,
 ) -> Placement:
-    """Place a model on the cluster's GPUs or, without GPUs, on one CPU core per shard.
+    """Place as many replicas of a model as fit the cluster's GPUs or, without GPUs, one CPU core per
+    shard.
 
     A shard on a GPU requests no CPU, so that expert scoring on all CPUs never delays it. `auto` means as
-    few shards as the weights fit into (one on CPUs), and as many replicas as fit the cluster.
+    few shards as the weights fit into (one on CPUs).
 
     Raises UserError if the cluster is too small.
     """
@@ -51,14 +51,13 @@ def plan_placement(
     except UserError as error:
         raise UserError(f"model {weights.label}: {error}") from error
     slots = session.cluster_gpus() / gpus_per_shard if on_gpus else session.cluster_cpus()
-    max_replicas = int(slots // shards)
-    if max_replicas < (1 if replicas == "auto" else replicas):
-        requested = f"{shards} shards" + ("" if replicas == "auto" else f" x {replicas} replicas")
+    replicas = int(slots // shards)
+    if replicas == 0:
         raise UserError(
-            f"model {weights.label}: {requested} x {session.format_resources(resources)} do not fit the "
-            f"cluster, which has {session.describe_cluster()}"
+            f"model {weights.label}: {shards} shards x {session.format_resources(resources)} do not fit "
+            f"the cluster, which has {session.describe_cluster()}"
         )
-    return Placement(shards, max_replicas if replicas == "auto" else replicas, resources)
+    return Placement(shards, replicas, resources)
 
 
 def _shards_for_gpus(weights: Weights, dtype: str, gpus_per_shard: float) -> int:

@@ -171,6 +171,12 @@ def cluster_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def node_cpus() -> list[int]:
+    """Number of CPUs of each node. Raises SessionLost if the session has ended."""
+    check_session()
+    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
 def describe_cluster() -> str:
     """Capacity of the cluster, for messages."""
     return f"{cluster_cpus()} CPUs and {cluster_gpus()} GPUs"

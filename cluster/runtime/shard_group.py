@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,6 +15,7 @@ from cluster.models.partial_model import shard_layers
 from cluster.models.shard import ModelShard, ShardSettings
 from cluster.models.weights import Weights, ensure_local
 from cluster.runtime.queue import Worker
+from storage.errors import UserError
 
 ShardT = TypeVar("ShardT", bound=ModelShard[Any])
 
@@ -41,8 +43,19 @@ class ModelActor(Generic[ShardT]):
         # Loaded on first use, so that the queue sees when the actor is placed.
         folder = ensure_local(self._weights)
         layers = shard_layers(folder, self._index, self._n_shards, self._weights.trust_remote_code)
-        device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
-        return self.shard_class(folder, self._settings, layers, device)
+        return self.shard_class(folder, self._settings, layers, self._find_device())
+
+    def _find_device(self) -> str:
+        """The device of this actor. Raises UserError if torch cannot use the GPU that Ray gave it."""
+        if not ray.get_gpu_ids():
+            return "cpu"
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"model {self._weights.label}: {socket.gethostname()} has a GPU for Ray, but torch "
+                f"{torch.__version__} cannot use it; install a build of torch for its driver, or set "
+                "gpus_per_shard: 0"
+            )
+        return "cuda"
 
 
 class ShardGroup(Worker):

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from cluster.models.model_config import errors_of_libraries, read_config_json
-from cluster.models.size import measure_size
+from cluster.models.size import ModelSize, measure_size
 from cluster.models.weights import RANDOM_INIT
+from jobs.actions.gpu_time import GPU, TOKENS_PER_SENTENCE, GpuTime, estimate_time
 from jobs.actions.output import text_table
 from jobs.alignment import reason_not_comparable
-from jobs.config.concepts import HarvestedSentences, ProvidedSentences
+from jobs.config.concepts import ProvidedSentences
+from jobs.config.models import Model
 from jobs.config.sweep import Sweep
 from jobs.engine import disk_budget
-from jobs.planner import decide_keeping
+from jobs.engine.progress import format_duration
+from jobs.planner import Keeping, count_sentences_to_make, decide_keeping
 from jobs.sources.human_judgments import Judgments, load_judgments
 from storage.errors import UserError
 from storage.readers.concepts import concepts_from_names, read_concept_names, read_concepts
-
-TOKENS_PER_SENTENCE = 24
-"""Assumed mean length."""
 
 
 def read_configs(sweep: Sweep) -> dict[str, Any]:
@@ -44,27 +45,34 @@ def read_configs(sweep: Sweep) -> dict[str, Any]:
     return configs
 
 
-def print_cost_estimate(console: Console, sweep: Sweep, configs: Mapping[str, Any]) -> None:
+def print_cost_estimate(
+    console: Console, sweep: Sweep, configs: Mapping[str, Any], keeping: Keeping | None = None
+) -> None:
     """Print the cost of every model and of the whole sweep; `configs` are by model id.
 
-    Neither models nor sentences need to exist yet.
+    Neither models nor sentences need to exist yet. `keeping` is that of the sweep's plan; without one it
+    is estimated, and a pattern of revisions counts as one.
     """
     from cluster.models.sites import count_layer_weights
 
-    set_sizes = [_set_size(single) for single in sweep.per_concept_set()]
-    n_sentences = sum(count for _, count in set_sizes)
-    n_concepts = sum(len(names) for names, _ in set_sizes)
+    sets = [_set_size(single) for single in sweep.per_concept_set()]
+    n_sentences = sum(count for _, count in sets)
+    n_concepts = sum(len(names) for names, _ in sets)
     n_poolings, with_states = len(sweep.neurons.pooling), "contextual" in sweep.baselines
     console.print(
         f"{n_concepts:,} concepts, {n_sentences:,} sentences, ~{TOKENS_PER_SENTENCE} tokens each. "
         "Per revision:"
     )
     rows, total_bytes, total_flop, total_scores = [], 0, 0.0, 0
+    revisions: list[tuple[Model, ModelSize, bool]] = []
     for model in sweep.models:
         config = configs[model.id]
         size = measure_size(config, sweep.neurons.sites)
-        adds_random_init = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
-        n_revisions = len(model.revisions) + adds_random_init
+        are_random = [revision == RANDOM_INIT for revision in model.revisions]
+        if "random-init" in sweep.baselines and not any(are_random):
+            are_random.append(True)
+        revisions += [(model, size, is_random) for is_random in are_random]
+        n_revisions = len(are_random)
         per_sentence = disk_budget.activation_bytes_per_sentence(size, n_poolings, with_states)
         n_bytes = per_sentence * n_sentences
         # two FLOPs per weight and token
@@ -80,12 +88,50 @@ def print_cost_estimate(console: Console, sweep: Sweep, configs: Mapping[str, An
         f"Total: {total_bytes / 1e12:,.2f} TB of activations, {total_flop / 1e18:,.2f} EFLOP, "
         f"{total_scores / 1e9:,.1f} billion neuron scores."
     )
-    console.print(str(decide_keeping(sweep, lambda: total_bytes)), soft_wrap=True)
-    for set_sweep, (names, _) in zip(sweep.per_concept_set(), set_sizes, strict=True):
-        prefix = "" if len(set_sizes) == 1 else f"{set_sweep.concept_set}: "
+    keeping = keeping or decide_keeping(sweep, n_sentences, revisions, is_estimate=True)
+    console.print(str(keeping))
+    if not keeping.is_kept:
+        console.print("Activations to write: 0.00 GB.")
+        _print_gpu_time(console, sweep, configs, revisions, sets)
+    for set_sweep, (names, _) in zip(sweep.per_concept_set(), sets, strict=True):
+        prefix = "" if len(sets) == 1 else f"{set_sweep.concept_set}: "
         for human in set_sweep.human:
             judgments = load_judgments(human.resolve(sweep.folder), names)
             print_judgment_notes(console, judgments, prefix)
+
+
+def _print_gpu_time(
+    console: Console,
+    sweep: Sweep,
+    configs: Mapping[str, Any],
+    revisions: Sequence[tuple[Model, ModelSize, bool]],
+    sets: Sequence[tuple[list[str], int]],
+) -> None:
+    """Print the time that a sweep takes on one GPU."""
+    total = GpuTime()
+    counts = Counter((model.id, size, is_random) for model, size, is_random in revisions)
+    try:
+        for (name, size, is_random), count in counts.items():
+            for names, n_sentences in sets:
+                total += count * estimate_time(
+                    sweep, configs[name], size, len(names), n_sentences, is_trained=not is_random
+                )
+    except UserError as error:
+        console.print(f"One {GPU} is too small: {error}.")
+        return
+    forward, scoring = (
+        format_duration(seconds) for seconds in (total.forward_seconds, total.scoring_seconds)
+    )
+    console.print(
+        f"One {GPU}: about {format_duration(total.seconds)} at the rates in docs/gpu.md (forward passes "
+        f"{forward}, scoring {scoring}), without loading weights."
+    )
+    if total.hidden_bytes:
+        console.print(
+            f"Blocks of layers take turns on it: up to {total.most_hidden_bytes / 1e9:,.0f} GB of "
+            "hidden states are kept in host memory or, if too little is free, on disk, which takes "
+            f"about {format_duration(total.disk_seconds)} more."
+        )
 
 
 def print_judgment_notes(console: Console, judgments: Judgments, prefix: str = "") -> None:
@@ -105,5 +151,5 @@ def _set_size(sweep: Sweep) -> tuple[list[str], int]:
         concepts = read_concept_names(sweep.folder / Path(config.words))
     else:
         concepts = concepts_from_names(config.words, f"{sweep.file}: concepts.words")
-    n_neutral = config.pool if isinstance(config, HarvestedSentences) else 0
-    return [concept.name for concept in concepts], len(concepts) * config.sentences + n_neutral
+    names = [concept.name for concept in concepts]
+    return names, count_sentences_to_make(config, len(names))

@@ -95,7 +95,8 @@ def _devices() -> Iterator[Check]:
     if n_gpus and not torch.cuda.is_available():
         fix = f"torch {torch.__version__} does not support CUDA; install a CUDA build"
     gpus = f"{n_gpus} GPUs" if n_gpus else "no GPU"
-    yield Check("devices", f"{gpus}, {os.cpu_count()} CPU cores, default dtype {default_dtype()}", fix)
+    dtype = default_dtype(n_gpus > 0)
+    yield Check("devices", f"{gpus}, {os.cpu_count()} CPU cores, default dtype {dtype}", fix)
 
 
 def _memory() -> Iterator[Check]:

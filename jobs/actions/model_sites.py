@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -19,9 +19,7 @@ def print_sites(console: Console, sizes: Mapping[str, ModelSize]) -> None:
         lines = (*map(str, size.sites), *(f"note: {note}" for note in size.notes))
         names_by_sites.setdefault(lines, []).append(name)
     for lines, names in names_by_sites.items():
-        others = len(names) - _MAX_NAMES
-        listed = ", ".join(names[:_MAX_NAMES]) + (f" and {others} more" if others > 0 else "")
-        console.print(f"Sites of {listed}:", soft_wrap=True)
+        console.print(f"Sites of {list_names(names)}:", soft_wrap=True)
         for line in lines:
             wrapped = textwrap.fill(
                 line,
@@ -31,3 +29,9 @@ def print_sites(console: Console, sizes: Mapping[str, ModelSize]) -> None:
                 break_on_hyphens=False,
             )
             console.print(wrapped, soft_wrap=True)
+
+
+def list_names(names: Sequence[str]) -> str:
+    """The first few of some models' names, and the number of the others."""
+    others = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {others} more" if others > 0 else "")

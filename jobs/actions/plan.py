@@ -1,7 +1,7 @@
 """`neuralign plan`: stages that are done and remaining, with bytes on disk and time.
 
 A stage counts as done if its manifest exists; a run checks its files too. Times are extrapolated from
-finished stages of the same kind in this store.
+finished stages of the same kind in this store, with activations that were kept or not as in this sweep.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -26,8 +26,10 @@ from jobs.actions.cost_estimate import print_cost_estimate, print_judgment_notes
 from jobs.actions.model_checks import check_models
 from jobs.actions.model_sites import print_sites
 from jobs.actions.output import stdout_console, text_table
+from jobs.actions.shard_plan import print_shards
 from jobs.config.loader import read_sweep
 from jobs.engine import disk_budget
+from jobs.engine.keeping import are_kept
 from jobs.engine.progress import format_duration
 from jobs.engine.stage import Stage
 from jobs.planner import LATENTS_SUFFIX, Plan, PlannedConceptSet, plan_sweep
@@ -50,6 +52,7 @@ class RemainingStage:
     work_units: int = 0
     total_units: int = 0
     bytes: int = 0
+    temporary_bytes: int = 0
     seconds: float | None = 0.0
 
 
@@ -92,12 +95,13 @@ def _print_stages(console: Console, planned: Plan) -> None:
     console.print(_stage_table(stages, has_several_sets) if is_short else _model_table(stages, planned))
     if planned.is_complete:
         console.print(str(planned.keeping), soft_wrap=True)
+        print_shards(console, planned)
     models = {weights.model: weights for weights in planned.weights}
     selection = planned.sweep.neurons.sites
     print_sites(console, {name: model_size(weights, selection) for name, weights in models.items()})
     if not planned.is_complete:
         configs = {weights.model: load_config(weights) for weights in planned.weights}
-        print_cost_estimate(console, planned.sweep, configs)
+        print_cost_estimate(console, planned.sweep, configs, planned.keeping)
         return
     for concept_set in planned.concept_sets:
         for judgments in concept_set.judgments:
@@ -111,6 +115,13 @@ def _print_stages(console: Console, planned: Plan) -> None:
     n_bytes = sum(item.bytes for item in stages)
     files = "Activations and scores" if planned.sweep.experts.scores else "Activations"
     console.print(f"{files} to write: {n_bytes / 1e9:,.2f} GB{suffix}.")
+    # Stages that read models run one after another.
+    if temporary := max((item.temporary_bytes for item in stages), default=0):
+        console.print(
+            f"Hidden states of one model at a time: up to {temporary / 1e9:,.2f} GB, on disk or, beside "
+            "a GPU, in host memory; none if the model fits one block of layers.",
+            soft_wrap=True,
+        )
     seconds, n_unknown = _total_time(stages)
     if seconds is not None:
         unknown = f", plus {n_unknown} stages without timing data" if n_unknown else ""
@@ -166,6 +177,7 @@ def remaining_stages(planned: Plan, store: Path) -> Iterator[RemainingStage]:
     rates = _measure_rates(planned, store, estimator)
     for concept_set in planned.concept_sets:
         concepts = concept_set.concepts
+        n_tokens = 0 if concepts is None else disk_budget.estimate_tokens(concepts)
         for stage in concept_set.stages:
             folder = stage.folder(store)
             is_started = folder.name in folders[stage.kind]
@@ -173,7 +185,7 @@ def remaining_stages(planned: Plan, store: Path) -> Iterator[RemainingStage]:
                 total = stage.params.get("units", 0)
                 yield RemainingStage(stage, is_done=True, total_units=total)
                 continue
-            share, work_units, total, n_bytes = 1.0, 0, 0, 0
+            share, work_units, total, n_bytes, temporary = 1.0, 0, 0, 0, 0
             if stage.kind == activations.KIND and concepts is not None:
                 model = weights[stage.label]
                 total = work_units = disk_budget.count_units(stage, model)
@@ -181,11 +193,12 @@ def remaining_stages(planned: Plan, store: Path) -> Iterator[RemainingStage]:
                     work_units = disk_budget.remaining_units(stage, model, store)
                 share = work_units / total
                 n_bytes = disk_budget.remaining_activation_bytes(stage, model, concepts, work_units)
+                temporary = disk_budget.temporary_bytes(stage, model, n_tokens) if work_units else 0
             elif stage.kind == experts.KIND and concepts is not None:
                 n_bytes = disk_budget.score_bytes(stage, weights[stage.label], concepts)
-            work, rate = estimator.work(stage.kind, stage.params), rates.get(stage.kind)
+            work, rate = estimator.work(stage.kind, stage.params), rates.get(_rate_key(stage))
             seconds = None if work is None or rate is None else share * work * rate
-            yield RemainingStage(stage, False, work_units, total, n_bytes, seconds)
+            yield RemainingStage(stage, False, work_units, total, n_bytes, temporary, seconds)
 
 
 class _WorkEstimator:
@@ -220,16 +233,33 @@ class _WorkEstimator:
         return n_values * size.hidden_size if kind == activations.KIND else n_values
 
 
-def _measure_rates(planned: Plan, store: Path, estimator: _WorkEstimator) -> dict[str, float]:
-    """Seconds per unit of work of each kind of stage, from the finished stages of this store."""
-    seconds, work = defaultdict[str, float](float), defaultdict[str, float](float)
+class _RateKey(NamedTuple):
+    """What stages have in common whose times are extrapolated from each other: also whether the
+    activations that they make or read are kept. If not, they are scored where they are made, and their
+    rows are copied."""
+
+    kind: str
+    is_kept: bool
+
+
+def _rate_key(stage: Stage) -> _RateKey:
+    activations_stage = stage.inputs.get(activations.KIND, stage)
+    return _RateKey(stage.kind, are_kept(activations_stage.params))
+
+
+def _measure_rates(planned: Plan, store: Path, estimator: _WorkEstimator) -> dict[_RateKey, float]:
+    """Seconds per unit of work, from the finished stages of this store."""
+    seconds, work = defaultdict[_RateKey, float](float), defaultdict[_RateKey, float](float)
     for kind in {stage.kind for stage in planned.stages}:
         for done in islice(manifest.completed(store, kind), _MAX_TIMED_PER_KIND):
             amount = estimator.work(kind, done.params)
-            if amount is not None:
-                seconds[kind] += done.seconds
-                work[kind] += amount
-    return {kind: seconds[kind] / work[kind] for kind in work if work[kind]}
+            folder = done.inputs.get(activations.KIND)
+            made_of = manifest.read(store / activations.KIND / folder) if folder else done
+            if amount is not None and made_of is not None:
+                key = _RateKey(kind, are_kept(made_of.params))
+                seconds[key] += done.seconds
+                work[key] += amount
+    return {key: seconds[key] / work[key] for key in work if work[key]}
 
 
 def _find_model(stage: Stage) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from jobs.config.base import ConfigModel, Count, Gpus, ModelName, NonEmpty, PathName
+from jobs.config.base import ConfigError, ConfigModel, Count, Gpus, ModelName, NonEmpty, PathName
 
 Pooling = Literal["max", "concept", "context", "mean", "last"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -23,11 +23,12 @@ class Model(ConfigModel):
     dtype: Dtype = "auto"
     """Data type of the weights; auto: bfloat16 where the processor has native support, else float32."""
     shards: Count | Literal["auto"] = "auto"
-    """Shards of contiguous layers, each on its own device; auto: as many as the weights need. Only for
-    activations that are kept, and for steering."""
-    replicas: Count | Literal["auto"] = "auto"
-    """Copies of the model that process work units in parallel; auto: as many as fit. Only for
-    activations that are kept, and for steering."""
+    """Shards of contiguous layers, each on its own device, which all work at once; auto: one if the
+    model and its activations fit a device, else as many as are needed if the cluster has so many
+    devices, else one that takes blocks of layers in turn."""
+    cpus_per_shard: Count | Literal["auto"] = "auto"
+    """CPU cores per shard, which read sentences and score or write activations in parallel; auto: those
+    of a machine divided by the shards on it, or 1 beside a GPU."""
     gpus_per_shard: Gpus = 1.0
     """GPUs per shard; 0.5 puts two shards on a GPU, 0 uses CPUs only."""
     wait_seconds: float = Field(default=60.0, gt=0, le=31_536_000)
@@ -45,6 +46,17 @@ class Model(ConfigModel):
     def input_params(self) -> dict[str, bool]:
         """The settings of the model's inputs that differ from the defaults."""
         return self.model_dump(include={"add_bos", "skip_first_token"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_replicas(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "replicas" in values:
+            raise ConfigError(
+                "no longer exists: a model is read once, by all cores of a shard; use cpus_per_shard to "
+                "give it fewer",
+                "replicas",
+            )
+        return values
 
     @field_validator("revisions", mode="before", json_schema_input_type=str | NonEmpty[str])
     @classmethod

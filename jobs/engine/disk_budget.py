@@ -5,24 +5,27 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from cluster.activations.spool_size import spool_bytes
 from cluster.models.architecture import count_layers
 from cluster.models.size import ModelSize, model_size
-from cluster.models.weights import Weights, load_config
+from cluster.models.weights import Weights, available_config, load_config
+from jobs.engine.keeping import are_kept
 from jobs.engine.stage import Stage
 from storage.readers.concepts import ConceptSet
 from storage.store.manifest import read_work_units
 from storage.store.paths import is_remote
 
 _FLOAT16, _FLOAT32 = 2, 4
+_CHARACTERS_IN_TOKEN = 4
 
 
 def remaining_activation_bytes(
     stage: Stage, weights: Weights, concepts: ConceptSet, remaining: int
 ) -> int:
     """Bytes of a model's activations that its `remaining` work units will write."""
-    if not remaining or not stage.params.get("keep", True):
+    if not remaining or not are_kept(stage.params):
         return 0
-    return activation_bytes(stage, weights, concepts) * remaining // int(stage.params["units"])
+    return activation_bytes(stage, weights, concepts) * remaining // count_units(stage, weights)
 
 
 def activation_bytes(stage: Stage, weights: Weights, concepts: ConceptSet) -> int:
@@ -48,6 +51,19 @@ def latent_bytes_per_sentence(latents: int, poolings: int) -> int:
     return latents * poolings * _FLOAT16
 
 
+def estimate_tokens(concepts: ConceptSet) -> int:
+    """About the number of tokens of all sentences, in any tokenizer."""
+    return sum(len(sentence.text) for sentence in concepts.sentences) // _CHARACTERS_IN_TOKEN
+
+
+def temporary_bytes(stage: Stage, weights: Weights, n_tokens: int) -> int:
+    """Most bytes of hidden states at a time that a stage `activations` keeps between blocks of layers;
+    none if its model fits one block."""
+    if (size := available_config(weights).get("hidden_size")) is None:
+        size = load_config(weights).get_text_config().hidden_size
+    return spool_bytes(n_tokens, size, stage.params["dtype"])
+
+
 def score_bytes(stage: Stage, weights: Weights, concepts: ConceptSet) -> int:
     """Bytes of a model's scores, if all are kept: one float32 per neuron, concept and pooling."""
     if not stage.params["scores"]:
@@ -56,13 +72,11 @@ def score_bytes(stage: Stage, weights: Weights, concepts: ConceptSet) -> int:
     n_scores = model_size(weights, params["sites"]).neurons * len(concepts.concepts)
     n_bytes = n_scores * len(params["poolings"]) * _FLOAT32
     # Those of activations that are not kept are in the stage `activations`, too.
-    return n_bytes if params.get("keep", True) else 2 * n_bytes
+    return n_bytes if are_kept(params) else 2 * n_bytes
 
 
 def count_units(stage: Stage, weights: Weights) -> int:
-    """Work units of a stage `activations`: layers, if the activations are not kept."""
-    if stage.params.get("keep", True):
-        return int(stage.params["units"])
+    """Work units of a stage `activations`: layers."""
     if "dictionary" in stage.params:
         return count_layers(load_config(weights))
     return model_size(weights, stage.params["sites"]).layers

@@ -18,6 +18,7 @@ import pyarrow as pa
 from alignment.arrays import AnyFloats, Floats
 from alignment.statistics.vectors import cosine_matrix, standardize, subtract_mean
 from jobs import activations, sentences
+from jobs.engine.keeping import are_kept
 from jobs.engine.stage import Stage, StageOutput
 from jobs.similarity import KIND, fill_columns
 from storage import tables
@@ -116,7 +117,7 @@ def _concept_states(
 ) -> Iterator[tuple[dict[str, Any], AnyFloats]]:
     """Pooling and layer of hidden states, and their means over each concept's sentences, of shape
     (concepts, width)."""
-    if activations.are_kept(activations_stage):
+    if are_kept(activations_stage.params):
         for row in activations.read_sites(activations_stage, store):
             if row["site"] == RESIDUAL:
                 key = {name: row[name] for name in ("pooling", "layer")}

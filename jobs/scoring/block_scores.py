@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,16 +94,26 @@ def _score(values: AnyFloats, labeling: Labeling, on_gpu: bool) -> tuple[Scores,
     return score_with_permutations(values, labels, permutations, prevalence, scratch)
 
 
-def merge_scores(parts: Sequence[BlockScores]) -> BlockScores:
-    """The scores of the neurons of several blocks of a site, in their order."""
-    columns = [np.concatenate(column) for column in zip(*(part.experts for part in parts), strict=True)]
-    order = np.argsort(columns[1], kind="stable")
-    histogram = parts[0].histogram
-    for part in parts[1:]:
-        histogram = histogram.merge(part.histogram)
-    kept = [part.ap for part in parts if part.ap is not None]
-    experts = Experts(*(column[order] for column in columns))
-    return BlockScores(experts, histogram, np.concatenate(kept) if kept else None)
+class ScoresMerger:
+    """The scores of the neurons of a site, from those of its blocks in their order."""
+
+    def __init__(self, first: BlockScores) -> None:
+        self._experts, self._histogram = [first.experts], first.histogram
+        self._ap = [] if first.ap is None else [first.ap]
+
+    def add(self, part: BlockScores) -> None:
+        """Add the next block."""
+        self._experts.append(part.experts)
+        self._ap += [] if part.ap is None else [part.ap]
+        # At once: with permutations a histogram is large.
+        self._histogram = self._histogram.merge(part.histogram)
+
+    def merged(self) -> BlockScores:
+        """The scores of all blocks."""
+        columns = [np.concatenate(column) for column in zip(*self._experts, strict=True)]
+        order = np.argsort(columns[1], kind="stable")
+        experts = Experts(*(column[order] for column in columns))
+        return BlockScores(experts, self._histogram, np.concatenate(self._ap) if self._ap else None)
 
 
 def expert_table(experts: Experts, labeling: Labeling, site: SiteKey) -> pa.Table:

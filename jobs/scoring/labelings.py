@@ -74,7 +74,7 @@ def make_labeling(params: Mapping[str, Any], sentences_stage: Stage, store: Path
         labels = read_labels(params, sentences_stage, store)
         sentence_ids = np.arange(labels.n_sentences)
     # Cached properties: computed once here instead of in every task.
-    _ = labels.patterns, labels.n_negative, labels.positives, labels.listed_negatives
+    _ = labels.patterns, labels.n_negative, labels.grouped_positives, labels.grouped_negatives
     permutations = permute_labels(labels, params["permutations"], params["seed"])
     return Labeling(params, concepts, labels, sentence_ids, permutations)
 

@@ -16,7 +16,7 @@ from alignment.text.quality import CollectedSentences, SentenceFilter, collect_s
 from alignment.text.word_matching import ConceptWord
 from cluster.models import generation
 from cluster.models.weights import Weights, resolve
-from cluster.runtime.devices import default_dtype
+from cluster.runtime.devices import count_gpus, default_dtype
 from cluster.runtime.queue import WorkQueue
 from cluster.runtime.session import connect
 from jobs.config.concepts import GeneratedSentences
@@ -65,7 +65,7 @@ def plan(sweep: Sweep, config: GeneratedSentences, concepts: Sequence[Concept]) 
     weights = resolve(config.model, config.revision, sweep.models_folder)
     settings = generation.EngineSettings(
         generation.choose_engine(config.engine),
-        default_dtype() if config.dtype == "auto" else config.dtype,
+        default_dtype(count_gpus() > 0) if config.dtype == "auto" else config.dtype,
         config.tensor_parallel,
     )
     subjects = _make_subjects(concepts, config, sweep.folder)

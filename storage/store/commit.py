@@ -42,7 +42,9 @@ LOCATION = b"place"
 
 _ROWS_READ_BACK = 1 << 16
 _CHUNK_BYTES = 16 << 20
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk that is full, or of a limit on what a user or a process may write."""
+
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -265,7 +267,7 @@ def _translate_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             advice = "free disk space and rerun to resume"
         elif error.errno in _NO_PERMISSION:
             advice = "give this user write permission and rerun to resume"

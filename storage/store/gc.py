@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from storage.store.lease import find_held, hold_free_lease
 from storage.store.manifest import Manifest
 from storage.store.paths import file_size, file_version, remove_empty_folders, remove_file, walk_files
 
+STOPPED = "hidden states of a stopped run; without them a rerun begins at layer 0"
 SCORED = "every stage that reads these activations has scored them"
 SUPERSEDED = "not used by any sweep's latest report"
 
@@ -31,6 +33,10 @@ class Garbage:
     is_entire_stage: bool
     bytes: int
     versions: _Versions
+
+    @property
+    def folder(self) -> Path:
+        return self.stage.folder
 
     @property
     def reason(self) -> str:
@@ -63,6 +69,44 @@ class Garbage:
             return False
         # stages that were deleted meanwhile need nothing
         return versions.items() <= self.versions.items()
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Hidden states in a stage's folder that no run uses now."""
+
+    folder: Path
+    bytes: int
+
+    @property
+    def reason(self) -> str:
+        return STOPPED
+
+    def delete(self) -> bool:
+        """Delete the files; returns whether they were deleted. They are kept if a run has continued."""
+        facts = {"kind": self.folder.parent.name, "label": self.folder.name}
+        with hold_free_lease(self.folder / layout.RUNNING, facts) as is_free:
+            if is_free:
+                shutil.rmtree(self.folder / layout.HIDDEN_STATES, ignore_errors=True)
+        return is_free
+
+
+def find_hidden_states(root: Path) -> Iterator[HiddenStates]:
+    """Hidden states in stages, complete or not, that no process works on.
+
+    Raises:
+        StoreError: if `root` is not a store of this version.
+    """
+    layout.check_store(root)
+    files = {
+        folder: found
+        for folder in manifest.stage_folders(root)
+        if (found := walk_files(folder / layout.HIDDEN_STATES))
+    }
+    held = find_held(folder / layout.RUNNING for folder in files)
+    for folder, found in files.items():
+        if folder / layout.RUNNING not in held:
+            yield HiddenStates(folder, sum(file_size(path) or 0 for path in found))
 
 
 def find_garbage(root: Path) -> Iterator[Garbage]:

@@ -7,6 +7,7 @@ STORE/<stage>/<label>-<fingerprint>/         one stage, complete or in progress
     _RUNNING.json, _FAILED.json              lease of a running stage, or the cause of its failure
     _INPUTS.json                             the contents of the inputs that its work units were made of
     _units/<unit>.json                       one finished work unit of the stage
+    _hidden_states/                          of a pass that has not ended, which a rerun continues
 STORE/_schedules/<name>/                     decisions about the slots of a schedule
 """
 
@@ -42,6 +43,7 @@ FAILED = "_FAILED.json"
 DROPPED = "_DROPPED.json"
 INPUTS = "_INPUTS.json"
 WORK_UNITS = "_units"
+HIDDEN_STATES = "_hidden_states"
 SCHEDULES = "_schedules"
 
 _MAX_LABEL = 60

@@ -51,6 +51,8 @@ def verify(root: Path) -> Iterator[str]:
         referenced |= {path for path in walk_files(folder / layout.WORK_UNITS) if path.suffix == ".json"}
         stage = stages.get(folder.name)
         if stage is None:
+            # Temporary data, which the run that continues checks when it reads them.
+            referenced.update(walk_files(folder / layout.HIDDEN_STATES))
             for files, _ in manifest.read_work_units(folder).values():
                 yield from dict(_check_files(folder, files)).values()
                 referenced |= {folder / record.path for record in files}

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from jobs.engine.keeping import are_kept
 from jobs.page.figures import interactive
 from jobs.page.sections import steering
 from jobs.page.study_data import StudyData
 from jobs.results.rows import Row, group_rows
 from storage.store.activation_files import SiteActivations
 from storage.store.manifest import Manifest
+from storage.tables import N_TOP_SENTENCES
 
 MAX_EXPERTS = 10
 MAX_NEIGHBORS = 10
 MAX_DISAGREEMENTS = 5
-MAX_SENTENCES = 5
 
 _EXPERTS_WITH_SENTENCES = 3
 """Experts per concept with sentences in the report; `serve` has sentences for all of them."""
@@ -113,7 +114,7 @@ def _add_top_sentences(data: StudyData, experts: list[Row]) -> None:
         return
     top: list[tuple[Row, list[tuple[int, float]]]] = []
     for (layer, site), rows in group_rows(experts, "layer", "site").items():
-        find = _max_activating if activations.params.get("keep", True) else _stored_top_sentences
+        find = _max_activating if are_kept(activations.params) else _stored_top_sentences
         top += zip(rows, find(data, activations, layer, site, rows), strict=True)
     ids = sorted({sentence_id for _, matches in top for sentence_id, _ in matches})
     sentences = {
@@ -136,7 +137,7 @@ def _max_activating(
     site_files = SiteActivations(paths, files[0]["width"], records)
     values = site_files.read()[[row["unit"] for row in experts]]
     ids = np.concatenate([np.arange(row["first"], row["first"] + row["sentences"]) for row in files])
-    order = np.argsort(-values, axis=1, kind="stable")[:, :MAX_SENTENCES]
+    order = np.argsort(-values, axis=1, kind="stable")[:, :N_TOP_SENTENCES]
     return [
         [(int(ids[column]), float(unit[column])) for column in columns]
         for unit, columns in zip(values, order, strict=True)
@@ -151,6 +152,6 @@ def _stored_top_sentences(
     rows = data.query(_TOP_SENTENCES, run=activations.fingerprint, layer=layer, site=site, units=units)
     by_unit = group_rows(rows, "unit")
     return [
-        [(row["sentence_id"], row["value"]) for row in by_unit.get(unit, [])][:MAX_SENTENCES]
+        [(row["sentence_id"], row["value"]) for row in by_unit.get(unit, [])][:N_TOP_SENTENCES]
         for unit in units
     ]

@@ -1,0 +1,123 @@
+"""A pass that is ready to run: its sentences as tokens, and what its blocks may take of a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from cluster.activations.block_plan import (
+    ModelBytes,
+    free_memory,
+    is_divisible,
+    measure_model,
+    plan_model,
+    split_evenly,
+)
+from cluster.activations.layer_recorder import LayerRecorder
+from cluster.activations.pass_request import PassRequest
+from cluster.activations.pooling_shard import ActivationSettings
+from cluster.activations.sentence_set import SentenceSet, tokenize
+from cluster.activations.shard_choice import PassSize
+from cluster.models.model_config import read_config
+from cluster.models.shard import token_limit
+from cluster.models.tokenizer import Tokenizer
+
+_SECONDS_IN_BLOCK = 60
+"""On a CPU: a run that is killed loses about the block in work."""
+
+_CORE_FLOP_PER_SECOND = 5e10
+"""Assumed rate of a core."""
+
+_SPOOL_SHARE = 0.25
+"""Hidden states of a GPU's pass stay in host memory if they fill at most a quarter of it: reading so few
+again takes minutes. All others go to disk, so that a run that is killed continues there."""
+
+_HOST_FACTOR = 2.5
+"""Padding, and pinned memory, which is allocated in powers of two."""
+
+
+@dataclass
+class PreparedPass:
+    """A request for a model in a folder on one device, whose batches run in as many `threads`.
+
+    Raises UserError if the model cannot be read, or a sentence has no tokens to pool.
+    """
+
+    folder: Path
+    settings: ActivationSettings
+    request: PassRequest
+    device: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        trust_remote_code = self.settings.trust_remote_code
+        limit = token_limit(read_config(self.folder, trust_remote_code).get_text_config())
+        self.tokenizer = Tokenizer(self.folder, limit, trust_remote_code)
+        self.sentences: SentenceSet = tokenize(
+            self.tokenizer, self.request.texts, self.settings.inputs, self.settings.poolings
+        )
+
+    @cached_property
+    def model(self) -> ModelBytes:
+        """The bytes of the model."""
+        return measure_model(self.folder, self.settings)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers of the model."""
+        return len(self.model.layers)
+
+    @property
+    def layers(self) -> range:
+        """The layers up to the last one with sites; the others are empty."""
+        with_sites = [number for number, layer in enumerate(self.model.layers) if layer.pooled]
+        return range(max(with_sites, default=0) + 1)
+
+    @cached_property
+    def size(self) -> PassSize:
+        """What the pass needs of the device beside the model."""
+        return PassSize(
+            len(self.sentences),
+            # Of the batches that run at once.
+            self.request.budget * self.threads,
+            self.request.memory_factor * self.request.consumer.working_bytes(self.device),
+            max(self.sentences.lengths),
+        )
+
+    def make_recorder(self, missing: set[int], notes: list[str]) -> LayerRecorder:
+        """A recorder of missing layers."""
+        return LayerRecorder(self.request, self.sentences, self.tokenizer, missing, self.threads, notes)
+
+    def plan_blocks(self) -> list[range]:
+        """The blocks that fit the device; on a CPU each takes about a minute, or is a layer."""
+        blocks = plan_model(
+            self.folder,
+            self.settings,
+            self.size.sentences,
+            self.size.budget,
+            free_memory(torch.device(self.device)),
+            self.size.consumer_bytes,
+            self.size.longest,
+        )
+        if self.device != "cpu" or not is_divisible(self.folder, self.settings):
+            return blocks
+        dtype: torch.dtype = getattr(torch, self.settings.dtype)
+        layer_bytes = max(layer.weights for layer in self.model.layers)
+        # Two operations per weight and token.
+        flop = 2 * layer_bytes / dtype.itemsize * sum(self.sentences.lengths)
+        rate = _CORE_FLOP_PER_SECOND * self.threads
+        most = max(1, int(_SECONDS_IN_BLOCK * rate / flop))
+        return [part for block in blocks for part in split_evenly(block, -(-len(block) // most))]
+
+    def spool_bytes(self) -> int:
+        """Host memory for the hidden states before and after a block; 0 if they go to disk."""
+        if self.device == "cpu":
+            return 0
+        config = read_config(self.folder, self.settings.trust_remote_code).get_text_config()
+        dtype: torch.dtype = getattr(torch, self.settings.dtype)
+        states = sum(self.sentences.lengths) * config.hidden_size * dtype.itemsize
+        needed = int(2 * _HOST_FACTOR * states)
+        return needed if needed <= _SPOOL_SHARE * free_memory(torch.device("cpu")) else 0
