@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from alignment.statistics.correlation import MIN_PAIRS
 from alignment.statistics.resampling import MIN_CONCEPTS_FOR_COVERAGE
@@ -87,13 +86,15 @@ def _print_agreement(
     console.print("Do expert neurons group concepts the way people do?")
     console.print(f"{first['human_set']}: {describe_comparison(first, threshold)}, with 95% CI.\n")
     selection = headline_rows(rows, threshold)
-    cells = [
-        (f"  {label}", format_estimate(row["rho"], row["ci_low"], row["ci_high"]), remark)
+    lines = [
+        (label, format_estimate(row["rho"], row["ci_low"], row["ci_high"]), remark)
         for label, row, remark in selection
     ]
     if first["ceiling"] is not None:
-        cells.append(("  noise ceiling (people with people)", f"{first['ceiling']:.2f}", ""))
-    _print_cells(console, cells)
+        lines.append(("noise ceiling (human agreement)", f"{first['ceiling']:.2f}", ""))
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    for label, estimate, remark in lines:
+        console.print(f"  {label:{widths[0]}}  {estimate:{widths[1]}}  {remark}".rstrip())
     console.print()
     for label, row, _ in selection[:1]:
         _print_differences(console, label, row, differences)
@@ -127,9 +128,8 @@ def _print_first_row(console: Console, rows: list[Row], threshold: float) -> Non
 
 def _print_indented(console: Console, label: str, text: str) -> None:
     """Print a label and a text beside it, whose lines begin in one column."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row(label, text)
-    console.print(table)
+    indent = " " * (len(label) + 1)
+    console.print(textwrap.fill(f"{label} {text}", console.width, subsequent_indent=indent))
 
 
 def print_next_steps(console: Console, store: Path, pages: list[Path]) -> None:
@@ -182,13 +182,6 @@ def print_coverage_warning(console: Console, n_concepts: int) -> None:
             f"With fewer than {MIN_CONCEPTS_FOR_COVERAGE} concepts, 95% CIs may cover "
             f"{SMALL_SAMPLE_COVERAGE}%."
         )
-
-
-def _print_cells(console: Console, rows: Iterable[Sequence[str]]) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for cells in rows:
-        table.add_row(*cells)
-    console.print(table)
 
 
 def _print_hierarchy(console: Console, rows: list[Row], threshold: float) -> None:
