@@ -51,7 +51,7 @@ def fused() -> None:
     labels = labels_against_others(ids, members, n_sentences, len(names))
     params = {
         **dict.fromkeys(("model", "revision", "concept_set"), "m"),
-        **{"prevalence": REFERENCE_PREVALENCE, "floor": 0.4, "permutations": 0, "scores": False},
+        **{"prevalence": REFERENCE_PREVALENCE, "floor": 0.4, "permutations": 0, "scores": []},
     }
     labeling = Labeling(params, names, labels, ids, permute_labels(labels, 0, 0))
     values: list[AnyFloats] = []

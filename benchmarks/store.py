@@ -84,7 +84,7 @@ def store_check() -> None:
         "prevalence": 0.1,
         "floor": 0.4,
     }
-    params |= {"permutations": 19, "scores": False}
+    params |= {"permutations": 19, "scores": []}
     labeling = Labeling(params, _names(concepts), labels, ids, permute_labels(labels, 19, 0))
     values = np.random.default_rng(0).standard_normal((units, sentences)).astype(np.float16)
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ stages `experts`, `controls` and `similarity` take from here. A layer is a work 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from jobs.model_pass import run_pass
 from storage import tables
 from storage.errors import NeuralignError
 from storage.store.activation_files import (
+    BEFORE,
     INPUT_EMBEDDINGS_FILE,
     RESIDUAL,
     SiteActivations,
@@ -130,6 +131,12 @@ def read_input_embeddings(stage: Stage, store: Path) -> dict[str, list[float]]:
     return {row["concept"]: row["vector"] for row in table.to_pylist()}
 
 
+def read_token_counts(stage: Stage, store: Path) -> dict[str, int]:
+    """Number of tokens of each concept's word."""
+    table = stage.read_table(store, tables.CONCEPT_TOKENS.file)
+    return {row["concept"]: row["n_tokens"] for row in table.to_pylist()}
+
+
 def _autoencoder_params(autoencoder: SparseAutoencoder) -> dict[str, Any]:
     """The identity of an autoencoder: its settings, its width and its content, not its path."""
     settings = {name: value for name, value in vars(autoencoder).items() if name != "path"}
@@ -165,7 +172,7 @@ def _run(
     if are_kept(stage.params):
         files.append(_write_rows(folder, tables.ACTIVATION_FILES, _file_rows(sites, len(texts))))
     notes = [] if "dictionary" in stage.params else model_size(weights, stage.params["sites"]).notes
-    return StageOutput(files, [*notes, *make_notes(facts, len(texts))])
+    return StageOutput(files, [*notes, *make_notes(facts, stage.params["poolings"], len(texts))])
 
 
 def _make_consumer(stage: Stage, store: Path) -> LayerConsumer:
@@ -241,8 +248,11 @@ def _write_rows(folder: Path, table: tables.Table, rows: list[dict[str, Any]]) -
     return write_table(folder, table.file, pa.Table.from_pylist(rows, table.schema))
 
 
-def make_notes(facts: Sequence[Mapping[str, Any]], n_sentences: int) -> list[str]:
-    """Notes on truncated sentences, and those of the pass, from the facts of the layers."""
+def make_notes(
+    facts: Sequence[Mapping[str, Any]], poolings: Collection[str], n_sentences: int
+) -> list[str]:
+    """Notes on truncated sentences and on those without text before the word, and those of the pass,
+    from the facts of the layers."""
     from cluster.models.shard import MAX_TOKENS
 
     notes = []
@@ -250,6 +260,11 @@ def make_notes(facts: Sequence[Mapping[str, Any]], n_sentences: int) -> list[str
         notes.append(
             f"{truncated} of {n_sentences} sentences exceed the model's context or {MAX_TOKENS} tokens "
             "and were truncated"
+        )
+    if BEFORE in poolings and (n_empty := facts[0]["begin_with_word"]):
+        notes.append(
+            f"{n_empty} of {n_sentences} sentences begin with their concept's word; their values with "
+            f"pooling '{BEFORE}' are 0"
         )
     # Each layer has those of the layers before it.
     return [*notes, *dict.fromkeys(note for each in facts for note in each["notes"])]

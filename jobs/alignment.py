@@ -6,9 +6,10 @@ All representations of a sweep are compared on the same pairs, with the same res
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,24 @@ from alignment.statistics.triplets import odd_one_out_accuracy, odd_one_out_p_va
 from jobs.engine.stage import Stage, StageOutput
 from jobs.representations.embeddings import COSINE, WORD_VECTORS
 from jobs.representations.sentence_words import BAG_OF_WORDS
+from jobs.sentences import read_domains
+from jobs.similarity import is_control
 from jobs.sources.human_judgments import Judgments
 from storage import sql, tables
 from storage.store.commit import FileRecord, write_table
 
 KIND = "alignment"
 TRIPLETS = "triplets"
+FROM_RATERS = "its raters: each with the mean of the others"
+"""Source of a noise ceiling on the same pairs; others are published, of all pairs of a human set."""
+
+ALL_PAIRS = "all"
+SUBSETS = WITHIN_DOMAINS, BETWEEN_DOMAINS, ONE_TOKEN = (
+    "within domains",
+    "between domains",
+    "one-token words",
+)
+"""Subsets of the pairs that are compared with whole models."""
 
 _Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 """Rows of the tables `alignment` and `alignment_differences`."""
@@ -50,6 +63,8 @@ class Comparison:
     """The pairs (or triplets) of a human set among the concepts that all representations have.
 
     `members` are concept indices, of shape (pairs, 2) or (triplets, 3); `scores` are empty for triplets.
+    A comparison of a `subset` of the pairs is only made of representations of a whole model, and its
+    concepts are permuted within their `groups`, so that the permuted pairs are of the same kind.
     """
 
     judgments: Judgments
@@ -58,6 +73,8 @@ class Comparison:
     concepts: list[str]
     members: Ints
     scores: Floats
+    subset: str = ALL_PAIRS
+    groups: Ints | None = None
 
     def estimate(self, matrices: Floats) -> ResampledStatistic:
         """Agreement of similarity matrices of shape (representations, concepts, concepts)."""
@@ -77,7 +94,9 @@ class Comparison:
             [
                 odd_one_out_p_value(matrix, self.members, resamples, seed)
                 if self.measure is None
-                else mantel_test(matrix, self.scores, first, second, self.measure, resamples, seed)
+                else mantel_test(
+                    matrix, self.scores, first, second, self.measure, resamples, seed, self.groups
+                )
                 for matrix in matrices
             ]
         )
@@ -116,6 +135,8 @@ def _run(
         for path in similarity.read_manifest(store).paths(tables.SIMILARITY.file)
     ]
     references = _find_references(similarity_stages)
+    domains = read_domains(stage.inputs["sentences"], store)
+    one_token = _find_one_token_words(similarity_stages, store)
     rows: list[dict[str, Any]] = []
     differences: list[dict[str, Any]] = []
     notes = []
@@ -126,15 +147,28 @@ def _run(
             concepts = create_common_concepts(connection, judgments.concepts)
             comparisons, reasons = make_comparisons(judgments, concepts, settings)
             notes += reasons
-            for comparison in comparisons:
+            subsets = [make_subsets(comparison, domains, one_token) for comparison in comparisons]
+            for comparison in (*comparisons, *chain.from_iterable(subsets)):
                 for found, compared in _make_rows(connection, comparison, references):
                     rows += found
                     differences += compared
+    correct_p_values(rows)
     folder = stage.folder(store)
     files = _write_judgments(folder, human_sets)
     for table, content in ((tables.ALIGNMENT, rows), (tables.ALIGNMENT_DIFFERENCES, differences)):
         files.append(write_table(folder, table.file, pa.Table.from_pylist(content, table.schema)))
     return StageOutput(files, notes)
+
+
+def correct_p_values(rows: Sequence[dict[str, Any]]) -> None:
+    """Set `q` of `alignment` rows: `p` corrected over all rows of a human set and statistic."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["human_set"], row["agreement"]), []).append(row)
+    for group in groups.values():
+        p = np.array([row["p"] for row in group], np.float64)
+        for row, q in zip(group, benjamini_hochberg(p), strict=True):
+            row["q"] = finite_or_none(q)
 
 
 def _find_references(similarity_stages: list[Stage]) -> list[str]:
@@ -200,6 +234,46 @@ def make_comparisons(
     ], []
 
 
+def make_subsets(
+    comparison: Comparison, domains: Mapping[str, str | None], one_token: Collection[str]
+) -> Iterator[Comparison]:
+    """Comparisons of the pairs of one domain, of two domains, and of one-token words, where their
+    correlation is defined. A pair with a concept without a domain is in neither of the first two."""
+    if comparison.measure is None:
+        return
+    numbers = {domain: number for number, domain in enumerate(dict.fromkeys(domains.values()))}
+    domain = np.array([numbers[domains[name]] for name in comparison.concepts])
+    has_domain = np.array([domains[name] is not None for name in comparison.concepts])
+    is_one_token = np.array([name in one_token for name in comparison.concepts])
+    first, second = comparison.members.T
+    have_domains, are_alike = has_domain[first] & has_domain[second], domain[first] == domain[second]
+    subsets = {
+        WITHIN_DOMAINS: (have_domains & are_alike, domain),
+        BETWEEN_DOMAINS: (have_domains & ~are_alike, domain),
+        ONE_TOKEN: (is_one_token[first] & is_one_token[second], is_one_token.astype(np.int64)),
+    }
+    for name, (is_member, groups) in subsets.items():
+        scores = comparison.scores[is_member]
+        if len(scores) >= MIN_PAIRS and np.ptp(scores) > 0:
+            members = comparison.members[is_member]
+            yield replace(comparison, members=members, scores=scores, subset=name, groups=groups)
+
+
+def _find_one_token_words(similarity_stages: list[Stage], store: Path) -> set[str]:
+    """The concepts whose word is one token of every model."""
+    n_tokens: dict[str, set[int]] = {}
+    for similarity in similarity_stages:
+        if "experts" in similarity.inputs and not is_control(similarity):
+            table = (
+                similarity.inputs["experts"]
+                .inputs["activations"]
+                .read_table(store, tables.CONCEPT_TOKENS.file)
+            )
+            for row in table.to_pylist():
+                n_tokens.setdefault(row["concept"], set()).add(row["n_tokens"])
+    return {name for name, counts in n_tokens.items() if counts == {1}}
+
+
 def reason_not_comparable(judgments: Judgments, groups: Sequence[tuple[str, ...]]) -> str | None:
     """Why agreement with these pairs or triplets of a human set is undefined, if it is."""
     if len(groups) < MIN_PAIRS:
@@ -217,10 +291,11 @@ def _make_rows(
     families = connection.sql(sql.read_query("families")).to_arrow_table().to_pylist()
     queries = [(family, connection.cursor()) for family in families]
     found: dict[str, ResampledStatistic] = {}
+    is_subset = comparison.subset != ALL_PAIRS
     for query in queries:
         family = query[0]
         if family["measure"] == COSINE and (name := _family_name(family)) in references:
-            _, matrices = load_similarity_matrices(*query, comparison.concepts)
+            _, matrices = load_similarity_matrices(*query, comparison.concepts, is_subset)
             estimates = comparison.estimate(matrices)
             if np.isfinite(estimates.values[0]):
                 found[name] = estimates
@@ -244,10 +319,12 @@ def _family_rows(
     comparison: Comparison,
     references: Mapping[str, ResampledStatistic],
 ) -> _Rows:
-    keys, matrices = load_similarity_matrices(family, connection, comparison.concepts)
+    is_subset = comparison.subset != ALL_PAIRS
+    keys, matrices = load_similarity_matrices(family, connection, comparison.concepts, is_subset)
+    if not keys:
+        return [], []
     estimates = comparison.estimate(matrices)
     p = comparison.p_values(matrices)
-    q = benjamini_hochberg(p)
     ceiling, ceiling_source = _noise_ceiling(comparison)
     rows, differences = [], []
     for index, representation_key in enumerate(keys):
@@ -257,6 +334,7 @@ def _family_rows(
         row |= {
             "human_set": comparison.judgments.name,
             "agreement": comparison.measure or TRIPLETS,
+            "subset": comparison.subset,
             "n_pairs": len(comparison.members),
             "n_undefined": _count_undefined(undefined, comparison),
             "n_concepts": len(np.unique(comparison.members)),
@@ -265,7 +343,6 @@ def _family_rows(
             "ci_high": interval.high,
             "ci_by": comparison.settings.method,
             "p": finite_or_none(p[index]),
-            "q": finite_or_none(q[index]),
             "ceiling": ceiling,
             "ceiling_source": ceiling_source,
         }
@@ -292,11 +369,18 @@ def _family_rows(
 
 
 def load_similarity_matrices(
-    family: dict[str, Any], connection: duckdb.DuckDBPyConnection, concepts: list[str]
+    family: dict[str, Any],
+    connection: duckdb.DuckDBPyConnection,
+    concepts: list[str],
+    whole_model: bool = False,
 ) -> tuple[list[dict[str, Any]], Floats]:
     """Key columns of every representation of a family (with `undefined`), and symmetric similarity
-    matrices of shape (representations, concepts, concepts)."""
-    table: pa.Table = connection.sql(sql.read_query("matrices"), params=family).to_arrow_table()
+    matrices of shape (representations, concepts, concepts); optionally only those of no single layer or
+    site."""
+    relation = connection.sql(sql.read_query("matrices"), params=family)
+    if whole_model:
+        relation = relation.filter("layer IS NULL AND site IS NULL").order("threshold, top")
+    table: pa.Table = relation.to_arrow_table()
     n = len(concepts)
     upper = np.triu_indices(n, 1)
     matrices = np.zeros((table.num_rows, n, n))
@@ -318,13 +402,15 @@ def _count_undefined(undefined: list[bool], comparison: Comparison) -> int | Non
 
 def _noise_ceiling(comparison: Comparison) -> tuple[float | None, str | None]:
     """The noise ceiling and its source: the raters of the same pairs if the data has them, else as
-    published."""
+    published; none for a subset, whose scores have another range."""
     judgments, concepts = comparison.judgments, comparison.concepts
+    if comparison.subset != ALL_PAIRS:
+        return None, None
     if judgments.raters and comparison.measure:
         pairs = [(concepts[first], concepts[second]) for first, second in comparison.members]
         ratings = np.array([judgments.raters[pair] for pair in pairs]).T
         ceiling = finite_or_none(lower_noise_ceiling(comparison.measure, ratings))
-        return ceiling, "its raters: each with the mean of the others"
+        return ceiling, FROM_RATERS
     if judgments.ceiling is None or comparison.measure not in ("spearman", None):
         return None, None
     return judgments.ceiling.value, judgments.ceiling.source

@@ -7,8 +7,9 @@ scored them, and this stage takes its rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ from jobs.engine.keeping import are_kept
 from jobs.engine.progress import progress
 from jobs.engine.stage import Resource, Stage, StageOutput, run_missing_units
 from jobs.scoring.block_scores import (
+    SCORES_FOLDERS,
     SiteKey,
     chance_table,
     expert_table,
     max_block_units,
     score_block,
 )
-from jobs.scoring.labelings import RELABELED_CONTROLS, Labeling, make_labeling
-from jobs.scoring.layer_scorer import SCORES_FOLDER, layer_file, scored_folder
+from jobs.scoring.labelings import PSEUDO_CONCEPTS, RELABELED_CONTROLS, Labeling, make_labeling
+from jobs.scoring.layer_scorer import layer_file, scored_folder
+from jobs.scoring.token_counts import count_experts, token_count_notes
 from storage import sql, tables
 from storage.errors import StoreError, UserError
 from storage.readers.concepts import POOL, ConceptSet
@@ -54,14 +57,21 @@ _MAX_BLOCK_BYTES = 64 << 20
 
 
 def plan(
-    activations_stage: Stage, config: ExpertSettings, seed: int, control: str | None = None
+    activations_stage: Stage,
+    config: ExpertSettings,
+    seed: int,
+    control: str | None = None,
+    kept_scores: Sequence[str] = (),
 ) -> Stage:
     """The stage that scores one model's activations, optionally as a control.
 
-    Controls relabel the sentences (one half of them, or length-matched negatives; both with other
-    concepts' positives as negatives) or have separate activations, e.g. of shuffled sentences.
+    `kept_scores` are the kinds of scores that are kept of all neurons.
+
+    Controls relabel the sentences (one half of them, length-matched negatives, or pseudo-concepts; all
+    with other sentences of concepts as negatives) or have separate activations, e.g. of shuffled
+    sentences.
     """
-    params = make_params(activations_stage.params, config, seed, control)
+    params = make_params(activations_stage.params, config, seed, control, kept_scores)
 
     def run(stage: Stage, store: Path) -> StageOutput:
         files = _run(stage, store, config) if is_kept else _take_rows(stage, store)
@@ -75,10 +85,14 @@ def plan(
 
 
 def make_params(
-    activation_params: Mapping[str, Any], config: ExpertSettings, seed: int, control: str | None = None
+    activation_params: Mapping[str, Any],
+    config: ExpertSettings,
+    seed: int,
+    control: str | None = None,
+    kept_scores: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The parameters of the stage for activations with these parameters."""
-    is_sampled = config.n_negatives is not None
+    is_sampled = config.n_negatives is not None and control != PSEUDO_CONCEPTS
     is_relabeled = control in RELABELED_CONTROLS
     permutations = 0 if control else config.permutations
     return {
@@ -88,7 +102,7 @@ def make_params(
         "floor": config.floor,
         "seed": seed if is_sampled or is_relabeled or permutations else 0,
         "permutations": permutations,
-        "scores": config.scores and not control,
+        "scores": list(kept_scores),
         **({"control": control} if control else {}),
     }
 
@@ -174,20 +188,27 @@ def _take_rows(stage: Stage, store: Path) -> list[FileRecord]:
         (record,) = find(f"{scored_folder(stage.params)}/{name}")
         copied = write_bytes(folder, name, read_checked(manifest.folder / record.path, record.sha256))
         files.append(replace(copied, rows=record.rows))
-    for row in sites if stage.params["scores"] else []:
+    prefix = f"{scored_folder(stage.params)}/"
+    for kind, row in product(stage.params["scores"], sites):
         site = SiteKey(row["pooling"], row["layer"], row["site"])
-        for record in find(f"{SCORES_FOLDER}/{activation_folder(*site)}"):
+        for record in find(f"{prefix}{SCORES_FOLDERS[kind]}/{activation_folder(*site)}"):
             # Written anew: a file of values names its folder.
             content = read_checked(manifest.folder / record.path, record.sha256)
             values = np.concatenate(list(decode(pa.py_buffer(content))))
-            files.append(write_values(folder, record.path, values, len(values)))
+            name = record.path.removeprefix(prefix)
+            files.append(write_values(folder, name, values, len(values)))
     return files
 
 
 def _finish(stage: Stage, store: Path, files: list[FileRecord]) -> StageOutput:
     folder = stage.folder(store)
     notes = _chance_notes(folder, files) if stage.params["permutations"] else []
-    if stage.params["scores"]:
+    if stage.kind == KIND:
+        prefix = f"{EXPERTS_FOLDER}/"
+        paths = [folder / record.path for record in files if record.path.startswith(prefix)]
+        n_tokens = activations.read_token_counts(stage.inputs["activations"], store)
+        notes += token_count_notes(count_experts(paths, _NOTE_THRESHOLD), n_tokens, _NOTE_THRESHOLD)
+    if stage.params["scores"] and stage.kind == KIND:
         concepts = sentences.read_concept_names(stage.inputs["activations"].inputs["sentences"], store)
         columns = {"number": np.arange(len(concepts)), "concept": concepts}
         table = pa.table(columns, tables.SCORED_CONCEPTS.schema)
@@ -233,9 +254,9 @@ def _score_site(
         table = expert_table(scores.experts, labeling, site)
         suffix = f".{first:07d}" if first else ""
         records.append(write_table(folder, f"{EXPERTS_FOLDER}/{site.name}{suffix}.parquet", table))
-        if scores.ap is not None:
-            name = f"{SCORES_FOLDER}/{activation_folder(*site)}/{first:07d}.parquet"
-            records.append(write_values(folder, name, scores.ap, scores.ap.size))
+        for kind, values in scores.kept.items():
+            name = f"{SCORES_FOLDERS[kind]}/{activation_folder(*site)}/{first:07d}.parquet"
+            records.append(write_values(folder, name, values, values.size))
         # Free the memory before the next block is read.
         del block, scores
     if len(labeling.permutations) and histogram is not None:

@@ -8,22 +8,32 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from alignment.expertise.scoring import AP, AUROC
 from alignment.text.word_matching import NOUN
 from cluster.models import hub
 from cluster.models.size import ModelSize, model_size
-from cluster.models.weights import RANDOM_INIT, Weights, load_config, local_revisions, resolve
+from cluster.models.weights import (
+    RANDOM_INIT,
+    Weights,
+    is_random_init,
+    load_config,
+    local_revisions,
+    resolve,
+)
 from jobs import (
     activations,
     alignment,
     attributions,
     experts,
     hierarchy,
+    pseudo_concepts,
     reliability,
     report,
     sentences,
     similarity,
     steering,
 )
+from jobs.config.analysis import AUROC_HALVES, AUROC_MEASURES, VECTOR_MEASURES
 from jobs.config.comparison import (
     SentenceEncoderBaseline,
     SparseAutoencoderBaseline,
@@ -32,10 +42,14 @@ from jobs.config.comparison import (
 from jobs.config.concepts import HarvestedSentences, ProvidedSentences, SentencesToMake
 from jobs.config.models import Model
 from jobs.config.sweep import Sweep
-from jobs.engine.disk_budget import activation_bytes_per_sentence, latent_bytes_per_sentence
+from jobs.engine.disk_budget import (
+    activation_bytes_per_sentence,
+    kept_bytes,
+    latent_bytes_per_sentence,
+)
 from jobs.engine.stage import Stage
-from jobs.representations import embeddings, sentence_encoder, sentence_words
-from jobs.scoring.labelings import HALVES, LENGTH_MATCHED
+from jobs.representations import domain_labels, embeddings, sentence_encoder, sentence_words
+from jobs.scoring.labelings import HALVES, LENGTH_MATCHED, PSEUDO_CONCEPTS
 from jobs.sources import generate, harvest
 from jobs.sources.human_judgments import Judgments, load_judgments
 from storage.errors import UserError
@@ -48,8 +62,14 @@ _MAX_CONCURRENT_LOOKUPS = 16
 _KEPT_BYTES = 2_000_000_000
 """Activations of a sweep that are kept if the sweep file does not say."""
 
+MAX_AUROC_BYTES = 256_000_000
+"""Most bytes of a model's AUROCs, those of halves of the sentences included, that are kept if the sweep
+file does not say."""
+
 _DEFAULT_ENCODER = SentenceEncoderBaseline(name="all-minilm-l6-v2", encoder="all-minilm-l6-v2")
 """The baseline `sentence-encoder`."""
+_N_RANDOM_INITS = 3
+"""Seeds of the baseline `random-init`: enough to show how far one is from another."""
 LATENTS_SUFFIX = "latents"
 """Last word of the control name of a sparse autoencoder."""
 
@@ -208,12 +228,12 @@ def _bytes_per_sentence(sweep: Sweep, models: Iterable[tuple[Model, ModelSize, b
     """Bytes of one sentence's activations in all stages of all models."""
     poolings = len(sweep.neurons.pooling)
     total = 0
-    for model, size, is_random_init in models:
-        is_trained = not is_random_init
+    for model, size, is_random in models:
+        is_trained = not is_random
         has_states = is_trained and "contextual" in sweep.baselines
         total += activation_bytes_per_sentence(size, poolings, has_states)
-        if is_trained and "shuffled" in sweep.baselines:
-            total += activation_bytes_per_sentence(size, poolings, states=False)
+        n_altered = sum(name in sweep.baselines for name in sentences.ALTERATIONS) * is_trained
+        total += n_altered * activation_bytes_per_sentence(size, poolings, states=False)
         for baseline in sweep.baselines:
             if not is_trained or not isinstance(baseline, SparseAutoencoderBaseline):
                 continue
@@ -240,33 +260,40 @@ def _plan_concept_set(
         return PlannedConceptSet(set_sweep.concept_set, None, [sentences_stage])
     experts.check_negatives(concept_set, set_sweep.experts)
     set_sweep = _restrict_steering(set_sweep, senses)
-    planner = _ModelPlanner(set_sweep, sentences_stage, keeps_activations)
+    planner = _ModelPlanner(set_sweep, sentences_stage, keeps_activations, len(concepts))
     stages = [sentences_stage, *baseline_stages(set_sweep, sentences_stage)]
     for model, weights in models:
         stages += planner.model_stages(model, weights)
     trained = [(model, weights) for model, weights in models if not weights.is_random_init]
-    if "shuffled" in set_sweep.baselines:
-        language = set_sweep.concepts[0].language
-        shuffled_stage = sentences.plan_shuffled(concept_set, sentences_stage, language, set_sweep.seed)
-        stages.append(shuffled_stage)
-        for model, weights in trained:
-            stages += planner.shuffled_stages(model, weights, shuffled_stage)
+    for alteration in sentences.ALTERATIONS:
+        if alteration in set_sweep.baselines:
+            language = set_sweep.concepts[0].language
+            altered_stage = sentences.plan_altered(
+                concept_set, sentences_stage, language, set_sweep.seed, alteration
+            )
+            stages.append(altered_stage)
+            for model, weights in trained:
+                stages += planner.altered_stages(model, weights, altered_stage, alteration)
     for baseline in set_sweep.baselines:
         if isinstance(baseline, SparseAutoencoderBaseline):
             for model, weights in trained:
                 if model in set_sweep.models_for(baseline):
                     stages += planner.sparse_autoencoder_stages(baseline, model, weights)
     similarity_stages = [stage for stage in stages if stage.kind == similarity.KIND]
+    domains = {concept.name: concept.domain for concept in concepts}
+    if hierarchy.has_domains(domains):
+        stages.append(domain_labels.plan(sentences_stage))
+        similarity_stages.append(stages[-1])
     name = sweep.name if len(sweep.concepts) == 1 else f"{sweep.name} {set_sweep.concept_set}"
     settings = alignment.AgreementSettings(
         set_sweep.agreement, set_sweep.interval, set_sweep.resamples, set_sweep.seed
     )
     stages.append(alignment.plan(name, sentences_stage, similarity_stages, judgments, settings))
-    if hierarchy.has_domains({concept.name: concept.domain for concept in concepts}):
+    if hierarchy.has_domains(domains):
         stages += [
             hierarchy.plan(stage, sentences_stage, set_sweep.resamples, set_sweep.seed)
             for stage in similarity_stages
-            if not similarity.is_control(stage)
+            if not similarity.is_control(stage) and not domain_labels.is_label(stage)
         ]
     stages.append(report.plan(name, stages, sweep.model_dump(mode="json", exclude={"store"})))
     return PlannedConceptSet(set_sweep.concept_set, concept_set, stages, judgments)
@@ -305,6 +332,7 @@ class _ModelPlanner:
     sweep: Sweep
     sentences_stage: Stage
     keeps_activations: bool
+    n_concepts: int
 
     def model_stages(self, model: Model, weights: Weights) -> Iterator[Stage]:
         """Activations, experts and similarities of a model at one revision, controls and embeddings."""
@@ -315,24 +343,34 @@ class _ModelPlanner:
         controls = self._relabeled_controls() if is_trained else []
         activations_stage = self._plan_activations(model, weights, [None, *controls], states=contextual)
         yield activations_stage
-        experts_stage = experts.plan(activations_stage, settings, sweep.seed)
+        kept_scores = self._kept_scores(weights)
+        experts_stage = experts.plan(activations_stage, settings, sweep.seed, None, kept_scores)
         yield experts_stage
-        yield similarity.plan(
-            experts_stage, comparison.measures, comparison.scopes, settings.threshold, settings.top
+        control_stages = (
+            self._control_stages(activations_stage, experts_stage, weights) if is_trained else []
         )
-        if is_trained:
-            yield from self._control_stages(activations_stage)
-            if sweep.steering is not None:
-                attributions_stage = attributions.plan(experts_stage, weights, model, sweep.steering)
-                yield attributions_stage
-                yield steering.plan(attributions_stage, weights, model, sweep.steering, sweep.seed)
+        yield from control_stages
+        yield similarity.plan(
+            experts_stage,
+            self._measures(weights),
+            comparison.scopes,
+            settings.threshold,
+            settings.top,
+            [stage for stage in control_stages if _is_half(stage)],
+        )
+        if is_trained and sweep.steering is not None:
+            attributions_stage = attributions.plan(experts_stage, weights, model, sweep.steering)
+            yield attributions_stage
+            yield steering.plan(attributions_stage, weights, model, sweep.steering, sweep.seed)
         if input_embedding or contextual:
             yield embeddings.plan_embeddings(activations_stage, input_embedding, contextual)
 
-    def shuffled_stages(self, model: Model, weights: Weights, shuffled_stage: Stage) -> list[Stage]:
-        """Control: experts on sentences with shuffled words."""
-        activations_stage = self._plan_activations(model, weights, [sentences.SHUFFLED], shuffled_stage)
-        return [activations_stage, *self._plan_control(activations_stage, sentences.SHUFFLED)]
+    def altered_stages(
+        self, model: Model, weights: Weights, altered_stage: Stage, alteration: str
+    ) -> list[Stage]:
+        """Control: experts on altered sentences."""
+        activations_stage = self._plan_activations(model, weights, [alteration], altered_stage)
+        return [activations_stage, *self._plan_control(activations_stage, alteration)]
 
     def sparse_autoencoder_stages(
         self, baseline: SparseAutoencoderBaseline, model: Model, weights: Weights
@@ -367,7 +405,12 @@ class _ModelPlanner:
             "revision": weights.revision,
             "concept_set": stage.params["concept_set"],
         }
-        scored = [experts.make_params(run, sweep.experts, sweep.seed, control) for control in controls]
+        scored = [
+            experts.make_params(
+                run, sweep.experts, sweep.seed, control, self._kept_scores(weights, control)
+            )
+            for control in controls
+        ]
         return activations.plan(
             weights,
             model,
@@ -380,25 +423,89 @@ class _ModelPlanner:
 
     def _relabeled_controls(self) -> list[str]:
         length_matched = [LENGTH_MATCHED] if "length-matched" in self.sweep.controls else []
-        return [*length_matched, *(HALVES if "split-half" in self.sweep.controls else ())]
+        pseudo = [PSEUDO_CONCEPTS] if PSEUDO_CONCEPTS in self.sweep.controls else []
+        halves = HALVES if "split-half" in self.sweep.controls else ()
+        return [*length_matched, *halves, *pseudo]
 
-    def _control_stages(self, activations_stage: Stage) -> Iterator[Stage]:
-        """Experts with length-matched negatives, and of either half of the sentences."""
+    def _keeps_auroc(self, weights: Weights) -> bool:
+        """Whether the AUROCs of all neurons, and those of both halves of the sentences, are kept.
+
+        Raises UserError if they are not, but the sweep file asks for a measure on them.
+        """
+        setting = self.sweep.experts.scores
+        if setting != "auto":
+            return setting
+        n_neurons = model_size(weights, self.sweep.neurons.sites).neurons
+        n_labelings = 1 + len(HALVES) * self._compares_halves
+        n_poolings = len(self.sweep.neurons.pooling)
+        n_bytes = n_labelings * kept_bytes([AUROC], n_neurons, self.n_concepts, n_poolings)
+        if n_bytes <= MAX_AUROC_BYTES:
+            return True
+        comparison = self.sweep.similarity
+        named = [measure for measure in comparison.measures if measure in AUROC_MEASURES]
+        if named and not comparison.is_default:
+            raise UserError(
+                f"similarity.measures: {named[0]!r}: the AUROCs of all neurons of {weights.label} take "
+                f"{n_bytes / 1e6:,.0f} MB; more than {MAX_AUROC_BYTES / 1e6:.0f} MB are kept only with "
+                "experts: {scores: true}"
+            )
+        return False
+
+    @property
+    def _compares_halves(self) -> bool:
+        is_measured = AUROC_HALVES in self.sweep.similarity.measures
+        return is_measured and "split-half" in self.sweep.controls
+
+    def _kept_scores(self, weights: Weights, control: str | None = None) -> list[str]:
+        """The kinds of scores of all neurons that are kept, of the experts or a control."""
+        if control is not None and not (control in HALVES and self._compares_halves):
+            return []
+        kept = [AP] if self.sweep.experts.scores is True and control is None else []
+        return [*kept, AUROC] if self._keeps_auroc(weights) else kept
+
+    def _measures(self, weights: Weights) -> list[str]:
+        """The sweep's measures of similarity, without those that a model's scores do not allow."""
+        measures: list[str] = list(self.sweep.similarity.measures)
+        if not self._keeps_auroc(weights):
+            return [measure for measure in measures if measure not in VECTOR_MEASURES]
+        if weights.is_random_init or not self._compares_halves:
+            return [measure for measure in measures if measure != AUROC_HALVES]
+        return measures
+
+    def _control_stages(
+        self, activations_stage: Stage, experts_stage: Stage, weights: Weights
+    ) -> list[Stage]:
+        """Experts with length-matched negatives, of either half of the sentences, and of
+        pseudo-concepts."""
+        found: list[Stage] = []
         halves = []
         for control in self._relabeled_controls():
-            stages = self._plan_control(activations_stage, control)
-            yield from stages
+            if control == PSEUDO_CONCEPTS:
+                settings = self.sweep.experts
+                pseudo_stage = experts.plan(activations_stage, settings, self.sweep.seed, control)
+                comparison = pseudo_concepts.plan(experts_stage, pseudo_stage, settings.threshold)
+                found += [pseudo_stage, comparison]
+                continue
+            kept_scores = self._kept_scores(weights, control)
+            stages = self._plan_control(activations_stage, control, kept_scores)
+            found += stages
             if control in HALVES:
                 halves.append(stages[1])
-        if halves:
-            yield reliability.plan(*halves)
+        return [*found, reliability.plan(*halves)] if halves else found
 
-    def _plan_control(self, activations_stage: Stage, control: str) -> tuple[Stage, Stage]:
+    def _plan_control(
+        self, activations_stage: Stage, control: str, kept_scores: Sequence[str] = ()
+    ) -> tuple[Stage, Stage]:
         """The experts of a control, and their similarities by the sweep's first measure."""
         settings = self.sweep.experts
-        experts_stage = experts.plan(activations_stage, settings, self.sweep.seed, control)
+        experts_stage = experts.plan(activations_stage, settings, self.sweep.seed, control, kept_scores)
         measures = self.sweep.similarity.measures[:1]
         return experts_stage, similarity.plan(experts_stage, measures, ["model"], settings.threshold)
+
+
+def _is_half(stage: Stage) -> bool:
+    """Whether a stage has the experts of a half of the sentences."""
+    return stage.kind == experts.CONTROL_KIND and stage.params["control"] in HALVES
 
 
 def _make_autoencoder(sweep: Sweep, baseline: SparseAutoencoderBaseline) -> SparseAutoencoder:
@@ -444,10 +551,16 @@ def _plan_sentences(set_sweep: Sweep, has_several_sets: bool) -> tuple[Stage, Co
     return replace(stage, set_name=name if has_several_sets else ""), concepts
 
 
+def random_revisions(sweep: Sweep, model: Model) -> list[str]:
+    """Revisions with random weights that the baseline adds to a model, unless it lists some itself."""
+    if "random-init" not in sweep.baselines or any(map(is_random_init, model.revisions)):
+        return []
+    return [RANDOM_INIT, *(f"{RANDOM_INIT}-{number}" for number in range(2, _N_RANDOM_INITS + 1))]
+
+
 def _resolve_revisions(sweep: Sweep, model: Model) -> list[Weights]:
     """A model at each of its revisions."""
-    adds_random_init = "random-init" in sweep.baselines and RANDOM_INIT not in model.revisions
-    patterns = [*model.revisions, *([RANDOM_INIT] if adds_random_init else [])]
+    patterns = [*model.revisions, *random_revisions(sweep, model)]
     revisions = hub.expand_revisions(model.id, patterns, local_revisions(model.id, sweep.models_folder))
     allow = frozenset(model.allow)
     return [resolve(model.id, revision, sweep.models_folder, allow) for revision in revisions]

@@ -149,7 +149,11 @@ def _make_summary(stage: Stage, store: Path) -> dict[str, Any]:
         "models": list(
             dict.fromkeys(row["model"] for row in alignment_rows if row["representation"] == EXPERTS)
         ),
-        "alignment": [row for row in alignment_rows if uses_measure(row, measure)],
+        "alignment": [
+            row
+            for row in alignment_rows
+            if uses_measure(row, measure) and row["subset"] == alignment.ALL_PAIRS
+        ],
         "differences": _read_rows(stage, tables.ALIGNMENT_DIFFERENCES, store),
         "reliability": _read_rows(stage, tables.RELIABILITY, store),
         "hierarchy": [row for row in hierarchy_rows if uses_measure(row, measure)],

@@ -14,16 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alignment.text.quality import CollectedSentences, SentenceFilter
+from alignment.text.word_masking import mask_words
 from alignment.text.word_matching import NOUN, ConceptWord, find_word, has_word, shuffle_words
 from jobs.engine.stage import Stage, StageOutput
 from storage import tables
-from storage.errors import WorkFailed, excerpt
+from storage.errors import UserError, WorkFailed, excerpt
 from storage.readers.concepts import NEGATIVE, POOL, POSITIVE, Concept, ConceptSet, Sentence
 from storage.store.commit import FileRecord, write_table
 from storage.store.fingerprint import fingerprint
 
 KIND = "sentences"
-SHUFFLED = "shuffled"
+SHUFFLED, MASKED = "shuffled", "masked"
+ALTERATIONS = (SHUFFLED, MASKED)
+"""Baselines that read altered sentences."""
+
+Spans = list[tuple[int, int]]
 _SENTENCES_PER_BATCH = 4096
 """Sentences, or rows of a table, that are processed together."""
 _SENTENCE_COLUMNS = [
@@ -47,26 +52,48 @@ def plan(concept_set: ConceptSet, language: str = "en") -> Stage:
     return Stage(KIND, concept_set.name, params, run)
 
 
-def plan_shuffled(concept_set: ConceptSet, sentences: Stage, language: str, seed: int) -> Stage:
-    """The stage for the same sentences with their words in random order: each sentence keeps its
-    concept's word but loses its meaning."""
-    label = f"{sentences.params['concept_set']} {SHUFFLED}"
+def plan_altered(
+    concept_set: ConceptSet, sentences: Stage, language: str, seed: int, alteration: str
+) -> Stage:
+    """The stage for the same sentences, altered: `shuffled` puts their words in random order, so that
+    each keeps its concept's word but loses its meaning; `masked` replaces its concept's word by "thing".
+
+    Raises UserError for masked words of another language than English.
+    """
+    params: dict[str, Any] = {
+        "concept_set": f"{sentences.params['concept_set']} {alteration}",
+        "language": language,
+    }
+    if alteration == SHUFFLED:
+        params["seed"] = seed
+    elif language != "en":
+        raise UserError(
+            f"baselines: {MASKED}: the placeholder is English and the sentences are in {language!r}; "
+            "remove this baseline"
+        )
 
     def run(stage: Stage, store: Path) -> StageOutput:
-        rng = np.random.default_rng(seed)
         words = _concept_words(concept_set, language)
-        shuffled_sentences = [
-            replace(
-                sentence,
-                text=shuffle_words(sentence.text, [words[name] for name in sentence.concepts], rng),
-            )
-            for sentence in concept_set.sentences
-        ]
-        shuffled_set = replace(concept_set, sentences=shuffled_sentences)
-        return StageOutput(write_concept_set(stage, store, shuffled_set, language, {}))
+        if alteration == SHUFFLED:
+            rng = np.random.default_rng(seed)
+            texts = [
+                shuffle_words(sentence.text, [words[name] for name in sentence.concepts], rng)
+                for sentence in concept_set.sentences
+            ]
+            find_spans = None
+        else:
+            texts = [_mask(sentence, words)[0] for sentence in concept_set.sentences]
 
-    params = {"concept_set": label, "language": language, "seed": seed}
-    return Stage(KIND, f"{sentences.label} {SHUFFLED}", params, run, {"sentences": sentences})
+            def find_spans(sentence_id: int, name: str) -> Spans:
+                return _mask(concept_set.sentences[sentence_id], words)[1][name]
+
+        pairs = zip(concept_set.sentences, texts, strict=True)
+        altered_set = replace(
+            concept_set, sentences=[replace(sentence, text=text) for sentence, text in pairs]
+        )
+        return StageOutput(write_concept_set(stage, store, altered_set, language, {}, find_spans))
+
+    return Stage(KIND, f"{sentences.label} {alteration}", params, run, {"sentences": sentences})
 
 
 def make_label(name: str, params: Mapping[str, Any]) -> str:
@@ -113,13 +140,25 @@ def write_concept_set(
     concept_set: ConceptSet,
     language: str,
     collected: Mapping[str, CollectedSentences],
+    find_spans: Callable[[int, str], Spans] | None = None,
 ) -> list[FileRecord]:
-    """Commit the tables of a concept set; `collected` has the dropped sentences of each concept."""
+    """Commit the tables of a concept set; `collected` has the dropped sentences of each concept.
+
+    `find_spans` gives the occurrences of a concept's word in a sentence, by the sentence's id and the
+    concept's name; by default, they are found in its text.
+    """
+    words = _concept_words(concept_set, language)
+
+    def find_in_text(sentence_id: int, name: str) -> Spans:
+        return find_word(concept_set.sentences[sentence_id].text, words[name])
+
     label = stage.params["concept_set"]
     make_tables: dict[str, Callable[[], pa.Table]] = {
         tables.CONCEPTS.file: lambda: _concept_table(concept_set, label),
         tables.SENTENCES.file: lambda: _sentence_table(concept_set, label),
-        tables.MEMBERSHIPS.file: lambda: _membership_table(concept_set, label, language),
+        tables.MEMBERSHIPS.file: lambda: _membership_table(
+            concept_set, label, find_spans or find_in_text
+        ),
         tables.DROPPED.file: lambda: _dropped_table(collected, label),
     }
     records = []
@@ -191,6 +230,13 @@ def read_concept_names(stage: Stage, store: Path) -> list[str]:
     """Names of the concepts, in the set's order."""
     names: list[str] = stage.read_table(store, tables.CONCEPTS.file).column("concept").to_pylist()
     return names
+
+
+def read_concept_words(stage: Stage, store: Path) -> list[ConceptWord]:
+    """The words of the concepts, in the set's order."""
+    rows = stage.read_table(store, tables.CONCEPTS.file).to_pylist()
+    language = stage.params["language"]
+    return [concept_word(Concept(row["concept"], pos=row["pos"]), language) for row in rows]
 
 
 def read_domains(stage: Stage, store: Path) -> dict[str, str | None]:
@@ -267,12 +313,16 @@ def _sentence_table(concept_set: ConceptSet, label: str) -> pa.Table:
     )
 
 
-def _membership_table(concept_set: ConceptSet, label: str, language: str) -> pa.Table:
-    words = _concept_words(concept_set, language)
+def _mask(sentence: Sentence, words: Mapping[str, ConceptWord]) -> tuple[str, dict[str, Spans]]:
+    return mask_words(sentence.text, {name: words[name] for name in sentence.concepts})
 
+
+def _membership_table(
+    concept_set: ConceptSet, label: str, find_spans: Callable[[int, str], Spans]
+) -> pa.Table:
     def make_rows(sentence_id: int, sentence: Sentence) -> list[tuple[Any, ...]]:
-        memberships: list[tuple[str | None, str, list[tuple[int, int]]]] = [
-            *((name, POSITIVE, find_word(sentence.text, words[name])) for name in sentence.concepts),
+        memberships: list[tuple[str | None, str, Spans]] = [
+            *((name, POSITIVE, find_spans(sentence_id, name)) for name in sentence.concepts),
             *((name, NEGATIVE, []) for name in sentence.negative_of),
             *([(None, POOL, [])] if sentence.pool else []),
         ]

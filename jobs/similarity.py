@@ -13,12 +13,14 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from alignment.expertise.scoring import AP, AUROC
 from jobs import activations, sentences
-from jobs.config.analysis import VECTOR_MEASURES
+from jobs.config.analysis import AP_MEASURES, AUROC_HALVES, AUROC_MEASURES, VECTOR_MEASURES
 from jobs.engine.stage import Stage, StageOutput
 from jobs.experts import EXPERTS_FOLDER
-from jobs.representations.score_vectors import score_similarities
-from jobs.scoring.layer_scorer import SCORES_FOLDER
+from jobs.representations.score_vectors import ScoreFiles, score_similarities
+from jobs.scoring.block_scores import SCORES_FOLDERS
+from jobs.scoring.labelings import HALVES
 from storage import sql, tables
 from storage.store.activation_files import activation_folder
 from storage.store.commit import write_table
@@ -41,8 +43,12 @@ def plan(
     scopes: Sequence[str],
     thresholds: Sequence[float],
     top: Sequence[int] = (),
+    halves: Sequence[Stage] = (),
 ) -> Stage:
-    """The stage that compares concepts by one model's experts, at every pooling."""
+    """The stage that compares concepts by one model's experts, at every pooling.
+
+    `halves` are the experts of both halves of the sentences, for the measure auroc-halves.
+    """
     control = experts.params.get("control")
     params = {
         **{name: experts.params[name] for name in ("model", "revision", "concept_set")},
@@ -52,7 +58,10 @@ def plan(
         "thresholds": sorted(thresholds),
         "top": sorted(top),
     }
-    return Stage(KIND, experts.label, params, _run, {"experts": experts})
+    inputs = {"experts": experts}
+    if AUROC_HALVES in measures:
+        inputs |= dict(zip(HALVES, halves, strict=True))
+    return Stage(KIND, experts.label, params, _run, inputs)
 
 
 def _run(stage: Stage, store: Path) -> StageOutput:
@@ -72,7 +81,7 @@ def _run(stage: Stage, store: Path) -> StageOutput:
         )
     vector_measures = [measure for measure in measures if measure in VECTOR_MEASURES]
     if vector_measures:
-        files = _score_files(experts, store, stage.params["scopes"])
+        files = _score_files(stage, store, vector_measures)
         results += score_similarities(files, concepts, vector_measures)
     names = ("model", "revision", "concept_set", "representation")
     constants = {name: stage.params[name] for name in names}
@@ -81,23 +90,33 @@ def _run(stage: Stage, store: Path) -> StageOutput:
 
 
 def _score_files(
-    experts: Stage, store: Path, scopes: Sequence[str]
-) -> list[tuple[dict[str, Any], list[Path]]]:
-    """The score files of every scope, with the scope's columns (pooling, layer, site)."""
+    stage: Stage, store: Path, measures: Sequence[str]
+) -> list[tuple[dict[str, Any], ScoreFiles]]:
+    """The score files that the measures need, by scope, with the scope's columns (pooling, layer,
+    site)."""
+    experts, scopes = stage.inputs["experts"], stage.params["scopes"]
     sites = activations.read_neuron_sites(experts.inputs["activations"], store)
     if len({row["site"] for row in sites}) == 1:
         scopes = [scope for scope in scopes if scope != "site"]
-    manifest = experts.read_manifest(store)
-    manifest.check(manifest.records(SCORES_FOLDER))
-    paths_by_scope: dict[tuple[Any, ...], list[Path]] = {}
-    for scope, row in product(scopes, sites):
-        layer = row["layer"] if scope == "layer" else None
-        site = row["site"] if scope == "site" else None
-        folder = activation_folder(row["pooling"], row["layer"], row["site"])
-        paths = sorted(manifest.unchecked_paths(f"{SCORES_FOLDER}/{folder}"))
-        paths_by_scope.setdefault((row["pooling"], layer, site), []).extend(paths)
+    needed = [
+        (kind, experts, kind)
+        for kind, users in ((AP, AP_MEASURES), (AUROC, AUROC_MEASURES[:1]))
+        if not set(users).isdisjoint(measures)
+    ]
+    needed += [(half, stage.inputs[half], AUROC) for half in HALVES if AUROC_HALVES in measures]
+    files: dict[tuple[Any, ...], ScoreFiles] = {}
+    for name, scored, kind in needed:
+        manifest = scored.read_manifest(store)
+        manifest.check(manifest.records(SCORES_FOLDERS[kind]))
+        for scope, row in product(scopes, sites):
+            layer = row["layer"] if scope == "layer" else None
+            site = row["site"] if scope == "site" else None
+            folder = activation_folder(row["pooling"], row["layer"], row["site"])
+            paths = sorted(manifest.unchecked_paths(f"{SCORES_FOLDERS[kind]}/{folder}"))
+            of_scope = files.setdefault((row["pooling"], layer, site), {})
+            of_scope.setdefault(name, []).extend(paths)
     names = ("pooling", "layer", "site")
-    return [(dict(zip(names, scope, strict=True)), paths) for scope, paths in paths_by_scope.items()]
+    return [(dict(zip(names, scope, strict=True)), found) for scope, found in files.items()]
 
 
 def compute_similarities(

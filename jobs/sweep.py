@@ -100,8 +100,8 @@ def check_disk_space(plan: Plan, store: Path, until: str | None = None) -> None:
                 if remaining > 1 and not runs_on_gpus(model):
                     hidden_bytes = disk_budget.temporary_bytes(stage, weights, n_tokens)
                     temporary_bytes = max(temporary_bytes, hidden_bytes)
-            elif stage.kind == experts.KIND and not stage.is_done(store):
-                _, weights = models[stage.label]
+            elif stage.kind in (experts.KIND, experts.CONTROL_KIND) and not stage.is_done(store):
+                _, weights = models[stage.inputs["activations"].label]
                 score_bytes += disk_budget.score_bytes(stage, weights, concepts)
     needed = activation_bytes + score_bytes + temporary_bytes
     if needed > free:

@@ -60,7 +60,7 @@ _SCORES_OF_RUN = {
         regexp_extract(v.filename, '([0-9]*).parquet$', 1)::BIGINT + v.file_row_number // {n_concepts}
     )::INTEGER AS unit,
     c.concept,
-    v.value AS ap""",
+    {score}""",
     "joined": "scored_concepts AS c ON c.run = {run} AND c.number = v.file_row_number % {n_concepts}",
 }
 
@@ -140,8 +140,7 @@ def is_activation_file(record: FileRecord) -> bool:
 def check_tables(stage: Manifest) -> None:
     """Raise StoreError if a table of a stage is missing or damaged. Activations and scores, which are
     large, are not read for it."""
-    arrays = ("pooling=", "scores/")
-    stage.check([record for record in stage.present_records if not record.path.startswith(arrays)])
+    stage.check([record for record in stage.present_records if "pooling=" not in record.path])
 
 
 def explain_damage(root: Path, error: duckdb.Error, stages: Iterable[Manifest]) -> StoreError:
@@ -171,7 +170,11 @@ def _create_views(
         for view in tables.QUERY_VIEWS:
             connection.execute(f"CREATE VIEW {view.name} AS {sql.read_query(view.name)}")
         _create_activations(connection, stages["activations"])
-        _create_scores(connection, stages["experts"])
+        for view, score in (
+            (tables.SCORES, "v.value AS ap"),
+            (tables.AUROC, "(v.value + 0.5)::FLOAT AS auroc"),
+        ):
+            _create_scores(connection, stages["experts"], view, score)
     except duckdb.Error as error:
         # columns and sizes are read now, rows by queries
         raise explain_damage(root, error, chain(*stages.values())) from error
@@ -244,24 +247,25 @@ def _create_activations(connection: duckdb.DuckDBPyConnection, stages: list[Mani
     connection.execute(f"CREATE VIEW activations AS {_union(parts, tables.ACTIVATIONS.schema)}")
 
 
-def _create_scores(connection: duckdb.DuckDBPyConnection, stages: list[Manifest]) -> None:
+def _create_scores(
+    connection: duckdb.DuckDBPyConnection, stages: list[Manifest], view: tables.View, score: str
+) -> None:
+    """Create the view of a kind of scores; its files are in the folder of its name."""
     parts = [
-        _select_site_files(
-            stage, stage.unchecked_paths("scores"), _SCORES_OF_RUN, n_concepts=record.rows
-        )
+        _select_site_files(stage, paths, _SCORES_OF_RUN, n_concepts=record.rows, score=score)
         for stage in stages
         for record in stage.files
-        if record.path == tables.SCORED_CONCEPTS.file
+        if record.path == tables.SCORED_CONCEPTS.file and (paths := stage.unchecked_paths(view.name))
     ]
-    connection.execute(f"CREATE VIEW scores AS {_union(parts, tables.SCORES.schema)}")
+    connection.execute(f"CREATE VIEW {view.name} AS {_union(parts, view.schema)}")
 
 
 def _select_site_files(
-    stage: Manifest, paths: list[Path], clauses: dict[str, str], **numbers: int
+    stage: Manifest, paths: list[Path], clauses: dict[str, str], **terms: int | str
 ) -> str:
     constants = {name: _quoted(stage.params[name]) for name in _STAGE_PARAMETERS}
     run = _quoted(stage.fingerprint)
-    filled = {name: clause.format(run=run, **numbers) for name, clause in clauses.items()}
+    filled = {name: clause.format(run=run, **terms) for name, clause in clauses.items()}
     return _SITE_FILES_OF_RUN.format(**constants, **filled, run=run, files=_list(paths))
 
 

@@ -107,7 +107,8 @@ _SENTENCE_ID = _column("sentence_id", _INT, "index of the sentence in its concep
 _POOLING = _column(
     "pooling",
     _TEXT,
-    "max, mean or last: over all tokens; concept: max over the word's tokens; context: over the others",
+    "max, mean or last: over all tokens; concept: the last token of the word (max of its occurrences); "
+    "concept-max: max over all its tokens; context: over the others; before: over those before it",
 )
 _LAYER = _column("layer", _INT32, "index of the layer, from 0")
 _SITE = _column("site", _TEXT, "site in the layer, for example mlp.hidden")
@@ -118,7 +119,11 @@ _ATTRIBUTION = _column(
     "attribution", _FLOAT, "estimated change in log P(word), in nats, if clamped to on_p50"
 )
 _HUMAN_SET = _column("human_set", _TEXT, "name of the human data set")
-_CONTROL = _column("control", _TEXT, "half 1, half 2, length-matched, shuffled or NAME latents")
+_CONTROL = _column(
+    "control",
+    _TEXT,
+    "half 1, half 2, length-matched, pseudo-concepts, shuffled, masked or NAME latents",
+)
 
 _RUN_KEY = [_MODEL, _REVISION, _CONCEPT_SET]
 _SITE_KEY = [*_RUN_KEY, _LAYER, _SITE, _POOLING]
@@ -243,7 +248,7 @@ CHANCE_COUNTS = _table(
 
 SCORED_CONCEPTS = _table(
     "experts/scored-concepts.parquet",
-    "The order of the concepts in the files of `scores`.",
+    "The order of the concepts in the files of `scores` and `auroc`.",
     [_column("number", _INT, "index of the concept in the files of scores, from 0")],
     _CONCEPT,
 )
@@ -253,7 +258,8 @@ _REPRESENTATION = [
         "representation",
         _TEXT,
         "experts (of a control: experts, CONTROL), hidden state, input embedding, word vectors, "
-        "sentence encoder (of the word: sentence encoder, word alone), bag of words, context words",
+        "sentence encoder (of the word: sentence encoder, word alone), bag of words, context words, "
+        "same domain",
     ),
     _column("model", _TEXT, "the model, or the name of the word vectors or the sentence encoder"),
     _optional("revision", _TEXT, "the model's revision"),
@@ -264,7 +270,8 @@ _REPRESENTATION = [
     _column(
         "measure",
         _TEXT,
-        "jaccard, overlap, dice, containment, spearman, kl or (centred, standardized) cosine",
+        "of experts: jaccard, overlap, dice or containment; of all neurons: auroc, auroc-halves, "
+        "centred cosine, spearman or kl; of vectors: (centred, standardized) cosine; of domains: label",
     ),
     _THRESHOLD.with_nullable(True),
     _optional("top", _INT, "instead of a threshold: experts are this many neurons with the highest AP"),
@@ -278,7 +285,7 @@ SIMILARITY = _table(
         _column("concept_a", _TEXT, "first concept, A to Z; containment and kl have both orders"),
         _column("concept_b", _TEXT, "second; containment: share of a's experts in b; kl: -KL(a || b)"),
     ],
-    _optional("similarity", _FLOAT, "similarity; null if undefined for lack of experts"),
+    _optional("similarity", _FLOAT, "similarity; null if undefined, as for lack of experts"),
     _optional("n_a", _INT, "number of experts of concept_a"),
     _optional("n_b", _INT, "number of experts of concept_b"),
     _optional("n_shared", _INT, "number of experts of both"),
@@ -291,16 +298,23 @@ ALIGNMENT = _table(
         *_REPRESENTATION,
         _HUMAN_SET,
         _column("agreement", _TEXT, "spearman, kendall or pearson; for triplets, odd-one-out accuracy"),
+        _column(
+            "subset",
+            _TEXT,
+            "all; or of whole models: within domains, between domains, one-token words",
+        ),
     ],
-    _column("n_pairs", _INT, "pairs (triplets) compared: the same for all rows of a human set"),
-    _optional("n_undefined", _INT, "pairs without any experts; their similarity counts as 0"),
+    _column("n_pairs", _INT, "pairs (triplets) compared: the same for all rows of a human set, subset"),
+    _optional("n_undefined", _INT, "pairs whose similarity is undefined (no experts); it counts as 0"),
     _column("n_concepts", _INT, "concepts in these pairs"),
     _optional("rho", _FLOAT, "value of the agreement; null if all similarities are equal"),
     *_interval("ci"),
     _column("ci_by", _TEXT, "jackknife, concept-bootstrap or pair-bootstrap (docs/method.md)"),
-    _optional("p", _FLOAT, "two-sided p-value, by permuting the concepts (Mantel test)"),
-    _optional("q", _FLOAT, "p corrected over layers, sites, thresholds and top (false discovery rate)"),
-    _optional("ceiling", _FLOAT, "noise ceiling: agreement of people with each other"),
+    _optional("p", _FLOAT, "two-sided p-value by permuting the concepts (Mantel test, docs/method.md)"),
+    _optional(
+        "q", _FLOAT, "p corrected over all rows of the human set and agreement (false discovery rate)"
+    ),
+    _optional("ceiling", _FLOAT, "noise ceiling: agreement of people, on all pairs; null for subsets"),
     _optional("ceiling_source", _TEXT, "source of the noise ceiling"),
     _optional("reference", _TEXT, "the first baseline in `alignment_differences`"),
     _optional("difference", _FLOAT, "rho minus the reference's rho"),
@@ -400,6 +414,20 @@ RELIABILITY = _table(
     *_interval("ci"),
     _optional("of_all", _FLOAT, "rho predicted for all sentences (Spearman-Brown)"),
     _optional("stability", _FLOAT, "mean Jaccard index of a concept's experts in both halves"),
+)
+
+PSEUDO_CONCEPTS = _table(
+    "pseudo_concepts/pseudo-concepts.parquet",
+    "Experts of each concept vs. its pseudo-concept: another word of about as many sentences.",
+    [*_RUN_KEY, _POOLING, _CONCEPT, _THRESHOLD],
+    _column("word", _TEXT, "the word of the pseudo-concept"),
+    _column("n_positives", _INT, "number of the concepts' sentences that have this word"),
+    _column("n_experts", _INT, "number of experts of the pseudo-concept"),
+    _optional("best_ap", _FLOAT, "highest AP for the pseudo-concept; null if none is above the floor"),
+    _column("concept_n_positives", _INT, "number of positive sentences of the concept"),
+    _column("concept_n_experts", _INT, "number of experts of the concept"),
+    _optional("concept_best_ap", _FLOAT, "highest AP for the concept; null if none is above the floor"),
+    name="pseudo_concepts",
 )
 
 HUMAN_PAIRS = _table(
@@ -584,6 +612,15 @@ SCORES = _view(
     _column("ap", _FLOAT32, "average precision at the reference prevalence"),
 )
 
+AUROC = _view(
+    "auroc",
+    "AUROC of every neuron for every concept, within 0.00013; by default only of models whose AUROCs "
+    "take at most 256 MB (`experts: {scores: auto}`). The files hold AUROC - 0.5 in float16, in the "
+    "order of those of `scores`.",
+    [*_RUN_KEY, _POOLING, _LAYER, _SITE, _UNIT, _CONCEPT],
+    _column("auroc", _FLOAT32, "area under the ROC curve"),
+)
+
 ACTIVATIONS = _view(
     "activations",
     "The pooled activations. The files hold one flat column, neuron by neuron: row r of a file with n "
@@ -595,4 +632,4 @@ ACTIVATIONS = _view(
     _column("value", _FLOAT32, "the pooled activation"),
 )
 
-VIEWS: tuple[View, ...] = (*TABLES.values(), RUNS, *QUERY_VIEWS, SCORES, ACTIVATIONS)
+VIEWS: tuple[View, ...] = (*TABLES.values(), RUNS, *QUERY_VIEWS, SCORES, AUROC, ACTIVATIONS)

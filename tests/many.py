@@ -116,6 +116,7 @@ def make_store(root: Path, n: int = CONCEPTS) -> Path:
     agreement = {
         "human_set": "drawn",
         "agreement": "spearman",
+        "subset": "all",
         "n_pairs": len(rated),
         "n_undefined": 0,
         "n_concepts": n,

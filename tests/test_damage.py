@@ -43,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iter
     folder = tmp_path_factory.mktemp("damage")
     shutil.copytree(tiny_model, folder / "model")
     extra = "resamples: 100\nbaselines: [contextual]\ncontrols: [split-half]\nexperts: {scores: true}\n"
-    file = tiny.write_sweep(folder, extra=f"similarity: [jaccard, cosine]\n{extra}")
+    file = tiny.write_sweep(folder, extra=f"similarity: [jaccard, centred cosine]\n{extra}")
     file.write_text(file.read_text().replace("[max, concept, context]", "[max]"))
     with in_one_process():
         sweep.run(_plan(folder, folder / "store"))

@@ -101,7 +101,7 @@ def test_controls_align_too_and_split_half_reliability_is_high(demo: Run) -> Non
             (row,) = men(demo, **key)
             assert row["ci_low"] > 0
     halves = [row for row in demo.summary["reliability"] if row["threshold"] == 0.5]
-    assert {row["pooling"] for row in halves} == {"max", "concept", "context"}
+    assert {row["pooling"] for row in halves} == {"max", "concept", "context", "before"}
     assert all(row["ci_low"] > 0.3 for row in halves)
 
 
@@ -115,7 +115,7 @@ def test_only_trained_weights_have_the_hierarchy(demo: Run) -> None:
             assert row["one_domain"] > 2 * row["one_domain_by_chance"]
         elif row["auc"] is not None:
             assert row["auc"] < 0.6
-    assert len(trees) == 6
+    assert len(trees) == 8
 
 
 def test_all_poolings_cover_the_same_sentences(demo: Run) -> None:
@@ -130,17 +130,18 @@ def test_all_poolings_cover_the_same_sentences(demo: Run) -> None:
     expected = {
         (revision, pooling, 2624 * 30)
         for revision in ("main", "random-init")
-        for pooling in ("max", "concept", "context")
+        for pooling in ("max", "concept", "context", "before")
     }
     assert set(counts) == expected
     assert {float(value) for (value,) in params} == {REFERENCE_PREVALENCE}
 
 
-def test_max_is_the_greater_of_concept_and_context(demo: Run) -> None:
-    """The word's tokens and all others are all tokens, so the maxima must agree."""
+def test_maxima_of_more_tokens_are_not_smaller(demo: Run) -> None:
+    """A pooling of tokens that are not the sentence's own. 0: a sentence that begins with its word."""
     with open_store(demo.store) as connection:
         (wrong, n) = connection.sql(
-            "SELECT count(*) FILTER (p.max != greatest(p.concept, p.context)), count(*) FROM ("
+            "SELECT count(*) FILTER (p.max < greatest(p.concept, p.context) "
+            "OR (p.before > p.context AND p.before != 0)), count(*) FROM ("
             "PIVOT (SELECT sentence_id, unit, pooling, value FROM activations WHERE layer = 12 "
             "AND site = 'mlp.hidden' AND revision = 'main') ON pooling USING first(value)) AS p"
         ).fetchall()[0]

@@ -191,6 +191,6 @@ def test_latents_are_planned_as_a_control_of_the_trained_model(tmp_path: Path, t
     planned = [(stage.kind, stage.label) for stage in stages if "latents" in stage.label]
     assert planned == [("controls", "model@main sae latents"), ("similarity", "model@main sae latents")]
     sites = [stage.params["sites"] for stage in stages if stage.kind == "activations"]
-    assert sites == ["mlp", "mlp", ["sae"]]
+    assert sites == ["mlp", "mlp", "mlp", "mlp", ["sae"]]
     similarity_stage = next(stage for stage in stages if (stage.kind, stage.label) == planned[1])
     assert similarity_stage.params["representation"] == "experts, sae latents"

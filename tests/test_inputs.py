@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -197,8 +198,16 @@ def test_the_concepts_word_is_found_in_any_inflection(text: str, concept: str, w
             "5: similarity.measures[1]: 'kl' needs the APs of all neurons: experts: {scores: true}",
         ),
         (
-            "concepts: a.csv\nmodels: [a]\nexperts: {scores: true}\nsimilarity: [cosine]\n",
-            "similarity.measures[0]: cosine has no threshold; list another measure first",
+            "concepts: a.csv\nmodels: [a]\nexperts: {scores: false}\nsimilarity: [jaccard, auroc]\n",
+            "similarity.measures[1]: 'auroc' needs the AUROCs of all neurons: experts: {scores: auto}",
+        ),
+        (
+            "concepts: a.csv\nmodels: [a]\nsimilarity: [jaccard, auroc-halves]\n",
+            "3: similarity.measures[1]: 'auroc-halves' needs controls: [split-half]",
+        ),
+        (
+            "concepts: a.csv\nmodels: [a]\nexperts: {scores: true}\nsimilarity: [auroc]\n",
+            "similarity.measures[0]: auroc has no threshold; list another measure first",
         ),
         ("concepts: a.csv\nmodels: [a]\nexperts: {negatives: pols}\n", "expected others, others:N"),
         ("concepts: a.csv\nmodels: [a]\nneurons: {pooling: [min]}\n", "neurons.pooling[0]: 'min':"),
@@ -276,11 +285,20 @@ def test_every_field_of_a_sweep_file_is_described() -> None:
 def test_truncation_and_changes_for_lack_of_memory_are_reported() -> None:
     """A truncated sentence, or values from smaller batches, would pass for what was requested; or one
     note would be repeated for each layer."""
-    whole = {"cut": 0, "notes": []}
-    assert make_notes([whole, {"notes": []}], 128) == []
-    truncated, *memory = make_notes([{"cut": 3, "notes": ["a"]}, {"notes": ["a", "b"]}], 192)
+    whole = {"cut": 0, "begin_with_word": 0, "notes": []}
+    assert make_notes([whole, {"notes": []}], ["max", "before"], 128) == []
+    first: dict[str, Any] = {"cut": 3, "begin_with_word": 5, "notes": ["a"]}
+    truncated, *memory = make_notes([first, {"notes": ["a", "b"]}], ["max", "concept"], 192)
     assert truncated.startswith("3 of 192 sentences exceed the model's context or 512 tokens")
     assert memory == ["a", "b"]
+
+
+def test_sentences_without_text_before_the_word_are_counted() -> None:
+    """Zeros would pass for activations of the text before the word."""
+    facts = [{"cut": 0, "begin_with_word": 5, "notes": []}]
+    assert make_notes(facts, ["max", "before"], 192) == [
+        "5 of 192 sentences begin with their concept's word; their values with pooling 'before' are 0"
+    ]
 
 
 def test_replicas_of_a_model_are_refused_with_what_to_use(tmp_path: Path) -> None:

@@ -22,7 +22,12 @@ from alignment.arrays import Floats
 from alignment.expertise import scoring_torch, statistics_torch
 from alignment.expertise.device_chunks import DeviceChunks
 from alignment.expertise.label_permutations import permute_labels
-from alignment.expertise.labels import labels_against_others, labels_matched_by_length, split_half
+from alignment.expertise.labels import (
+    labels_against_others,
+    labels_against_rest,
+    labels_matched_by_length,
+    split_half,
+)
 from alignment.expertise.ranks_torch import rank_sentences
 from cluster.activations.pass_request import SiteValues
 from jobs.scoring import layer_scorer
@@ -37,7 +42,8 @@ N_SENTENCES, N_CONCEPTS, N_NEURONS = 60, 5, 40
 
 
 def make_labelings(n_sentences: int, n_concepts: int) -> list[Labeling]:
-    """The experts with permutations, length-matched negatives, and a half of the sentences."""
+    """The experts with permutations, length-matched negatives, a half of the sentences, and concepts
+    that share sentences."""
     ids = np.arange(n_sentences)
     members = ids % n_concepts
     half = np.flatnonzero(split_half(ids, members, n_sentences, 0) == 0)
@@ -48,12 +54,17 @@ def make_labelings(n_sentences: int, n_concepts: int) -> list[Labeling]:
         (labels_matched_by_length(ids, members, lengths, n_concepts), ids),
         (labels_against_others(np.arange(len(half)), members[half], len(half), n_concepts), half),
     ]
+    shared_ids, sharing = np.nonzero(np.random.default_rng(0).random((len(half), n_concepts)) < 0.3)
+    labels.append((labels_against_rest(shared_ids, sharing, len(half), n_concepts), half))
     names = [f"concept {number}" for number in range(n_concepts)]
     params = {
         **dict.fromkeys(("model", "revision", "concept_set"), "m"),
-        **{"prevalence": 0.3, "floor": 0.4, "scores": True, "permutations": 2},
+        **{"prevalence": 0.3, "floor": 0.4, "scores": ["ap", "auroc"], "permutations": 2},
     }
-    controls = [{"permutations": 0, "scores": False, "control": str(n)} for n in (1, 2)]
+    controls = [
+        {"permutations": 0, "scores": kept, "control": name}
+        for name, kept in (("1", []), ("2", ["auroc"]), ("3", []))
+    ]
     return [
         Labeling({**params, **more}, names, each, of, permute_labels(each, 0 if more else 2, 0))
         for (each, of), more in zip(labels, [{}, *controls], strict=True)
@@ -95,8 +106,9 @@ def test_threads_do_not_change_a_byte(tmp_path: Path) -> None:
     """A node with other cores would write other digits, or the rows of one part twice."""
     with patch.object(layer_scorer, "_PART_UNITS", 7):
         expected = score(tmp_path / "1/stage")
-        # scored/experts, two controls, chance counts, top sentences, states; two files of scores
-        assert len(expected) == 8
+        # experts, three controls, chance counts, top sentences, states; AP, AUROC and a control's AUROC
+        # of two sites
+        assert len(expected) == 13
         for threads in (2, 5):
             assert score(tmp_path / str(threads) / "stage", threads) == expected
 
@@ -275,8 +287,7 @@ def test_only_results_leave_the_device(tmp_path: Path) -> None:
         ]
         scorer = make_scorer(folder)
         scorer.labelings = [
-            replace(labeling, params={**labeling.params, "scores": False})
-            for labeling in scorer.labelings
+            replace(labeling, params={**labeling.params, "scores": []}) for labeling in scorer.labelings
         ]
         with on_a_device():
             return _bytes_to_host(lambda: scorer(3, sites, 1))

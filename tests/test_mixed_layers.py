@@ -58,7 +58,7 @@ experts: {scores: true, permutations: 2}
 controls: [split-half]
 baselines: [contextual]
 resamples: 100
-similarity: {measures: [jaccard, cosine]}
+similarity: {measures: [jaccard, centred cosine]}
 steering: {k: [1, 3], singles: 4, single_concepts: 1, samples: 1, tokens: 2, concepts: [cat, bus],
   prompts: [The, My aunt drew one]}
 """
@@ -118,7 +118,7 @@ def connection(finished: FinishedSweep) -> Iterator[duckdb.DuckDBPyConnection]:
         yield opened
 
 
-@pytest.mark.parametrize("table", ["scores", "chance_counts", "experts", "control_experts"])
+@pytest.mark.parametrize("table", ["scores", "auroc", "chance_counts", "experts", "control_experts"])
 def test_exactly_the_layers_with_an_mlp_have_results(
     connection: duckdb.DuckDBPyConnection, table: str
 ) -> None:

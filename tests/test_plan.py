@@ -220,7 +220,7 @@ def _plan_here(folder: Path, settings: str) -> Plan:
     file = folder / "sweep.yaml"
     file.write_text(
         f"concepts: concepts.csv\nmodels: [{{id: ./model, dtype: float32, {settings}}}]\n"
-        "experts: {keep_activations: false}\nbaselines: []\n"
+        "experts: {keep_activations: false, scores: false}\nbaselines: []\n"
     )
     return plan_sweep(read_sweep(file))
 

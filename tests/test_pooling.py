@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.activations import pooling as pooling_module
-from cluster.activations.batching import CONCEPT, CONTEXT, IGNORED, PaddedBatch
-from cluster.activations.max_pooling import POOLINGS, CompiledMaxPooler, TorchMaxPooler
+from cluster.activations.batching import PaddedBatch
+from cluster.activations.max_pooling import CompiledMaxPooler, TorchMaxPooler
 from cluster.activations.pooling import Pooler, mean_bfloat16
+from cluster.models.token_roles import (
+    AFTER,
+    BEFORE,
+    IGNORED,
+    NO_WORD,
+    POOLED_ROLES,
+    WORD,
+    WORD_END,
+    find_roles,
+)
 from tests.operations import count_operations
 
 DTYPES = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
@@ -25,32 +37,50 @@ CPU = torch.device("cpu")
 SPECIAL = [0.0, -0.0, torch.inf, -torch.inf, 1e-40, -1e-40, 6e4, -6e4]
 
 
-def make_roles(real: torch.Tensor, concept: torch.Tensor) -> npt.NDArray[np.int8]:
-    roles = np.where(concept.numpy(), CONCEPT, CONTEXT)
-    return np.where(real.numpy(), roles, IGNORED).astype(np.int8)
+Occurrences = list[list[int]]
+POOLINGS = tuple(POOLED_ROLES)
 
 
-def plain_maxima(
-    hidden: torch.Tensor, real: torch.Tensor, concept: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Maxima of one sentence after another."""
-    maxima: dict[str, list[torch.Tensor]] = {pooling: [] for pooling in POOLINGS}
-    for values, is_real, is_concept in zip(hidden, real, real & concept, strict=True):
-        context = values[is_real & ~is_concept].amax(0)
-        word = values[is_concept].amax(0) if is_concept.any() else context
-        for pooling, row in (("concept", word), ("context", context), ("max", values[is_real].amax(0))):
-            maxima[pooling].append(row)
-    return {pooling: torch.stack(rows) for pooling, rows in maxima.items()}
+def plain_maxima(hidden: torch.Tensor, is_real: Sequence[bool], words: Occurrences) -> dict[str, Any]:
+    """Maxima of one sentence, (tokens, units), whose words are at some tokens."""
+    tokens = [token for token in range(len(hidden)) if is_real[token]]
+    in_words = {token for word in words for token in word}
+    ends = [[token for token in word if is_real[token]][-1:] for word in words]
+    pooled = {
+        "max": tokens,
+        "concept": [token for end in ends for token in end],
+        "concept-max": [token for token in tokens if token in in_words],
+        "context": [token for token in tokens if token not in in_words],
+        "before": [token for token in tokens if not words or token < words[0][0]],
+    }
+    if not words:
+        pooled |= dict.fromkeys(("concept", "concept-max"), tokens)
+    nothing = torch.zeros(hidden.shape[1], dtype=hidden.dtype)
+    return {name: hidden[which].amax(0) if which else nothing for name, which in pooled.items()}
+
+
+def draw_words(random: np.random.Generator, n_tokens: int) -> Occurrences:
+    """Up to three occurrences of one to three tokens."""
+    n_words = min(n_tokens, int(random.integers(0, 4)))
+    starts = np.sort(random.choice(n_tokens, n_words, replace=False))
+    stops = np.append(starts, n_tokens)[1:]
+    return [
+        list(range(start, min(stop, start + random.integers(1, 4))))
+        for start, stop in zip(starts, stops, strict=True)
+    ]
 
 
 @settings(deadline=None)  # the first call compiles
 @given(
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from(list(DTYPES)),
-    shape=st.tuples(st.integers(1, 5), st.integers(2, 9), st.integers(1, 40)),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 40)),
+    poolings=st.lists(st.sampled_from(POOLINGS), min_size=1, unique=True),
 )
-def test_compiled_maxima_match_torch(seed: int, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
-    """Any bits, either sign, padding, and words of no, one or several tokens."""
+def test_maxima_match_plain_loops(
+    seed: int, dtype: torch.dtype, shape: tuple[int, int, int], poolings: list[str]
+) -> None:
+    """Any bits, either sign, padding, and words of no, one or several tokens and occurrences."""
     random = np.random.default_rng(seed)
     bits = torch.from_numpy(random.integers(-(2**31), 2**31, shape)).to(DTYPES[dtype])
     hidden = bits.view(dtype).nan_to_num(1.0)
@@ -58,16 +88,16 @@ def test_compiled_maxima_match_torch(seed: int, dtype: torch.dtype, shape: tuple
     hidden = torch.where(torch.from_numpy(random.random(shape) < 0.2), special, hidden)
     # some units are negative throughout
     hidden = torch.where(torch.from_numpy(random.random(shape[2]) < 0.3), -hidden.abs(), hidden)
-    real = torch.from_numpy(random.random(shape[:2]) < 0.8)
-    concept = torch.from_numpy(random.random(shape[:2]) < 0.3)
-    # every sentence has a context token
-    real[:, 1], concept[:, 1] = True, False
-    roles = make_roles(real, concept)
-    expected = plain_maxima(hidden, real, concept)
-    for pooler in (CompiledMaxPooler(roles, POOLINGS), TorchMaxPooler(roles, POOLINGS, CPU)):
+    real = random.random(shape[:2]) < 0.8
+    words = [draw_words(random, shape[1]) for _ in real]
+    roles = np.array([find_roles(*each) for each in zip(real, words, strict=True)], np.int8)
+    expected = [plain_maxima(*each) for each in zip(hidden, real, words, strict=True)]
+    for pooler in (CompiledMaxPooler(roles, poolings), TorchMaxPooler(roles, poolings, CPU)):
         actual = pooler(hidden)
-        for pooling in POOLINGS:
-            assert torch.equal(actual[pooling], expected[pooling]), (pooler, pooling)
+        assert list(actual) == poolings
+        for pooling in poolings:
+            rows = torch.stack([row[pooling] for row in expected])
+            assert torch.equal(actual[pooling], rows), (pooler, pooling)
 
 
 @settings(deadline=None)
@@ -101,8 +131,8 @@ def test_a_nan_is_not_hidden_by_infinity(dtype: torch.dtype, sign: int) -> None:
     # the smallest and the largest NaN of this sign
     bits[0, 1, 1] = (bits[0, 0, 0] + 1) | (sign << (8 * dtype.itemsize - 1))
     bits[0, 1, 2] = sign if sign else torch.iinfo(bits.dtype).max
-    for word, poolings in ((1, ("concept", "max")), (2, ("context", "max"))):
-        roles = np.where(np.arange(3) == word, CONCEPT, CONTEXT).astype(np.int8)[np.newaxis]
+    for word, poolings in ((1, ("concept", "max")), (2, ("context", "before", "max"))):
+        roles = np.array([find_roles([True] * 3, [[word]])], np.int8)
         actual = CompiledMaxPooler(roles, POOLINGS)(hidden)
         for pooling in poolings:
             assert actual[pooling].isnan()[0].tolist() == [False, True, True, False], pooling
@@ -111,13 +141,13 @@ def test_a_nan_is_not_hidden_by_infinity(dtype: torch.dtype, sign: int) -> None:
 def random_batch(dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, npt.NDArray[np.int8]]:
     """Hidden values of 70 sentences of up to 9 tokens, and the roles of the tokens."""
     random = np.random.default_rng(0)
-    roles = random.integers(-1, 2, (70, 9)).astype(np.int8)
-    roles[:, 0] = CONTEXT
+    roles = random.integers(IGNORED, NO_WORD + 1, (70, 9)).astype(np.int8)
+    roles[0] = WORD
     return torch.from_numpy(random.standard_normal((70, 9, 40))).to(dtype), roles
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("poolings", [POOLINGS, ("max", "concept"), ("context",)])
+@pytest.mark.parametrize("poolings", [POOLINGS, ("max", "concept"), ("before",)])
 def test_poolers_write_float16_neuron_by_neuron(dtype: torch.dtype, poolings: tuple[str, ...]) -> None:
     """Values beside the batch's columns, or rows in another order than asked for."""
     hidden, roles = random_batch(dtype)
@@ -136,12 +166,33 @@ def test_pooling_takes_few_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pooling_module, "make_max_pooler", TorchMaxPooler)
     hidden, roles = random_batch()
     pooler = Pooler(PaddedBatch(torch.zeros(1), torch.zeros(1), roles))
-    out = torch.empty(3, 40, 70, dtype=torch.float16)
-    for poolings, most in (("max", "concept", "context"), 4), (("max",), 4), (("last",), 2):
-        pool = partial(pooler.write, hidden, poolings, out[: len(poolings)])
+    out = torch.empty(5, 40, 70, dtype=torch.float16)
+    for poolings, most in (POOLINGS, 4), (("max",), 4), (("last",), 2):
+        pool = partial(pooler.write, hidden, poolings, out[: len(poolings)], are_states=False)
         pool()  # makes the batch's own tensors
         counted = count_operations(pool)
         assert sum(counted.values()) <= most, counted
+
+
+def test_the_mean_of_hidden_states_leaves_out_the_first_position() -> None:
+    """In a model without a BOS the first token's state is about 100 times as large as all others, and
+    all means would point in its direction."""
+    values = [1000.0, 2.0, 4.0, 7.0]
+    roles = np.array(
+        [
+            [BEFORE, WORD_END, AFTER, IGNORED],
+            [NO_WORD, *[IGNORED] * 3],
+            [IGNORED, NO_WORD, NO_WORD, NO_WORD],
+        ],
+        np.int8,
+    )
+    for dtype in (torch.bfloat16, torch.float32):
+        hidden = torch.tensor(values, dtype=dtype).repeat(3, 1)[:, :, None]
+        pooler = Pooler(PaddedBatch(torch.zeros(1), torch.zeros(1), roles))
+        for are_states, expected in ((True, [3, 1000, 13 / 3]), (False, [1006 / 3, 1000, 13 / 3])):
+            out = torch.zeros(1, 1, 3)
+            pooler.write(hidden, ("mean",), out, are_states=are_states)
+            torch.testing.assert_close(out[0, 0], torch.tensor(expected))
 
 
 def test_the_triton_kernel_gives_the_same_maxima() -> None:
@@ -151,7 +202,7 @@ def test_the_triton_kernel_gives_the_same_maxima() -> None:
         "from tests import test_pooling as t; from cluster.activations.triton_max_pooling import *\n"
         "for dtype in t.DTYPES:\n"
         "  hidden, roles = t.random_batch(dtype); hidden[3, 0, 5] = t.torch.nan\n"
-        "  for poolings in (t.POOLINGS, ('max',), ('context', 'concept')):\n"
+        "  for poolings in (t.POOLINGS, ('max',), ('context', 'before')):\n"
         "    expected = t.CompiledMaxPooler(roles, poolings)(hidden)\n"
         "    actual = TritonMaxPooler(roles, poolings, t.CPU)(hidden)\n"
         "    for name in poolings:\n"

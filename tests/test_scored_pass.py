@@ -36,10 +36,11 @@ baselines:
   - input-embedding
   - contextual
   - shuffled
+  - masked
   - random-init
   - {name: sae, dictionary: sae.safetensors, layer: 1}
-controls: [split-half, length-matched]
-similarity: [jaccard, cosine, spearman, kl]
+controls: [split-half, length-matched, pseudo-concepts]
+similarity: [jaccard, auroc, auroc-halves, centred cosine, spearman, kl]
 """
 _NOT_IN_BOTH = {"activations", "activation_files", "top_sentences", "concept_states", "runs"}
 Rows = dict[str, list[tuple[Any, ...]]]
@@ -119,7 +120,9 @@ def test_the_rows_are_those_of_kept_activations(model: Path, tmp_path: Path) -> 
         "control_experts",
         "chance_counts",
         "reliability",
+        "pseudo_concepts",
         "scores",
+        "auroc",
         "hierarchy_cuts",
     ):
         assert expected[view], view

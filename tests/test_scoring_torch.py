@@ -113,15 +113,17 @@ def _spread(labelings: list[tuple[Labels, Ints]]) -> list[Labels]:
 
 
 def test_one_sort_serves_all_labelings() -> None:
-    """Sentences outside a half must not count in its scores, and the experts of one labeling must not be
-    returned for another."""
+    """Sentences outside a half must not count in its scores, and the experts or kept scores of one
+    labeling must not be returned for another."""
     labelings = _labelings(120, 4)
     values, floor = _values(30, 120), 0.35
     permutations = permute_labels(labelings[0][0], 4, 0)
     chunk_bytes = 7 * 120 * scoring_torch._BYTES_PER_VALUE
     with _in_torch(), patch.object(scoring_torch, "WORKING_BYTES", chunk_bytes):
         scorer = BlockScorer(_spread(labelings), permutations, REFERENCE_PREVALENCE, "cpu")
-        result = scorer.score(torch.from_numpy(values), floor, with_all_ap=True)
+        kinds = [["ap", "auroc"], ["auroc"], *[()] * (len(labelings) - 2)]
+        result = scorer.score(torch.from_numpy(values), floor, kinds)
+    kept = zip(kinds, result.kept, strict=True)
     for (labels, sentences), experts in zip(labelings, result.experts, strict=True):
         expected = score_neurons(np.ascontiguousarray(values[:, sentences]), labels)
         is_expert = expected.ap > floor
@@ -131,9 +133,12 @@ def test_one_sort_serves_all_labelings() -> None:
         assert np.array_equal(experts.neurons, neurons)
         for name in ("ap", "ap_raw", "auroc"):
             assert np.array_equal(getattr(experts, name), getattr(expected, name)[neurons, concepts])
-    scores, histogram = score_with_permutations(values, labelings[0][0], permutations)
-    assert result.ap is not None
-    assert np.array_equal(result.ap, scores.ap.astype(np.float32))
+        names, arrays = next(kept)
+        assert arrays.keys() == set(names)
+        for name, array in expected.keep(names).items():
+            assert array.dtype == arrays[name].dtype
+            assert np.array_equal(array, arrays[name])
+    _, histogram = score_with_permutations(values, labelings[0][0], permutations)
     assert np.array_equal(result.histogram.max_ap, histogram.max_ap)
     assert np.array_equal(result.histogram.n_above, histogram.n_above)
 

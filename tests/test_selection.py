@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from scipy.spatial.distance import cosine
+from sklearn.metrics import roc_auc_score
 
 import storage
 from alignment.expertise.label_permutations import permute_labels
-from alignment.expertise.labels import labels_against_others
+from alignment.expertise.labels import labels_against_others, split_half
 from alignment.expertise.scoring import score_neurons
 from jobs import experts, planner, sentences, sweep
 from jobs.actions.plan import remaining_stages
@@ -37,7 +38,7 @@ from tests.faults import in_one_process
 
 PARAMS = {
     "model": "m", "revision": "main", "concept_set": "s", "prevalence": 0.3, "floor": 0.3,
-    "permutations": 2, "scores": True,
+    "permutations": 2, "scores": ["ap"],
 }  # fmt: skip
 SITE = SiteKey("max", 0, "mlp.hidden")
 
@@ -161,7 +162,7 @@ _MEMORY_SCRIPT = """
 import json, sys, threading, time
 from pathlib import Path
 import numpy as np
-from alignment.expertise.labels import labels_against_others
+from alignment.expertise.labels import labels_against_others, split_half
 from alignment.expertise.label_permutations import permute_labels
 from jobs import experts
 from jobs.scoring.block_scores import SiteKey, score_block
@@ -230,7 +231,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A store of a sweep with `experts.scores`."""
     folder = tmp_path_factory.mktemp("selection")
     shutil.copytree(tiny_model, folder / "model")
-    extra = "resamples: 100\nbaselines: []\nsimilarity: [jaccard, cosine, spearman, kl]\n"
+    measures = "jaccard, auroc, auroc-halves, centred cosine, spearman, kl"
+    extra = f"resamples: 100\nbaselines: []\ncontrols: [split-half]\nsimilarity: [{measures}]\n"
     file = tiny.write_sweep(folder, extra=f"{extra}experts: {{scores: true, permutations: 5}}\n")
     file.write_text(re.sub(r"\[max.*?\]", "[max, context]", file.read_text()))
     config = read_sweep(file)
@@ -258,7 +260,7 @@ def test_scores_cover_all_neurons_and_agree_with_experts(store: Path) -> None:
 def test_disk_space_of_scores_is_checked_before_the_run(store: Path) -> None:
     """A disk that fills up after hours, or an error about scores that are already written."""
     file = store.parent.parent / "sweep.yaml"
-    expected = 2 * 3 * 48 * 6 * 4
+    expected = 2 * 3 * 48 * 6 * (4 + 2)
     for path, is_written in ((store, True), (store.parent / "other", False)):
         plan = planner.plan_sweep(read_sweep(file, path))
         (stage,) = plan.stages_of_kind(experts.KIND)
@@ -302,17 +304,20 @@ def test_the_view_chance_agrees_with_the_experts(store: Path) -> None:
         assert row["best_p"] == pytest.approx(np.mean(np.array(best) >= best[0]))
 
 
-def test_cosine_similarities_agree_with_the_view_scores(store: Path) -> None:
+def test_similarities_by_ap_agree_with_the_view_scores(store: Path) -> None:
     """Score vectors of another layer or concept, or agreement of an asymmetric measure."""
     with storage.open(str(store)) as connection:
         cosines = connection.sql(
             "SELECT pooling, layer, concept_a, concept_b, similarity FROM similarity "
-            "WHERE measure = 'cosine'"
+            "WHERE measure = 'centred cosine'"
         ).fetchall()
         scores = connection.sql(
-            "SELECT pooling, concept, layer, ap FROM scores ORDER BY layer, site, unit"
+            "SELECT pooling, concept, layer, ap - avg(ap::DOUBLE) OVER neuron FROM scores "
+            "WINDOW neuron AS (PARTITION BY pooling, layer, unit) ORDER BY layer, site, unit"
         ).fetchall()
-        measures = connection.sql("SELECT DISTINCT measure FROM alignment ORDER BY ALL").fetchall()
+        measures = connection.sql(
+            "SELECT DISTINCT measure FROM alignment WHERE representation = 'experts' ORDER BY ALL"
+        ).fetchall()
         kl = connection.sql("SELECT count(*), max(similarity) FROM similarity WHERE measure = 'kl'")
         n_kl, highest = kl.fetchall()[0]
     assert len(cosines) == 2 * 4 * 15
@@ -326,6 +331,61 @@ def test_cosine_similarities_agree_with_the_view_scores(store: Path) -> None:
             for name in (a, b)
         )
         assert value == pytest.approx(1 - cosine(first, second), abs=1e-12)
-    assert measures == [("cosine",), ("jaccard",), ("spearman",)]
+    assert measures == [
+        (name,) for name in ("auroc", "auroc-halves", "centred cosine", "jaccard", "spearman")
+    ]
     assert n_kl == 2 * 4 * 30
     assert highest < 0
+
+
+def test_similarities_by_auroc_are_those_of_scikit_learn(store: Path) -> None:
+    """AUROCs of another concept, half or layer, halves with sentences in common, or a wrong product."""
+    with storage.open(str(store)) as connection:
+        values = connection.sql(
+            "SELECT layer, unit, sentence_id, value FROM activations "
+            "WHERE pooling = 'context' ORDER BY ALL"
+        ).fetchnumpy()
+        members = connection.sql(
+            "SELECT concept, sentence_id FROM memberships WHERE role = 'positive' ORDER BY sentence_id"
+        ).fetchall()
+        kept = connection.sql(
+            "SELECT layer, unit, concept, auroc FROM auroc WHERE pooling = 'context'"
+        ).fetchall()
+        similarities = {
+            tuple(key): value
+            for *key, value in connection.sql(
+                "SELECT measure, layer, concept_a, concept_b, similarity FROM similarity "
+                "WHERE pooling = 'context' AND representation = 'experts'"
+            ).fetchall()
+        }
+    names = sorted({name for name, _ in members})
+    ids = np.array([number for _, number in members])
+    concept = np.array([names.index(name) for name, _ in members])
+    matrix = values["value"].reshape(3 * 48, -1)
+    half = split_half(ids, concept, matrix.shape[1], 0)
+
+    def compute_auroc(sentences: np.ndarray) -> np.ndarray:
+        """AUROC less 0.5, (neurons, concepts), on these sentences."""
+        truth = np.array([[name == of for of in concept[sentences]] for name in range(len(names))])
+        return np.array(
+            [[roc_auc_score(each, row[sentences]) - 0.5 for each in truth] for row in matrix]
+        )
+
+    everything, *halves = map(compute_auroc, (ids, np.flatnonzero(half == 0), np.flatnonzero(half == 1)))
+    assert len(kept) == everything.size
+    for layer, unit, name, auroc in kept:
+        assert auroc == pytest.approx(everything[layer * 48 + unit, names.index(name)] + 0.5, abs=2e-4)
+    x, y = (np.sign(d) * d**2 for d in halves)
+    for layer in (None, 0, 1, 2):
+        rows = slice(None) if layer is None else slice(48 * layer, 48 * layer + 48)
+        for i, a in enumerate(names):
+            for j, b in enumerate(names[i + 1 :], i + 1):
+                expected = 1 - cosine(everything[rows, i], everything[rows, j])
+                assert similarities["auroc", layer, a, b] == pytest.approx(expected, abs=2e-3)
+                crossed = (x[rows, i] @ y[rows, j] + x[rows, j] @ y[rows, i]) / 2
+                power = [x[rows, k] @ y[rows, k] for k in (i, j)]
+                value = similarities["auroc-halves", layer, a, b]
+                if min(power) <= 0:
+                    assert value is None
+                else:
+                    assert value == pytest.approx(crossed / np.sqrt(np.prod(power)), abs=2e-3)

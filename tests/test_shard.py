@@ -25,7 +25,7 @@ from tests import tiny
 from tests.pooled import Pooled, pool, read_texts, run_layers
 
 TOLERANCE = 1e-5
-POOLINGS = ["max", "concept", "context"]
+POOLINGS = ["max", "concept", "concept-max", "context", "before"]
 Values = npt.NDArray[np.floating[Any]]
 
 
@@ -86,9 +86,12 @@ def run_one_by_one(folder: Path, texts: list[Text]) -> dict[tuple[str, int], Val
             is_real and bool(text.text[max(a, start) : min(b, end)].strip())
             for is_real, (a, b) in zip(real, encoded["offset_mapping"], strict=True)
         ]
+        first, last = concept.index(True), len(concept) - 1 - concept[::-1].index(True)
         masks = {
             "max": real,
-            "concept": concept,
+            "concept": [index == last for index in range(len(real))],
+            "concept-max": concept,
+            "before": [is_real and index < first for index, is_real in enumerate(real)],
             "context": [
                 is_real and not is_concept for is_real, is_concept in zip(real, concept, strict=True)
             ],

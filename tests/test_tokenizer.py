@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cluster.activations.pooling_shard import ActivationSettings
 from cluster.activations.sentence_checks import check_tokens
+from cluster.models.token_roles import AFTER, BEFORE, IGNORED, NO_WORD, WORD, WORD_END
 from cluster.models.tokenizer import InputOptions, Text, Tokenizer
 from jobs.config.models import Model
 from storage.database import open_store
@@ -20,6 +21,7 @@ from tests.pooled import pool
 
 MAX_TOKENS = 64
 WITH_BOS, WITHOUT_BOS = InputOptions(add_bos=True), InputOptions(add_bos=False)
+SKIPPING_FIRST = InputOptions(skip_first_token=True)
 SKIPPING = InputOptions(add_bos=False, skip_first_token=True)
 
 
@@ -31,7 +33,7 @@ def tokenizer(tiny_model: Path) -> Tokenizer:
 def real_text(tokenizer: Tokenizer, text: str) -> str:
     (sentence,) = tokenizer([Text(text, [])])
     return tokenizer.decode(
-        token for token, is_real in zip(sentence.ids, sentence.real, strict=True) if is_real
+        token for token, role in zip(sentence.ids, sentence.roles, strict=True) if role != IGNORED
     )
 
 
@@ -46,8 +48,7 @@ def test_the_text_of_a_special_token_is_not_pooled(tiny_model: Path, tmp_path: P
     (sentence,) = tokenizer([Text(text, [4, 7, 8, 11])])
     special = [index for index, token in enumerate(sentence.ids) if token in (0, len(saved) - 2)]
     assert len(special) == 3  # with the BOS
-    assert [sentence.real[index] for index in special] == [False] * 3
-    assert not any(sentence.concept[index] for index in special)
+    assert [sentence.roles[index] for index in special] == [IGNORED] * 3
     assert real_text(tokenizer, text) == "The  cat sat on <own>."
     assert tokenizer.word_ids("<s>") == []
     assert tokenizer.encode_prompt("The cat", "<s>")[1] == []
@@ -60,8 +61,46 @@ def test_a_word_outside_the_vocabulary_is_text(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path)
     (sentence,) = Tokenizer(tmp_path, MAX_TOKENS)([Text("the cat sat [UNK]", [4, 7])])
     assert sentence.ids == [1, 0, 2, 0]
-    assert sentence.real == [True, True, True, False]
-    assert sentence.concept == [False, True, False, False]
+    assert sentence.roles == [BEFORE, WORD_END, AFTER, IGNORED]
+
+
+def make_word_tokenizer(folder: Path) -> Tokenizer:
+    """A tokenizer that makes a token of every letter and space, and adds no others."""
+    vocabulary = {letter: number for number, letter in enumerate(" abcdefghijklmnopqrstuvwxyz.")}
+    backend = Backend(models.WordLevel(vocabulary, unk_token="."))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    return Tokenizer(folder, MAX_TOKENS)
+
+
+def test_tokens_are_told_apart_by_their_place_relative_to_the_words_occurrences(tmp_path: Path) -> None:
+    """Text between two occurrences, which has read the first, would pass for text before the word; or
+    only the sentence's last occurrence would have an end."""
+    tokenizer = make_word_tokenizer(tmp_path)
+    (twice,) = tokenizer([Text("a cat or cats.", [2, 5, 9, 13])])
+    assert twice.roles == [
+        *[BEFORE] * 2,
+        *(WORD, WORD, WORD_END),
+        *[AFTER] * 4,
+        *(WORD, WORD, WORD, WORD_END),
+        AFTER,
+    ]
+    (first,) = tokenizer([Text("ox.", [0, 2])])
+    assert first.roles == [WORD, WORD_END, AFTER]
+    (without,) = tokenizer([Text("a b", [])])
+    assert without.roles == [NO_WORD] * 3
+    (skipped,) = tokenizer([Text("a or a", [0, 1, 5, 6])], SKIPPING_FIRST)
+    assert skipped.roles == [IGNORED, *[AFTER] * 4, WORD_END]
+
+
+def test_a_sentence_cut_inside_its_word_is_rejected(tmp_path: Path) -> None:
+    """The first piece of a word, which may be that of many words, would pass for the word."""
+    tokenizer = make_word_tokenizer(tmp_path)
+    text = Text("a " * 30 + "catfish", [60, 67])
+    (sentence,) = tokenizer([text])
+    with pytest.raises(UserError, match="truncated after 64 tokens, before its concept's word ends"):
+        check_tokens(text, sentence, ["max", "concept"])
+    check_tokens(text, sentence, ["concept-max", "context", "before"])
 
 
 def test_add_bos_decides_whether_texts_begin_with_a_bos(tokenizer: Tokenizer) -> None:
@@ -72,8 +111,8 @@ def test_add_bos_decides_whether_texts_begin_with_a_bos(tokenizer: Tokenizer) ->
     )
     assert default == with_bos
     assert default.ids == [0, *without.ids]
-    assert (default.real[1:], default.concept[1:]) == (without.real, without.concept)
-    assert any(without.concept)
+    assert default.roles == [IGNORED, *without.roles]
+    assert WORD_END in without.roles
     prefix, word = tokenizer.encode_prompt("The", "cat")
     assert tokenizer.encode_prompt("The", "cat", WITH_BOS) == (prefix, word)
     assert tokenizer.encode_prompt("The", "cat", WITHOUT_BOS) == (prefix[1:], word)
@@ -96,7 +135,7 @@ def test_a_skipped_first_token_is_in_no_pooling(tiny_model: Path) -> None:
         for options in (SKIPPING, WITHOUT_BOS)
     ]
     (sentence,) = Tokenizer(tiny_model, MAX_TOKENS)([text], SKIPPING)
-    assert sentence.real == [False] + [True] * (len(sentence.ids) - 1)
+    assert [role == IGNORED for role in sentence.roles] == [True] + [False] * (len(sentence.ids) - 1)
     skipped, whole = (pool(tiny_model, each, [text], 100) for each in settings)
     changed = {
         pooling for pooling, site in whole if (skipped[pooling, site] != whole[pooling, site]).any()

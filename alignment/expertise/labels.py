@@ -249,6 +249,18 @@ def labels_against_pool(
     return _with_shared_pool(n_concepts, starts, members, in_pool)
 
 
+def labels_against_rest(sentences: Ints, concepts: Ints, n_sentences: int, n_concepts: int) -> Labels:
+    """Labels in which the negatives of a concept are all sentences that are not its positives.
+
+    `sentences[i]` is a positive of `concepts[i]`; a sentence may belong to several concepts, or to none.
+
+    Raises:
+        ValueError: if a concept has no positives or no negatives.
+    """
+    starts, members = _to_csr(sentences, concepts, n_sentences)
+    return _with_shared_pool(n_concepts, starts, members, np.ones(n_sentences, np.bool_))
+
+
 def _validated(labels: Labels) -> Labels:
     groups = zip(labels.positives, labels.listed_negatives, strict=True)
     for concept, (positives, listed) in enumerate(groups):

@@ -6,7 +6,7 @@ permutations, but not on the number of concepts, sentences or (within a chunk) n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from alignment.expertise.label_permutations import LabelPermutations
 from alignment.expertise.labels import Labels
 from alignment.expertise.labels_torch import LabelTensors
 from alignment.expertise.ranks_torch import PoolCounts, rank_sentences
-from alignment.expertise.scoring import ApHistogram, Scores, check_inputs
+from alignment.expertise.scoring import AP, AUROC, ApHistogram, Scores, check_inputs
 from alignment.expertise.statistics_torch import activation_statistics_torch
 
 WORKING_BYTES = 4 << 30
@@ -49,13 +49,13 @@ class TorchScores:
     """Scores of a block of neurons under several labelings.
 
     `experts` has the pairs above the floor under each labeling. `histogram` counts neurons by their AP
-    under the first labeling and its permutations, and `ap`, of shape (neurons, concepts), has all APs
-    under the first labeling, if requested.
+    under the first labeling and its permutations. `kept` has the scores of all neurons, of shape
+    (neurons, concepts), that are requested under each labeling, as from `Scores.keep`.
     """
 
     experts: list[ExpertScores]
     histogram: ApHistogram
-    ap: npt.NDArray[np.float32] | None
+    kept: list[dict[str, AnyFloats]]
 
 
 class _ChunkScores(NamedTuple):
@@ -68,7 +68,7 @@ class _ChunkScores(NamedTuple):
 
     experts: list[tuple[Ints, Floats]]
     histogram: tuple[torch.Tensor, torch.Tensor]
-    ap: npt.NDArray[np.float32] | None
+    kept: list[dict[str, AnyFloats]]
 
 
 class BlockScorer:
@@ -104,10 +104,13 @@ class BlockScorer:
             row_bytes = _BYTES_PER_VALUE * max(self._n_sentences, *n_labels)
         self._chunk_size = max(1, WORKING_BYTES // row_bytes)
 
-    def score(self, values: torch.Tensor, floor: float, with_all_ap: bool = False) -> TorchScores:
+    def score(
+        self, values: torch.Tensor, floor: float, kinds: Sequence[Collection[str]] | None = None
+    ) -> TorchScores:
         """Score `values`, of shape (neurons, sentences), in float16 or float32, on the device.
 
-        Experts are the pairs with an AP above `floor`. `with_all_ap` returns all APs, too.
+        Experts are the pairs with an AP above `floor`. `kinds` are those of scores of all neurons that
+        are returned, too, for each labeling; by default none.
 
         Raises:
             ValueError: if `values` contains non-finite numbers or does not match the labels.
@@ -118,37 +121,40 @@ class BlockScorer:
                 f"got {tuple(values.shape)}"
             )
 
+        kinds_by_labeling = kinds or [()] * len(self._labelings)
+
         def score_rows(rows: slice) -> _ChunkScores:
-            return self._score_chunk(values[rows], rows.start, floor, with_all_ap)
+            return self._score_chunk(values[rows], rows.start, floor, kinds_by_labeling)
 
         chunks = self.chunks.run("scores", len(values), self._chunk_size, score_rows)
         max_ap, n_above = (torch.stack([chunk.histogram[part] for chunk in chunks]) for part in (0, 1))
         return TorchScores(
             [_concatenate(parts) for parts in zip(*(chunk.experts for chunk in chunks), strict=True)],
             ApHistogram(max_ap.amax(0).cpu().numpy(), n_above.sum(0).mT.cpu().numpy()),
-            np.concatenate([chunk.ap for chunk in chunks if chunk.ap is not None])
-            if with_all_ap
-            else None,
+            [
+                {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+                for parts in zip(*(chunk.kept for chunk in chunks), strict=True)
+            ],
         )
 
     def _score_chunk(
-        self, values: torch.Tensor, first: int, floor: float, with_all_ap: bool
+        self, values: torch.Tensor, first: int, floor: float, kinds: Sequence[Collection[str]]
     ) -> _ChunkScores:
         """Score the neurons from number `first` on."""
         score_labels = _labels_scorer(values, self.triton_problem is None)
-        experts, all_ap, rows = [], None, []
+        experts, kept, rows = [], [], []
         for number, labels in enumerate(self._labelings):
             scores = score_labels(labels, False)
             experts.append(_select(scores, floor, first))
+            kept.append(_keep(scores, kinds[number]))
             if number:
                 continue
-            all_ap = scores[0].T.float().cpu().numpy() if with_all_ap else None
             rows = [self._count(scores[0])]
             del scores
             for permuted in self._permuted:
                 rows.append(self._count(score_labels(permuted, True)[0]))
         max_ap, n_above = (torch.stack(part) for part in zip(*rows, strict=True))
-        return _ChunkScores(experts, (max_ap, n_above), all_ap)
+        return _ChunkScores(experts, (max_ap, n_above), kept)
 
     def activation_statistics(
         self, values: torch.Tensor, labeling: int, experts: ExpertScores
@@ -228,6 +234,16 @@ def _select(scores: torch.Tensor, floor: float, first: int) -> tuple[Ints, Float
     pairs = torch.nonzero(scores[0] > floor).T
     chosen = scores[:, pairs[0], pairs[1]].cpu().numpy()
     return pairs.cpu().numpy() + np.array([[0], [first]]), chosen
+
+
+def _keep(scores: torch.Tensor, kinds: Collection[str]) -> dict[str, AnyFloats]:
+    """`Scores.keep` of scores of shape (3, concepts, neurons): arrays on the host."""
+    kept: dict[str, AnyFloats] = {}
+    if AP in kinds:
+        kept[AP] = scores[0].T.float().cpu().numpy()
+    if AUROC in kinds:
+        kept[AUROC] = (scores[2].T - 0.5).half().cpu().numpy()
+    return kept
 
 
 def _concatenate(parts: Sequence[tuple[Ints, Floats]]) -> ExpertScores:

@@ -54,11 +54,13 @@ def mantel_test(
     measure: CorrelationMeasure = "spearman",
     permutations: int = 2000,
     seed: int = 0,
+    groups: Ints | None = None,
 ) -> float:
     """Two-sided p value of the correlation of a similarity matrix with scores of some of its pairs.
 
     Permutes the concepts of the matrix (Mantel 1967, Cancer Research 27), so `matrix`, of shape
-    (concepts, concepts), must be symmetric and hold the similarity of all pairs, rated or not. The
+    (concepts, concepts), must be symmetric and hold the similarity of all pairs, rated or not. With
+    `groups`, the number of each concept's group, concepts are permuted within their groups. The
     observed correlation counts as one of the permutations, so p is never 0. A permutation without a
     correlation, because its similarities are all equal, counts as 0. NaN if the observed one is
     undefined.
@@ -69,9 +71,14 @@ def mantel_test(
     if np.isnan(observed):
         return float("nan")
     rng = np.random.default_rng(seed)
+    if groups is None:
+        groups = np.zeros(len(matrix), np.int64)
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     n_as_large = 0
     for rows in index_blocks(permutations, max(len(y), len(matrix))):
-        order = rng.permuted(np.tile(np.arange(len(matrix)), (len(rows), 1)), axis=1)
+        order = np.empty((len(rows), len(matrix)), np.int64)
+        for concepts in members:
+            order[:, concepts] = rng.permuted(np.tile(concepts, (len(rows), 1)), axis=1)
         matrices = values[order[:, first], order[:, second]]
         permuted = correlate_prepared(measure, matrices, scores, weights)
         # NaN, of a permutation whose similarities are all equal, is not as large

@@ -1,7 +1,10 @@
-"""Similarity of two concepts' vectors of APs, one entry per neuron, from sums over blocks of neurons.
+"""Similarity of two concepts' vectors of scores, one entry per neuron, from sums over blocks of neurons.
 
 Each measure of all pairs is one matrix product, (concepts, neurons) by (neurons, concepts). SQL would
 need a self-join: 1.7e12 rows for 1,854 concepts and a million neurons.
+
+AUROCs are given less 0.5, the value of a neuron that tells nothing: d, above 0 for a neuron that is
+higher on the concept's sentences and below 0 for one that is lower.
 """
 
 from __future__ import annotations
@@ -15,15 +18,13 @@ from alignment.arrays import AnyFloats, Floats
 
 @dataclass(frozen=True)
 class SufficientStatistics:
-    """Sums over neurons of the APs x of each concept: x, x_a x_b, and x_a log x_b."""
+    """Sums over neurons of the APs x of each concept: x, and x_a log x_b."""
 
     total: Floats
-    products: Floats
     logs: Floats
 
     def __add__(self, other: SufficientStatistics) -> SufficientStatistics:
-        total, products = self.total + other.total, self.products + other.products
-        return SufficientStatistics(total, products, self.logs + other.logs)
+        return SufficientStatistics(self.total + other.total, self.logs + other.logs)
 
 
 def sufficient_statistics(ap: AnyFloats) -> SufficientStatistics:
@@ -35,14 +36,41 @@ def sufficient_statistics(ap: AnyFloats) -> SufficientStatistics:
     exact = ap.astype(np.float64)
     if not (exact > 0).all():
         raise ValueError("an AP is not positive")
-    return SufficientStatistics(exact.sum(axis=0), exact.T @ exact, exact.T @ np.log(exact))
+    return SufficientStatistics(exact.sum(axis=0), exact.T @ np.log(exact))
+
+
+def dot_products(vectors: AnyFloats) -> Floats:
+    """Dot products over a block of neurons, (concepts, concepts), of vectors of shape (neurons,
+    concepts)."""
+    exact = vectors.astype(np.float64)
+    return np.asarray(exact.T @ exact, np.float64)
+
+
+def subtract_neuron_means(vectors: AnyFloats) -> Floats:
+    """Vectors of shape (neurons, concepts), less each neuron's mean over concepts."""
+    exact: Floats = vectors.astype(np.float64)
+    return np.asarray(exact - exact.mean(axis=1, keepdims=True), np.float64)
+
+
+def crossed_products(first: AnyFloats, second: AnyFloats) -> Floats:
+    """Dot products over a block of neurons of vectors from one half of the sentences with those from the
+    other: (X'Y + Y'X) / 2, (concepts, concepts).
+
+    `first` and `second` are AUROCs less 0.5, d, of shape (neurons, concepts), and X, Y are sign(d) d^2:
+    squared, because many weak neurons add mostly noise. The noise of the halves is independent, so that
+    it cancels in the products, those of a concept with itself included.
+    """
+    x, y = (np.abs(d) * d for d in (first.astype(np.float64), second.astype(np.float64)))
+    products: Floats = x.T @ y
+    return (products + products.T) / 2
 
 
 def cosine_from_products(products: Floats) -> Floats:
-    """Cosine of every pair of vectors, from their dot products; NaN for a zero vector."""
-    norms = np.sqrt(np.diag(products))
-    with np.errstate(invalid="ignore"):
-        return products / np.outer(norms, norms)
+    """Cosine of every pair of vectors, from their dot products; NaN for a vector whose product with
+    itself is not positive: a zero vector or, where products are crossed, one without a reliable part."""
+    diagonal = np.diag(products)
+    norms = np.sqrt(np.where(diagonal > 0, diagonal, np.nan))
+    return np.asarray(products / np.outer(norms, norms), np.float64)
 
 
 def kl_divergence(sums: SufficientStatistics) -> Floats:

@@ -100,13 +100,14 @@ def inflections(name: str, pos: str = NOUN, language: str = "en") -> frozenset[s
     if language == "en" and pos == NOUN:
         plurals = (str(_inflect_engine(classical).plural_noun(name)) for classical in (False, True))
         forms = {name, _regular_plural(name), *plurals}
-        return frozenset(forms | {_strip_accents(form) for form in forms})
+        return frozenset(forms | {strip_accents(form) for form in forms})
     head = 0 if pos == VERB else len(parts) - 1
     head_forms = {parts[head], *_load_forms(language).get(parts[head], ())}
     return frozenset(" ".join([*parts[:head], form, *parts[head + 1 :]]) for form in head_forms)
 
 
-def _strip_accents(text: str) -> str:
+def strip_accents(text: str) -> str:
+    """The text with letters in place of accented ones."""
     return "".join(char for char in normalize("NFD", text) if not combining(char))
 
 

@@ -14,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cluster.models.token_roles import IGNORED
 from cluster.models.tokenizer import TokenizedText
-
-IGNORED, CONCEPT, CONTEXT = -1, 0, 1
-"""Roles of tokens: padding or not real; of the concept's word; of its context."""
 
 _FULL_ENOUGH = 4
 
@@ -69,14 +67,12 @@ def pad(sentences: Sequence[TokenizedText], pad_id: int, device: torch.device) -
     lengths = np.array([len(sentence.ids) for sentence in sentences])
     is_text = np.arange(lengths.max()) < lengths[:, np.newaxis]
 
-    def pad_rows(rows: Sequence[Sequence[Any]], filler: int) -> npt.NDArray[np.int64]:
+    def pad_rows(rows: Sequence[Sequence[int]], filler: int) -> npt.NDArray[np.int64]:
         padded = np.full(is_text.shape, filler)
         padded[is_text] = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
         return padded
 
-    is_real = pad_rows([sentence.real for sentence in sentences], 0) > 0
-    is_concept = pad_rows([sentence.concept for sentence in sentences], 0) > 0
-    roles = np.where(is_real, np.where(is_concept, CONCEPT, CONTEXT), IGNORED).astype(np.int8)
+    roles = pad_rows([sentence.roles for sentence in sentences], IGNORED).astype(np.int8)
     ids = pad_rows([sentence.ids for sentence in sentences], pad_id)
     return PaddedBatch(copy_to(ids, device), copy_to(is_text.astype(np.int64), device), roles)
 

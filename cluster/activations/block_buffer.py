@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cluster.activations.max_pooling import POOLINGS
 from cluster.activations.pooling_shard import overflow_error
 from cluster.models.sites import Site
+from cluster.models.token_roles import POOLED_ROLES
 from storage.errors import NeuralignError, excerpt
 from storage.store.commit import all_finite
 
@@ -111,8 +111,8 @@ class BlockBuffer:
 
 def _split_poolings(poolings: Sequence[str]) -> list[tuple[str, ...]]:
     """The maxima together, and each other pooling alone."""
-    maxima = tuple(pooling for pooling in poolings if pooling in POOLINGS)
-    others: list[tuple[str, ...]] = [(pooling,) for pooling in poolings if pooling not in POOLINGS]
+    maxima = tuple(pooling for pooling in poolings if pooling in POOLED_ROLES)
+    others: list[tuple[str, ...]] = [(pooling,) for pooling in poolings if pooling not in POOLED_ROLES]
     return [maxima, *others] if maxima else others
 
 

@@ -12,6 +12,7 @@ from cluster.activations.pooling import Pooler
 from cluster.activations.pooling_shard import PoolingShard, PoolingState
 from cluster.models.sites import Site
 from storage.errors import NeuralignError
+from storage.store.activation_files import RESIDUAL
 
 
 @dataclass(kw_only=True)
@@ -44,4 +45,4 @@ class BlockShard(PoolingShard[_BatchState]):
             )
         for group in state.buffer.groups_of(site):
             out = group.of_site(site)[:, units, state.columns]
-            state.pooler.write(hidden, group.poolings, out)
+            state.pooler.write(hidden, group.poolings, out, are_states=site.name == RESIDUAL)

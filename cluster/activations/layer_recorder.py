@@ -75,6 +75,7 @@ class LayerRecorder:
         return {
             "tokens": sum(self._sentences.lengths),
             "cut": self._sentences.n_truncated,
+            "begin_with_word": self._sentences.n_begin_with_word,
             "word_tokens": {word: len(word_ids(word.replace("_", " "))) for word in self._request.words},
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Protocol
 
@@ -11,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cluster.activations.batching import CONCEPT, CONTEXT, IGNORED, PaddedBatch, copy_to
-from cluster.activations.max_pooling import POOLINGS, CompiledMaxPooler, TorchMaxPooler
+from cluster.activations.batching import PaddedBatch, copy_to
+from cluster.activations.max_pooling import CompiledMaxPooler, TorchMaxPooler
+from cluster.models.token_roles import BEFORE, IGNORED, WORD_END
 from storage.errors import describe_error
 from storage.store.activation_files import LAST, MEAN
 
@@ -27,51 +29,50 @@ class MaxPooler(Protocol):
         """Write the maxima to `out`, (poolings, units, sentences)."""
 
 
-class Pooler:
-    """Pools the hidden values of one batch, on their device, by several poolings at once.
+@dataclass
+class _MeanTokens:
+    """The tokens of each sentence over which a mean is taken, (sentences, tokens)."""
 
-    In a sentence without a concept word, `concept` and `context` pool all real tokens.
-    """
+    are_included: npt.NDArray[np.bool_]
+    device: torch.device
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """The weight of each token in its sentence's mean, (sentences, 1, tokens)."""
+        weights = self.are_included / self.are_included.sum(axis=1, keepdims=True, dtype=np.float32)
+        return copy_to(weights.astype(np.float32), self.device).unsqueeze(1)
+
+
+class Pooler:
+    """Pools the hidden values of one batch, on their device, by several poolings at once."""
 
     def __init__(self, batch: PaddedBatch) -> None:
         self._device, self._roles = batch.ids.device, batch.roles
         self._max_poolers: dict[tuple[str, ...], MaxPooler] = {}
 
-    def __call__(self, hidden: torch.Tensor, poolings: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Pooled values, of shape (sentences, units) each, from (sentences, tokens, units)."""
-        hidden = self._by_sentence(hidden)
-        maxima = tuple(pooling for pooling in poolings if pooling in POOLINGS)
-        pooled = self._max_pooler(maxima)(hidden) if maxima else {}
-        if MEAN in poolings:
-            pooled[MEAN] = self._mean(hidden)
-        if LAST in poolings:
-            pooled[LAST] = self._last(hidden)
-        return {pooling: pooled[pooling] for pooling in poolings}
-
-    def write(self, hidden: torch.Tensor, poolings: tuple[str, ...], out: torch.Tensor) -> None:
-        """Write pooled values to `out`, (poolings, units, sentences). The poolings are maxima, or one
-        other."""
-        hidden = self._by_sentence(hidden)
+    def write(
+        self, hidden: torch.Tensor, poolings: tuple[str, ...], out: torch.Tensor, *, are_states: bool
+    ) -> None:
+        """Write the pooled values of neurons, or of hidden states, to `out`, (poolings, units,
+        sentences). The poolings are maxima, or one other."""
+        # Some layers flatten sentences and tokens for their MLP.
+        hidden = hidden.reshape(*self._roles.shape, hidden.shape[-1])
         if poolings == (MEAN,):
-            out[0].copy_(self._mean(hidden).T)
+            out[0].copy_(self._mean(hidden, self._state_tokens if are_states else self._real_tokens).T)
         elif poolings == (LAST,):
             out[0].copy_(self._last(hidden).T)
         else:
             self._max_pooler(poolings).write(hidden, out)
-
-    def _by_sentence(self, hidden: torch.Tensor) -> torch.Tensor:
-        # Some layers flatten sentences and tokens for their MLP.
-        return hidden.reshape(*self._roles.shape, hidden.shape[-1])
 
     def _max_pooler(self, poolings: tuple[str, ...]) -> MaxPooler:
         if poolings not in self._max_poolers:
             self._max_poolers[poolings] = make_max_pooler(self._roles, poolings, self._device)
         return self._max_poolers[poolings]
 
-    def _mean(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _mean(self, hidden: torch.Tensor, tokens: _MeanTokens) -> torch.Tensor:
         if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu":
-            return mean_bfloat16(hidden, self._is_real)
-        return (self._weights @ hidden.float()).squeeze(1)
+            return mean_bfloat16(hidden, tokens.are_included)
+        return (tokens.weights @ hidden.float()).squeeze(1)
 
     def _last(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden[self._last_tokens]
@@ -82,10 +83,16 @@ class Pooler:
         return is_real
 
     @cached_property
-    def _weights(self) -> torch.Tensor:
-        is_real = self._is_real
-        weights = is_real / is_real.sum(axis=1, keepdims=True, dtype=np.float32)
-        return copy_to(weights.astype(np.float32), self._device).unsqueeze(1)
+    def _real_tokens(self) -> _MeanTokens:
+        return _MeanTokens(self._is_real, self._device)
+
+    @cached_property
+    def _state_tokens(self) -> _MeanTokens:
+        """All but the first position, unless it is the only one: in many models its hidden state is many
+        times as large as all others, whatever the token is, and would decide the mean."""
+        are_included = self._is_real
+        are_included[:, 0] &= are_included.sum(axis=1) == 1
+        return _MeanTokens(are_included, self._device)
 
     @cached_property
     def _last_tokens(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,20 +118,21 @@ def make_max_pooler(
 @cache
 def find_triton_problem(device: torch.device) -> str | None:
     """Why maxima are not pooled in Triton on a device, found by pooling two tokens; None if they are."""
-    roles = np.array([[CONTEXT, CONCEPT]], np.int8)
+    poolings = ("max", "concept", "before")
+    roles = np.array([[BEFORE, WORD_END]], np.int8)
     hidden = torch.tensor([1, 2], dtype=torch.bfloat16, device=device).repeat(64, 1).T[None].contiguous()
     out = torch.zeros(3, 64, 1, dtype=torch.float16, device=device)
     try:
         from cluster.activations.triton_max_pooling import TritonMaxPooler
 
-        TritonMaxPooler(roles, POOLINGS, device).write(hidden, out)
+        TritonMaxPooler(roles, poolings, device).write(hidden, out)
     except torch.OutOfMemoryError:
         # It says nothing about Triton.
         raise
     except Exception as error:
         # It compiles its launcher with the machine's C compiler, which may be absent, among others.
         return describe_error(error)
-    expected = torch.tensor([2, 1, 2], dtype=out.dtype, device=device)
+    expected = torch.tensor([2, 2, 1], dtype=out.dtype, device=device)
     return None if bool((out[:, :, 0] == expected[:, None]).all()) else "it gives wrong maxima"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cluster.activations.sentence_checks import check_tokens
+from cluster.models.token_roles import BEFORE, WORD, WORD_END
 from cluster.models.tokenizer import InputOptions, Text, TokenizedText, Tokenizer
 from storage.errors import UserError, excerpt
 
@@ -29,6 +30,14 @@ class SentenceSet:
     def n_truncated(self) -> int:
         """Number of sentences that are longer than the model reads."""
         return sum(sentence.truncated for sentence in self.tokens)
+
+    @property
+    def n_begin_with_word(self) -> int:
+        """Number of sentences with a concept's word and no token before it that is pooled."""
+        return sum(
+            BEFORE not in sentence.roles and not {WORD, WORD_END}.isdisjoint(sentence.roles)
+            for sentence in self.tokens
+        )
 
     def check_vocabulary(self, n_embeddings: int) -> None:
         """Raise UserError, quoting the sentence, for a token that an embedding table lacks."""

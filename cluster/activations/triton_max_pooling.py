@@ -14,13 +14,11 @@ import torch
 import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
 
-from cluster.activations.batching import CONCEPT, CONTEXT, copy_to
+from cluster.activations.batching import copy_to
+from cluster.models.token_roles import role_bits
 
 _SENTENCES, _UNITS = 32, 64
 """Values of one program: it reads rows of 64 and writes rows of 32; its maxima are in registers."""
-
-_CONCEPT, _CONTEXT = tl.constexpr(CONCEPT), tl.constexpr(CONTEXT)
-_KERNEL_POOLINGS = ("concept", "context", "max")
 
 
 class TritonMaxPooler:
@@ -44,18 +42,18 @@ class TritonMaxPooler:
         if hidden.stride(2) != 1:
             hidden = hidden.contiguous()
         sentences, tokens, units = hidden.shape
-        rows = dict(zip(self._poolings, out, strict=True))
         _max_kernel[triton.cdiv(units, _UNITS), triton.cdiv(sentences, _SENTENCES)](
             hidden,
             self._roles,
-            *(rows.get(pooling, out) for pooling in _KERNEL_POOLINGS),
+            out,
             sentences,
             tokens,
             units,
             hidden.stride(0),
             hidden.stride(1),
+            out.stride(0),
             out.stride(1),
-            *(pooling in rows for pooling in _KERNEL_POOLINGS),
+            tuple(role_bits(pooling) for pooling in self._poolings),
             _SENTENCES,
             _UNITS,
         )
@@ -63,55 +61,53 @@ class TritonMaxPooler:
 
 # A kernel is compiled for each combination of what it specializes on, so not for that of the batch.
 @triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["n_sentences", "n_tokens", "unit_stride"],
-    do_not_specialize_on_alignment=["roles", "concept_out", "context_out", "max_out"],
+    do_not_specialize=["n_sentences", "n_tokens", "pooling_stride", "unit_stride"],
+    do_not_specialize_on_alignment=["roles", "out"],
 )
 def _max_kernel(  # type: ignore[no-untyped-def]
     hidden,
     roles,
-    concept_out,
-    context_out,
-    max_out,
+    out,
     n_sentences,
     n_tokens,
     n_units,
     sentence_stride,
     token_stride,
+    pooling_stride,
     unit_stride,
-    with_concept: tl.constexpr,
-    with_context: tl.constexpr,
-    with_max: tl.constexpr,
+    pooled_roles: tl.constexpr,
     sentences_in_block: tl.constexpr,
     units_in_block: tl.constexpr,
 ) -> None:
     """Maxima of a block of sentences and units; a NaN exceeds any number."""
+    n_poolings: tl.constexpr = len(pooled_roles)
     sentences = tl.program_id(1) * sentences_in_block + tl.arange(0, sentences_in_block)
     units = tl.program_id(0) * units_in_block + tl.arange(0, units_in_block)
     is_sentence = (sentences < n_sentences)[:, None]
     is_value = is_sentence & (units < n_units)[None, :]
     first_values = hidden + sentences.to(tl.int64)[:, None] * sentence_stride + units[None, :]
     first_roles = roles + sentences.to(tl.int64)[:, None] * n_tokens
-    word = tl.full((sentences_in_block, units_in_block), -float("inf"), tl.float32)
-    context = tl.full((sentences_in_block, units_in_block), -float("inf"), tl.float32)
-    word_tokens = tl.zeros((sentences_in_block, 1), tl.int32)
+    no_maximum = tl.full((sentences_in_block, units_in_block), -float("inf"), tl.float32)
+    maxima = ()
+    found = tl.zeros((sentences_in_block, 1), tl.int32)
+    for _ in tl.static_range(n_poolings):
+        maxima += (no_maximum,)  # type: ignore[assignment]
     for token in range(n_tokens):
-        role = tl.load(first_roles + token, mask=is_sentence, other=-1)
+        role = tl.load(first_roles + token, mask=is_sentence, other=0).to(tl.int32)
         values = tl.load(first_values + token * token_stride, mask=is_value, other=0.0).to(tl.float32)
-        is_word, is_context = role == _CONCEPT, role == _CONTEXT
-        word_tokens += is_word.to(tl.int32)
-        word = tl.maximum(word, tl.where(is_word, values, -float("inf")), tl.PropagateNan.ALL)
-        context = tl.maximum(context, tl.where(is_context, values, -float("inf")), tl.PropagateNan.ALL)
-    word = tl.where(word_tokens > 0, word, context)
+        found = found | (1 << role)
+        new_maxima = ()
+        for pooling in tl.static_range(n_poolings):
+            pooled = tl.where(((pooled_roles[pooling] >> role) & 1) > 0, values, -float("inf"))
+            pooled = tl.maximum(maxima[pooling], pooled, tl.PropagateNan.ALL)
+            new_maxima += (pooled,)  # type: ignore[assignment]
+        maxima = new_maxima
     positions = units.to(tl.int64)[:, None] * unit_stride + sentences[None, :]
-    is_value = tl.trans(is_value)
-    dtype = concept_out.dtype.element_ty
-    if with_concept:
-        tl.store(concept_out + positions, tl.trans(word).to(dtype), mask=is_value)
-    if with_context:
-        tl.store(context_out + positions, tl.trans(context).to(dtype), mask=is_value)
-    if with_max:
+    for pooling in tl.static_range(n_poolings):
+        # 0 where a sentence has no token for the pooling
+        pooled = tl.where((found & pooled_roles[pooling]) > 0, maxima[pooling], 0.0)
         tl.store(
-            max_out + positions,
-            tl.trans(tl.maximum(word, context, tl.PropagateNan.ALL)).to(dtype),
-            mask=is_value,
+            out + pooling * pooling_stride.to(tl.int64) + positions,
+            tl.trans(pooled).to(out.dtype.element_ty),
+            mask=tl.trans(is_value),
         )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from transformers import AutoTokenizer
 
 from cluster.models.model_config import errors_of_libraries
+from cluster.models.token_roles import find_roles
 from storage.errors import UserError
 
 _Offset = tuple[int, int]
@@ -26,11 +27,10 @@ class Text:
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """Token ids of a sentence and, for each, whether it is real (pooled) and of a concept's word."""
+    """Token ids of a sentence, and the role of each (`cluster.models.token_roles`)."""
 
     ids: list[int]
-    real: list[bool]
-    concept: list[bool]
+    roles: list[int]
     truncated: bool
 
 
@@ -173,18 +173,18 @@ class Tokenizer:
         return without + tokens[len(leading) :]
 
     def _mark(self, text: Text, tokens: list[_Token], options: InputOptions) -> TokenizedText:
-        spans = list(zip(text.spans[::2], text.spans[1::2], strict=True))
-        real = [
+        is_real = [
             not token.is_special and not (index == 0 and options.skip_first_token)
             for index, token in enumerate(tokens)
         ]
-        concept = [
-            is_real and any(_overlap(text.text, token.offset, span) for span in spans)
-            for token, is_real in zip(tokens, real, strict=True)
+        occurrences = [
+            [index for index, token in enumerate(tokens) if _overlap(text.text, token.offset, span)]
+            for span in zip(text.spans[::2], text.spans[1::2], strict=True)
         ]
+        roles = find_roles(is_real, occurrences)
         end = self.max_tokens
         ids = [token.id for token in tokens]
-        return TokenizedText(ids[:end], real[:end], concept[:end], len(ids) > end)
+        return TokenizedText(ids[:end], roles[:end], len(ids) > end)
 
     def _is_special(self, text: str, number: int, offset: _Offset) -> bool:
         """Whether a token is special. One that stands for text outside the vocabulary is not."""

@@ -7,6 +7,7 @@ converted, and random-init models initialized, once per machine, into a cache ke
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +23,20 @@ from storage.errors import UserError
 from storage.store.fingerprint import fingerprint, hash_file
 
 RANDOM_INIT = "random-init"
+"""Revision with randomly initialized weights; `random-init-2`, `random-init-3`, ... have other seeds."""
 MAIN = "main"
+_RANDOM_INIT = re.compile(rf"{RANDOM_INIT}(?:-([2-9]|[1-9]\d+))?", re.ASCII)
+
+
+def random_init_number(revision: str | None) -> int | None:
+    """The number, from 1, of a revision with randomly initialized weights; None for other revisions."""
+    match = _RANDOM_INIT.fullmatch(revision or "")
+    return int(match[1] or 1) if match else None
+
+
+def is_random_init(revision: str | None) -> bool:
+    """Whether a revision has randomly initialized weights."""
+    return random_init_number(revision) is not None
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Weights:
 
     @property
     def is_random_init(self) -> bool:
-        return self.revision == RANDOM_INIT
+        return is_random_init(self.revision)
 
     @property
     def label(self) -> str:
@@ -68,14 +82,14 @@ def _resolve_source(model: str, revision: str, base_dir: Path, allowed: frozense
     path = _local_path(model, base_dir)
     is_asset = model in ASSETS and ASSETS[model].file.endswith(".gguf")
     if is_asset or (path.is_file() and path.suffix == ".gguf"):
-        if revision not in (MAIN, RANDOM_INIT):
+        if revision != MAIN and not is_random_init(revision):
             raise _unknown_revision_error(model, revision, [])
         if is_asset:
             return _gguf_weights(model, revision, [ASSETS[model].path()], [ASSETS[model].sha256])
         parts = find_parts(path)
         return _gguf_weights(model, revision, parts, list(map(hash_file, parts)))
     if path.is_dir():
-        if revision not in (MAIN, RANDOM_INIT):
+        if revision != MAIN and not is_random_init(revision):
             checkpoints = _checkpoint_names(path)
             if revision not in checkpoints:
                 raise _unknown_revision_error(model, revision, checkpoints)
@@ -125,7 +139,10 @@ def ensure_local(weights: Weights) -> Path:
 
 
 def _initialize(weights: Weights, target: Path) -> None:
-    random_init.init_random_weights(_ensure_source(weights), target, weights.trust_remote_code)
+    number = random_init_number(weights.revision) or 1
+    random_init.init_random_weights(
+        _ensure_source(weights), target, weights.trust_remote_code, seed=number - 1
+    )
 
 
 def _ensure_source(weights: Weights) -> Path:
@@ -192,11 +209,12 @@ def _gguf_identity(hashes: list[str]) -> str:
 
 
 def _identity(source_identity: str, revision: str) -> str:
-    return source_identity + (f"+{RANDOM_INIT}:{random_init.SEED}" if revision == RANDOM_INIT else "")
+    number = random_init_number(revision)
+    return source_identity if number is None else f"{source_identity}+{RANDOM_INIT}:{number - 1}"
 
 
 def _resolve_on_hub(model: str, revision: str, allowed: frozenset[str]) -> Weights:
-    commit = hub.find_commit(model, MAIN if revision == RANDOM_INIT else revision)
+    commit = hub.find_commit(model, MAIN if is_random_init(revision) else revision)
     check_causal_lm(model, hub.fetch_config(model, commit), allowed)
     return Weights(model, revision, _identity(f"commit:{commit}", revision), "hub", model, commit)
 
@@ -208,4 +226,4 @@ def _gguf_cache_name(weights: Weights) -> str:
 
 def _trained_identity(weights: Weights) -> str:
     """The identity of the weights, of a random-init model that of the trained ones."""
-    return weights.identity.removesuffix(_identity("", RANDOM_INIT))
+    return weights.identity.removesuffix(_identity("", weights.revision))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -76,13 +77,16 @@ def _print_run(
     console: Console, store: Path, rows: list[Row], threshold: float, prefix: str, against: str | None
 ) -> None:
     """Print the rows of one run, to fit 80 columns; the title begins with `prefix`."""
-    measures = sorted({row["measure"] for row in rows if row["representation"] == EXPERTS})
+    measures = sorted(
+        {row["measure"] for row in rows if row["representation"] == EXPERTS} - results.ALL_NEURONS.keys()
+    )
     measure = JACCARD if JACCARD in measures else measures[0]
     rows_of_measure = [row for row in rows if results.uses_measure(row, measure)]
-    selection = results.select_rows(rows_of_measure, threshold)
+    groups = results.group_rows(rows_of_measure, "subset")
+    selection = results.select_rows(groups.pop(alignment.ALL_PAIRS), threshold)
     # undefined values last
     selection.sort(key=lambda labeled: (labeled[1]["rho"] is None, -(labeled[1]["rho"] or 0)))
-    first, human_set = rows[0], rows[0]["human_set"]
+    first, human_set = selection[0][1], rows[0]["human_set"]
     if against is None:
         column, meaning = "p", "p: permutation test over concepts"
         cells = ["-" if row["p"] is None else f"{row['p']:.4f}" for _, row in selection]
@@ -105,6 +109,9 @@ def _print_run(
     method = results.INTERVAL_METHODS[first["ci_by"]]
     console.print(f"All rows use the same pairs. CIs: {method}. {meaning}. {LEGEND}")
     print_coverage_warning(console, first["n_concepts"])
+    for name, subset in groups.items():
+        for line in _describe_subset(name, results.select_rows(subset, threshold)):
+            console.print(line)
     if first["ceiling"] is not None:
         console.print(f"Human noise ceiling: {first['ceiling']:.2f} ({first['ceiling_source']}).")
     if human_set in builtin_human_sets():
@@ -113,6 +120,14 @@ def _print_run(
     if len(measures) > 1:
         others = ", ".join(measures)
         console.print(f"Similarity of experts: {measure}; the view `alignment` has {others}.")
+
+
+def _describe_subset(name: str, selection: list[LabeledRow]) -> Iterator[str]:
+    """A line for the first row of neurons on a subset of the pairs."""
+    for label, row in selection[:1]:
+        if row["representation"] == EXPERTS:
+            estimate = format_estimate(row["rho"], row["ci_low"], row["ci_high"])
+            yield f"Only {row['n_pairs']} pairs, {name}: {label} {estimate}."
 
 
 def _format_difference(item: IntervalEstimate | None) -> str:

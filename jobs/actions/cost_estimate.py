@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cluster.models.model_config import errors_of_libraries, read_config_json
 from cluster.models.size import ModelSize, measure_size
-from cluster.models.weights import RANDOM_INIT
+from cluster.models.weights import is_random_init
 from jobs.actions.gpu_time import GPU, TOKENS_PER_SENTENCE, GpuTime, estimate_time
 from jobs.actions.output import text_table
 from jobs.alignment import reason_not_comparable
@@ -20,7 +20,7 @@ from jobs.config.models import Model
 from jobs.config.sweep import Sweep
 from jobs.engine import disk_budget
 from jobs.engine.progress import format_duration
-from jobs.planner import Keeping, count_sentences_to_make, decide_keeping
+from jobs.planner import Keeping, count_sentences_to_make, decide_keeping, random_revisions
 from jobs.sources.human_judgments import Judgments, load_judgments
 from storage.errors import UserError
 from storage.readers.concepts import concepts_from_names, read_concept_names, read_concepts
@@ -68,9 +68,8 @@ def print_cost_estimate(
     for model in sweep.models:
         config = configs[model.id]
         size = measure_size(config, sweep.neurons.sites)
-        are_random = [revision == RANDOM_INIT for revision in model.revisions]
-        if "random-init" in sweep.baselines and not any(are_random):
-            are_random.append(True)
+        names = [*model.revisions, *random_revisions(sweep, model)]
+        are_random = list(map(is_random_init, names))
         revisions += [(model, size, is_random) for is_random in are_random]
         n_revisions = len(are_random)
         per_sentence = disk_budget.activation_bytes_per_sentence(size, n_poolings, with_states)

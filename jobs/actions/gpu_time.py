@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.models.size import ModelSize
 from jobs.config.sweep import Sweep
+from jobs.sentences import ALTERATIONS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -101,9 +102,10 @@ def estimate_time(
         # The halves have all sentences together; each sentence is a negative of some concept, too.
         labelings += sampled * ("split-half" in sweep.controls)
         labelings += 2 * ("length-matched" in sweep.controls)
-        if "shuffled" in sweep.baselines:
-            labelings += sampled
-            n_passes = 2
+        labelings += "pseudo-concepts" in sweep.controls
+        n_altered = sum(name in sweep.baselines for name in ALTERATIONS)
+        labelings += n_altered * sampled
+        n_passes += n_altered
     n_boundaries = _count_blocks(sweep, config, n_sentences) - 1
     state_bytes = n_tokens * size.hidden_size * _BYTES_PER_WEIGHT
     return GpuTime(

@@ -63,7 +63,7 @@ def _check_sentences(
     from cluster.activations.sentence_checks import check_tokens
 
     if stage.inputs["sentences"] is not planned.stages[0]:
-        # Shuffled sentences are made by the run.
+        # Altered sentences are made by the run.
         return
     texts = list(_doubtful_texts(options, planned, tokenizer.max_tokens))
     tokenized_texts = tokenizer(texts, options) if texts else []

@@ -32,7 +32,7 @@ from jobs.engine import disk_budget
 from jobs.engine.keeping import are_kept
 from jobs.engine.progress import format_duration
 from jobs.engine.stage import Stage
-from jobs.planner import LATENTS_SUFFIX, Plan, PlannedConceptSet, plan_sweep
+from jobs.planner import LATENTS_SUFFIX, MAX_AUROC_BYTES, Plan, PlannedConceptSet, plan_sweep
 from storage.errors import UserError
 from storage.store import layout, manifest
 from storage.store.paths import file_size, list_dir
@@ -95,6 +95,7 @@ def _print_stages(console: Console, planned: Plan) -> None:
     console.print(_stage_table(stages, has_several_sets) if is_short else _model_table(stages, planned))
     if planned.is_complete:
         console.print(str(planned.keeping), soft_wrap=True)
+        console.print(_describe_scores(planned), soft_wrap=True)
         print_shards(console, planned)
     models = {weights.model: weights for weights in planned.weights}
     selection = planned.sweep.neurons.sites
@@ -112,9 +113,10 @@ def _print_stages(console: Console, planned: Plan) -> None:
     console.print(f"Stages done: {counts}.", soft_wrap=True)
     free = disk_budget.free_bytes(store)
     suffix = "" if free is None else f"; free disk space: {free / 1e9:,.0f} GB"
-    n_bytes = sum(item.bytes for item in stages)
-    files = "Activations and scores" if planned.sweep.experts.scores else "Activations"
-    console.print(f"{files} to write: {n_bytes / 1e9:,.2f} GB{suffix}.")
+    n_activations = sum(item.bytes for item in stages if item.stage.kind == activations.KIND)
+    n_scores = sum(item.bytes for item in stages) - n_activations
+    sizes = f"{n_activations / 1e9:,.2f} GB, scores: {n_scores / 1e9:,.2f} GB"
+    console.print(f"Activations to write: {sizes}{suffix}.")
     # Stages that read models run one after another.
     if temporary := max((item.temporary_bytes for item in stages), default=0):
         console.print(
@@ -129,6 +131,25 @@ def _print_stages(console: Console, planned: Plan) -> None:
         console.print(time, soft_wrap=True)
     elif n_unknown:
         console.print("No time estimate: no such stage has run in this store yet.")
+
+
+def _describe_scores(planned: Plan) -> str:
+    """Which scores of all neurons are kept, and why."""
+    setting = planned.sweep.experts.scores
+    if setting != "auto":
+        kept = (
+            "APs and AUROCs of all neurons are kept" if setting else "scores of all neurons are not kept"
+        )
+        return f"The {kept} (experts.scores: {str(setting).lower()})."
+    stages = planned.stages_of_kind(experts.KIND)
+    without = dict.fromkeys(stage.params["model"] for stage in stages if not stage.params["scores"])
+    if not without:
+        return "The AUROCs of all neurons are kept (experts.scores: auto)."
+    limit = f"a model's take more than {MAX_AUROC_BYTES / 1e6:.0f} MB; experts.scores: auto"
+    return (
+        "The AUROCs of all neurons are not kept, and concepts not compared by them, for "
+        f"{', '.join(without)} ({limit})."
+    )
 
 
 def _stage_table(stages: list[RemainingStage], has_several_sets: bool) -> Table:
@@ -194,8 +215,9 @@ def remaining_stages(planned: Plan, store: Path) -> Iterator[RemainingStage]:
                 share = work_units / total
                 n_bytes = disk_budget.remaining_activation_bytes(stage, model, concepts, work_units)
                 temporary = disk_budget.temporary_bytes(stage, model, n_tokens) if work_units else 0
-            elif stage.kind == experts.KIND and concepts is not None:
-                n_bytes = disk_budget.score_bytes(stage, weights[stage.label], concepts)
+            elif stage.kind in (experts.KIND, experts.CONTROL_KIND) and concepts is not None:
+                model = weights[stage.inputs["activations"].label]
+                n_bytes = disk_budget.score_bytes(stage, model, concepts)
             work, rate = estimator.work(stage.kind, stage.params), rates.get(_rate_key(stage))
             seconds = None if work is None or rate is None else share * work * rate
             yield RemainingStage(stage, False, work_units, total, n_bytes, temporary, seconds)

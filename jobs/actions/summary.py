@@ -14,7 +14,7 @@ from alignment.statistics.resampling import MIN_CONCEPTS_FOR_COVERAGE
 from alignment.statistics.steering import attribution_correlation
 from jobs import steering
 from jobs.actions.output import text_table
-from jobs.alignment import TRIPLETS
+from jobs.alignment import FROM_RATERS, TRIPLETS
 from jobs.engine.stage import Stage
 from jobs.results.rows import (
     SMALL_SAMPLE_COVERAGE,
@@ -86,12 +86,10 @@ def _print_agreement(
     console.print("Do expert neurons group concepts the way people do?")
     console.print(f"{first['human_set']}: {describe_comparison(first, threshold)}, with 95% CI.\n")
     selection = headline_rows(rows, threshold)
-    lines = [
-        (label, format_estimate(row["rho"], row["ci_low"], row["ci_high"]), remark)
-        for label, row, remark in selection
-    ]
+    lines = [(label, _format_agreement(row), remark) for label, row, remark in selection]
     if first["ceiling"] is not None:
-        lines.append(("noise ceiling (human agreement)", f"{first['ceiling']:.2f}", ""))
+        remark = "" if first["ceiling_source"] == FROM_RATERS else "published, of all pairs"
+        lines.append(("noise ceiling (human agreement)", f"{first['ceiling']:.2f}", remark))
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     for label, estimate, remark in lines:
         console.print(f"  {label:{widths[0]}}  {estimate:{widths[1]}}  {remark}".rstrip())
@@ -99,6 +97,14 @@ def _print_agreement(
     for label, row, _ in selection[:1]:
         _print_differences(console, label, row, differences)
     print_coverage_warning(console, first["n_concepts"])
+
+
+def _format_agreement(row: Row) -> str:
+    """Agreement with its 95% CI or, of several seeds, their mean with the lowest and highest."""
+    if "seed_range" in row:
+        low, high = row["seed_range"]
+        return f"{row['rho']:.2f}, {low:.2f} to {high:.2f}"
+    return format_estimate(row["rho"], row["ci_low"], row["ci_high"])
 
 
 def _print_differences(console: Console, label: str, row: Row, differences: list[Row]) -> None:

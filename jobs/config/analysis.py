@@ -14,9 +14,23 @@ from jobs.config.models import Pooling
 from storage.readers.concepts import POOL
 
 Threshold = Annotated[float, Field(ge=0, lt=1)]
-SimilarityMeasure = Literal["jaccard", "overlap", "dice", "containment", "cosine", "spearman", "kl"]
-VECTOR_MEASURES = ("cosine", "spearman", "kl")
-"""Measures on the APs of all neurons; they need `experts.scores`."""
+AUROC, AUROC_HALVES = "auroc", "auroc-halves"
+AUROC_MEASURES = (AUROC, AUROC_HALVES)
+"""Measures on the AUROCs of all neurons; the second on those of both halves of the sentences."""
+AP_MEASURES = ("centred cosine", "spearman", "kl")
+"""Measures on the APs of all neurons; they need `experts: {scores: true}`."""
+VECTOR_MEASURES = (*AUROC_MEASURES, *AP_MEASURES)
+SimilarityMeasure = Literal[
+    "jaccard",
+    "overlap",
+    "dice",
+    "containment",
+    "auroc",
+    "auroc-halves",
+    "centred cosine",
+    "spearman",
+    "kl",
+]
 Scope = Literal["model", "layer", "site"]
 
 OTHERS = "others"
@@ -40,8 +54,9 @@ class ExpertSettings(ConfigModel):
     """Numbers of best neurons per concept that are also analyzed as experts, whatever their AP."""
     permutations: int = Field(default=19, ge=0, le=10_000)
     """Permutations of the labels, for the number of experts expected by chance; 0: none."""
-    scores: bool = False
-    """Store the APs of all neurons, not only of those above `floor`."""
+    scores: Literal["auto"] | bool = "auto"
+    """Scores of all neurons, not only of those above `floor`, that are stored. auto: AUROC, if all of a
+    model's take at most 256 MB. true: AUROC and AP. false: none."""
     gpus: Gpus = 0.0
     """GPUs per task that scores kept activations; 0: score them on CPUs."""
     keep_activations: Literal["auto"] | bool = "auto"
@@ -79,10 +94,12 @@ def count_sampled_negatives(negatives: str) -> int | None:
 
 
 class SimilaritySettings(ConfigModel):
-    """How the similarity of two concepts is measured by their experts, or by the APs of all neurons."""
+    """How the similarity of two concepts is measured: by their experts, or by all neurons' scores."""
 
-    measures: list[SimilarityMeasure] = Field(default=["jaccard"], min_length=1)
-    """Measures of similarity. The first is reported, so it must be symmetric and based on experts."""
+    measures: list[SimilarityMeasure] = Field(default=["jaccard", "auroc", "auroc-halves"], min_length=1)
+    """Measures of similarity. The first is reported, so it must be symmetric and based on experts. By
+    default, auroc is left out of models whose AUROCs are not stored (`experts.scores`), and auroc-halves
+    without the control split-half, too."""
     scopes: list[Scope] = Field(default=["model", "layer", "site"], min_length=1)
     """Neurons that are compared: those of the entire model (required), of each layer, of each kind of
     site."""
@@ -97,6 +114,11 @@ class SimilaritySettings(ConfigModel):
         if measure in VECTOR_MEASURES:
             raise ConfigError(f"{measure} has no threshold; list another measure first", "measures", 0)
         return self
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the sweep file does not name the measures."""
+        return "measures" not in self.model_fields_set
 
 
 NEUTRAL_PROMPTS = [

@@ -28,9 +28,10 @@ KnownBaseline = Literal[
     "contextual",
     "sentence-encoder",
     "shuffled",
+    "masked",
     "random-init",
 ]
-Control = Literal["split-half", "length-matched"]
+Control = Literal["split-half", "length-matched", "pseudo-concepts"]
 
 _OPTIONS: dict[HumanSetKind, set[str]] = {
     "pairs": {"columns", "raters", "scores", "suffix"},

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.config.base import ConfigError, ConfigModel, Count, Gpus, ModelName, NonEmpty, PathName
 
-Pooling = Literal["max", "concept", "context", "mean", "last"]
+Pooling = Literal["max", "concept", "concept-max", "context", "before", "mean", "last"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -19,7 +19,8 @@ class Model(ConfigModel):
     """Repository on the Hugging Face Hub, or a folder (relative paths: see `models_in`)."""
     revisions: list[str] = Field(default=["main"], min_length=1)
     """Revisions to run, or one revision: names, patterns such as `step*`, `all` (patterns and `all` are
-    expanded when the sweep is planned), or `random-init` for randomly initialized weights."""
+    expanded when the sweep is planned), or `random-init` for randomly initialized weights
+    (`random-init-2`, `random-init-3`, ...: of other seeds)."""
     dtype: Dtype = "auto"
     """Data type of the weights; auto: bfloat16 where the processor has native support, else float32."""
     shards: Count | Literal["auto"] = "auto"
@@ -72,8 +73,9 @@ class Neurons(ConfigModel):
     mlp.shared, mlp.experts, mlp.router) and of regular expressions over module names, each optionally
     with `:input` or `:output` (the default)."""
     pooling: list[Pooling] = Field(default=["max"], min_length=1)
-    """Pooling over the tokens of a sentence: the maximum over all tokens (max), over the concept's word
-    (concept) or over all other tokens (context), the mean, or the last token."""
+    """Pooling over the tokens of a sentence: the maximum over all tokens (max), over the last token of
+    each occurrence of the concept's word (concept), over all tokens of these (concept-max), over all
+    other tokens (context) or over those before the word (before); the mean, or the last token."""
 
     @field_validator(
         "sites", mode="before", json_schema_input_type=Literal["mlp", "linears"] | NonEmpty[str]

@@ -12,6 +12,8 @@ from pydantic.json_schema import SkipJsonSchema
 from alignment.statistics.rank_correlation import CorrelationMeasure
 from alignment.statistics.resampling import IntervalMethod
 from jobs.config.analysis import (
+    AP_MEASURES,
+    AUROC_HALVES,
     VECTOR_MEASURES,
     ExpertSettings,
     SimilarityMeasure,
@@ -71,7 +73,7 @@ class Sweep(ConfigModel):
     """Representations that experts are compared with."""
     controls: list[Control] = []
     """split-half: experts of either half of the sentences. length-matched: experts against negatives of
-    the same length as the positives."""
+    the same length as the positives. pseudo-concepts: experts of other words that are as frequent."""
     agreement: list[CorrelationMeasure] = Field(default=["spearman"], min_length=1)
     """Correlation measures of the agreement with human scores."""
     interval: IntervalMethod = "jackknife"
@@ -118,12 +120,18 @@ class Sweep(ConfigModel):
 
     @model_validator(mode="after")
     def _check_measures(self) -> Sweep:
+        if self.similarity.is_default:
+            return self
         for index, measure in enumerate(self.similarity.measures):
-            if measure in VECTOR_MEASURES and not self.experts.scores:
-                raise ConfigError(
-                    f"{measure!r} needs the APs of all neurons: experts: {{scores: true}}",
-                    *("similarity", "measures", index),
-                )
+            location = ("similarity", "measures", index)
+            if measure in AP_MEASURES and self.experts.scores is not True:
+                message = f"{measure!r} needs the APs of all neurons: experts: {{scores: true}}"
+                raise ConfigError(message, *location)
+            if measure in VECTOR_MEASURES and self.experts.scores is False:
+                message = f"{measure!r} needs the AUROCs of all neurons: experts: {{scores: auto}}"
+                raise ConfigError(message, *location)
+            if measure == AUROC_HALVES and "split-half" not in self.controls:
+                raise ConfigError(f"{measure!r} needs controls: [split-half]", *location)
         return self
 
     @model_validator(mode="after")

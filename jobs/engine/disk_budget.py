@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from alignment.expertise.scoring import SCORE_TYPES
 from cluster.activations.spool_size import spool_bytes
 from cluster.models.architecture import count_layers
 from cluster.models.size import ModelSize, model_size
@@ -65,14 +69,21 @@ def temporary_bytes(stage: Stage, weights: Weights, n_tokens: int) -> int:
 
 
 def score_bytes(stage: Stage, weights: Weights, concepts: ConceptSet) -> int:
-    """Bytes of a model's scores, if all are kept: one float32 per neuron, concept and pooling."""
-    if not stage.params["scores"]:
+    """Bytes of the scores of all neurons that a stage `experts` or `controls` keeps."""
+    kinds = stage.params["scores"]
+    if not kinds:
         return 0
     params = stage.inputs["activations"].params
-    n_scores = model_size(weights, params["sites"]).neurons * len(concepts.concepts)
-    n_bytes = n_scores * len(params["poolings"]) * _FLOAT32
+    n_neurons = model_size(weights, params["sites"]).neurons
+    n_bytes = kept_bytes(kinds, n_neurons, len(concepts.concepts), len(params["poolings"]))
     # Those of activations that are not kept are in the stage `activations`, too.
     return n_bytes if are_kept(params) else 2 * n_bytes
+
+
+def kept_bytes(kinds: Sequence[str], n_neurons: int, n_concepts: int, n_poolings: int) -> int:
+    """Bytes of a model's scores of these kinds, under one labeling."""
+    n_bytes = sum(np.dtype(SCORE_TYPES[kind]).itemsize for kind in kinds)
+    return n_neurons * n_concepts * n_poolings * n_bytes
 
 
 def count_units(stage: Stage, weights: Weights) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 
 from alignment.statistics.correlation import MIN_PAIRS
-from cluster.models.weights import RANDOM_INIT
+from cluster.models.weights import is_random_init
 from jobs.page.study import HEADLINE_THRESHOLD, Study
 from jobs.results.rows import Row, group_rows
 from jobs.similarity import EXPERTS
@@ -137,7 +137,7 @@ class StudyData:
         stages = sorted(self.stages("activations"), key=attrgetter("finished"))
         models = [stage.params.get("model") for stage in stages]
         return (
-            view.revision == RANDOM_INIT,
+            is_random_init(view.revision),
             models.index(view.model) if view.model in models else len(models),
             -(training_step(view.revision) or 0),
             view.revision,

@@ -1,10 +1,10 @@
-"""Similarity of two concepts' AP vectors: cosine, Spearman's rho and Kullback-Leibler divergence, read
-from the stored scores one block of neurons at a time."""
+"""Similarity of two concepts' vectors of scores of all neurons, read from the stored scores one block of
+neurons at a time: of AUROCs, or of APs (cosine, Spearman's rho and Kullback-Leibler divergence)."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -14,38 +14,59 @@ import numpy as np
 import pyarrow as pa
 
 from alignment.arrays import AnyFloats, Floats
+from alignment.expertise.scoring import AP, AUROC
 from alignment.statistics.score_vectors import (
     centered_ranks,
     cosine_from_products,
+    crossed_products,
+    dot_products,
     kl_divergence,
+    subtract_neuron_means,
     sufficient_statistics,
 )
+from jobs.scoring.labelings import HALVES
 from storage.store.paths import read_parquet
+
+ScoreFiles = dict[str, list[Path]]
+"""Files of scores of the same neurons: AP, AUROC, and each half's AUROC by the half's name. A file has
+shape (neurons, concepts)."""
 
 _MAX_BLOCK_BYTES = 256 << 20
 """Maximum size of the ranks in memory."""
 
 
 def score_similarities(
-    files: Sequence[tuple[dict[str, Any], Sequence[Path]]],
+    files: Sequence[tuple[Mapping[str, Any], ScoreFiles]],
     concepts: Sequence[str],
     measures: Sequence[str],
 ) -> list[pa.Table]:
     """The measures between every pair of concepts, one table per representation and measure.
 
-    `files` has (key columns of the representation, its score files); a file has shape (neurons,
-    concepts), with the concepts in the order of `concepts`.
+    `files` has (key columns of the representation, its score files), with the concepts in the order of
+    `concepts`.
     """
-    tables = []
-    for key, paths in files:
-        matrices: dict[str, Floats] = {}
-        if "cosine" in measures or "kl" in measures:
-            sums = reduce(add, map(sufficient_statistics, _read_blocks(paths, len(concepts))))
-            matrices = {"cosine": cosine_from_products(sums.products), "kl": -kl_divergence(sums)}
-        if "spearman" in measures:
-            matrices["spearman"] = _spearman(paths, len(concepts))
-        tables += [_table(matrices[name], name, concepts, key) for name in measures]
-    return tables
+    return [
+        _table(_compute(measure, scores, len(concepts)), measure, concepts, key)
+        for key, scores in files
+        for measure in measures
+    ]
+
+
+def _compute(measure: str, files: ScoreFiles, n_concepts: int) -> Floats:
+    """A measure between all pairs of concepts, (concepts, concepts); NaN where it is undefined."""
+    if measure == "spearman":
+        return _spearman(files[AP], n_concepts)
+    if measure == "kl":
+        blocks = _read_blocks(files[AP], n_concepts)
+        return -kl_divergence(reduce(add, map(sufficient_statistics, blocks)))
+    if measure == "centred cosine":
+        centered = map(subtract_neuron_means, _read_blocks(files[AP], n_concepts))
+        products = map(dot_products, centered)
+    elif measure == "auroc":
+        products = map(dot_products, _read_blocks(files[AUROC], n_concepts))
+    else:
+        products = map(crossed_products, *(_read_blocks(files[half], n_concepts) for half in HALVES))
+    return cosine_from_products(reduce(add, products))
 
 
 def _read_blocks(paths: Sequence[Path], n_concepts: int) -> Iterator[AnyFloats]:
@@ -71,7 +92,7 @@ def _spearman(paths: Sequence[Path], n_concepts: int) -> Floats:
     return cosine_from_products(products)
 
 
-def _table(matrix: Floats, measure: str, concepts: Sequence[str], key: dict[str, Any]) -> pa.Table:
+def _table(matrix: Floats, measure: str, concepts: Sequence[str], key: Mapping[str, Any]) -> pa.Table:
     """One row per pair of concepts; for the asymmetric kl, one per ordered pair."""
     order = np.array(concepts)
     mask = order[:, None] != order if measure == "kl" else order[:, None] < order

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from alignment.arrays import AnyFloats, Floats, Ints
 from alignment.expertise.scoring import (
+    AP,
+    AUROC,
     ApHistogram,
     Scores,
     activation_statistics,
@@ -20,6 +22,9 @@ from alignment.expertise.sorted_chunks import MAX_CHUNK_SENTENCES
 from jobs.scoring.labelings import Labeling
 from storage import tables
 from storage.store.scratch import scratch
+
+SCORES_FOLDERS = {AP: "scores", AUROC: "auroc"}
+"""Folder of each kind of scores of all neurons. Its files hold arrays of shape (neurons, concepts)."""
 
 _MAX_BLOCK_PAIRS = 2 << 20
 """(neuron, concept) pairs that are scored at a time, unless a single neuron has more."""
@@ -52,12 +57,12 @@ class Experts(NamedTuple):
 
 
 class BlockScores(NamedTuple):
-    """Scores of consecutive neurons of a site, and the AP of each for each concept, (neurons, concepts);
-    None if it is not kept."""
+    """Scores of consecutive neurons of a site; `kept` are those of all neurons, (neurons, concepts), by
+    their kind, in the form of `Scores.keep`."""
 
     experts: Experts
     histogram: ApHistogram
-    ap: npt.NDArray[np.float32] | None
+    kept: dict[str, AnyFloats]
 
 
 def max_block_units(labeling: Labeling) -> int:
@@ -80,7 +85,7 @@ def score_block(block: AnyFloats, first: int, labeling: Labeling, on_gpu: bool =
     chosen = [column[units, concepts] for column in (scores.ap, scores.ap_raw, scores.auroc)]
     statistics = activation_statistics(values, labels, units, concepts, scratch)
     experts = Experts._make([first + units, concepts, *chosen, *statistics])
-    return BlockScores(experts, histogram, scores.ap.astype(np.float32) if params["scores"] else None)
+    return BlockScores(experts, histogram, scores.keep(params["scores"]))
 
 
 def _score(values: AnyFloats, labeling: Labeling, on_gpu: bool) -> tuple[Scores, ApHistogram]:
@@ -99,12 +104,13 @@ class ScoresMerger:
 
     def __init__(self, first: BlockScores) -> None:
         self._experts, self._histogram = [first.experts], first.histogram
-        self._ap = [] if first.ap is None else [first.ap]
+        self._kept = {kind: [values] for kind, values in first.kept.items()}
 
     def add(self, part: BlockScores) -> None:
         """Add the next block."""
         self._experts.append(part.experts)
-        self._ap += [] if part.ap is None else [part.ap]
+        for kind, values in part.kept.items():
+            self._kept[kind].append(values)
         # At once: with permutations a histogram is large.
         self._histogram = self._histogram.merge(part.histogram)
 
@@ -113,7 +119,8 @@ class ScoresMerger:
         columns = [np.concatenate(column) for column in zip(*self._experts, strict=True)]
         order = np.argsort(columns[1], kind="stable")
         experts = Experts(*(column[order] for column in columns))
-        return BlockScores(experts, self._histogram, np.concatenate(self._ap) if self._ap else None)
+        kept = {kind: np.concatenate(parts) for kind, parts in self._kept.items()}
+        return BlockScores(experts, self._histogram, kept)
 
 
 def expert_table(experts: Experts, labeling: Labeling, site: SiteKey) -> pa.Table:

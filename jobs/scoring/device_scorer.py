@@ -27,6 +27,7 @@ class DeviceScorer:
             for labeling in labelings
         ]
         self._params = labelings[0].params
+        self._kinds = [labeling.params["scores"] for labeling in labelings]
         self._scorer = BlockScorer(labels, labelings[0].permutations, self._params["prevalence"], device)
 
     @property
@@ -42,12 +43,11 @@ class DeviceScorer:
         return [*([slow] if problem else []), *self.chunks.notes]
 
     def score(self, values: torch.Tensor) -> Iterator[BlockScores]:
-        """The scores of all neurons of a site under each labeling; the histogram and the AP of all
-        neurons are those of the first."""
-        result = self._scorer.score(values, self._params["floor"], self._params["scores"])
+        """Scores of all neurons of a site under each labeling; the histogram is that of the first."""
+        result = self._scorer.score(values, self._params["floor"], self._kinds)
         for number, pairs in enumerate(result.experts):
             statistics = self._scorer.activation_statistics(values, number, pairs)
             experts = Experts(
                 *(pairs.neurons, pairs.concepts, pairs.ap, pairs.ap_raw, pairs.auroc), *statistics.T
             )
-            yield BlockScores(experts, result.histogram, None if number else result.ap)
+            yield BlockScores(experts, result.histogram, result.kept[number])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,14 @@ from alignment.expertise.labels import (
     Labels,
     labels_against_others,
     labels_against_pool,
+    labels_against_rest,
     labels_from_own_negatives,
     labels_matched_by_length,
     split_half,
 )
+from alignment.text.bag_of_words import split_words
+from alignment.text.pseudo_words import choose_pseudo_words
+from alignment.text.word_matching import inflections
 from jobs import sentences
 from jobs.config.analysis import OWN, count_sampled_negatives
 from jobs.engine.stage import Stage
@@ -32,7 +36,15 @@ EXPERTS = "experts"
 """Name of the labeling that is no control."""
 HALVES = ("half 1", "half 2")
 LENGTH_MATCHED = "length-matched"
-RELABELED_CONTROLS = (*HALVES, LENGTH_MATCHED)
+PSEUDO_CONCEPTS = "pseudo-concepts"
+RELABELED_CONTROLS = (*HALVES, LENGTH_MATCHED, PSEUDO_CONCEPTS)
+
+
+class PseudoConcepts(NamedTuple):
+    """For each concept, in the set's order, another word and the ids of the sentences that have it."""
+
+    words: list[str]
+    sentence_ids: list[Ints]
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,24 @@ def read_labels(params: Mapping[str, Any], sentences_stage: Stage, store: Path) 
     return labels_against_others(ids, members, n_sentences, n_concepts, n_sampled, params["seed"])
 
 
+def read_pseudo_concepts(sentences_stage: Stage, store: Path, seed: int) -> PseudoConcepts:
+    """Words that occur in about as many of the concepts' sentences as a concept has, and that are no
+    concept's word in any inflection. Raises ValueError if there are too few."""
+    ids, members, _ = sentences.read_memberships(sentences_stage, store)
+    positives = np.unique(ids)
+    texts = sentences.read_texts(sentences_stage, store)
+    words = sentences.read_concept_words(sentences_stage, store)
+    excluded = {
+        part
+        for word in words
+        for form in inflections(word.name, word.pos, word.language)
+        for part in split_words(form)
+    }
+    counts = np.bincount(members, minlength=len(words)).tolist()
+    chosen, indices = choose_pseudo_words([texts[n][0] for n in positives], counts, excluded, seed)
+    return PseudoConcepts(chosen, [positives[rows] for rows in indices])
+
+
 def _make_control_labels(
     params: Mapping[str, Any], sentences_stage: Stage, store: Path
 ) -> tuple[Labels, Ints]:
@@ -105,6 +135,12 @@ def _make_control_labels(
         lengths = np.array([len(text.split()) for text, _ in texts])
         labels = labels_matched_by_length(ids, members, lengths, n_concepts, seed)
         return labels, np.arange(n_sentences)
+    if control == PSEUDO_CONCEPTS:
+        positives = np.unique(ids)
+        pseudo = read_pseudo_concepts(sentences_stage, store, seed).sentence_ids
+        members = np.repeat(np.arange(n_concepts), list(map(len, pseudo)))
+        ids = np.searchsorted(positives, np.concatenate(pseudo))
+        return labels_against_rest(ids, members, len(positives), n_concepts), positives
     half = split_half(ids, members, n_sentences, seed)
     half_ids = np.flatnonzero(half == HALVES.index(control))
     in_half = np.isin(ids, half_ids)

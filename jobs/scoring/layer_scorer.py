@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from alignment.arrays import Floats, Ints
 from jobs.scoring.block_scores import (
+    SCORES_FOLDERS,
     BlockScores,
     ScoresMerger,
     SiteKey,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
     from cluster.activations.pass_request import SiteValues
 
-SCORES_FOLDER = "scores"
 _SCORED_FOLDER = "scored"
 _PARALLEL_WRITES = 4
 """Hides the latency of object stores and of checking what was written, where scores come from a GPU."""
@@ -62,8 +62,8 @@ _CPU_BYTES, _GPU_BYTES = 1 << 30, 6 << 30
 
 
 def scored_folder(params: Mapping[str, Any]) -> str:
-    """The folder of a labeling's rows in the stage `activations`, by the parameters of the stage that
-    takes them from there."""
+    """The folder of a labeling's rows and scores in the stage `activations`, by the parameters of the
+    stage that takes them from there."""
     return f"{_SCORED_FOLDER}/{escape_name(labeling_name(params))}"
 
 
@@ -83,7 +83,7 @@ class _Part(NamedTuple):
 class LayerScorer:
     """Commits the rows of one layer after another into `folder`.
 
-    `labelings` are of the same sentences; the first may have permutations, and scores that are kept.
+    `labelings` are of the same sentences; the first may have permutations.
     `ids` and `members` are parallel arrays: the sentences of each concept, for the mean hidden states.
     `notes` say what made scoring slower.
     """
@@ -132,14 +132,16 @@ class LayerScorer:
         """Add a site's rows by the table's name; files of scores that are kept are committed."""
         first, *_ = self.labelings
         scores, top = _merge_parts(parts)
+        files: list[FileRecord] = []
         for labeling, each in zip(self.labelings, scores, strict=True):
             name = f"{scored_folder(labeling.params)}/{tables.EXPERTS.file}"
             rows.setdefault(name, []).append(expert_table(each.experts, labeling, key))
+            files += self._write_scores(key, labeling, each)
         rows.setdefault(tables.TOP_SENTENCES.file, []).append(top_sentence_table(top, key, first))
         if len(first.permutations):
             name = f"{scored_folder(first.params)}/{tables.CHANCE_COUNTS.file}"
             rows.setdefault(name, []).append(chance_table(scores[0].histogram, first, key))
-        return list(self._write_scores(key, first, scores[0]))
+        return files
 
     def _score(self, values: torch.Tensor, pool: Executor) -> Iterator[_Part]:
         """Scores of a site's neurons in parts, in their order: on a CPU by the threads of the pool, on a
@@ -195,13 +197,13 @@ class LayerScorer:
     def _write_scores(
         self, site: SiteKey, labeling: Labeling, scores: BlockScores
     ) -> Iterator[FileRecord]:
-        if scores.ap is None:
-            return
         size = max_block_units(labeling)
-        for first in range(0, len(scores.ap), size):
-            ap = scores.ap[first : first + size]
-            name = f"{SCORES_FOLDER}/{activation_folder(*site)}/{first:07d}.parquet"
-            yield write_values(self.folder, name, ap, ap.size)
+        for kind, values in scores.kept.items():
+            folder = f"{scored_folder(labeling.params)}/{SCORES_FOLDERS[kind]}"
+            for first in range(0, len(values), size):
+                part = values[first : first + size]
+                name = f"{folder}/{activation_folder(*site)}/{first:07d}.parquet"
+                yield write_values(self.folder, name, part, part.size)
 
 
 def _is_in_host_memory(values: torch.Tensor) -> bool:

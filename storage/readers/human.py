@@ -101,9 +101,11 @@ class Items:
 # columns of the files in the packages
 _CSV = ("word1", "word2", "similarity")
 _TSV = ("# Word 1", "Word 2", "Human (mean)")
-# each pair of MEN was rated by one person, so its scores have no noise ceiling of their own
+# one person made each comparison of two pairs of MEN, so its scores have no noise ceiling of their own
 _PUBLISHED = {
-    "men": NoiseCeiling(0.84, "Bruni et al. 2014: mean of two of its authors with the scores, Spearman"),
+    "men": NoiseCeiling(
+        0.84, "Bruni et al. 2014: mean of two of its authors with the scores, all 3,000 pairs"
+    ),
     # the data set's web page does not name the correlation
     "mturk771": NoiseCeiling(
         0.8957, "Halawi et al. 2012: means of one half of the raters with the other's"

@@ -46,7 +46,10 @@ LEFT JOIN stabilities k
     AND least(revision, revision_before) = k.revision_a
     AND greatest(revision, revision_before) = k.revision_b
     AND c.run = CASE WHEN revision = k.revision_a THEN k.run_a ELSE k.run_b END
-LEFT JOIN (FROM alignment WHERE representation = 'experts' AND layer IS NULL AND site IS NULL) a
+LEFT JOIN (
+    FROM alignment
+    WHERE representation = 'experts' AND layer IS NULL AND site IS NULL AND subset = 'all'
+) a
     ON (a.model, a.revision, a.concept_set, a.pooling, a.threshold)
      = (c.model, c.revision, c.concept_set, c.pooling, c.threshold)
 ORDER BY c.model, step, c.pooling, c.threshold, a.human_set

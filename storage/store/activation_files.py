@@ -26,10 +26,11 @@ from storage.store.commit import LOCATION, FileRecord
 from storage.store.layout import escape_name
 from storage.store.paths import explain_read_errors, open_parquet
 
-CONTEXT = "context"
-POOLINGS = ("max", "concept", CONTEXT, "mean", "last")
-"""Poolings of neurons: the maximum over all real tokens, over those of the concept's word, and over
-all but those; the mean over all real tokens, and the value at the last."""
+CONCEPT, CONTEXT, BEFORE = "concept", "context", "before"
+POOLINGS = ("max", CONCEPT, "concept-max", CONTEXT, BEFORE, "mean", "last")
+"""Poolings of neurons: the maximum over all real tokens, over the last token of each occurrence of the
+concept's word, over all tokens of these, over all other tokens, and over those before the first
+occurrence; the mean over all real tokens, and the value at the last."""
 
 INPUT_EMBEDDINGS_FILE = "input-embeddings.parquet"
 
@@ -52,7 +53,8 @@ _BLOCK_BYTES = 64 << 20
 _ROW_GROUP_BYTES = 4 << 20
 
 MEAN, LAST = "mean", "last"
-"""Poolings of the residual stream: the mean over all real tokens, and the value at the last."""
+"""Poolings of the residual stream: the mean over all real tokens but the first position, unless it is
+the only one; and the value at the last."""
 
 
 def units_per_row_group(row_bytes: int, total_row_bytes: int) -> int:

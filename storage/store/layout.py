@@ -32,6 +32,7 @@ STAGE_KINDS = (
     "steering",
     "similarity",
     "reliability",
+    "pseudo_concepts",
     "alignment",
     "hierarchy",
     "report",

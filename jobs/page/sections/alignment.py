@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from alignment.statistics.correlation import MIN_PAIRS
 from alignment.statistics.resampling import MIN_CONCEPTS_FOR_COVERAGE
-from cluster.models.weights import RANDOM_INIT
-from jobs.alignment import TRIPLETS
+from cluster.models.weights import is_random_init
+from jobs.alignment import ALL_PAIRS, SUBSETS, TRIPLETS
 from jobs.page import wording
-from jobs.page.figures.spec import BASELINE, CONTROL, NEURONS, Figure, IntervalPlot, IntervalRow, Section
+from jobs.page.figures.spec import (
+    BASELINE,
+    CONTROL,
+    NEURONS,
+    Cell,
+    DataTable,
+    Figure,
+    IntervalPlot,
+    IntervalRow,
+    Section,
+)
 from jobs.page.study_data import StudyData, by_step
 from jobs.representations.embeddings import HIDDEN_STATE
 from jobs.results import rows as results
 from jobs.results.rows import LabeledRow, Row, is_selected_maximum
 from jobs.similarity import EXPERTS
 
+_ROWS = "FROM alignment WHERE subset = $subset"
 _CEILING = "noise ceiling"
 
 
-def alignment_rows(data: StudyData) -> dict[tuple[str, str], list[LabeledRow]]:
-    """Labeled rows by (human set, agreement measure), as in the printed summary."""
+def alignment_rows(data: StudyData, subset: str = ALL_PAIRS) -> dict[tuple[str, str], list[LabeledRow]]:
+    """Labeled rows by (human set, agreement measure), as `neuralign compare` prints them."""
     if not data.views:
         return {}
     view = data.view
-    rows = [row for row in data.query("FROM alignment") if results.uses_measure(row, view.measure)]
+    rows = [row for row in data.query(_ROWS, subset=subset) if results.uses_measure(row, view.measure)]
     groups = results.group_rows(sorted(rows, key=by_step), "human_set", "agreement")
     order = {name: rank for rank, name in enumerate(data.human_sets)}
     return {
@@ -70,7 +81,21 @@ def section(data: StudyData) -> Section:
                 f"coverage of a 95% CI is {results.SMALL_SAMPLE_COVERAGE}% (in simulations)."
             )
     title = "Do expert neurons group concepts the way people do?"
-    return Section("alignment", title, lead, figures, missing=missing)
+    tables = [table] if (table := _subset_table(data)).rows else []
+    return Section("alignment", title, lead, figures, tables, missing=missing)
+
+
+def _subset_table(data: StudyData) -> DataTable:
+    """Agreement of whole models on subsets of the pairs."""
+    rows: list[list[Cell]] = [
+        [human_set, subset, row["n_pairs"], label, results.STATISTIC_NAMES[agreement], interval]
+        for subset in SUBSETS
+        for (human_set, agreement), labeled in alignment_rows(data, subset).items()
+        for label, row in labeled
+        for interval in [results.format_estimate(row["rho"], row["ci_low"], row["ci_high"])]
+    ]
+    columns = ["human data", "subset", "pairs", "representation", "statistic", "value [95% CI]"]
+    return DataTable(columns, rows, "Agreement on some of the pairs")
 
 
 def _unaligned_human_sets(data: StudyData) -> list[str]:
@@ -91,7 +116,8 @@ def _sentences(human_set: str, rows: list[LabeledRow], data: StudyData) -> list[
         sentences.append(difference)
     for label, other in rows:
         is_same_pooling = (other["representation"], other["pooling"]) == (EXPERTS, row["pooling"])
-        if row["revision"] != RANDOM_INIT and other["revision"] == RANDOM_INIT and is_same_pooling:
+        is_random = is_random_init(other["revision"]) and not is_random_init(row["revision"])
+        if is_random and is_same_pooling:
             sentences.append(wording.agreement_sentence(f"Control ({label})", other, "human judgments"))
         if is_selected_maximum(label, other) and other["representation"] == HIDDEN_STATE:
             rho = wording.format_interval(other["rho"], other["ci_low"], other["ci_high"])
@@ -145,5 +171,5 @@ def interval_rows(rows: list[LabeledRow], value: str, low: str, high: str) -> li
 def _kind(row: Row) -> str:
     if not row["representation"].startswith(EXPERTS):
         return BASELINE
-    is_control = row["representation"] != EXPERTS or row["revision"] == RANDOM_INIT
+    is_control = row["representation"] != EXPERTS or is_random_init(row["revision"])
     return CONTROL if is_control else NEURONS

@@ -28,6 +28,11 @@ WHERE (model, revision, concept_set, pooling) = ($model, $revision, $concept_set
 GROUP BY concept
 """
 
+_TOKENS = """
+SELECT DISTINCT concept, n_tokens FROM concept_tokens
+WHERE (model, revision, concept_set) = ($model, $revision, $concept_set)
+"""
+
 _FILES = """
 SELECT path, first, sentences, width
 FROM activation_files JOIN sites USING (run, pooling, layer, site)
@@ -61,6 +66,7 @@ def concept_details(data: StudyData, concept: str | None = None) -> dict[str, Ro
             "domain": row["domain"],
             "sense": row["sense"],
             "sentences": row["n_sentences"],
+            "n_tokens": None,
             "n_experts": 0 if has_threshold else None,
             "experts": [],
             "model": [],
@@ -70,6 +76,9 @@ def concept_details(data: StudyData, concept: str | None = None) -> dict[str, Ro
         }
         for row in data.query(query, concept=concept)
     }
+    for row in data.query(_TOKENS):
+        if row["concept"] in details:
+            details[row["concept"]]["n_tokens"] = row["n_tokens"]
     if has_threshold:
         for row in data.query(_COUNTS):
             if row["concept"] in details:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from operator import itemgetter
 
-from cluster.models.weights import RANDOM_INIT
+from cluster.models.weights import is_random_init
 from jobs.page.figures.spec import Figure, IntervalPlot, IntervalRow, Line, LinePlot, Panel, Section
 from jobs.page.study_data import StudyData, explain_missing_similarities, model_key, training_step
 from jobs.page.wording import chance_level, format_interval, pluralize, si_format
@@ -21,7 +21,7 @@ ORDER BY site, layer
 _ALIGNMENT = """
 FROM alignment
 WHERE representation = $experts AND concept_set = $concept_set AND measure = $measure
-    AND human_set = $human_set
+    AND human_set = $human_set AND subset = 'all'
     AND threshold IS NOT DISTINCT FROM $threshold AND top IS NOT DISTINCT FROM $top
 ORDER BY model, revision, layer, site
 """
@@ -175,7 +175,7 @@ def _size_figure(data: StudyData, rows: list[Row]) -> Figure | str:
     for row in rows:
         step = training_step(row["revision"]) or 0
         size = parse_size(row["model"])
-        if row["revision"] == RANDOM_INIT or size is None:
+        if is_random_init(row["revision"]) or size is None:
             continue
         key = f"{row['model']} {row['pooling']}"
         if key not in last or step >= last[key]["step"]:

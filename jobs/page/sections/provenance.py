@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from cluster.models.weights import RANDOM_INIT
+from cluster.models.weights import is_random_init
 from jobs.page.figures.spec import Cell, DataTable, Section
 from jobs.page.study_data import StudyData
 from storage.store.activation_files import RESIDUAL
@@ -83,10 +83,13 @@ def _controls(data: StudyData) -> DataTable:
     poolings = {pooling for stage in activations for pooling in stage.params["poolings"]}
     revisions = {stage.params["revision"] for stage in activations}
     states = [
-        ("random weights", RANDOM_INIT in revisions, "baselines: [random-init]"),
+        ("random weights", any(map(is_random_init, revisions)), "baselines: [random-init]"),
+        ("concept's word masked", "masked" in controls, "baselines: [masked]"),
         ("without the concept's own word", "context" in poolings, "neurons: {pooling: [max, context]}"),
+        ("text before the word alone", "before" in poolings, "neurons: {pooling: [max, before]}"),
         ("split halves of the sentences", "half 1" in controls, "controls: [split-half]"),
         ("length-matched negatives", "length-matched" in controls, "controls: [length-matched]"),
+        ("pseudo-concepts", "pseudo-concepts" in controls, "controls: [pseudo-concepts]"),
     ]
     rows: list[list[Cell]] = [
         [name, "run" if is_run else f"not run; to add it: {setting}"] for name, is_run, setting in states

@@ -235,7 +235,8 @@
 
   function render(detail) {
     const facts = [detail.domain && `Domain: ${detail.domain}.`, detail.sense && `Sense: ${detail.sense}.`,
-      `${format(detail.sentences)} sentences.`, detail.n_experts !== null && `${format(detail.n_experts)} experts.`];
+      `${format(detail.sentences)} sentences.`, detail.n_tokens && `Tokens of its word: ${format(detail.n_tokens)}.`,
+      detail.n_experts !== null && `${format(detail.n_experts)} experts.`];
     const withSentences = detail.experts.filter((row) => (row.top_sentences || []).length);
     const nearest = (rows, measure) => rows.length
       ? table("Nearest", [["concept", false], [measure, true]], rows.map(([name, value]) => [link(name), value]))
