@@ -238,7 +238,7 @@ def _bytes_per_sentence(sweep: Sweep, models: Iterable[tuple[Model, ModelSize, b
             if not is_trained or not isinstance(baseline, SparseAutoencoderBaseline):
                 continue
             if model in sweep.models_for(baseline):
-                width = _make_autoencoder(sweep, baseline).validate()
+                width = _make_autoencoder(sweep, baseline, model, size.layers).validate()
                 total += latent_bytes_per_sentence(width, poolings)
     return total
 
@@ -379,12 +379,7 @@ class _ModelPlanner:
         from cluster.models.architecture import count_layers
 
         layers = count_layers(load_config(weights))
-        autoencoder = _make_autoencoder(self.sweep, baseline)
-        if baseline.layer >= layers:
-            raise UserError(
-                f"baselines: {baseline.name}: layer: {baseline.layer}: {model.id!r} has layers 0 to "
-                f"{layers - 1}"
-            )
+        autoencoder = _make_autoencoder(self.sweep, baseline, model, layers)
         control = f"{baseline.name} {LATENTS_SUFFIX}"
         stage = self._plan_activations(model, weights, [control], autoencoder=autoencoder)
         return [stage, *self._plan_control(stage, control)]
@@ -508,9 +503,17 @@ def _is_half(stage: Stage) -> bool:
     return stage.kind == experts.CONTROL_KIND and stage.params["control"] in HALVES
 
 
-def _make_autoencoder(sweep: Sweep, baseline: SparseAutoencoderBaseline) -> SparseAutoencoder:
+def _make_autoencoder(
+    sweep: Sweep, baseline: SparseAutoencoderBaseline, model: Model, n_layers: int
+) -> SparseAutoencoder:
+    """The autoencoder of a baseline, for a model with so many layers."""
     from cluster.models.sparse_autoencoder import SparseAutoencoder
 
+    if baseline.layer >= n_layers:
+        raise UserError(
+            f"baselines: {baseline.name}: layer: {baseline.layer}: {model.id!r} has layers 0 to "
+            f"{n_layers - 1}"
+        )
     module, _, side = baseline.at.rpartition(":")
     if baseline.at and side not in ("input", "output"):
         raise UserError(

@@ -17,7 +17,6 @@ from scipy.stats import chisquare
 from alignment.text.sentence_sampling import SentenceSampler, sentence_bounds
 from alignment.text.word_matching import ConceptWord, WordFinder
 from jobs import planner, sentences
-from jobs.commands.main import main
 from jobs.config.loader import read_sweep
 from jobs.engine.stage import run_if_needed
 from storage.errors import UserError, WorkFailed
@@ -25,6 +24,7 @@ from storage.readers import corpus
 from storage.readers.concepts import read_concepts
 from storage.readers.corpus import UnreadableLines, find_files, read_chunks
 from storage.store import layout
+from tests.commands import neuralign
 
 DEMO = Path(__file__).parent.parent / "examples" / "men-core.csv"
 
@@ -227,23 +227,20 @@ def test_concepts_with_too_few_sentences_are_listed_with_the_reasons(tmp_path: P
 
 
 def test_the_sentences_command_lists_shows_and_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Users check this before a long run, so it must show the set itself, in 80 columns."""
     file = _write_sweep(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    for arguments in ([], ["--show", "bird"], ["--out", str(tmp_path / "set.csv")]):
-        monkeypatch.setattr("sys.argv", ["neuralign", "sentences", str(file), *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 0
-    printed = capsys.readouterr().out
+    printed = ""
+    for arguments in ([], ["--show", "bird"], ["--out", tmp_path / "set.csv"]):
+        shown = neuralign("sentences", file, *arguments)
+        assert shown.returncode == 0
+        printed += shown.stdout
     assert max(map(len, printed.splitlines())) <= 80
     assert "2 concepts, 24 sentences, 30 neutral sentences" in printed
     assert "10 of 12 sentences of bird" in printed
     assert read_concepts(tmp_path / "set.csv", "again").count_sentences() == {"bird": 12, "flower": 12}
-    monkeypatch.setattr("sys.argv", ["neuralign", "sentences", str(file), "--show", "brid"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "did you mean bird?" in capsys.readouterr().err
+    unknown = neuralign("sentences", file, "--show", "brid")
+    assert unknown.returncode == 2
+    assert "did you mean bird?" in unknown.stderr

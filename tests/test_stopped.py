@@ -74,7 +74,7 @@ def test_an_interrupted_sweep_resumes_and_gives_the_same_rows(
     file = _many_sentences(tmp_path / "stopped", tiny_model)
     store = tmp_path / "stopped/results/sweep"
     for kind, unit, with_signal, code in (
-        ("activations", "00001", signal.SIGKILL, -9),
+        ("activations", "L01", signal.SIGKILL, -9),
         ("experts", "max.L01.mlp.hidden", signal.SIGINT, 130),
     ):
         process = _start(file, unit)

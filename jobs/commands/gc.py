@@ -13,8 +13,7 @@ def gc(
     store: StorePath,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the listed files.")] = False,
 ) -> None:
-    """List files that can be deleted: scored activations, superseded results, hidden states of stopped
-    runs."""
+    """List files that can be deleted: scored activations, old results, hidden states of stopped runs."""
     from storage.printable import printable
     from storage.store.gc import Garbage, HiddenStates, find_garbage, find_hidden_states
     from storage.store.paths import parse_store_path
