@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 from transformers import AutoConfig
 
+from cluster.activations import pass_placement
 from cluster.models.size import _MLPS, _size_from_config, measure_size
 from cluster.runtime.devices import default_dtype
 from jobs import device_params
@@ -241,7 +242,7 @@ def test_the_plan_says_how_many_shards_and_why(tmp_path: Path) -> None:
     for n_bytes, n_gpus, expected in sizes:
         with (
             patch.object(shard_plan, "count_gpus", lambda n_gpus=n_gpus: n_gpus),
-            patch.object(shard_plan, "_gpu_bytes", lambda n_bytes=n_bytes: int(n_bytes)),
+            patch.object(pass_placement, "gpu_bytes", lambda n_bytes=n_bytes: int(n_bytes)),
         ):
             printed = _print_shards(planned)
         assert expected in printed

@@ -104,7 +104,7 @@ def _fit_cpus(node_cpus: Sequence[int], shards: int, cpus: int) -> bool:
 
 def _measure_gpu(weights: Weights, gpus_per_shard: float) -> int:
     """Memory of a shard on a GPU of the cluster."""
-    measure = ray.remote(_gpu_bytes).options(num_gpus=min(1, gpus_per_shard), num_cpus=0)
+    measure = ray.remote(gpu_bytes).options(num_gpus=min(1, gpus_per_shard), num_cpus=0)
     total = session.get_result(measure.remote())
     if total is None:
         raise UserError(
@@ -114,7 +114,8 @@ def _measure_gpu(weights: Weights, gpus_per_shard: float) -> int:
     return int(total * min(1, gpus_per_shard))
 
 
-def _gpu_bytes() -> int | None:
+def gpu_bytes() -> int | None:
+    """Memory of this process's GPU; None if torch cannot use it."""
     import torch
 
     return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None

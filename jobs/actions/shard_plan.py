@@ -38,15 +38,15 @@ def _describe(planned: Plan, model: Model, weights: Weights, n_sentences: int) -
     """The number of shards, and why."""
     if model.shards != "auto":
         return f"{model.shards} (set by `shards`)"
-    memory = _gpu_bytes() if count_gpus() else None
-    if memory is None:
-        return "decided when the run starts, by the memory of the cluster's GPUs"
     from cluster.activations.layer_writer import LayerWriter
-    from cluster.activations.pass_placement import choose_for
+    from cluster.activations.pass_placement import choose_for, gpu_bytes
     from cluster.activations.pooling_shard import ActivationSettings
     from cluster.activations.shard_choice import PassSize
     from jobs.scoring.layer_scorer import LayerScorer
 
+    memory = gpu_bytes() if count_gpus() else None
+    if memory is None:
+        return "decided when the run starts, by the memory of the cluster's GPUs"
     neurons, none = planned.sweep.neurons, np.empty(0, np.int64)
     settings = ActivationSettings(
         activation_dtype(model),
@@ -64,10 +64,3 @@ def _describe(planned: Plan, model: Model, weights: Weights, n_sentences: int) -
     except UserError as error:
         return f"none, and a run will fail: {error}"
     return f"{choice.shards} ({choice.reason})"
-
-
-def _gpu_bytes() -> int | None:
-    """Memory of a GPU of this machine; None if torch cannot use it."""
-    import torch
-
-    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
