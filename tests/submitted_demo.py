@@ -65,7 +65,7 @@ def test_the_submitted_demo_gives_the_rows_of_a_local_run(
         for name, command in commands.items():
             clone = _clone(tmp_path / name.split()[0])
             printed = _run([*command, "examples/demo.yaml"], clone)
-            assert "Alignment with men" in printed
+            assert "men: Spearman's rho, " in printed
             counts = _compare_stores(tmp_path / "local-store", tmp_path / f"{clone.name}-store")
             with capsys.disabled():
                 print(f"\n{name}: equal to the local run in all {counts} rows")

@@ -217,7 +217,7 @@ def test_shuffling_changes_the_order() -> None:
 @pytest.mark.parametrize(
     ("baselines", "message"),
     [
-        ("[word2vec]", "baselines[0]: 'word2vec': expected 'glove', 'input-embedding'"),
+        ("[word2vec]", "baselines[0]: 'word2vec': expected 'glove', 'bag-of-words', 'context-words', "),
         ("[{name: mine}]", "baselines[0].path: is missing"),
         ("[{name: mine, path: a.vec, dim: 3}]", "baselines[0].dim: unknown key; allowed: name, path"),
         ("[{name: e, encoder: x, pool: max}]", "baselines[0].pool: unknown key; allowed: name, encoder"),

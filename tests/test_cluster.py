@@ -111,7 +111,7 @@ def test_a_submitted_sweep_gives_the_rows_of_a_local_run(studies: dict[str, Any]
     for name in ("submitted", "ray"):
         output = "".join(studies["output"][name])
         assert "activations model@main: done" in output
-        assert "Alignment with mine" in output
+        assert "mine: Spearman's rho, 12 pairs of 6 concepts" in output
 
 
 _COUNTS = """

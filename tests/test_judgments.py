@@ -87,7 +87,7 @@ def test_a_comparison_with_missing_data_lists_the_available_data(study: Path) ->
     for options, message in (
         (
             ["--human", "mine", "--against", "max pooling"],
-            "'max pooling': ambiguous; it matches: neurons, ",
+            "'max pooling': ambiguous; it matches: ",
         ),
         (["--human", "mine", "--against", "word2vec"], "'word2vec': no row matches; rows: "),
         (["--human", "men"], "no comparison with 'men'; available: mine"),
@@ -104,16 +104,22 @@ def test_differences_to_a_row_equal_the_stored_ones_or_their_negatives(study: Pa
     store = study / "results/sweep"
     with open_store(store) as connection:
         stored = connection.sql(
-            "SELECT model, difference, difference_low, difference_high FROM alignment WHERE "
+            "SELECT model, measure, difference, difference_low, difference_high FROM alignment WHERE "
             "representation IN ('word vectors', 'sentence encoder') AND difference IS NOT NULL"
         ).fetchall()
-    assert len(stored) == 2
+    measures = ("cosine", "centred cosine", "standardized cosine")
+    assert {row[:2] for row in stored} == {
+        *(("glove-50", measure) for measure in measures),
+        *(("mine", measure) for measure in measures[1:]),
+        ("tiny", "cosine"),
+    }
     options = ("compare", store, "--human", "mine", "--against")
     to_mine = neuralign(*options, "mine word vectors").stdout
     assert "Difference: relative to mine word" in " ".join(to_mine.split())
-    for model, value, low, high in stored:
-        assert f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" in to_mine, model
-        if model == "glove-50":
+    for model, measure, value, low, high in stored:
+        assert f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" in to_mine, (model, measure)
+        if (model, measure) == ("glove-50", "cosine"):
+            # by part of its label: the row without a treatment
             from_glove = neuralign(*options, "GLOVE").stdout
             assert f"{-value:+.2f} [{-high:+.2f}, {-low:+.2f}]" in from_glove
     assert max(map(len, to_mine.splitlines())) <= 80

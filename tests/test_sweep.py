@@ -2,48 +2,91 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from cluster.runtime.session import connect, shutdown_on_exit
+from jobs.actions.summary import print_summary
 from storage.database import open_store
 from tests import tiny
 from tests.commands import neuralign, python_m, rows
 
+_ROWS = [
+    "expert neurons (AP > 0.5)",
+    "expert neurons, word left out",
+    "all neurons, no threshold",
+    "glove-50",
+    "mine",
+    "input embeddings",
+    "hidden states, best of 18 (L1)",
+    "random weights, 3 seeds",
+    "random weights, no threshold, 3 seeds",
+]
+_REMARK = "best on these pairs"
 
-def test_a_sweep_prints_alignment_neighbors_and_next_steps(study: Path) -> None:
+
+def test_a_sweep_prints_alignment_hierarchy_and_next_steps(study: Path) -> None:
     printed = (study / "printed.txt").read_text()
-    assert "Alignment with mine: Spearman's rho, 12 pairs of 6 concepts" in printed
-    for label in ("neurons, max", "neurons, context", "random weights, max", "input embedding"):
-        assert label in printed
-    assert "Nearest concepts by shared experts" in printed
+    assert printed.startswith("sweep: model; 6 concepts, 36 sentences\n")
+    assert "mine: Spearman's rho, 12 pairs of 6 concepts, AP > 0.5, with 95% CI." in printed
+    table = printed.split("\n\n")[2].splitlines()
+    assert [re.split(r"\s{2,}", line)[1] for line in table] == [*_ROWS[:7], _REMARK, *_ROWS[7:]]
+    assert re.search(r"^Expert neurons \(AP > 0\.5\) vs\. mine word vectors [+-]", printed, re.M)
+    assert re.search(r"^Hierarchy: within- vs\. between-domain AUC .*, 2 domains\.$", printed, re.M)
     assert max(map(len, printed.split("Next steps:")[0].splitlines())) <= 80
+
+
+def test_the_summary_lists_only_neighbors_that_share_experts(study: Path) -> None:
+    """Concepts without any would be listed in the order of the file, as if they were near."""
+    (file,) = study.glob("results/sweep/report/*/summary.json")
+    summary = json.loads(file.read_text())
+    near = [["dog", 0.5], ["cow", 0.25], ["bus", 0.2], ["boat", 0.1], ["car", 0.0]]
+    others = {"bus": [["car", 0]], "boat": [["bus", 0.3], ["cat", 0]]}
+    summary["nearest"]["concepts"] = {"cat": near, **others}
+    console = Console(file=io.StringIO(), width=80)
+    print_summary(console, summary)
+    assert console.file.getvalue().endswith("\nNearest: cat: dog, cow, bus; boat: bus.\n")
+
+
+@pytest.mark.parametrize(("width", "n_lines"), [(80, 2), (90, 1)])
+def test_a_remark_is_beside_its_row_or_else_below(study: Path, width: int, n_lines: int) -> None:
+    """A terminal would break it anywhere, and its end would look like a row."""
+    (file,) = study.glob("results/sweep/report/*/summary.json")
+    console = Console(file=io.StringIO(), width=width)
+    print_summary(console, json.loads(file.read_text()))
+    table = console.file.getvalue().split("\n\n")[2].splitlines()
+    assert len(table) == len(_ROWS) + n_lines - 1
+    assert re.fullmatch(rf"  {re.escape(_ROWS[6])} .*\]\s+{_REMARK}", " ".join(table[6 : 6 + n_lines]))
 
 
 def test_a_finished_sweep_computes_nothing_and_reports_it(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
     rerun = neuralign("run", study / "sweep.yaml")
     assert rerun.returncode == 0
-    assert "Nothing to compute: all 33 stages are done" in rerun.stderr
+    assert "Nothing to compute: all 42 stages are done" in rerun.stderr
     assert rerun.stdout == (study / "printed.txt").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
 
 
 def test_status_and_plan_show_finished_stages(study: Path, tmp_path: Path) -> None:
     status = neuralign("status", study / "results/sweep").stdout
-    assert status.count(" done ") == 33
+    assert status.count(" done ") == 42
     plan = neuralign("plan", study / "sweep.yaml").stdout
-    assert "6 concepts, 36 sentences, 2 models" in plan
-    assert plan.count(" done ") == 33
+    assert "6 concepts, 36 sentences, 4 models" in plan
+    assert plan.count(" done ") == 42
     shutil.copytree(study / "model", tmp_path / "model")
     file = tiny.write_sweep(tmp_path)
     plan = neuralign("plan", file).stdout
-    assert plan.count("to do") == 9
+    assert plan.count("to do") == 10
     assert "3 of 3" in plan
     assert not (tmp_path / "results").exists()
 
@@ -128,7 +171,8 @@ def test_a_sweep_continues_without_a_failed_model_and_reports_it(
     assert "1 models failed" in result.stderr
     assert "L02.mlp.hidden" in result.stderr
     assert "Traceback" not in result.stderr
-    assert "Nearest concepts by shared experts (good@main" in result.stdout
+    assert result.stdout.startswith("sweep: good; 6 concepts, 36 sentences\n")
     with open_store(tmp_path / "results/sweep") as connection:
         assert connection.sql("SELECT DISTINCT model FROM experts").fetchall() == [("good",)]
-        assert connection.sql("SELECT DISTINCT model FROM alignment").fetchall() == [("good",)]
+        compared = connection.sql("SELECT DISTINCT model FROM alignment WHERE revision IS NOT NULL")
+        assert compared.fetchall() == [("good",)]

@@ -17,6 +17,7 @@ from storage.database import open_store, sql_type
 from storage.sql import read_query
 from storage.tables import VIEWS
 from tests import tiny
+from tests.commands import neuralign
 
 
 def test_every_view_has_exactly_the_described_columns(study: Path) -> None:
@@ -95,17 +96,22 @@ def test_alignment_equals_that_recomputed_from_the_views(study: Path) -> None:
         elif row["representation"] == "hidden state":
             by_pooling = dict(zip(("last", "mean"), states.reshape(2, 3, 36, 32), strict=True))
             state = by_pooling[row["pooling"]][row["layer"]].astype(float)
-            similarities = _cosines(state, concepts, row["measure"] == "centred cosine", pairs)
+            similarities = _cosines(state, concepts, row["measure"], pairs)
         else:
             continue
-        checked.add(row["representation"])
+        checked.add((row["representation"], row["measure"]))
         assert row["n_pairs"] == len(pairs) == 12
         if len(set(similarities)) > 1:
             expected = spearmanr(similarities, [human[pair] for pair in pairs]).statistic
             assert row["rho"] == pytest.approx(expected, abs=1e-9)
         else:
             assert row["rho"] is None
-    assert checked == {"experts", "hidden state"}
+    assert checked == {
+        ("experts", "jaccard"),
+        ("hidden state", "cosine"),
+        ("hidden state", "centred cosine"),
+        ("hidden state", "standardized cosine"),
+    }
 
 
 def _jaccards(experts: Any, pooling: str, threshold: float, pairs: Any) -> list[float]:
@@ -116,11 +122,18 @@ def _jaccards(experts: Any, pooling: str, threshold: float, pairs: Any) -> list[
     return [len(sets[a] & sets[b]) / max(1, len(sets[a] | sets[b])) for a, b in pairs]
 
 
-def _cosines(state: Any, concepts: Any, centre: bool, pairs: Any) -> list[float]:
+def _cosines(state: Any, concepts: Any, measure: str, pairs: Any) -> list[float]:
     means = {name: state[concepts == name].mean(axis=0) for name in tiny.CONCEPTS}
-    middle = np.mean(list(means.values()), axis=0) * centre
-    units = {name: (mean - middle) / np.linalg.norm(mean - middle) for name, mean in means.items()}
-    return [float(units[a] @ units[b]) for a, b in pairs]
+    return [_cosine(means, first, second, measure) for first, second in pairs]
+
+
+def _cosine(vectors: dict[str, Any], first: str, second: str, measure: str) -> float:
+    """Cosine of two of the vectors, after the treatment that the measure names."""
+    table = np.array(list(vectors.values()))
+    middle = np.zeros_like(table[0]) if measure == "cosine" else table.mean(axis=0)
+    scale = table.std(axis=0) if measure == "standardized cosine" else 1
+    a, b = ((vectors[name] - middle) / scale for name in (first, second))
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
 def _sets(experts: Any, threshold: float) -> dict[Any, set[Any]]:
@@ -235,17 +248,22 @@ def test_baselines_equal_similarities_computed_by_hand(study: Path) -> None:
     }
     with open_store(study / "results/sweep") as connection:
         rows = connection.sql(
-            "SELECT representation, concept_a, concept_b, similarity FROM similarity "
+            "SELECT representation, measure, concept_a, concept_b, similarity FROM similarity "
             "WHERE model IN ('mine', 'tiny')"
         ).fetchall()
         references = connection.sql(
-            "SELECT DISTINCT representation, model, reference FROM alignment "
-            "WHERE representation IN ('word vectors', 'sentence encoder') ORDER BY ALL"
+            "SELECT DISTINCT representation, model, reference FROM alignment WHERE measure = 'cosine' "
+            "AND representation IN ('word vectors', 'sentence encoder') ORDER BY ALL"
         ).fetchall()
-    assert len(rows) == 3 * 15
-    for representation, a, b, similarity in rows:
-        first, second = expected[representation][a], expected[representation][b]
-        cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    assert Counter(row[:2] for row in rows) == {
+        ("word vectors", "cosine"): 15,
+        ("word vectors", "centred cosine"): 15,
+        ("word vectors", "standardized cosine"): 15,
+        ("sentence encoder", "cosine"): 15,
+        ("sentence encoder, word alone", "cosine"): 15,
+    }
+    for representation, measure, a, b, similarity in rows:
+        cosine = _cosine(expected[representation], a, b, measure)
         assert similarity == pytest.approx(cosine, abs=1e-6)
     # the first word vectors of the sweep file are the reference
     assert references == [
@@ -276,7 +294,7 @@ def test_shuffled_sentences_have_the_same_words_and_separate_experts(study: Path
     assert expert_sets == [(pairs[0][2],)]
     assert controls == [(f"{pairs[0][2]} shuffled",)]
     assert representations == [("experts, shuffled",)]
-    assert "neurons, max, shuffled" in (study / "printed.txt").read_text()
+    assert "neurons, max, shuffled" in _compared(study)
 
 
 def test_sae_latents_are_selected_like_neurons(study: Path) -> None:
@@ -294,4 +312,9 @@ def test_sae_latents_are_selected_like_neurons(study: Path) -> None:
         n_latents_among_experts = query("SELECT count(*) FROM experts WHERE site = 'sae'").fetchall()
     assert n_latents_among_experts == [(0,)]
     _check_precisions(rows, np.array([name for name, _ in tiny.sentences()]), values.reshape(80, 36))
-    assert "neurons, max, sae latents" in (study / "printed.txt").read_text()
+    assert "neurons, max, sae latents" in _compared(study)
+
+
+def _compared(study: Path) -> str:
+    """The table of agreement as the command prints it."""
+    return neuralign("compare", study / "results/sweep", "--human", "mine").stdout

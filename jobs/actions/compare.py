@@ -135,10 +135,13 @@ def _format_difference(item: IntervalEstimate | None) -> str:
 
 
 def _find_reference(selection: list[LabeledRow], against: str) -> LabeledRow:
-    """The row with this label, or else the only row whose label contains it."""
+    """The row with this label, or else the only one whose label contains it; of vectors compared in
+    several ways, the one without a treatment."""
     name = against.casefold()
     exact = [labeled for labeled in selection if labeled[0].casefold() == name]
-    matches = exact or [labeled for labeled in selection if name in labeled[0].casefold()]
+    containing = [labeled for labeled in selection if name in labeled[0].casefold()]
+    plain = [labeled for labeled in containing if not labeled[0].endswith("*")]
+    matches = exact or plain or containing
     if len(matches) != 1:
         labels = "; ".join(label for label, _ in matches or selection)
         problem = "ambiguous; it matches" if matches else "no row matches; rows"

@@ -88,11 +88,15 @@ def _print_agreement(
     selection = headline_rows(rows, threshold)
     lines = [(label, _format_agreement(row), remark) for label, row, remark in selection]
     if first["ceiling"] is not None:
-        remark = "" if first["ceiling_source"] == FROM_RATERS else "published, of all pairs"
+        remark = "" if first["ceiling_source"] == FROM_RATERS else "of all pairs"
         lines.append(("noise ceiling (human agreement)", f"{first['ceiling']:.2f}", remark))
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     for label, estimate, remark in lines:
-        console.print(f"  {label:{widths[0]}}  {estimate:{widths[1]}}  {remark}".rstrip())
+        row = f"  {label:{widths[0]}}  {estimate:{widths[1]}}  "
+        fits = len(row) + len(remark) <= console.width
+        console.print((row + remark if fits else row).rstrip())
+        if not fits:
+            console.print(f"{'':{widths[0] + 4}}{remark}")
     console.print()
     for label, row, _ in selection[:1]:
         _print_differences(console, label, row, differences)

@@ -176,7 +176,7 @@ def headline_rows(rows: list[Row], threshold: float, value: str = "rho") -> list
     for states in group_rows(hidden, "model", "revision").values():
         best = max(states, key=itemgetter(value))
         label = f"hidden states, best of {len(states)} (L{best['layer']})"
-        selection.append((label, best, "selected on these pairs"))
+        selection.append((label, best, "best on these pairs"))
     auroc = [row for _, row in _all_neurons_rows(rows) if row["measure"] == AUROC]
     selection += [
         (*labeled, "")
