@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,25 +46,30 @@ def test_a_sweep_prints_alignment_hierarchy_and_next_steps(study: Path) -> None:
     assert max(map(len, printed.split("Next steps:")[0].splitlines())) <= 80
 
 
+def _read_summary(study: Path) -> Any:
+    (file,) = study.glob("results/sweep/report/*/summary.json")
+    return json.loads(file.read_text())
+
+
+def _print(summary: Any, width: int) -> str:
+    out = io.StringIO()
+    print_summary(Console(file=out, width=width), summary)
+    return out.getvalue()
+
+
 def test_the_summary_lists_only_neighbors_that_share_experts(study: Path) -> None:
     """Concepts without any would be listed in the order of the file, as if they were near."""
-    (file,) = study.glob("results/sweep/report/*/summary.json")
-    summary = json.loads(file.read_text())
+    summary = _read_summary(study)
     near = [["dog", 0.5], ["cow", 0.25], ["bus", 0.2], ["boat", 0.1], ["car", 0.0]]
     others = {"bus": [["car", 0]], "boat": [["bus", 0.3], ["cat", 0]]}
     summary["nearest"]["concepts"] = {"cat": near, **others}
-    console = Console(file=io.StringIO(), width=80)
-    print_summary(console, summary)
-    assert console.file.getvalue().endswith("\nNearest: cat: dog, cow, bus; boat: bus.\n")
+    assert _print(summary, 80).endswith("\nNearest: cat: dog, cow, bus; boat: bus.\n")
 
 
 @pytest.mark.parametrize(("width", "n_lines"), [(80, 2), (90, 1)])
 def test_a_remark_is_beside_its_row_or_else_below(study: Path, width: int, n_lines: int) -> None:
     """A terminal would break it anywhere, and its end would look like a row."""
-    (file,) = study.glob("results/sweep/report/*/summary.json")
-    console = Console(file=io.StringIO(), width=width)
-    print_summary(console, json.loads(file.read_text()))
-    table = console.file.getvalue().split("\n\n")[2].splitlines()
+    table = _print(_read_summary(study), width).split("\n\n")[2].splitlines()
     assert len(table) == len(_ROWS) + n_lines - 1
     assert re.fullmatch(rf"  {re.escape(_ROWS[6])} .*\]\s+{_REMARK}", " ".join(table[6 : 6 + n_lines]))
 

@@ -92,9 +92,9 @@ def _print_agreement(
         lines.append(("noise ceiling (human agreement)", f"{first['ceiling']:.2f}", remark))
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     for label, estimate, remark in lines:
-        row = f"  {label:{widths[0]}}  {estimate:{widths[1]}}  "
-        fits = len(row) + len(remark) <= console.width
-        console.print((row + remark if fits else row).rstrip())
+        line = f"  {label:{widths[0]}}  {estimate:{widths[1]}}  "
+        fits = len(line) + len(remark) <= console.width
+        console.print((line + remark if fits else line).rstrip())
         if not fits:
             console.print(f"{'':{widths[0] + 4}}{remark}")
     console.print()
