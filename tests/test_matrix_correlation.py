@@ -139,6 +139,18 @@ def test_a_constant_matrix_has_no_value(measure: MatrixMeasure) -> None:
     assert np.isnan(matrix_permutation_p(measure, constant, scores, 100))
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_matrix_of_one_concept_s_pairs_has_no_interval(measure: MatrixMeasure) -> None:
+    """Without that concept all similarities are equal, and rounding would give any value."""
+    scores = symmetric(np.random.default_rng(11), 9)[0]
+    matrix = np.zeros((9, 9))
+    matrix[3, 5] = matrix[5, 3] = 0.3
+    result = correlate_matrices(measure, matrix[None], scores)
+    assert np.isfinite(result.values[0])
+    assert np.flatnonzero(np.isnan(result.leave_one_concept_out[0])).tolist() == [3, 5]
+    assert result.interval(0).low is None
+
+
 def test_effects_of_concepts_alone_have_no_cka() -> None:
     """Frequent words that are similar to everything are no agreement in structure."""
     effects = np.arange(9) / 7

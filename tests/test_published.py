@@ -9,6 +9,7 @@ import pytest
 
 from jobs.page.figures.spec import RoundedCell
 from jobs.page.render import make_sections
+from jobs.results.published import find_published
 from tests import tiny
 from tests.commands import neuralign
 from tests.faults import in_one_process
@@ -76,3 +77,28 @@ def test_the_page_cites_the_source_of_the_published_values(pythia_store: Path) -
         ("EleutherAI/pythia-70m@main", RoundedCell(0.70)),
         ("people", RoundedCell(0.84)),
     ]
+
+
+def test_only_the_last_checkpoint_has_the_published_value() -> None:
+    """The value of a trained model beside that of an early checkpoint would look like a failure."""
+    row = {
+        **dict.fromkeys(("layer", "site", "top", "ci_low", "ci_high")),
+        **{"model": "EleutherAI/pythia-12b", "human_set": "men", "agreement": "spearman"},
+        **{"representation": "experts", "pooling": "max", "measure": "jaccard", "threshold": 0.5},
+        **{"subset": "all", "rho": 0.5},
+    }
+    rows = [{**row, "revision": revision} for revision in ("step1", "step143000", "random-init")]
+    assert [value.label for value in find_published(rows)] == [
+        "EleutherAI/pythia-12b@step143000",
+        "people",
+    ]
+    others: list[dict[str, object]] = [
+        {"human_set": "simlex999"},
+        {"agreement": "pearson"},
+        {"pooling": "concept"},
+        {"layer": 3},
+        {"representation": "experts, half 1"},
+        {"subset": "one-token words"},
+        {"model": "EleutherAI/pythia-12b-deduped"},
+    ]
+    assert all(not find_published([{**rows[1], **other}]) for other in others)

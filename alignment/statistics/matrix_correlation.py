@@ -46,12 +46,9 @@ def correlate_matrices(measure: MatrixMeasure, matrices: Floats, scores: Floats)
         raise ValueError(f"a correlation needs at least {MIN_PAIRS} pairs, got {n_pairs}")
     if not (np.isfinite(matrices).all() and np.isfinite(scores).all()):
         raise ValueError("a similarity is not finite")
-    values = _correlate(measure, matrices, scores)
-    without_concept = np.empty((len(matrices), n))
-    for concept in range(n):
-        rest = np.delete(np.arange(n), concept)
-        left = matrices[:, rest[:, None], rest], scores[np.ix_(rest, rest)]
-        without_concept[:, concept] = _correlate(measure, *left)
+    values = np.array([_correlate(measure, matrix, scores) for matrix in matrices])
+    without_concept = np.stack([_leave_one_out(measure, matrix, scores) for matrix in matrices])
+    without_concept[np.isnan(values)] = np.nan
     # One group of pairs has no variance to correct by.
     without_pair = values[:, None]
     resampled = np.empty((len(values), 0))
@@ -103,10 +100,37 @@ def center_concepts(measure: MatrixMeasure, matrices: Floats) -> Floats:
     return np.where(is_pair & ~is_rounding, centered, 0.0)
 
 
-def _correlate(measure: MatrixMeasure, matrices: Floats, scores: Floats) -> Floats:
-    """The agreement of each matrix, of shape (representations,)."""
+def _correlate(measure: MatrixMeasure, matrix: Floats, scores: Floats) -> float:
     first, second = np.triu_indices(len(scores), 1)
-    centered = center_concepts(measure, matrices)[:, first, second]
-    centered_scores = center_concepts(measure, scores)[first, second]
+    centered, centered_scores = (
+        center_concepts(measure, values)[first, second] for values in (matrix, scores)
+    )
     weights = np.ones((1, len(first)))
-    return weighted_correlation("pearson", centered, centered_scores, weights)
+    return float(weighted_correlation("pearson", centered, centered_scores, weights)[0])
+
+
+def _leave_one_out(measure: MatrixMeasure, matrix: Floats, scores: Floats) -> Floats:
+    """The agreement without each concept, of shape (concepts,), in time of concepts squared."""
+    is_pair = ~np.eye(len(scores), dtype=bool)
+    x, y = (np.where(is_pair, values - values[is_pair].mean(), 0.0) for values in (matrix, scores))
+    products, squares_x, squares_y = (
+        _centered_products(measure, a, b) for a, b in ((x, y), (x, x), (y, y))
+    )
+    is_constant = (squares_x <= _ROUNDING * (x**2).sum()) | (squares_y <= _ROUNDING * (y**2).sum())
+    norms = np.sqrt(np.where(is_constant, 1.0, squares_x * squares_y))
+    return np.where(is_constant, np.nan, products / norms)
+
+
+def _centered_products(measure: MatrixMeasure, x: Floats, y: Floats) -> Floats:
+    """Without each concept, the sum over pairs of the products of two centered matrices.
+
+    With s and r the sums of all pairs and of each concept's, and part f of the effects removed, it is
+    (sum of x_ij y_ij) - s_x s_y / pairs - f (2 - f) (sum of r_x r_y - 4 s_x s_y / n) / (n - 2).
+    """
+    n = len(x) - 1
+    rows_x, rows_y, shared = x.sum(axis=0), y.sum(axis=0), (x * y).sum(axis=0)
+    sums = (rows_x.sum() / 2 - rows_x) * (rows_y.sum() / 2 - rows_y)
+    products = shared.sum() / 2 - shared - sums / (n * (n - 1) / 2)
+    effects = rows_x @ rows_y - rows_x * rows_y - x @ rows_y - y @ rows_x + shared - 4 * sums / n
+    part = 1.0 if measure == "cka" else 1 - 2 / n
+    return np.asarray(products - part * effects / (n - 2))

@@ -97,7 +97,7 @@ def _published_table(data: StudyData) -> DataTable:
         for value in find_published(group)
     ]
     columns = ["human data", SOURCE, "published rho", "here [95% CI]"]
-    return DataTable(columns, rows, f"Published values. {CAVEAT}")
+    return DataTable(columns, rows, CAVEAT)
 
 
 def _subset_table(data: StudyData) -> DataTable:
