@@ -19,7 +19,13 @@ import pyarrow as pa
 
 from alignment.arrays import Floats, Ints
 from alignment.statistics.correlation import MIN_PAIRS, benjamini_hochberg, correlate, mantel_test
-from alignment.statistics.rank_correlation import CorrelationMeasure, lower_noise_ceiling
+from alignment.statistics.matrix_correlation import (
+    MATRIX_MEASURES,
+    AgreementMeasure,
+    correlate_matrices,
+    matrix_permutation_p,
+)
+from alignment.statistics.rank_correlation import lower_noise_ceiling
 from alignment.statistics.resampling import IntervalMethod, ResampledStatistic
 from alignment.statistics.triplets import odd_one_out_accuracy, odd_one_out_p_value
 from jobs.engine.stage import Stage, StageOutput
@@ -52,7 +58,7 @@ _Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 class AgreementSettings:
     """How agreement, its intervals and its p values are computed."""
 
-    measures: list[CorrelationMeasure]
+    measures: list[AgreementMeasure]
     method: IntervalMethod
     resamples: int
     seed: int
@@ -69,7 +75,7 @@ class Comparison:
 
     judgments: Judgments
     settings: AgreementSettings
-    measure: CorrelationMeasure | None  # None for triplets
+    measure: AgreementMeasure | None  # None for triplets
     concepts: list[str]
     members: Ints
     scores: Floats
@@ -84,22 +90,33 @@ class Comparison:
         if self.measure is None:
             others = np.stack([matrices[:, first, odd[0]], matrices[:, second, odd[0]]], axis=2)
             return odd_one_out_accuracy(similar, others, self.members, method, resamples, seed)
+        if self.measure in MATRIX_MEASURES:
+            return correlate_matrices(self.measure, *self._complete_matrices(matrices))
         return correlate(similar, self.scores, first, second, self.measure, method, resamples, seed)
 
     def p_values(self, matrices: Floats) -> Floats:
         """Permutation p value of each matrix's agreement; NaN where agreement is undefined."""
+        return np.array([self._p_value(matrix) for matrix in matrices])
+
+    def _p_value(self, matrix: Floats) -> float:
         resamples, seed = self.settings.resamples, self.settings.seed
-        first, second, *_ = self.members.T
-        return np.array(
-            [
-                odd_one_out_p_value(matrix, self.members, resamples, seed)
-                if self.measure is None
-                else mantel_test(
-                    matrix, self.scores, first, second, self.measure, resamples, seed, self.groups
-                )
-                for matrix in matrices
-            ]
+        if self.measure is None:
+            return odd_one_out_p_value(matrix, self.members, resamples, seed)
+        if self.measure in MATRIX_MEASURES:
+            (complete,), scores = self._complete_matrices(matrix[None])
+            return matrix_permutation_p(self.measure, complete, scores, resamples, seed)
+        first, second = self.members.T
+        return mantel_test(
+            matrix, self.scores, first, second, self.measure, resamples, seed, self.groups
         )
+
+    def _complete_matrices(self, matrices: Floats) -> tuple[Floats, Floats]:
+        """Similarities and scores of the rated concepts, all pairs of which are rated."""
+        rated, indices = np.unique(self.members, return_inverse=True)
+        first, second = indices.reshape(self.members.shape).T
+        scores = np.zeros((len(rated), len(rated)))
+        scores[first, second] = scores[second, first] = self.scores
+        return matrices[:, rated[:, None], rated], scores
 
 
 def plan(
@@ -219,11 +236,12 @@ def create_common_concepts(connection: duckdb.DuckDBPyConnection, judged: set[st
 def make_comparisons(
     judgments: Judgments, concepts: list[str], settings: AgreementSettings
 ) -> tuple[list[Comparison], list[str]]:
-    """The comparisons with a human set, or the reason why none is possible."""
+    """The comparisons with a human set, and the reasons why others are not possible."""
     index = {name: number for number, name in enumerate(concepts)}
     groups = [group for group in judgments.groups if all(name in index for name in group)]
-    if reason := reason_not_comparable(judgments, groups):
-        return [], [reason]
+    reasons = reasons_not_comparable(judgments, groups, settings.measures)
+    if reasons_not_comparable(judgments, groups, []):
+        return [], reasons
     members = np.array([[index[name] for name in group] for group in groups])
     if judgments.are_triplets:
         return [Comparison(judgments, settings, None, concepts, members, np.zeros(0))], []
@@ -231,15 +249,17 @@ def make_comparisons(
     return [
         Comparison(judgments, settings, measure, concepts, members, scores)
         for measure in settings.measures
-    ], []
+        if not (reasons and measure in MATRIX_MEASURES)
+    ], reasons
 
 
 def make_subsets(
     comparison: Comparison, domains: Mapping[str, str | None], one_token: Collection[str]
 ) -> Iterator[Comparison]:
     """Comparisons of the pairs of one domain, of two domains, and of one-token words, where their
-    correlation is defined. A pair with a concept without a domain is in neither of the first two."""
-    if comparison.measure is None:
+    correlation is defined. A pair with a concept without a domain is in neither of the first two.
+    Measures that need all pairs have no subsets."""
+    if comparison.measure is None or comparison.measure in MATRIX_MEASURES:
         return
     numbers = {domain: number for number, domain in enumerate(dict.fromkeys(domains.values()))}
     domain = np.array([numbers[domains[name]] for name in comparison.concepts])
@@ -274,14 +294,26 @@ def _find_one_token_words(similarity_stages: list[Stage], store: Path) -> set[st
     return {name for name, counts in n_tokens.items() if counts == {1}}
 
 
-def reason_not_comparable(judgments: Judgments, groups: Sequence[tuple[str, ...]]) -> str | None:
-    """Why agreement with these pairs or triplets of a human set is undefined, if it is."""
+def reasons_not_comparable(
+    judgments: Judgments, groups: Sequence[tuple[str, ...]], measures: Sequence[AgreementMeasure]
+) -> list[str]:
+    """Why agreement with these pairs or triplets of a human set is undefined: by all measures, or by
+    those that need all pairs of their concepts. Empty if it is defined by all."""
     if len(groups) < MIN_PAIRS:
         count = judgments.describe_count(len(groups))
-        return f"{judgments.name}: {count} to compare with; {MIN_PAIRS} are needed"
-    if not judgments.are_triplets and len({judgments.scores[a, b] for a, b in groups}) == 1:
-        return f"{judgments.name}: all scores are equal; correlation is undefined"
-    return None
+        return [f"{judgments.name}: {count} to compare with; {MIN_PAIRS} are needed"]
+    if judgments.are_triplets:
+        return []
+    if len({judgments.scores[a, b] for a, b in groups}) == 1:
+        return [f"{judgments.name}: all scores are equal; correlation is undefined"]
+    n = len({name for group in groups for name in group})
+    n_all = n * (n - 1) // 2
+    return [
+        f"{judgments.name}: {measure} needs a score of every pair of concepts; {len(groups):,} of "
+        f"{n_all:,} have one"
+        for measure in measures
+        if measure in MATRIX_MEASURES and len(groups) < n_all
+    ]
 
 
 def _make_rows(
@@ -406,7 +438,7 @@ def _noise_ceiling(comparison: Comparison) -> tuple[float | None, str | None]:
     judgments, concepts = comparison.judgments, comparison.concepts
     if comparison.subset != ALL_PAIRS:
         return None, None
-    if judgments.raters and comparison.measure:
+    if judgments.raters and comparison.measure and comparison.measure not in MATRIX_MEASURES:
         pairs = [(concepts[first], concepts[second]) for first, second in comparison.members]
         ratings = np.array([judgments.raters[pair] for pair in pairs]).T
         ceiling = finite_or_none(lower_noise_ceiling(comparison.measure, ratings))

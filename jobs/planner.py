@@ -134,7 +134,9 @@ class Plan:
             if concept_set.stages[0].concept_set_name in pending:
                 prefix = f"{concept_set.name}: " if len(self.concept_sets) > 1 else ""
                 for judgments in concept_set.judgments:
-                    if reason := alignment.reason_not_comparable(judgments, judgments.groups):
+                    for reason in alignment.reasons_not_comparable(
+                        judgments, judgments.groups, self.sweep.agreement
+                    ):
                         yield f"{prefix}{reason}"
 
     def stages_of_kind(self, kind: str) -> list[Stage]:

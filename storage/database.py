@@ -19,7 +19,7 @@ import pyarrow as pa
 from storage import sql, tables
 from storage.errors import StoreError, UserError
 from storage.store import layout, manifest
-from storage.store.commit import FileRecord, temporary_sibling
+from storage.store.commit import FileRecord, new_file
 from storage.store.manifest import Manifest
 from storage.store.paths import absolute_path, register_with_duckdb
 
@@ -87,14 +87,8 @@ def export_database(root: Path, file: Path) -> None:
     Raises:
         UserError: if the file already exists, or its folder does not.
     """
-    if file.exists() or file.is_symlink():
-        raise UserError(f"{file}: already exists; name another file")
-    if not file.parent.is_dir():
-        raise UserError(f"{file}: there is no folder {file.parent}; create it first")
-    with temporary_sibling(file) as temporary:
-        with duckdb.connect(str(temporary)) as connection:
-            _create_views(connection, root)
-        temporary.replace(file)
+    with new_file(file) as temporary, duckdb.connect(str(temporary)) as connection:
+        _create_views(connection, root)
 
 
 def run_query(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:

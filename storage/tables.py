@@ -297,7 +297,11 @@ ALIGNMENT = _table(
     [
         *_REPRESENTATION,
         _HUMAN_SET,
-        _column("agreement", _TEXT, "spearman, kendall or pearson; for triplets, odd-one-out accuracy"),
+        _column(
+            "agreement",
+            _TEXT,
+            "spearman, kendall, pearson, cka or whitened; for triplets, odd-one-out accuracy",
+        ),
         _column(
             "subset",
             _TEXT,

@@ -24,6 +24,7 @@ from tests.commands import neuralign, process, python_m
 
 _ARGUMENTS = {
     "compare": "NONE --human men",
+    "export": "NONE matrices.nc",
     "logs": "--address ftp://nowhere",
     "schedule": "NONE --cron @daily",
     **dict.fromkeys(("demo", "doctor", "human", "schema", "version"), "--nonsense"),
@@ -131,7 +132,7 @@ def test_help_lists_every_command_without_importing_it() -> None:
     result = process("--help")
     assert result.returncode == 0, result.stderr
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert len(commands) == 18
+    assert len(commands) == 19
     for name, command in commands.items():
         assert command.help in " ".join(result.stdout.replace("│", " ").split()), name
     script = "import sys; from jobs.commands.main import app\n"

@@ -5,9 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from alignment.statistics.matrix_correlation import MATRIX_MEASURES, correlate_matrices
 from jobs.config.loader import read_sweep
 from jobs.planner import plan_sweep
 from storage.database import open_store
+from tests import tiny
 from tests.commands import neuralign
 
 
@@ -141,3 +146,79 @@ def test_other_columns_of_a_human_file_are_other_judgments(study: Path, tmp_path
         )
         fingerprints.add(plan_sweep(read_sweep(file)).stages[-1].fingerprint)
     assert len(fingerprints) == 2
+
+
+def test_cka_and_whitened_need_a_score_of_every_pair(study: Path, tmp_path: Path) -> None:
+    """Values of matrices with holes would be of made-up similarities; on whole matrices, rows of the
+    table must have the values of the matrices in the store."""
+    shutil.copytree(study, tmp_path / "study")
+    folder = tmp_path / "study"
+    random = np.random.default_rng(0)
+    names = list(tiny.CONCEPTS)
+    square = random.random((len(names), len(names)))
+    square += square.T
+    lines = [",".join([name, *map(str, row)]) for name, row in zip(names, square.tolist(), strict=True)]
+    (folder / "full.csv").write_text("\n".join([",".join(["", *names]), *lines]))
+    file = folder / "sweep.yaml"
+    text = file.read_text()
+    file.write_text(
+        text.replace(
+            "human: [{name: mine, path: human.csv}]",
+            "agreement: [pearson, cka, whitened]\nhuman:\n  - {name: mine, path: human.csv}\n"
+            "  - {name: full, path: full.csv, kind: matrix}\n",
+        )
+    )
+    reasons = [
+        f"mine: {measure} needs a score of every pair of concepts; 12 of 15 have one"
+        for measure in ("cka", "whitened")
+    ]
+    planned = neuralign("plan", file).stdout.splitlines()
+    assert [line for line in planned if "warning" in line] == [f"warning: {line}" for line in reasons]
+    run = neuralign("run", file)
+    assert run.returncode == 0, run.stderr
+    assert all(f"  note: {line}" in run.stderr.splitlines() for line in reasons)
+    with open_store(folder / "results/sweep") as connection:
+        connection.execute(
+            "CREATE TEMP TABLE mine AS FROM alignment WHERE run = "
+            "(SELECT run FROM runs WHERE stage = 'alignment' ORDER BY finished DESC LIMIT 1)"
+        )
+        found = connection.sql("SELECT DISTINCT human_set, agreement FROM mine ORDER BY ALL").fetchall()
+        values = dict(
+            connection.sql(
+                "SELECT agreement, rho FROM mine WHERE human_set = 'full' AND model = 'mine' "
+                "AND measure = 'cosine' AND subset = 'all'"
+            ).fetchall()
+        )
+        pairs = connection.sql(
+            "SELECT DISTINCT concept_a, concept_b, similarity FROM similarity "
+            "WHERE model = 'mine' AND measure = 'cosine'"
+        ).fetchall()
+        (p, low, high) = connection.sql(
+            "SELECT count(p), count(ci_low), count(ci_high) FROM mine WHERE agreement = 'cka'"
+        ).fetchall()[0]
+        subsets = connection.sql("SELECT DISTINCT subset FROM mine WHERE agreement = 'cka'").fetchall()
+    assert found == [("full", "cka"), ("full", "pearson"), ("full", "whitened"), ("mine", "pearson")]
+    assert p > 0
+    assert low == high > 0
+    assert subsets == [("all",)]
+    model = np.zeros((len(names), len(names)))
+    for first, second, value in pairs:
+        model[names.index(first), names.index(second)] = value
+    model += model.T
+    for measure in MATRIX_MEASURES:
+        expected = correlate_matrices(measure, model[None], square).values[0]
+        assert values[measure] == pytest.approx(expected, abs=1e-12)
+    store = folder / "results/sweep"
+    compared = neuralign(
+        "compare", store, "--human", "full", "--agreement", "cka", "--against", "mine word vectors"
+    )
+    assert compared.returncode == 0, compared.stderr
+    assert "full: debiased CKA, 15 pairs of 6 concepts" in compared.stdout
+
+
+def test_matrices_have_no_bootstrap(tmp_path: Path) -> None:
+    """A concept that is drawn twice has no similarity with itself."""
+    file = tiny.write_sweep(tmp_path, extra="agreement: [cka]\ninterval: concept-bootstrap\n")
+    planned = neuralign("plan", file)
+    assert (planned.returncode, planned.stderr.count("\n")) == (2, 1)
+    assert "agreement[0]: 'cka' needs interval: jackknife" in planned.stderr

@@ -17,10 +17,13 @@ from cluster.models.hub import expand_revisions
 from cluster.models.weights import local_revisions, resolve
 from jobs.actions.cost_estimate import print_cost_estimate, read_configs
 from jobs.commands.main import app
+from jobs.config.concepts import GeneratedSentences
 from jobs.config.loader import read_sweep
 from storage.database import open_store
 from storage.errors import UserError
+from storage.readers.concepts import read_concept_names
 from tests import tiny
+from tests.commands import neuralign
 
 ROOT = Path(__file__).parent.parent
 
@@ -139,3 +142,18 @@ def test_the_cost_of_the_papers_grid_is_estimated_without_its_weights(tmp_path: 
         )
         with pytest.raises(UserError, match=message):
             read_configs(read_sweep(tmp_path / "sweep.yaml"))
+
+
+def test_the_hierarchy_example_is_planned_and_has_the_names_of_its_domains() -> None:
+    """Recovery and containment need every domain's name as a concept, and a plan no weights."""
+    file = ROOT / "examples/hierarchy.yaml"
+    planned = neuralign("plan", file)
+    assert planned.returncode == 0, planned.stderr
+    assert "82 concepts, 32,800 sentences" in planned.stdout
+    (concepts,) = read_sweep(file).concepts
+    assert isinstance(concepts, GeneratedSentences)
+    assert isinstance(concepts.words, str)
+    words = read_concept_names(ROOT / "examples" / concepts.words)
+    domains = {word.domain for word in words}
+    assert len(domains) == 14
+    assert domains <= {word.name for word in words}

@@ -13,6 +13,7 @@ from jobs.actions.output import stdout_console, text_table
 from jobs.actions.summary import LEGEND, print_coverage_warning
 from jobs.results import rows as results
 from jobs.results.differences import compute_differences
+from jobs.results.published import CAVEAT, SOURCE, find_published
 from jobs.results.rows import LabeledRow, Row, format_estimate
 from jobs.similarity import EXPERTS
 from storage.assets import ASSETS
@@ -114,12 +115,21 @@ def _print_run(
             console.print(line)
     if first["ceiling"] is not None:
         console.print(f"Human noise ceiling: {first['ceiling']:.2f} ({first['ceiling_source']}).")
+    _print_published(console, [row for row in rows if row["threshold"] == threshold])
     if human_set in builtin_human_sets():
         asset = ASSETS[human_set]
         console.print(f"{human_set}: {asset.citation}; {asset.license}.")
     if len(measures) > 1:
         others = ", ".join(measures)
         console.print(f"Similarity of experts: {measure}; the view `alignment` has {others}.")
+
+
+def _print_published(console: Console, rows: list[Row]) -> None:
+    """Print what was published about the models of the rows, beside their values here."""
+    if values := find_published(rows):
+        lines = [(value.label, f"{value.published:.2f}", value.here) for value in values]
+        console.print(text_table("lrr", (SOURCE, "published", "here [95% CI]"), lines))
+        console.print(CAVEAT)
 
 
 def _describe_subset(name: str, selection: list[LabeledRow]) -> Iterator[str]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
+from alignment.statistics.matrix_correlation import AgreementMeasure
 from cluster.models.model_config import errors_of_libraries, read_config_json
 from cluster.models.size import ModelSize, measure_size
 from cluster.models.weights import is_random_init
 from jobs.actions.gpu_time import GPU, TOKENS_PER_SENTENCE, GpuTime, estimate_time
 from jobs.actions.output import text_table
-from jobs.alignment import reason_not_comparable
+from jobs.alignment import reasons_not_comparable
 from jobs.config.concepts import ProvidedSentences
 from jobs.config.models import Model
 from jobs.config.sweep import Sweep
@@ -96,7 +97,7 @@ def print_cost_estimate(
         prefix = "" if len(sets) == 1 else f"{set_sweep.concept_set}: "
         for human in set_sweep.human:
             judgments = load_judgments(human.resolve(sweep.folder), names)
-            print_judgment_notes(console, judgments, prefix)
+            print_judgment_notes(console, judgments, sweep.agreement, prefix)
 
 
 def _print_gpu_time(
@@ -133,10 +134,12 @@ def _print_gpu_time(
         )
 
 
-def print_judgment_notes(console: Console, judgments: Judgments, prefix: str = "") -> None:
-    """Print the notes on a human data set, and a warning if it cannot be compared with the concepts."""
-    reason = reason_not_comparable(judgments, judgments.groups)
-    for line in (*judgments.notes, *([f"warning: {reason}"] if reason else [])):
+def print_judgment_notes(
+    console: Console, judgments: Judgments, measures: Sequence[AgreementMeasure], prefix: str = ""
+) -> None:
+    """Print the notes on a human data set, and warnings if it cannot be compared with the concepts."""
+    reasons = reasons_not_comparable(judgments, judgments.groups, measures)
+    for line in (*judgments.notes, *(f"warning: {reason}" for reason in reasons)):
         console.print(f"{prefix}{line}", soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""`neuralign human`: the built-in human data sets."""
+"""`neuralign human`: the built-in human data sets, and the published files that are read by format."""
 
 from rich.padding import Padding
 
@@ -6,10 +6,11 @@ from jobs.actions.output import stdout_console
 from storage.assets import ASSETS
 from storage.errors import UserError
 from storage.readers.human import builtin_human_set, builtin_human_sets
+from storage.readers.published_sets import PUBLISHED_FORMATS
 
 
 def print_human_sets() -> None:
-    """Print the built-in human data sets, with citation and license."""
+    """Print the built-in human data sets and the published files, with citation and license."""
     console = stdout_console()
     for name in builtin_human_sets():
         asset = ASSETS[name]
@@ -23,4 +24,10 @@ def print_human_sets() -> None:
             summary, details = f" {human_set.kind}{ceiling}", []
         console.print(f"{name}:{summary}")
         for line in (*details, asset.citation, f"{asset.license}; {asset.requirement}"):
+            console.print(Padding(line, (0, 0, 0, 4), expand=False))
+    console.print("\nPublished files, which are not included: {name: NAME, format: FORMAT, path: FILE}")
+    for format_name, published in PUBLISHED_FORMATS.items():
+        items = f", items: {published.items}" if published.items else ""
+        console.print(f"{format_name}: {published.kind}, path: {published.file}{items}")
+        for line in (published.citation, f"license: {published.license}; {published.source}"):
             console.print(Padding(line, (0, 0, 0, 4), expand=False))

@@ -106,7 +106,8 @@ def _print_stages(console: Console, planned: Plan) -> None:
         return
     for concept_set in planned.concept_sets:
         for judgments in concept_set.judgments:
-            print_judgment_notes(console, judgments, f"{concept_set.name}: " if has_several_sets else "")
+            prefix = f"{concept_set.name}: " if has_several_sets else ""
+            print_judgment_notes(console, judgments, planned.sweep.agreement, prefix)
     done = Counter(item.stage.kind for item in stages if item.is_done)
     kinds = Counter(item.stage.kind for item in stages)
     counts = ", ".join(f"{kind} {done[kind]} of {count}" for kind, count in kinds.items())

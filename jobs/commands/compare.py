@@ -13,7 +13,8 @@ def compare(
     store: StorePath,
     human: Annotated[str, typer.Option("--human", metavar="NAME", help="Human data set.")],
     agreement: Annotated[
-        str | None, typer.Option(help="spearman, kendall or pearson (default: the sweep's first).")
+        str | None,
+        typer.Option(help="spearman, kendall, pearson, cka or whitened (default: the sweep's first)."),
     ] = None,
     threshold: Annotated[float, typer.Option(help="AP above which a neuron is an expert.")] = 0.5,
     against: Annotated[

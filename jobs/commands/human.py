@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def human() -> None:
-    """List the built-in human data sets, with citation and license."""
+    """List the human data sets that are built in or read by format, with citation and license."""
     from jobs.actions.human import print_human_sets
 
     print_human_sets()

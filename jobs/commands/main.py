@@ -28,7 +28,7 @@ app = typer.Typer(
 
 COMMANDS = (
     *("demo", "run", "plan", "submit", "schedule", "logs", "status", "doctor", "sql", "verify", "gc"),
-    *("sentences", "compare", "report", "serve", "human", "schema", "version"),
+    *("sentences", "compare", "export", "report", "serve", "human", "schema", "version"),
 )
 """Commands in the order of the help; each is a function in the module of its name."""
 _ON_RAY = {"demo", "run", "sentences"}

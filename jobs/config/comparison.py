@@ -18,6 +18,7 @@ from storage.readers.human import (
     builtin_human_set,
     builtin_human_sets,
 )
+from storage.readers.published_sets import PUBLISHED_FORMATS, PublishedFormatName
 from storage.readers.tabular import ColumnRef
 
 KnownBaseline = Literal[
@@ -38,6 +39,7 @@ _OPTIONS: dict[HumanSetKind, set[str]] = {
     "matrix": {"items", "scores"},
     "embeddings": {"items", "vectors"},
     "features": {"columns", "items", "vectors"},
+    "associations": set(),
     "categories": {"columns"},
     "triplets": {"columns", "items"},
     "wordnet": {"taxonomy"},
@@ -51,6 +53,9 @@ class HumanData(ConfigModel):
     """Name of a built-in data set; with `path`, any other name."""
     path: PathName | None = None
     """File with the judgments (kind wordnet: a folder); default: the built-in data set."""
+    format: PublishedFormatName | None = None
+    """Layout of a published file: THINGS (SPoSE), features of Leuven or McRae, Small World of Words. It
+    takes no other options, except `items` for things. `neuralign human` tells where to get the files."""
     kind: HumanSetKind = "pairs"
     """Format of the file."""
     columns: list[ColumnRef] | None = None
@@ -87,6 +92,9 @@ class HumanData(ConfigModel):
             )
         if self.path is not None and self.name in builtin:
             raise ConfigError(f"{self.name!r} is a built-in data set; choose another name", "name")
+        if self.format is not None:
+            self._check_format(self.format, options)
+            return self
         if unused := options - {"path", "kind", *_OPTIONS[self.kind]}:
             raise ConfigError(f"not allowed for kind {self.kind}", min(unused))
         n_columns = 3 if self.kind == "features" else len(DEFAULT_COLUMNS[self.kind])
@@ -107,17 +115,36 @@ class HumanData(ConfigModel):
             )
         return self
 
+    def _check_format(self, name: PublishedFormatName, options: set[str]) -> None:
+        items = PUBLISHED_FORMATS[name].items
+        if items and self.items is None:
+            raise ConfigError(f"is missing; format {name} has its names in {items}", "items")
+        if unused := options - {"path", "format", *(["items"] if items else [])}:
+            raise ConfigError(f"not allowed for format {name}", min(unused))
+
     def resolve(self, folder: Path) -> HumanSet:
         """The data set, with paths relative to `folder`."""
         if self.path is None:
             return replace(builtin_human_set(self.name), lemma=self.lemma)
+        items = None if self.items is None else folder / self.items
+        if self.format is not None:
+            published = PUBLISHED_FORMATS[self.format]
+            return HumanSet(
+                self.name,
+                folder / self.path,
+                published.kind,
+                published.columns,
+                items=items,
+                vectors=published.vectors,
+                lemma=self.lemma,
+            )
         return HumanSet(
             self.name,
             folder / self.path,
             self.kind,
             DEFAULT_COLUMNS[self.kind] if self.columns is None else tuple(self.columns),
             raters=tuple(self.raters),
-            items=None if self.items is None else folder / self.items,
+            items=items,
             dissimilar=self.scores == "dissimilarity",
             vectors=self.vectors,
             taxonomy=self.taxonomy,

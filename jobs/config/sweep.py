@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from alignment.statistics.rank_correlation import CorrelationMeasure
+from alignment.statistics.matrix_correlation import MATRIX_MEASURES, AgreementMeasure
 from alignment.statistics.resampling import IntervalMethod
 from jobs.config.analysis import (
     AP_MEASURES,
@@ -74,8 +74,9 @@ class Sweep(ConfigModel):
     controls: list[Control] = []
     """split-half: experts of either half of the sentences. length-matched: experts against negatives of
     the same length as the positives. pseudo-concepts: experts of other words that are as frequent."""
-    agreement: list[CorrelationMeasure] = Field(default=["spearman"], min_length=1)
-    """Correlation measures of the agreement with human scores."""
+    agreement: list[AgreementMeasure] = Field(default=["spearman"], min_length=1)
+    """Measures of the agreement with human scores. cka (debiased) and whitened (Pearson's correlation,
+    whitened) need a score of every pair of concepts."""
     interval: IntervalMethod = "jackknife"
     """Method of the 95% confidence intervals."""
     resamples: int = Field(default=2000, ge=100, le=MAX_COUNT)
@@ -132,6 +133,13 @@ class Sweep(ConfigModel):
                 raise ConfigError(message, *location)
             if measure == AUROC_HALVES and "split-half" not in self.controls:
                 raise ConfigError(f"{measure!r} needs controls: [split-half]", *location)
+        return self
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> Sweep:
+        for index, measure in enumerate(self.agreement):
+            if measure in MATRIX_MEASURES and self.interval != "jackknife":
+                raise ConfigError(f"{measure!r} needs interval: jackknife", "agreement", index)
         return self
 
     @model_validator(mode="after")

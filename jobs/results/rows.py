@@ -29,6 +29,8 @@ STATISTIC_NAMES = {
     "spearman": "Spearman's rho",
     "kendall": "Kendall's tau-b",
     "pearson": "Pearson's r",
+    "cka": "debiased CKA",
+    "whitened": "whitened correlation",
     TRIPLETS: "odd-one-out accuracy",
 }
 INTERVAL_METHODS = {

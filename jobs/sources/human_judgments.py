@@ -21,6 +21,7 @@ from storage.readers.human import (
     HumanSet,
     Items,
     NoiseCeiling,
+    read_association_items,
     read_categories,
     read_items,
     read_pairs,
@@ -90,6 +91,7 @@ def load_judgments(
         "matrix": _from_matrix,
         "embeddings": _from_vectors,
         "features": _from_vectors,
+        "associations": _from_associations,
         "categories": _from_categories,
         "triplets": _from_triplets,
         "wordnet": lambda human, _: _from_wordnet(human, concepts, senses or {}),
@@ -195,6 +197,16 @@ def _from_vectors(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
     if matched.size:
         square[np.ix_(matched, matched)] = _item_similarity(human, items, matched)
     return _from_square(human, items.names, square, find_concept)
+
+
+def _from_associations(human: HumanSet, find_concept: ConceptLookup) -> Judgments:
+    """Cosines of the strengths of the responses. Only cues that name a concept are kept: all of them are
+    too many for a table."""
+    items, others = read_association_items(human, lambda cue: find_concept(cue) is not None)
+    indices = np.arange(len(items.names))
+    square = _item_similarity(human, items, indices) if indices.size else np.empty((0, 0))
+    judgments = _from_square(human, items.names, square, find_concept)
+    return replace(judgments, dropped=[DroppedItem((cue,), NO_CONCEPT) for cue in others])
 
 
 def _item_similarity(human: HumanSet, items: Items, indices: Any) -> Any:

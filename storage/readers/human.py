@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,12 +15,15 @@ import numpy as np
 from alignment.arrays import Floats
 from storage.assets import ASSETS, HUMAN_SETS
 from storage.errors import UserError, excerpt
+from storage.readers.associations import read_associations
 from storage.readers.cells import cell_number, cell_text, is_missing, is_missing_number
 from storage.readers.file_format import detect_format, read_text
 from storage.readers.number_files import read_numbers
 from storage.readers.tabular import ColumnRef, open_table, read_columns
 
-HumanSetKind = Literal["pairs", "matrix", "embeddings", "features", "categories", "triplets", "wordnet"]
+HumanSetKind = Literal[
+    "pairs", "matrix", "embeddings", "features", "associations", "categories", "triplets", "wordnet"
+]
 VectorComparison = Literal["cosine", "dot", "softmax"]
 TaxonomyMeasure = Literal["path", "wu-palmer"]
 
@@ -29,6 +32,7 @@ DEFAULT_COLUMNS: dict[HumanSetKind, tuple[ColumnRef, ...]] = {
     "matrix": (),
     "embeddings": (),
     "features": (),
+    "associations": (),
     "categories": ("category", "word"),
     "triplets": ("a", "b", "odd"),
     "wordnet": (),
@@ -56,6 +60,7 @@ class HumanSet:
     matrix      a square table with item names, or an array, square or condensed, with `items`
     embeddings  an array, or numbers in a text file; one row per item of the file `items`
     features    one row per item, one column per feature; or columns of item, feature and value
+    associations  cues, responses and strengths, as Small World of Words publishes them
     categories  columns of category and word
     triplets    columns of two similar items and the odd one out; with `items`, indices into it from 0
     wordnet     the folder `dict` of a WordNet release: not human judgments, but compared like them
@@ -301,6 +306,17 @@ def _read_long_features(human: HumanSet) -> tuple[list[str], Floats]:
         if (item, feature) in rows:
             raise UserError(f"{where}: the feature {feature!r} of {item!r} is listed twice")
         rows[item, feature] = cell_number(value, where, "value")
+    return _tabulate(rows)
+
+
+def read_association_items(human: HumanSet, is_wanted: Callable[[str], bool]) -> tuple[Items, list[str]]:
+    """The wanted cues, each with the strengths of its responses, and the other cues."""
+    strengths, others = read_associations(human.path, is_wanted)
+    return Items(*_tabulate(strengths)), others
+
+
+def _tabulate(rows: Mapping[tuple[str, str], float]) -> tuple[list[str], Floats]:
+    """Items, and a table of items and features that is 0 where there is no row."""
     items = {item: index for index, item in enumerate(dict.fromkeys(item for item, _ in rows))}
     features = {name: index for index, name in enumerate(dict.fromkeys(name for _, name in rows))}
     values = np.zeros((len(items), len(features)))

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError
 
 from alignment.arrays import AnyFloats
-from storage.errors import StoreError
+from storage.errors import StoreError, UserError
 from storage.readers.strict_json import parse_json
 from storage.store import flat_parquet
 from storage.store.paths import is_remote, object_store, read_bytes
@@ -191,6 +191,22 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
     finally:
         # another run may have removed it
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_file(file: Path) -> Iterator[Path]:
+    """A temporary path for a user's file, renamed to it at the end.
+
+    Raises:
+        UserError: if the file already exists, or its folder does not.
+    """
+    if file.exists() or file.is_symlink():
+        raise UserError(f"{file}: already exists; name another file")
+    if not file.parent.is_dir():
+        raise UserError(f"{file}: there is no folder {file.parent}; create it first")
+    with temporary_sibling(file) as temporary:
+        yield temporary
+        temporary.replace(file)
 
 
 def fsync(path: Path) -> None:

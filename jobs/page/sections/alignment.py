@@ -16,11 +16,13 @@ from jobs.page.figures.spec import (
     Figure,
     IntervalPlot,
     IntervalRow,
+    RoundedCell,
     Section,
 )
 from jobs.page.study_data import StudyData, by_step
 from jobs.representations.embeddings import HIDDEN_STATE
 from jobs.results import rows as results
+from jobs.results.published import CAVEAT, SOURCE, find_published
 from jobs.results.rows import LabeledRow, Row, is_selected_maximum
 from jobs.similarity import EXPERTS
 
@@ -81,8 +83,21 @@ def section(data: StudyData) -> Section:
                 f"coverage of a 95% CI is {results.SMALL_SAMPLE_COVERAGE}% (in simulations)."
             )
     title = "Do expert neurons group concepts the way people do?"
-    tables = [table] if (table := _subset_table(data)).rows else []
+    tables = [table for table in (_published_table(data), _subset_table(data)) if table.rows]
     return Section("alignment", title, lead, figures, tables, missing=missing)
+
+
+def _published_table(data: StudyData) -> DataTable:
+    """Published values of the study's models, beside those of the study."""
+    rows: list[list[Cell]] = [
+        [human_set, value.label, RoundedCell(value.published), value.here]
+        for human_set, group in results.group_rows(
+            data.query(_ROWS, subset=ALL_PAIRS), "human_set"
+        ).items()
+        for value in find_published(group)
+    ]
+    columns = ["human data", SOURCE, "published rho", "here [95% CI]"]
+    return DataTable(columns, rows, CAVEAT)
 
 
 def _subset_table(data: StudyData) -> DataTable:
