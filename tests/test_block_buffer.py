@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cluster.activations.block_buffer import BlockBuffer
+from cluster.activations.column_order import reorder_columns
 from cluster.models.sites import Site
 from storage.errors import NeuralignError
 
@@ -69,3 +70,25 @@ def test_the_first_sentence_of_the_set_is_named() -> None:
     """The first of the batches, which are sorted by length."""
     broken = [(GATE, "max", sentence) for sentence in (2, 1)]
     assert name_first(["max"], broken) == f"{GATE}, pooling max, sentence 'second'"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_columns_are_reordered_with_every_bit(dtype: torch.dtype) -> None:
+    """A value under another sentence, or a -0 or subnormal that is changed on the way."""
+    rows = torch.randn(7, 50).mul(1e-7).to(dtype)
+    rows[3, 4] = -0.0
+    columns, expected = torch.randperm(50), rows.clone()
+    assert reorder_columns(rows, columns)
+    bits = torch.int16 if dtype == torch.float16 else torch.int32
+    assert torch.equal(rows.view(bits), expected[:, columns].view(bits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, -torch.nan])
+def test_one_value_that_is_not_finite_is_found(dtype: torch.dtype, number: float) -> None:
+    """It would be scored as an activation."""
+    rows = torch.full((3, 5), torch.finfo(dtype).max).to(dtype)
+    rows[0] *= -1
+    assert reorder_columns(rows, torch.arange(5))
+    rows[1, 4] = number
+    assert not reorder_columns(rows, torch.arange(5))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from alignment.arrays import AnyFloats
+from alignment.expertise import statistics_kernel
 from alignment.expertise.ap_kernel import N_AP_BINS
 from alignment.expertise.label_permutations import permute_labels
 from alignment.expertise.labels import (
@@ -410,6 +411,17 @@ def test_activation_statistics_match_numpy(problem: tuple[AnyFloats, Labels]) ->
         assert p50[row] == pytest.approx(np.median(on), rel=1e-6)
         assert p90[row] == pytest.approx(np.percentile(on, 90), rel=1e-6)
         assert off[row] == pytest.approx(exact[neuron, negatives[concept]].mean(), rel=1e-6, abs=1e-6)
+
+
+def test_every_finite_float16_is_widened_exactly() -> None:
+    """A subnormal number flushed to 0 would be a wrong median of a quiet neuron."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    finite = bits[np.isfinite(bits.view(np.float16))]
+    out = np.empty((1, len(finite)), np.float32)
+    statistics_kernel.widen_rows(np.stack([finite[::-1], finite]), np.array([1]), out)
+    assert np.array_equal(
+        out[0].view(np.uint32), finite.view(np.float16).astype(np.float32).view(np.uint32)
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -13,12 +13,13 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from alignment.arrays import Floats
+from alignment.arrays import Floats, Ints
 from alignment.expertise import scoring_torch, statistics_torch
 from alignment.expertise.device_chunks import DeviceChunks
 from alignment.expertise.label_permutations import permute_labels
@@ -326,12 +327,25 @@ def test_top_sentences_are_sorted_by_value_then_sentence() -> None:
     values[1, :7] = np.finfo(np.float16).max
     units = np.array([0, 1, 5, 29])
     for n_sentences in (50, 3):
-        part = values[:, :n_sentences].copy()
-        expected = np.argsort(-part[units], axis=1, kind="stable")[:, :5]
-        for top in (
-            find_top_sentences(part, units),
-            find_top_sentences_torch(torch.from_numpy(part), units, DeviceChunks()),
-        ):
-            assert np.array_equal(top.units, units)
-            assert np.array_equal(top.sentence_ids, expected)
-            assert np.array_equal(top.values, np.take_along_axis(part[units], expected, axis=1))
+        check_top_sentences(values[:, :n_sentences].copy(), units)
+
+
+@pytest.mark.parametrize("n_sentences", [31, 32, 33, 160, 1000])
+@pytest.mark.parametrize("spread", [0, 2, 1e4])
+def test_no_top_sentence_is_skipped(n_sentences: int, spread: float) -> None:
+    """Sentences are looked at in blocks, of which most are skipped by their highest value."""
+    random = np.random.default_rng(n_sentences)
+    values = (random.normal(size=(40, n_sentences)) * spread).round(1).astype(np.float16)
+    check_top_sentences(values, np.arange(40))
+
+
+def check_top_sentences(values: npt.NDArray[np.float16], units: Ints) -> None:
+    """Compare with a stable sort."""
+    expected = np.argsort(-values[units].astype(np.float32), axis=1, kind="stable")[:, :5]
+    for top in (
+        find_top_sentences(values, units),
+        find_top_sentences_torch(torch.from_numpy(values), units, DeviceChunks()),
+    ):
+        assert np.array_equal(top.units, units)
+        assert np.array_equal(top.sentence_ids, expected)
+        assert np.array_equal(top.values, np.take_along_axis(values[units], expected, axis=1))

@@ -271,15 +271,30 @@ def accumulate_permuted_ap(
             for concept in range(n_concepts):
                 score = precision[permutation * width + concept] / n_positive[concept]
                 max_ap[permutation, concept] = max(max_ap[permutation, concept], score)
-                ap_bin = min(int(score * N_AP_BINS), N_AP_BINS - 1)
-                # the product is rounded, and an AP equal to an edge does not exceed it
-                if ap_bin / N_AP_BINS >= score:
-                    ap_bin -= 1
-                elif ap_bin + 1 < N_AP_BINS and (ap_bin + 1) / N_AP_BINS < score:
-                    ap_bin += 1
-                counts[permutation, concept, ap_bin] += 1
+                counts[permutation, concept, _find_bin(score)] += 1
         tp[:] = 0
         listed_fp[:] = 0
         precision[:] = 0.0
         shared_fp[:] = 0.0
         state.n_scanned[0] = 0
+
+
+@numba.njit(cache=True, nogil=True)
+def count_ap(ap: Floats, counts: Ints) -> None:
+    """Add each neuron of `ap`, (neurons, concepts), to `counts`, (concepts, N_AP_BINS), in the last bin
+    whose lower edge its AP strictly exceeds."""
+    for neuron in range(ap.shape[0]):
+        for concept in range(ap.shape[1]):
+            counts[concept, _find_bin(ap[neuron, concept])] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_bin(score: float) -> int:
+    """The last bin whose lower edge a positive AP strictly exceeds."""
+    ap_bin = min(int(score * N_AP_BINS), N_AP_BINS - 1)
+    # The product is rounded, and an AP equal to an edge does not exceed it.
+    if ap_bin / N_AP_BINS >= score:
+        return ap_bin - 1
+    if ap_bin + 1 < N_AP_BINS and (ap_bin + 1) / N_AP_BINS < score:
+        return ap_bin + 1
+    return ap_bin

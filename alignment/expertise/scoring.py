@@ -69,9 +69,7 @@ class ApHistogram:
     def from_ap(cls, ap: Floats) -> ApHistogram:
         """The histogram of APs of shape (neurons, concepts), under one labeling."""
         counts = np.zeros((1, ap.shape[1], ap_kernel.N_AP_BINS), np.int64)
-        edges = np.arange(ap_kernel.N_AP_BINS) / ap_kernel.N_AP_BINS
-        bins = np.searchsorted(edges, ap, side="left") - 1
-        np.add.at(counts[0], (np.broadcast_to(np.arange(ap.shape[1]), ap.shape), bins), 1)
+        ap_kernel.count_ap(ap, counts[0])
         return cls(ap.max(axis=0, initial=0.0, keepdims=True), _count_above(counts))
 
     @classmethod
@@ -187,9 +185,13 @@ def activation_statistics(
     for first in range(0, len(selected), n_rows):
         batch = selected[first : first + n_rows]
         of_batch = allocate((len(batch), labels.n_sentences), np.float32)
-        for row, neuron in enumerate(batch):
-            of_batch[row] = values[neuron]
+        if values.dtype == np.float16:
+            statistics_kernel.widen_rows(values.view(np.uint16), batch, of_batch)
+        else:
+            np.take(values, batch, axis=0, out=of_batch, mode="clip")
         pairs = np.flatnonzero((first <= rows) & (rows < first + n_rows))
+        # Neuron by neuron, whose values are then in the CPU's caches.
+        pairs = pairs[np.argsort(rows[pairs], kind="stable")]
         statistics_kernel.fill_statistics(
             of_batch, pairs, rows[pairs] - first, concepts, *labels.grouped_positives,
             *labels.grouped_negatives, statistics_kernel.sum_pool(of_batch, labels.in_shared_pool),

@@ -6,12 +6,32 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from alignment.arrays import Bools, Floats, Ints
+from alignment.arrays import Bools, Floats, Ints, UInts
 
 Float32s = npt.NDArray[np.float32]
 
 
+_MAX_INSERTED = 64
+"""The most numbers that are sorted by insertion, which is faster for few."""
+
+_SMALLEST_EXPONENT = np.float32(2.0**112)
+"""The quotient of numbers with the same bits of exponent in float32 and float16."""
+
+
 @numba.njit(cache=True, nogil=True)
+def widen_rows(bits: UInts, rows: Ints, out: Float32s) -> None:
+    """Convert rows of finite float16 numbers to float32, several at once: from `bits`, (neurons,
+    sentences), to `out`, (rows, sentences)."""
+    for index in range(len(rows)):
+        row, widened = bits[rows[index]], out[index]
+        for sentence in range(len(row)):
+            number = np.uint32(row[sentence])
+            magnitude = np.uint32((number & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32)
+            scaled = np.float32(magnitude * _SMALLEST_EXPONENT)
+            widened[sentence] = scaled if number < np.uint32(0x8000) else -scaled
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc"})
 def sum_pool(values: Float32s, is_in_pool: Bools) -> Floats:
     """The sum of each row of `values`, (neurons, sentences), over the sentences of the pool."""
     sums = np.zeros(len(values))
@@ -58,10 +78,23 @@ def fill_statistics(
         total = pool_sums[rows[index]] - positives_in_pool[concept] * own
         for entry in range(listed_starts[concept], listed_starts[concept + 1]):
             total += row[listed[entry]]
-        ordered.sort()
+        _sort(ordered)
         statistics = out[pairs[index]]
         statistics[0], statistics[1] = _quantile(ordered, 0.5), _quantile(ordered, 0.9)
         statistics[2] = total / n_negative[concept]
+
+
+@numba.njit(cache=True, nogil=True)
+def _sort(numbers: Float32s) -> None:
+    if len(numbers) > _MAX_INSERTED:
+        numbers.sort()
+        return
+    for end in range(1, len(numbers)):
+        number, place = numbers[end], end
+        while place > 0 and numbers[place - 1] > number:
+            numbers[place] = numbers[place - 1]
+            place -= 1
+        numbers[place] = number
 
 
 @numba.njit(cache=True, nogil=True)

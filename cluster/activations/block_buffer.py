@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from cluster.activations.column_order import reorder_columns
 from cluster.activations.pooling_shard import overflow_error
 from cluster.models.sites import Site
 from cluster.models.token_roles import POOLED_ROLES
 from storage.errors import NeuralignError, excerpt
-from storage.store.commit import all_finite
-
-REORDERED_BYTES = 256 << 20
-"""Memory in which values are reordered."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +84,8 @@ class BlockBuffer:
         """
         columns = torch.empty(len(order), dtype=torch.int64)
         columns[torch.tensor(order)] = torch.arange(len(order))
-        for group in self.groups:
-            _reorder(group.values, columns)
-        if not all(_is_finite(group.values) for group in self.groups):
+        is_finite = [reorder_columns(group.values.flatten(0, -2), columns) for group in self.groups]
+        if not all(is_finite):
             raise next(self._overflow_errors(texts))
         return [
             PooledValues(pooling, group.sites, values.flatten(0, 1))
@@ -114,22 +109,3 @@ def _split_poolings(poolings: Sequence[str]) -> list[tuple[str, ...]]:
     maxima = tuple(pooling for pooling in poolings if pooling in POOLED_ROLES)
     others: list[tuple[str, ...]] = [(pooling,) for pooling in poolings if pooling not in POOLED_ROLES]
     return [maxima, *others] if maxima else others
-
-
-def _reorder(values: torch.Tensor, columns: torch.Tensor) -> None:
-    """Reorder the last dimension in place, in a limited amount of further memory."""
-    rows = values.flatten(0, -2)
-    rows_in_part = max(1, REORDERED_BYTES // (rows.shape[1] * rows.itemsize))
-    index = columns.to(values.device)
-    for part in torch.split(rows, rows_in_part):
-        if part.device.type == "cpu":
-            # NumPy gathers several times as fast on a CPU.
-            part.copy_(torch.from_numpy(np.take(part.numpy(), columns.numpy(), axis=1)))
-        else:
-            part.copy_(part.index_select(1, index))
-
-
-def _is_finite(values: torch.Tensor) -> bool:
-    if values.device.type == "cpu":
-        return all_finite(values.numpy())
-    return bool(torch.stack(torch.aminmax(values, dim=-1)).isfinite().all())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cluster.activations.block_buffer import REORDERED_BYTES
+from cluster.activations.column_order import REORDERED_BYTES
 from cluster.activations.pooling_shard import STATE_POOLINGS, ActivationSettings
 from cluster.host_memory import free_host_memory
 from cluster.models.architecture import find_layers

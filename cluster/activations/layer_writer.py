@@ -15,7 +15,6 @@ import torch
 from cluster.activations.site_writers import SiteWriters
 from storage.store.activation_files import activation_folder, units_per_row_group
 from storage.store.commit import FileRecord, write_values
-from storage.store.paths import is_remote
 
 if TYPE_CHECKING:
     from cluster.activations.pass_request import SiteValues
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 _CPU_BYTES, _GPU_BYTES = 64 << 20, 256 << 20
 """Buffers of a file that is encoded; on a GPU what the check for finite values takes."""
 
-_PARALLEL_UPLOADS = 4
-"""Hides the latency of object stores, which on a disk a single core does not have."""
+_PARALLEL_WRITES = 4
+"""Hides the latency of object stores, and of disks that flush a file."""
 
 
 def activation_file(pooling: str, layer: int, site: str) -> str:
@@ -61,13 +60,11 @@ class LayerWriter:
         return self._writers.finish()
 
     def _write_in_threads(self, files: dict[str, torch.Tensor], threads: int) -> list[FileRecord]:
-        n_threads = max(threads, _PARALLEL_UPLOADS) if is_remote(self.folder) else threads
-
         def write(name: str) -> FileRecord:
             values = files[name]
             return write_values(self.folder, name, values.numpy(), row_group_size(values))
 
-        with ThreadPoolExecutor(n_threads) as pool:
+        with ThreadPoolExecutor(max(threads, _PARALLEL_WRITES)) as pool:
             return list(pool.map(write, files))
 
 

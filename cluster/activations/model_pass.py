@@ -104,7 +104,6 @@ class ModelPass:
         blocks = list(self.blocks or self._plan())
         self._missing = set(range(blocks[-1].stop) if missing is None else missing)
         # To find a block's garbage among all objects takes as long as to load a block.
-        gc.collect()
         gc.freeze()
         try:
             self._run_missing(blocks, consume)

@@ -40,7 +40,6 @@ from storage import tables
 from storage.store.activation_files import RESIDUAL, activation_folder
 from storage.store.commit import FileRecord, write_table, write_values
 from storage.store.layout import escape_name
-from storage.store.paths import is_remote
 from storage.store.scratch import scratch
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 
 _SCORED_FOLDER = "scored"
 _PARALLEL_WRITES = 4
-"""Hides the latency of object stores and of checking what was written, where scores come from a GPU."""
+"""Hides the latency of object stores, and of disks that flush a file."""
 
 _PART_UNITS, _PART_BYTES = 128, 16 << 20
 """Neurons, and bytes of their values, that a thread scores at a time. These do not depend on the number
@@ -121,9 +120,7 @@ class LayerScorer:
         def write(name: str) -> FileRecord:
             return write_table(self.folder, layer_file(name, layer), pa.concat_tables(rows[name]))
 
-        is_on_cpu = all(_is_in_host_memory(values) for _, values in keyed)
-        n_writers = threads if is_on_cpu and not is_remote(self.folder) else _PARALLEL_WRITES
-        with ThreadPoolExecutor(n_writers) as pool:
+        with ThreadPoolExecutor(_PARALLEL_WRITES) as pool:
             return files + list(pool.map(write, [name for name, parts in rows.items() if parts]))
 
     def _add_rows(

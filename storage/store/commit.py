@@ -83,7 +83,9 @@ def write_table(folder: Path, name: str, table: pa.Table) -> FileRecord:
         return None
 
     content = pa.BufferOutputStream()
-    pq.write_table(table, content, compression="zstd")
+    # Dictionaries of numbers take longer to make, and files with them are larger.
+    strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    pq.write_table(table, content, compression="zstd", use_dictionary=strings)
     return _commit(folder, name, [content.getvalue()], table.num_rows, check)
 
 
@@ -142,9 +144,22 @@ def find_table_problem(table: pa.Table) -> str | None:
         if pa.types.is_floating(field.type) and pc.all(pc.is_finite(column)).as_py() not in (True, None):
             return f"a non-finite value in the column {field.name}"
     key = key_columns(table.schema)
-    if key and table.group_by(key, use_threads=False).aggregate([]).num_rows != table.num_rows:
+    if key and not _are_unique(table.select(key)):
         return f"two rows with the same {', '.join(key)}"
     return None
+
+
+def _are_unique(rows: pa.Table) -> bool:
+    if rows.num_rows < 2:
+        return True
+    # Columns of a single value distinguish no rows, and take as long as others.
+    varied = [
+        name
+        for name, column in zip(rows.column_names, rows.columns, strict=True)
+        if pc.all(pc.equal(column, column[0]), skip_nulls=False).as_py() is not True
+    ]
+    groups = rows.group_by(varied, use_threads=False).aggregate([])
+    return bool(varied) and groups.num_rows == rows.num_rows
 
 
 def key_columns(schema: pa.Schema) -> list[str]:
