@@ -66,7 +66,6 @@ def find_tokens(
     Raises:
         WorkFailed: if the actor fails repeatedly.
     """
-    from cluster.activations.pass_actor import PassWorker
     from cluster.runtime.placement import plan_placement
     from cluster.runtime.queue import WorkQueue
     from cluster.runtime.session import connect
@@ -76,7 +75,7 @@ def find_tokens(
         placement = plan_placement(weights, settings.dtype, 1, model.gpus_per_shard)
         queue: WorkQueue[TokenRequest, None] = WorkQueue(
             _starter(workers, weights, settings, 1, placement.resources),
-            PassWorker.find_tokens,
+            lambda worker, unit: worker.find_tokens(unit),
             lambda _: name,
             lambda unit: unit.halve_batches(),
         )
@@ -92,7 +91,6 @@ def _run_on_workers(
     workers: list[PassWorker],
 ) -> None:
     """Run a request; the last of the `workers` is the one at work."""
-    from cluster.activations.pass_actor import PassWorker
     from cluster.activations.pass_placement import place_pass
     from cluster.activations.shard_choice import PassSize
     from cluster.runtime.queue import WorkQueue
@@ -107,7 +105,7 @@ def _run_on_workers(
     request = replace(request, notes=placement.notes)
     queue: WorkQueue[PassRequest, None] = WorkQueue(
         _starter(workers, weights, settings, placement.shards, placement.resources),
-        PassWorker.run,
+        lambda worker, unit: worker.run(unit),
         lambda _: name,
         lambda unit: unit.leave_more_memory(),
     )

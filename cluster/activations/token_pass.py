@@ -53,12 +53,18 @@ class TokenPass:
             UserError: if the model cannot be read, or does not fit the device.
             NeuralignError: if a site has no output.
         """
-        for layers in self._plan():
-            sentences = np.flatnonzero(self._n_layers > layers.start).tolist()
-            if not sentences:
-                break
-            self._run_block(layers, sentences)
-            consume(layers)
+        # To find a block's garbage among all objects takes as long as to load a block.
+        gc.collect()
+        gc.freeze()
+        try:
+            for layers in self._plan():
+                sentences = np.flatnonzero(self._n_layers > layers.start).tolist()
+                if not sentences:
+                    break
+                self._run_block(layers, sentences)
+                consume(layers)
+        finally:
+            gc.unfreeze()
 
     def _plan(self) -> list[range]:
         """Blocks that fit the device, which holds pooled values of no sentence."""

@@ -27,9 +27,9 @@ from storage import tables
 from storage.store.commit import write_table
 from storage.store.manifest import read_work_units, write_work_unit
 
-_TOLERANCE = 2**-6
-"""Relative difference of a maximum from the stored value that is put down to rounding: two units in the
-last place of bfloat16, whose values may depend on the batch."""
+_TOLERANCE = 2**-4
+"""Relative difference of a maximum from the stored value that counts as rounding: in bfloat16 values
+depend on the batch, after many layers by up to 3% in the demo's model."""
 
 _SMALLEST = float(torch.finfo(torch.float16).tiny)
 """Smaller differences are those of float16."""
