@@ -36,7 +36,7 @@ from storage.store.activation_files import (
 from storage.store.commit import FileRecord, write_table
 from storage.store.fingerprint import hash_file
 from storage.store.layout import HIDDEN_STATES
-from storage.store.manifest import read_work_units
+from storage.store.manifest import Manifest, read_work_units
 from storage.store.paths import is_remote
 
 if TYPE_CHECKING:
@@ -103,15 +103,19 @@ def resource_for(model: Model) -> Resource:
 
 def open_site(stage: Stage, store: Path, pooling: str, layer: int, site: str) -> SiteActivations:
     """Activations of one site on all sentences."""
-    manifest = stage.read_manifest(store)
-    records = manifest.records(activation_folder(pooling, layer, site))
+    return open_site_of_run(stage.read_manifest(store), pooling, layer, site)
+
+
+def open_site_of_run(run: Manifest, pooling: str, layer: int, site: str) -> SiteActivations:
+    """The same, of a completed stage."""
+    records = run.records(activation_folder(pooling, layer, site))
     records.sort(key=attrgetter("path"))
     (width,) = (
         row["width"]
-        for row in read_sites(stage, store)
+        for row in run.read_table(tables.SITES.file).to_pylist()
         if tuple(row[name] for name in _SITE_KEY) == (pooling, layer, site)
     )
-    return SiteActivations([manifest.folder / record.path for record in records], width, records)
+    return SiteActivations([run.folder / record.path for record in records], width, records)
 
 
 def read_sites(stage: Stage, store: Path) -> list[dict[str, Any]]:
@@ -157,7 +161,7 @@ def _run(
     request = PassRequest(
         texts, words, stage.params["token_budget"], folder, spool, _make_consumer(stage, store)
     )
-    settings = _make_settings(stage, weights, model, autoencoder)
+    settings = make_settings(stage, weights, model, autoencoder)
     run_pass(stage.name, weights, model, settings, request, units)
     if spool is not None:
         shutil.rmtree(spool, ignore_errors=True)
@@ -190,7 +194,7 @@ def _make_consumer(stage: Stage, store: Path) -> LayerConsumer:
     return LayerScorer(folder, labelings, ids, members)
 
 
-def _make_settings(
+def make_settings(
     stage: Stage, weights: Weights, model: Model, autoencoder: SparseAutoencoder | None
 ) -> ActivationSettings:
     """What the pass records of the model."""

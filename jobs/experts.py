@@ -28,11 +28,12 @@ from jobs.scoring.block_scores import (
     SiteKey,
     chance_table,
     expert_table,
+    layer_file,
     max_block_units,
     score_block,
 )
 from jobs.scoring.labelings import PSEUDO_CONCEPTS, RELABELED_CONTROLS, Labeling, make_labeling
-from jobs.scoring.layer_scorer import layer_file, scored_folder
+from jobs.scoring.layer_scorer import scored_folder
 from jobs.scoring.token_counts import count_experts, token_count_notes
 from storage import sql, tables
 from storage.errors import StoreError, UserError

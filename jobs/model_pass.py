@@ -1,9 +1,10 @@
-"""A pass of a sentence set through a model on the cluster, with retries and progress."""
+"""A pass of a sentence set through a model on the cluster, and a search for tokens in some of its
+sentences, with retries and progress."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from cluster.activations.pass_actor import PassWorker
     from cluster.activations.pass_request import PassRequest
     from cluster.activations.pooling_shard import ActivationSettings
+    from cluster.activations.token_rows import TokenRequest
 
+_UNIT = "sentences x layers"
 _SECONDS_BETWEEN_COUNTS = 2.0
 
 
@@ -43,10 +46,40 @@ def run_pass(
     n_sentences = len(request.texts)
     n_items, n_done = len(units) * n_sentences, n_recorded * n_sentences
     with (
-        progress(name, n_items, "sentences x layers", n_done) as advance,
+        progress(name, n_items, _UNIT, n_done) as advance,
         _counted(advance, n_items - n_done) as workers,
     ):
         _run_on_workers(name, weights, model, settings, request, workers)
+
+
+def find_tokens(
+    name: str,
+    weights: Weights,
+    model: Model,
+    settings: ActivationSettings,
+    request: TokenRequest,
+    n_items: int,
+) -> None:
+    """Record the layers of a request that are not recorded yet, on one device, for the stage with this
+    display name; `n_items` are the sentences times layers to read.
+
+    Raises:
+        WorkFailed: if the actor fails repeatedly.
+    """
+    from cluster.runtime.placement import plan_placement
+    from cluster.runtime.queue import WorkQueue
+    from cluster.runtime.session import connect
+
+    with progress(name, n_items, _UNIT) as advance, _counted(advance, n_items) as workers:
+        connect()
+        placement = plan_placement(weights, settings.dtype, 1, model.gpus_per_shard)
+        queue: WorkQueue[TokenRequest, None] = WorkQueue(
+            _starter(workers, weights, settings, 1, placement.resources),
+            lambda worker, unit: worker.find_tokens(unit),
+            lambda _: name,
+            lambda unit: unit.halve_batches(),
+        )
+        list(queue.run([request], 1, model.wait_seconds))
 
 
 def _run_on_workers(
@@ -58,7 +91,6 @@ def _run_on_workers(
     workers: list[PassWorker],
 ) -> None:
     """Run a request; the last of the `workers` is the one at work."""
-    from cluster.activations.pass_actor import PassWorker
     from cluster.activations.pass_placement import place_pass
     from cluster.activations.shard_choice import PassSize
     from cluster.runtime.queue import WorkQueue
@@ -71,18 +103,30 @@ def _run_on_workers(
         weights, settings, size, model.shards, model.gpus_per_shard, model.cpus_per_shard
     )
     request = replace(request, notes=placement.notes)
-
-    def start() -> PassWorker:
-        workers.append(PassWorker(weights, settings, placement.shards, placement.resources))
-        return workers[-1]
-
     queue: WorkQueue[PassRequest, None] = WorkQueue(
-        start,
+        _starter(workers, weights, settings, placement.shards, placement.resources),
         lambda worker, unit: worker.run(unit),
         lambda _: name,
         lambda unit: unit.leave_more_memory(),
     )
     list(queue.run([request], 1, model.wait_seconds))
+
+
+def _starter(
+    workers: list[PassWorker],
+    weights: Weights,
+    settings: ActivationSettings,
+    shards: int,
+    resources: dict[str, float],
+) -> Callable[[], PassWorker]:
+    """Starts a worker and appends it to `workers`."""
+    from cluster.activations.pass_actor import PassWorker
+
+    def start() -> PassWorker:
+        workers.append(PassWorker(weights, settings, shards, resources))
+        return workers[-1]
+
+    return start
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from jobs import (
     sentences,
     similarity,
     steering,
+    top_tokens,
 )
 from jobs.config.analysis import AUROC_HALVES, AUROC_MEASURES, VECTOR_MEASURES
 from jobs.config.comparison import (
@@ -348,6 +349,8 @@ class _ModelPlanner:
         kept_scores = self._kept_scores(weights)
         experts_stage = experts.plan(activations_stage, settings, sweep.seed, None, kept_scores)
         yield experts_stage
+        if is_trained and top_tokens.has_maxima(experts_stage):
+            yield top_tokens.plan(experts_stage, weights, model)
         control_stages = (
             self._control_stages(activations_stage, experts_stage, weights) if is_trained else []
         )

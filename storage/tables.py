@@ -127,6 +127,7 @@ _CONTROL = _column(
 
 _RUN_KEY = [_MODEL, _REVISION, _CONCEPT_SET]
 _SITE_KEY = [*_RUN_KEY, _LAYER, _SITE, _POOLING]
+_RANK = _column("rank", _INT32, "1: the highest activation")
 _UNIT_KEY = [_CONCEPT, _LAYER, _SITE, _UNIT]
 
 CONCEPTS = _table(
@@ -203,9 +204,9 @@ N_TOP_SENTENCES = 5
 TOP_SENTENCES = _table(
     "activations/top-sentences",
     f"The {N_TOP_SENTENCES} sentences with the highest activations of every expert neuron; only of "
-    "activations that were scored and not kept. The token with the maximum is not recorded.",
-    [*_RUN_KEY, _POOLING, _LAYER, _SITE, _UNIT, _column("rank", _INT32, "1: the highest activation")],
-    _column("sentence_id", _INT, "index of the sentence in its concept set, from 0"),
+    "activations that were scored and not kept.",
+    [*_RUN_KEY, _POOLING, _LAYER, _SITE, _UNIT, _RANK],
+    _SENTENCE_ID,
     _column("value", _FLOAT32, "the pooled activation"),
     name="top_sentences",
 )
@@ -244,6 +245,24 @@ CHANCE_COUNTS = _table(
     _column("best_ap", _FLOAT, "highest AP of the site's neurons"),
     _column("n_above", pa.list_(_INT), "neurons with an AP above 0, 0.05, 0.1, ... 0.95"),
     name="chance_counts",
+)
+
+N_TOKEN_EXPERTS = 3
+
+TOP_TOKENS = _table(
+    "top_tokens/top-tokens",
+    f"The {N_TOP_SENTENCES} sentences with the highest activations of the {N_TOKEN_EXPERTS} experts of "
+    "each concept and pooling with the highest AP, and in each the token of the maximum, for poolings "
+    "that are maxima; not of random weights. The columns of the token are null if the sentence has none "
+    "for the pooling, or its value was another one when it was read again.",
+    [*_RUN_KEY, _POOLING, _LAYER, _SITE, _UNIT, _RANK],
+    _SENTENCE_ID,
+    _column("value", _FLOAT32, "the pooled activation"),
+    _optional("token_index", _INT32, "index of the token in the model's input, from 0"),
+    _optional("token", _TEXT, "its characters in the sentence, without spaces at both ends"),
+    _optional("char_start", _INT32, "first character of these in the sentence, from 0"),
+    _optional("char_end", _INT32, "first character after them"),
+    name="top_tokens",
 )
 
 SCORED_CONCEPTS = _table(

@@ -213,6 +213,7 @@ def in_one_process(threads: int = 1) -> Iterator[None]:
         def __init__(self, weights: Any, settings: Any, *_: Any) -> None:
             self._actor = PassActor(weights, settings, 0, 1)
             self.run = lambda request: self._actor.run(request, threads)
+            self.find_tokens = self._actor.find_tokens
             self.count_done = self._actor.count_done
 
     class Queue:

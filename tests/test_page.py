@@ -173,6 +173,38 @@ def test_a_dark_page_prints_with_light_colors_at_paper_width(
 
 
 @needs_chromium
+def test_the_token_of_the_maximum_is_marked(window: browser.Browser, report: Path, store: Path) -> None:
+    """A mark beside the token, or a sentence of which the page lost a part."""
+    with open_study(store) as data:
+        rows = data.query(
+            """
+            WITH best AS (
+                FROM experts WHERE concept = 'bus' AND pooling = 'max'
+                ORDER BY ap DESC, layer, site, unit LIMIT 3
+            )
+            SELECT round(value, 2) AS value, text, token, char_start
+            FROM top_tokens JOIN best USING (pooling, layer, site, unit)
+            JOIN sentences USING (sentence_id) ORDER BY ap DESC, layer, site, unit, rank
+            """
+        )
+    window.open(f"{(report / 'report.html').as_uri()}#concept=bus")
+    window.wait_for("document.querySelector('#detail mark') !== null")
+    shown = window.evaluate(
+        "[...document.querySelectorAll('#detail blockquote')].map((quote) => {"
+        " const mark = quote.querySelector('mark');"
+        " return [quote.textContent, mark.textContent, mark.previousSibling.textContent]; })"
+    )
+    assert len(shown) == len(rows) == 15
+    for (line, mark, before), row in zip(shown, rows, strict=True):
+        value, _, start = before.partition(": ")
+        assert float(value) == pytest.approx(row["value"], abs=0.05)
+        assert mark == row["token"]
+        assert start == row["text"][: row["char_start"]]
+        assert row["text"] in line
+    assert "raw AP" in window.evaluate("document.getElementById('detail').textContent")
+
+
+@needs_chromium
 def test_the_served_page_loads_details_and_switches_views(
     window: browser.Browser, server: Server
 ) -> None:

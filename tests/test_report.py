@@ -126,7 +126,7 @@ def test_top_sentences_have_the_highest_activations(store: Path) -> None:
         (top,) = data.query(
             "SELECT max(ap) AS ap FROM experts WHERE concept = 'bus' AND pooling = 'max'"
         )
-    assert [(value, text) for value, text, _ in best["top_sentences"]] == [
+    assert [(value, "".join(parts)) for value, *parts, _ in best["top_sentences"]] == [
         (row["value"], row["text"]) for row in expected
     ]
     assert aps == sorted(aps, reverse=True)
@@ -185,13 +185,26 @@ def test_missing_results_are_listed_with_instructions(store: Path, tmp_path: Pat
 
 
 def test_dropped_activations_are_reported(store: Path, tmp_path: Path) -> None:
+    """A page without sentences though the best experts' are stored, or that does not say why it has
+    none."""
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
     for stage in manifest.completed(copy, "activations"):
         manifest.drop_files(stage, is_activation_file, "to see")
+    message = "the raw activations were deleted"
+    with open_study(copy) as data:
+        assert message not in render_page(data, "dropped", make_sections(data))
+        (best,) = [detail["experts"][0] for detail in concept_details(data, "bus").values()]
+    with open_study(store) as data:
+        ConceptPairs(data)
+        (expected,) = [detail["experts"][0] for detail in concept_details(data, "bus").values()]
+    assert best == expected
+    assert best["top_sentences"]
+    for stage in manifest.completed(copy, "top_tokens"):
+        shutil.rmtree(stage.folder)
     with open_study(copy) as data:
         html = render_page(data, "dropped", make_sections(data))
-    assert "the raw activations were deleted" in html
+    assert message in html
     assert "deleted after scoring to save space" in html
 
 

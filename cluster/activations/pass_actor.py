@@ -25,6 +25,8 @@ from cluster.activations.pipeline_shard import HiddenStates, PipelineShard
 from cluster.activations.pooling_shard import ActivationSettings
 from cluster.activations.prepared_pass import PreparedPass
 from cluster.activations.spool import SpoolSettings
+from cluster.activations.token_pass import TokenPass
+from cluster.activations.token_rows import TokenRequest, TokenRows
 from cluster.models.weights import ensure_local
 from cluster.runtime.shard_group import ModelActor, ShardGroup
 from storage.errors import NeuralignError
@@ -46,14 +48,14 @@ _CHARACTERS_IN_TOKEN = 4
 class PassActor(ModelActor[Any]):
     """Runs a pass on one device, or a shard of a pipeline."""
 
-    _running: ModelPass | PipelineShard | None = None
+    _running: ModelPass | PipelineShard | TokenPass | None = None
     _error: Exception | None = None
     """The first one of the pipeline's present run: later steps cannot do without the failed one."""
 
     _is_broken = False
 
     def count_done(self) -> int:
-        """Sentences times missing layers that were read since the pass began."""
+        """Sentences times missing layers that were read since the pass, or that for tokens, began."""
         running = self._running
         return 0 if running is None else running.n_read
 
@@ -90,6 +92,21 @@ class PassActor(ModelActor[Any]):
             recorder = prepared.make_recorder(missing, model_pass.notes)
             recorder.record_empty(missing.difference(prepared.layers))
             model_pass.run(recorder.record, missing.intersection(prepared.layers))
+
+    def find_tokens(self, request: TokenRequest) -> None:
+        """Record the layers of a request that are not recorded yet.
+
+        Raises:
+            UserError: if the model cannot be read, or does not fit the device.
+            NeuralignError: if a site has no output.
+        """
+        torch.set_num_threads(1)
+        with self._handle_errors():
+            settings = cast(ActivationSettings, self._settings)
+            folder = ensure_local(self._weights)
+            rows = TokenRows(request, folder, settings, self._find_device())
+            self._running = rows.tokens
+            rows.record()
 
     def begin(self, request: PassRequest, threads: int, missing: set[int] | None) -> set[int]:
         """Load the shard of a pipeline for a new run. Returns the missing layers, which the first shard
@@ -216,6 +233,10 @@ class PassWorker(ShardGroup):
                 actor.drop.remote()
             return first.run.remote(request, threads)
         return self._run_pipeline(ray.put(request), threads, _count_steps(request, threads))
+
+    def find_tokens(self, request: TokenRequest) -> Any:
+        """Start to find tokens on the first actor; a reference that resolves at the end."""
+        return self.actors[0].find_tokens.remote(request)
 
     def count_done(self) -> int:
         """The sum of `PassActor.count_done`; 0 if an actor does not answer."""

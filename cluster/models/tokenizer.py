@@ -85,6 +85,17 @@ class Tokenizer:
             for text, tokens in zip(texts, tokens_of_texts, strict=True)
         ]
 
+    def offsets(
+        self, texts: Sequence[Text], options: InputOptions = AS_TOKENIZED
+    ) -> list[list[tuple[int, int]]]:
+        """Start and end of each token that `__call__` gives, in characters of its text without the
+        whitespace at both ends, unless there is nothing else."""
+        tokens_of_texts = self._encode([text.text for text in texts], options)
+        return [
+            [_strip(text.text, token.offset) for token in tokens[: self.max_tokens]]
+            for text, tokens in zip(texts, tokens_of_texts, strict=True)
+        ]
+
     def word_ids(self, word: str) -> list[int]:
         """Token ids of a word inside a sentence, without special tokens."""
         text = f" {word}"
@@ -198,3 +209,12 @@ def _overlap(text: str, offset: _Offset, span: _Offset) -> bool:
     """Whether a token shares a character with the span, ignoring whitespace."""
     start, end = max(offset[0], span[0]), min(offset[1], span[1])
     return any(not character.isspace() for character in text[start:end])
+
+
+def _strip(text: str, offset: _Offset) -> _Offset:
+    """A token's characters without the whitespace at both ends, unless there is nothing else."""
+    start, end = offset
+    token = text[start:end]
+    if not token.strip():
+        return offset
+    return start + len(token) - len(token.lstrip()), end - len(token) + len(token.rstrip())

@@ -42,6 +42,11 @@ class SiteKey(NamedTuple):
         return f"{self.pooling}.L{self.layer:02d}.{self.site}"
 
 
+def layer_file(table: str, layer: int) -> str:
+    """Name of the file with a layer's rows of a table."""
+    return f"{table}/L{layer:02d}.parquet"
+
+
 class Experts(NamedTuple):
     """Scores and activation statistics of the (neuron, concept) pairs above the floor, by concept, then
     neuron: arrays of shape (pairs,). `units` are numbers of neurons in the site, `concepts` indices."""

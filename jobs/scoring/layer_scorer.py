@@ -24,6 +24,7 @@ from jobs.scoring.block_scores import (
     SiteKey,
     chance_table,
     expert_table,
+    layer_file,
     max_block_units,
     score_block,
 )
@@ -64,11 +65,6 @@ def scored_folder(params: Mapping[str, Any]) -> str:
     """The folder of a labeling's rows and scores in the stage `activations`, by the parameters of the
     stage that takes them from there."""
     return f"{_SCORED_FOLDER}/{escape_name(labeling_name(params))}"
-
-
-def layer_file(table: str, layer: int) -> str:
-    """Name of the file with a layer's rows of a table."""
-    return f"{table}/L{layer:02d}.parquet"
 
 
 class _Part(NamedTuple):
@@ -134,7 +130,7 @@ class LayerScorer:
             name = f"{scored_folder(labeling.params)}/{tables.EXPERTS.file}"
             rows.setdefault(name, []).append(expert_table(each.experts, labeling, key))
             files += self._write_scores(key, labeling, each)
-        rows.setdefault(tables.TOP_SENTENCES.file, []).append(top_sentence_table(top, key, first))
+        rows.setdefault(tables.TOP_SENTENCES.file, []).append(top_sentence_table(top, key, first.params))
         if len(first.permutations):
             name = f"{scored_folder(first.params)}/{tables.CHANCE_COUNTS.file}"
             rows.setdefault(name, []).append(chance_table(scores[0].histogram, first, key))

@@ -28,6 +28,7 @@ STAGE_KINDS = (
     "activations",
     "experts",
     "controls",
+    "top_tokens",
     "attributions",
     "steering",
     "similarity",

@@ -3,22 +3,25 @@ model and people, and steering."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import NamedTuple
+
 import numpy as np
 
-from jobs.engine.keeping import are_kept
 from jobs.page.figures import interactive
 from jobs.page.sections import steering
 from jobs.page.study_data import StudyData
 from jobs.results.rows import Row, group_rows
-from storage.store.activation_files import SiteActivations
+from jobs.scoring.block_scores import SiteKey
+from jobs.scoring.top_sentences import read_top_sentences
 from storage.store.manifest import Manifest
-from storage.tables import N_TOP_SENTENCES
+from storage.tables import N_TOKEN_EXPERTS
 
 MAX_EXPERTS = 10
 MAX_NEIGHBORS = 10
 MAX_DISAGREEMENTS = 5
 
-_EXPERTS_WITH_SENTENCES = 3
+_EXPERTS_WITH_SENTENCES = N_TOKEN_EXPERTS
 """Experts per concept with sentences in the report; `serve` has sentences for all of them."""
 
 _COUNTS = """
@@ -33,14 +36,17 @@ SELECT DISTINCT concept, n_tokens FROM concept_tokens
 WHERE (model, revision, concept_set) = ($model, $revision, $concept_set)
 """
 
-_FILES = """
-SELECT path, first, sentences, width
-FROM activation_files JOIN sites USING (run, pooling, layer, site)
-WHERE (run, pooling, layer, site) = ($run, $pooling, $layer, $site)
-ORDER BY first
+_SITES = """
+SELECT layer, site FROM activation_files WHERE (run, pooling) = ($run, $pooling)
+UNION SELECT layer, site FROM top_sentences WHERE (run, pooling) = ($run, $pooling)
 """
 
-_TOP_SENTENCES = """
+_TOP_TOKENS = """
+SELECT layer, site, unit, sentence_id, value, char_start, char_end FROM top_tokens
+WHERE (run, pooling) = ($run, $pooling) ORDER BY layer, site, unit, rank
+"""
+
+_SENTENCES = """
 SELECT unit, sentence_id, value FROM top_sentences
 WHERE (run, pooling, layer, site) = ($run, $pooling, $layer, $site) AND list_contains($units, unit)
 ORDER BY unit, rank
@@ -103,12 +109,13 @@ def concept_details(data: StudyData, concept: str | None = None) -> dict[str, Ro
 
 
 def has_top_sentences(data: StudyData) -> bool:
-    """Whether the store has the view's activations, or the top sentences that were taken from them."""
-    return _activations(data) is not None
+    """Whether the store has top sentences of the view's experts, or the activations to find them."""
+    return any(_find_run(data, kind) is not None for kind in ("top_tokens", "activations"))
 
 
-def _activations(data: StudyData) -> Manifest | None:
-    for stage in data.stages("activations"):
+def _find_run(data: StudyData, kind: str) -> Manifest | None:
+    """The stage of a kind for the neurons of the view, unless files of it were deleted."""
+    for stage in data.stages(kind):
         key = {name: stage.params[name] for name in ("model", "revision", "concept_set")}
         is_latent = "dictionary" in stage.params
         if not stage.dropped and not is_latent and key.items() <= data.view.parameters.items():
@@ -116,51 +123,77 @@ def _activations(data: StudyData) -> Manifest | None:
     return None
 
 
+class _TopSentence(NamedTuple):
+    """A sentence and a neuron's value on it; first and last character of the token of the maximum, both
+    0 where it is not known."""
+
+    sentence_id: int
+    value: float
+    start: int = 0
+    end: int = 0
+
+
+_Neuron = tuple[int, str, int]
+
+
 def _add_top_sentences(data: StudyData, experts: list[Row]) -> None:
-    """Add `top_sentences` to every expert: value, text and concepts. Every site is read once."""
-    activations = _activations(data)
-    if activations is None:
-        return
-    top: list[tuple[Row, list[tuple[int, float]]]] = []
-    for (layer, site), rows in group_rows(experts, "layer", "site").items():
-        find = _max_activating if are_kept(activations.params) else _stored_top_sentences
-        top += zip(rows, find(data, activations, layer, site, rows), strict=True)
-    ids = sorted({sentence_id for _, matches in top for sentence_id, _ in matches})
-    sentences = {
-        row["sentence_id"]: (row["text"], row["concepts"]) for row in data.query(_SENTENCES, ids=ids)
+    """Add `top_sentences` to every expert: value, the text before the token of the maximum, the token,
+    the text after it, and the sentence's concepts."""
+    top = _stored_top_tokens(data)
+    rest = [(row["layer"], row["site"], row["unit"]) for row in experts]
+    top |= _max_activating(data, [neuron for neuron in rest if neuron not in top])
+    ids = sorted({each.sentence_id for sentences in top.values() for each in sentences})
+    rows = {row["sentence_id"]: row for row in data.query(_SENTENCES, ids=ids)}
+    for expert in experts:
+        sentences = top.get((expert["layer"], expert["site"], expert["unit"]))
+        if sentences is None:
+            continue
+        expert["top_sentences"] = [
+            [
+                each.value,
+                *_split(rows[each.sentence_id]["text"], each),
+                rows[each.sentence_id]["concepts"],
+            ]
+            for each in sentences
+        ]
+
+
+def _split(text: str, sentence: _TopSentence) -> tuple[str, str, str]:
+    """The text before, of and after the token. In three parts, because JavaScript counts other
+    characters than Python."""
+    return text[: sentence.start], text[sentence.start : sentence.end], text[sentence.end :]
+
+
+def _stored_top_tokens(data: StudyData) -> dict[_Neuron, list[_TopSentence]]:
+    """The top sentences of each concept's best experts, with their tokens."""
+    run = _find_run(data, "top_tokens")
+    if run is None:
+        return {}
+    rows = data.query(_TOP_TOKENS, run=run.fingerprint)
+    return {
+        neuron: [
+            _TopSentence(row["sentence_id"], row["value"], row["char_start"] or 0, row["char_end"] or 0)
+            for row in group
+        ]
+        for neuron, group in group_rows(rows, "layer", "site", "unit").items()
     }
-    for expert, matches in top:
-        expert["top_sentences"] = [[value, *sentences[sentence_id]] for sentence_id, value in matches]
 
 
-def _max_activating(
-    data: StudyData, activations: Manifest, layer: int, site: str, experts: list[Row]
-) -> list[list[tuple[int, float]]]:
-    """(sentence id, value) of the highest activations of every expert of a site; ties by sentence id."""
-    files = data.query(_FILES, run=activations.fingerprint, layer=layer, site=site)
-    if not files:
-        return [[] for _ in experts]
-    records_by_path = {record.path: record for record in activations.files}
-    records = [records_by_path[row["path"]] for row in files]
-    paths = [activations.folder / record.path for record in records]
-    site_files = SiteActivations(paths, files[0]["width"], records)
-    values = site_files.read()[[row["unit"] for row in experts]]
-    ids = np.concatenate([np.arange(row["first"], row["first"] + row["sentences"]) for row in files])
-    order = np.argsort(-values, axis=1, kind="stable")[:, :N_TOP_SENTENCES]
-    return [
-        [(int(ids[column]), float(unit[column])) for column in columns]
-        for unit, columns in zip(values, order, strict=True)
-    ]
-
-
-def _stored_top_sentences(
-    data: StudyData, activations: Manifest, layer: int, site: str, experts: list[Row]
-) -> list[list[tuple[int, float]]]:
-    """The same, from the table that was made of activations that were not kept."""
-    units = [row["unit"] for row in experts]
-    rows = data.query(_TOP_SENTENCES, run=activations.fingerprint, layer=layer, site=site, units=units)
-    by_unit = group_rows(rows, "unit")
-    return [
-        [(row["sentence_id"], row["value"]) for row in by_unit.get(unit, [])][:N_TOP_SENTENCES]
-        for unit in units
-    ]
+def _max_activating(data: StudyData, neurons: Collection[_Neuron]) -> dict[_Neuron, list[_TopSentence]]:
+    """The top sentences of other neurons, if activations or what was made of them are there. Every site
+    is read once."""
+    run = _find_run(data, "activations")
+    if run is None:
+        return {}
+    units: dict[tuple[int, str], set[int]] = {}
+    for layer, site, unit in neurons:
+        units.setdefault((layer, site), set()).add(unit)
+    found = {}
+    for row in data.query(_SITES, run=run.fingerprint):
+        layer, site = row["layer"], row["site"]
+        if (layer, site) in units:
+            key = SiteKey(data.view.pooling, layer, site)
+            top = read_top_sentences(run, key, np.array(sorted(units[layer, site])))
+            for unit, ids, values in zip(*(column.tolist() for column in top), strict=True):
+                found[layer, site, unit] = list(map(_TopSentence, ids, values))
+    return found

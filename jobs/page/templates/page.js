@@ -207,10 +207,16 @@
     return JSON.parse(await decompress(pack.textContent))[index % packSize];
   }
 
+  const topSentence = ([value, before, token, after, labels]) => make("blockquote", {}, `${value.toPrecision(3)}: ${before}`,
+    ...(token ? [make("mark", {}, token)] : []), after + (labels.length ? ` (${labels.join(", ")})` : ""));
   const topSentences = (expert) => make("div", {},
-    make("p", {}, `Layer ${expert.layer}, ${expert.site}, unit ${expert.unit} (AP ${threeDecimals(expert.ap)}):`),
-    ...expert.top_sentences.map(([value, text, labels]) => make("blockquote", {},
-      `${value.toPrecision(3)}: ${text}` + (labels.length ? ` (${labels.join(", ")})` : ""))));
+    make("p", {}, `Layer ${expert.layer}, ${expert.site}, unit ${expert.unit} (AP ${threeDecimals(expert.ap)}, `
+      + `raw AP ${threeDecimals(expert.ap_raw)}):`),
+    ...expert.top_sentences.map(topSentence));
+  const topSentencesNote = (experts) => make("p", { class: "note" },
+    (experts.some((expert) => expert.top_sentences.some(([, , token]) => token)) ? "Marked: the token with the maximum. " : "")
+    + "In parentheses: the concepts of the sentence. AP is at the reference prevalence; raw AP counts every sentence alike, "
+    + "so that sentences of other concepts lower it more.");
 
   function experts(detail) {
     const attributed = detail.experts.some((row) => row.attribution !== undefined && row.attribution !== null);
@@ -248,7 +254,7 @@
       make("p", {}, facts.filter(Boolean).join(" ")),
       make("div", { class: "cards" },
         card("Experts with the highest AP", experts(detail)),
-        ...(withSentences.length ? [card("Top-activating sentences", ...withSentences.map(topSentences))] : []),
+        ...(withSentences.length ? [card("Top-activating sentences", topSentencesNote(withSentences), ...withSentences.map(topSentences))] : []),
         card("Nearest in the model", nearest(detail.model, "expert similarity")),
         card("Nearest in human ratings", nearest(detail.people, "human score")),
         card("Largest disagreements", ranks.length
