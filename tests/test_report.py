@@ -253,7 +253,8 @@ def test_the_onset_of_agreement_is_limited_by_the_intervals(lows: list[float | N
 
 _STEERING = """
 CREATE OR REPLACE TEMP VIEW {table} AS
-SELECT 'model' AS model, 'main' AS revision, 'max' AS pooling, {concept} selection, k::BIGINT AS k,
+SELECT 'model' AS model, 'main' AS revision, 'max' AS pooling, {concept} selection,
+    CASE WHEN k = 0 THEN 'none' ELSE 'clamp' END AS intervention, k::BIGINT AS k,
     {sign} * k / 10 AS change, {sign} * k / 10 - 0.1 AS change_low, {sign} * k / 10 + 0.1 AS change_high,
     NULL::DOUBLE AS others, NULL::DOUBLE AS others_low, NULL::DOUBLE AS others_high,
     0.5 AS containing, 0.4 AS containing_low, 0.6 AS containing_high

@@ -26,11 +26,11 @@ from cluster.steering.actor import (
 )
 from cluster.steering.interventions import (
     NO_INTERVENTION,
-    ClampedUnits,
     Intervention,
     PromptedWord,
     SteeredSequence,
     batch_sequences,
+    clamp_units,
 )
 from cluster.steering.pipeline import SteeringPipeline
 from cluster.steering.shard import SteeringShard
@@ -78,10 +78,10 @@ def make_words(folder: Path, name: str) -> list[PromptedWord]:
 
 INTERVENTIONS: list[Intervention] = [
     NO_INTERVENTION,
-    {(0, "mlp.up_proj"): ClampedUnits(np.array([5, 0]), np.array([1, -1], np.float32))},
+    {(0, "mlp.up_proj"): clamp_units(np.array([5, 0]), np.array([1, -1], np.float32))},
     {
-        (1, "self_attn.o_proj"): ClampedUnits(np.array([3]), np.array([2], np.float32)),
-        (2, "mlp.down_proj"): ClampedUnits(np.array([7]), np.array([3], np.float32)),
+        (1, "self_attn.o_proj"): clamp_units(np.array([3]), np.array([2], np.float32)),
+        (2, "mlp.down_proj"): clamp_units(np.array([7]), np.array([3], np.float32)),
     },
 ]
 
@@ -180,7 +180,7 @@ def test_clamping_neurons_to_their_own_activations_changes_nothing(tiny_model: P
         (batch,) = batch_sequences([sequence], 100)
         activations = shard.forward_recorded(batch, None).activations
         intervention = {
-            key: ClampedUnits(np.arange(values.shape[-1]), values.detach()[0, 0].numpy())
+            key: clamp_units(np.arange(values.shape[-1]), values.detach()[0, 0].numpy())
             for (key, _), values in activations.items()
         }
         (clamped_batch,) = batch_sequences(
@@ -231,7 +231,7 @@ def clamp_top_three(study: Path, concept: str, order: str) -> Intervention:
         f"ORDER BY {order} DESC, layer, unit LIMIT 3",
     )
     return {
-        (layer, MLP): ClampedUnits(
+        (layer, MLP): clamp_units(
             np.array([row["unit"] for row in rows if row["layer"] == layer], np.int64),
             np.array([row["on_p50"] for row in rows if row["layer"] == layer], np.float32),
         )
@@ -291,7 +291,7 @@ def test_single_neurons_and_their_attributions_are_stored(study: Path, tiny_mode
             f"pooling = 'max' AND layer = {row['layer']} AND unit = {row['unit']}",
         )
         assert (expert["ap"], expert["attribution"]) == (row["ap"], row["attribution"])
-        values = ClampedUnits(np.array([row["unit"]]), np.array([expert["on_p50"]], np.float32))
+        values = clamp_units(np.array([row["unit"]]), np.array([expert["on_p50"]], np.float32))
         interventions: list[Intervention] = [{(row["layer"], MLP): values}] * len(PROMPTS)
         changes = reference_changes(tiny_model, row["concept"], interventions)
         assert row["change"] == pytest.approx(np.mean(changes), abs=1e-4)
@@ -322,7 +322,7 @@ def test_a_concept_is_compared_with_random_others() -> None:
     """A concept among its own others would hide specific effects; all concepts would take too long."""
     words = [[PromptedWord((1, prompt), (10 + concept,)) for prompt in range(3)] for concept in range(5)]
     for n_others in (0, 2, 9):
-        inputs = steering._SteeringInputs([], words, [], np.empty(0), 7, n_others)
+        inputs = steering._SteeringInputs([], words, [], np.empty(0), 7, n_others, [], [])
         samples = []
         for number in range(5):
             unit = ConceptUnit(number, [""], 1)
@@ -377,6 +377,7 @@ def test_the_table_is_printed_and_a_rerun_computes_nothing(study: Path) -> None:
     as_one_line = " ".join(printed.split())
     assert "max pooling: 3 concepts, 2 prompts" in as_one_line
     assert "attribution 10 " in as_one_line
+    assert "dampen ap 10 " in as_one_line
     assert "clamped one at a time: mean Spearman's rho" in as_one_line
     assert max(map(len, printed.split("Steering")[1].split("  figure")[0].splitlines())) <= 80
     rerun = subprocess.run(

@@ -64,7 +64,7 @@ class Sweep(ConfigModel):
     similarity: SimilaritySettings = SimilaritySettings()
     """How the similarity of concepts is measured; a list gives the measures."""
     steering: SteeringSettings | None = None
-    """Clamping of experts; default: no steering."""
+    """Steering by experts; default: none."""
     human: Annotated[NonEmpty[HumanData], _shorthand("name", NonEmpty[str | HumanData])] = Field(
         default=[HumanData(name="men")], json_schema_extra={"default": ["men"]}
     )
@@ -132,15 +132,6 @@ class Sweep(ConfigModel):
                 raise ConfigError(message, *location)
             if measure == AUROC_HALVES and "split-half" not in self.controls:
                 raise ConfigError(f"{measure!r} needs controls: [split-half]", *location)
-        return self
-
-    @model_validator(mode="after")
-    def _check_kept_activations(self) -> Sweep:
-        if self.steering is not None and self.experts.keep_activations is False:
-            raise ConfigError(
-                "steering reads the activations of random neurons; set auto or true, or remove steering",
-                *("experts", "keep_activations"),
-            )
         return self
 
     @model_validator(mode="after")

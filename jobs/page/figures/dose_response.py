@@ -11,10 +11,13 @@ from jobs.page.figures.spec import Figure, Line, LinePlot, Panel
 SELECTIONS = {
     "none": "unsteered",
     "ap": "highest AP",
+    "ap-later": "highest AP, layer 0 left out",
     "attribution": "highest attribution",
     "random": "random neurons",
 }
-"""Labels of the ways to select neurons."""
+"""Labels of the ways to select neurons that are shown, of those in the table."""
+
+_SHOWN = ("none", "clamp")
 
 _EFFECTS = {
     "change": "change in log P of the concept's word (nats)",
@@ -26,8 +29,10 @@ _EFFECTS = {
 def dose_response(rows: Sequence[dict[str, Any]]) -> LinePlot:
     """A panel per effect, a line per selection, and the unsteered model (k = 0) as the baseline.
 
-    Rows are those of the tables `steering_doses` or, of one concept, `steering`.
+    Rows are those of the tables `steering_doses` or, of one concept, `steering`; only clamped
+    neurons are shown.
     """
+    rows = [row for row in rows if row["intervention"] in _SHOWN and row["selection"] in SELECTIONS]
     steered = [row for row in rows if row["k"]] or rows
     panels = []
     for effect, axis in _EFFECTS.items():
@@ -44,7 +49,7 @@ def dose_response(rows: Sequence[dict[str, Any]]) -> LinePlot:
 
 def _line(selection: str, rows: list[dict[str, Any]], effect: str) -> Line:
     values = [[row[f"{effect}{bound}"] for row in rows] for bound in ("", "_low", "_high")]
-    return Line(SELECTIONS.get(selection, selection), [row["k"] for row in rows], *values)
+    return Line(SELECTIONS[selection], [row["k"] for row in rows], *values)
 
 
 def draw_dose_response(rows: Sequence[dict[str, Any]], label: str) -> bytes:

@@ -23,6 +23,7 @@ SELECT concept, selection, k, prompt, continuations[:$count] AS continuations
 FROM steering_prompts
 WHERE (model, revision, pooling) = ($model, $revision, $pooling)
     AND ($concept IS NULL OR concept = $concept) AND len(continuations) > 0
+    AND intervention IN ('none', 'clamp')
 QUALIFY row_number() OVER (PARTITION BY concept, selection ORDER BY k DESC, prompt) = 1
 ORDER BY concept, selection
 """
@@ -32,7 +33,7 @@ def section(data: StudyData) -> Section:
     """The dose-response curves over all concepts."""
     anchor, title = "steering", "What does clamping expert neurons do?"
     rows = _rows(data, "steering_doses")
-    steered = [row for row in rows if row["k"]]
+    steered = [row for row in rows if row["intervention"] == "clamp" and row["selection"] in SELECTIONS]
     if not steered:
         missing = ["No steering results: add `steering:` to the sweep file."]
         return Section(anchor, title, missing=missing)
@@ -44,10 +45,11 @@ def section(data: StudyData) -> Section:
     neurons = f"{pluralize(best['k'], 'neuron')} ({SELECTIONS[best['selection']]})"
     finding = f"Clamping {neurons} {effect} the log P of a concept's word ({change} nats)"
     note = (
-        f"{data.view.label}: neurons clamped to their on-values, by selection; random neurons are the "
-        "control. Means over concepts and neutral prompts; bands: 95% CI; horizontal line: unsteered "
-        "model. Attributions are computed on different prompts from those of the measured effects. The "
-        "number of neurons in the title was selected for its effect (optimistic)."
+        f"{data.view.label}: neurons clamped to their on-values, by selection; the control are random "
+        "neurons that displace the layers as far as those of highest AP. Means over concepts and "
+        "neutral prompts; bands: 95% CI; horizontal line: unsteered model. Attributions are computed on "
+        "different prompts from those of the measured effects. The number of neurons in the title was "
+        "selected for its effect (optimistic)."
     )
     return Section(anchor, title, [], [Figure("steering", finding, note, dose_response(rows))])
 
