@@ -474,6 +474,23 @@ def test_doses_are_means_over_concepts_and_include_the_unsteered_model(study: Pa
     assert {len(row["continuations"]) for row in texts} == {2}
 
 
+def test_steering_needs_no_kept_activations(study: Path, tmp_path: Path, tiny_model: Path) -> None:
+    """Controls that were set to values of their own needed the activations of a large model."""
+    text = (study / "sweep.yaml").read_text()
+    for name in ("concepts.csv", "human.csv"):
+        (tmp_path / name).write_bytes((study / name).read_bytes())
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"{text}experts: {{keep_activations: false}}\n")
+    with in_one_process():
+        done = neuralign("run", file)
+    assert done.returncode == 0, done.stderr
+    rows, expected = (
+        query(folder, "SELECT * EXCLUDE (run) FROM steering_doses ORDER BY ALL")
+        for folder in (tmp_path, study)
+    )
+    assert rows == expected
+
+
 def test_the_table_is_printed_and_a_rerun_computes_nothing(study: Path) -> None:
     """A table wider than a terminal, or a second run that starts over."""
     printed = (study / "printed.txt").read_text()
