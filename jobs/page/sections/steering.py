@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.page.figures.dose_response import SELECTIONS, dose_response
+from jobs.page.figures.dose_response import SELECTIONS, dose_response, sentence_effects
 from jobs.page.figures.spec import Figure, Section
 from jobs.page.study_data import StudyData
 from jobs.page.wording import format_interval, pluralize, verdict
@@ -51,7 +51,18 @@ def section(data: StudyData) -> Section:
         "different prompts from those of the measured effects. The number of neurons in the title was "
         "selected for its effect (optimistic)."
     )
-    return Section(anchor, title, [], [Figure("steering", finding, note, dose_response(rows))])
+    figures = [Figure("steering", finding, note, dose_response(rows))]
+    in_sentences = sentence_effects(rows)
+    if in_sentences.panels:
+        note = (
+            f"{data.view.label}: the neurons of highest AP clamped, dampened (multiplied by AurA's "
+            "factor) or ablated (set to 0), and random neurons that displace the layers as far. Left: the "
+            "word in its own sentences, by which these neurons were found. Right: the side effect, in other "
+            "concepts' sentences without the word. Means over concepts; bands: 95% CI."
+        )
+        finding = "Effects of steering in the concept's sentences and in others"
+        figures.append(Figure("sentence effects", finding, note, in_sentences))
+    return Section(anchor, title, [], figures)
 
 
 def concept_steering(data: StudyData, concept: str | None) -> dict[str, dict[str, Any]]:
@@ -63,8 +74,8 @@ def concept_steering(data: StudyData, concept: str | None) -> dict[str, dict[str
     }
     if data.has("steering_prompts", "continuations"):
         for sample in data.query(_SAMPLES, concept=concept, count=_CONTINUATIONS):
-            sample["selection"] = SELECTIONS.get(sample["selection"], sample["selection"])
-            if sample["concept"] in steering:
+            if sample["selection"] in SELECTIONS and sample["concept"] in steering:
+                sample["selection"] = SELECTIONS[sample["selection"]]
                 steering[sample.pop("concept")]["samples"].append(sample)
     return steering
 
