@@ -56,9 +56,9 @@ def section(data: StudyData) -> Section:
     if in_sentences.panels:
         note = (
             f"{data.view.label}: the neurons of highest AP clamped, dampened (multiplied by AurA's "
-            "factor) or ablated (set to 0), and random neurons that displace the layers as far. Left: the "
-            "word in its own sentences, by which these neurons were found. Right: the side effect, in other "
-            "concepts' sentences without the word. Means over concepts; bands: 95% CI."
+            "factor) or ablated (set to 0), and random neurons that displace the layers as far. Left: "
+            "the word in its own sentences, by which these neurons were found. Right: the side effect, "
+            "in other concepts' sentences without the word. Means over concepts; bands: 95% CI."
         )
         finding = "Effects of steering in the concept's sentences and in others"
         figures.append(Figure("sentence effects", finding, note, in_sentences))
