@@ -1,4 +1,7 @@
-"""Which words gain from clamping: `python examples/steered_words.py STORE`, after steering.yaml."""
+"""Which words gain from clamping: `python examples/steered_words.py STORE`, after steering.yaml.
+
+Remove its `concepts` first, so that all are steered and each kind has many words.
+"""
 
 from __future__ import annotations
 
