@@ -1,4 +1,7 @@
-"""Which words gain from clamping: `python examples/steered_words.py STORE`, after steering.yaml."""
+"""Which words gain from clamping: `python examples/steered_words.py STORE`, after steering.yaml.
+
+Remove its `concepts` first, so that all are steered and each kind has many words.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ def main(store: Path) -> None:
         domains = dict(connection.sql("SELECT concept, domain FROM concepts").fetchall())
         rows = connection.sql(
             "SELECT concept, k, list(change ORDER BY prompt), any_value(prompt) FROM steering_prompts "
-            "WHERE selection = 'ap' AND k IN (30, 100) GROUP BY ALL ORDER BY ALL"
+            "WHERE selection = 'ap' AND intervention = 'clamp' AND k IN (30, 100) "
+            "GROUP BY ALL ORDER BY ALL"
         ).fetchall()
     changes_by_kind: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
     for concept, k, changes, prompt in rows:

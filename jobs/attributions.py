@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import duckdb
 import numpy as np
@@ -50,12 +50,15 @@ class ConceptUnit:
     concepts: list[str]
     budget: int
 
-    def halve_batches(self) -> ConceptUnit:
+    def halve_batches(self) -> Self:
         return replace(self, budget=max(1, self.budget // 2))
 
     @property
     def name(self) -> str:
         return f"{self.number:05d}"
+
+
+UnitT = TypeVar("UnitT", bound=ConceptUnit)
 
 
 def plan(experts: Stage, weights: Weights, model: Model, config: SteeringSettings) -> Stage:
@@ -91,11 +94,15 @@ def run_units(
     weights: Weights,
     model: Model,
     placement: Placement,
-    units: Sequence[ConceptUnit],
+    units: Sequence[UnitT],
     n_concepts: int,
-    submit: Callable[[SteeringPipeline, ConceptUnit], Any],
-) -> Iterator[tuple[ConceptUnit, Any]]:
-    """Run the remaining units on replicas of the model, with a progress bar, and yield their results."""
+    submit: Callable[[SteeringPipeline, UnitT], Any],
+    make_next: Callable[[UnitT, Any], UnitT | None] = lambda *_: None,
+) -> Iterator[tuple[UnitT, Any]]:
+    """Run the remaining units on replicas of the model, with a progress bar, and yield their results.
+
+    A unit whose result leads to a next unit (`make_next`) is followed by that one, and yields nothing.
+    """
     from cluster.models.shard import ShardSettings
     from cluster.runtime.queue import WorkQueue
     from cluster.steering.pipeline import SteeringPipeline
@@ -105,16 +112,20 @@ def run_units(
     )
     sites = activations_stage.params["sites"]
     settings = ShardSettings(stage.params["dtype"], sites, trust_remote_code=weights.trust_remote_code)
-    queue: WorkQueue[ConceptUnit, Any] = WorkQueue(
+    queue: WorkQueue[UnitT, Any] = WorkQueue(
         lambda: SteeringPipeline(weights, settings, placement.shards, placement.resources),
         submit,
         lambda unit: f"{stage.name}, concepts {', '.join(unit.concepts)}",
-        ConceptUnit.halve_batches,
+        lambda unit: unit.halve_batches(),
     )
     n_remaining = sum(len(unit.concepts) for unit in units)
     with progress(stage.name, n_concepts, "concepts", n_concepts - n_remaining) as advance:
         replicas = min(placement.replicas, len(units))
         for unit, result in queue.run(units, replicas, model.wait_seconds):
+            following = make_next(unit, result)
+            if following is not None:
+                queue.add(following)
+                continue
             yield unit, result
             advance(len(unit.concepts))
 
@@ -137,9 +148,24 @@ def tokenize_prompts(
     return tokens
 
 
+def tokenize_texts(
+    weights: Weights, model: Model, texts: list[list[tuple[str, str]]]
+) -> list[list[PromptedWord]]:
+    """Token ids of the parts of texts, on the cluster. See `cluster.steering.tokens.tokenize_parts`."""
+    import ray
+
+    from cluster.runtime.session import get_result
+    from cluster.steering.tokens import tokenize_parts
+
+    remote: Any = ray.remote(tokenize_parts)
+    task = remote.remote(weights, texts, activations.input_options(model))
+    tokens: list[list[PromptedWord]] = get_result(task)
+    return tokens
+
+
 def read_attributions(stage: Stage, store: Path, concept: str, pooling: str) -> pa.Table:
-    """Experts of a concept at one pooling by descending AP, with their on values and attributions, over
-    all prompts and over each half."""
+    """Experts of a concept at one pooling by descending AP, with their AUROCs, on values and
+    attributions, over all prompts and over each half."""
     with duckdb.connect() as connection:
         for source, table in (
             (stage.inputs["experts"], tables.EXPERTS),
@@ -148,7 +174,7 @@ def read_attributions(stage: Stage, store: Path, concept: str, pooling: str) -> 
             paths = source.read_manifest(store).paths(table.file)
             sql.scan_parquet(connection, paths).create_view(table.name)
         return connection.sql(
-            f"SELECT layer, site, unit, ap, on_p50, attribution, {', '.join(HALVES)} "  # noqa: S608
+            f"SELECT layer, site, unit, ap, auroc, on_p50, attribution, {', '.join(HALVES)} "  # noqa: S608
             "FROM experts JOIN attributions USING (pooling, concept, layer, site, unit) "
             "WHERE concept = $concept AND pooling = $pooling ORDER BY ap DESC, layer, site, unit",
             params={"concept": concept, "pooling": pooling},

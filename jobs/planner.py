@@ -217,8 +217,6 @@ def decide_keeping(
     setting = sweep.experts.keep_activations
     if setting != "auto":
         return Keeping(setting, f"experts.keep_activations: {str(setting).lower()}")
-    if sweep.steering is not None:
-        return Keeping(True, "steering reads them; experts.keep_activations: auto")
     n_bytes = n_sentences * _bytes_per_sentence(sweep, models)
     is_kept = n_bytes < _KEPT_BYTES
     relation = "under" if is_kept else "not under"

@@ -1,14 +1,15 @@
-"""Stage `steering`: clamp experts at every token and measure the probability of the concept's word.
+"""Stage `steering`: change experts at every token and measure the probability of the concept's word.
 
-A work unit is one concept: its top k neurons by AP and by attribution, k random neurons of the same
-layers, and its best neurons by AP one at a time. Neurons selected by attributions over one half of the
-prompts are measured on the other half.
+A work unit is one concept: its top k neurons by AP (all, those of layer 0, those of later layers) and by
+attribution, each with k random neurons that displace the layers as far, and its best neurons by AP one
+at a time. Neurons selected by attributions over one half of the prompts are measured on the other half.
+A unit first reads the neurons in the unsteered model, which gives the displacements to its next unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from alignment.arrays import Floats
-from alignment.statistics.resampling import IntervalEstimate
-from alignment.statistics.steering import (
-    Neuron,
-    mean_over_prompts,
-    mean_two_way_clustered,
-    sample_control_neurons,
-)
+from alignment.statistics.steering import mean_of_sample
 from alignment.text.word_matching import ConceptWord, find_word
 from cluster.models.weights import Weights
 from jobs import activations, attributions, sentences
@@ -30,64 +25,42 @@ from jobs.attributions import ConceptUnit
 from jobs.config.analysis import SteeringSettings
 from jobs.config.models import Model
 from jobs.engine.stage import Stage, StageOutput, run_missing_units
-from jobs.results.rows import group_rows
+from jobs.interventions.effects import MEASURES, dose_table, mean_columns
+from jobs.interventions.neurons import (
+    CLAMP,
+    CONTROL_OF,
+    UNSTEERED,
+    ConceptNeurons,
+    PlannedDose,
+    select_neurons,
+)
+from jobs.interventions.texts import ConceptSentence, TextParts, sample_neutral, sample_own
 from storage import tables
 from storage.store.commit import FileRecord, write_bytes, write_table
 from storage.store.manifest import read_rows
 
 if TYPE_CHECKING:
-    from cluster.steering.actor import SteeringRequest, SteeringResult
-    from cluster.steering.interventions import Intervention, PrefixSharedWords, PromptedWord
+    from cluster.steering.actor import SteeringRequest, SteeringResult, UnitsRead, UnitsRequest
+    from cluster.steering.interventions import PrefixSharedWords, PromptedWord, SiteKey
     from cluster.steering.pipeline import SteeringPipeline
 
 KIND = "steering"
 FIGURE_FILE = "doses.png"
-NONE, BY_AP, BY_ATTRIBUTION, RANDOM = "none", "ap", "attribution", "random"
-SELECTIONS = (BY_AP, BY_ATTRIBUTION, RANDOM)
 _HALVES = range(len(attributions.HALVES))
 
 
 @dataclass(frozen=True)
-class _ConceptNeurons:
-    """A concept's neurons in the order in which they are clamped, by selection and half of the prompts,
-    with their on values; and its experts by descending AP."""
+class _SteeringUnit(ConceptUnit):
+    """A concept, whose doses are known once its neurons were read in the unsteered model."""
 
-    neurons: dict[str, list[list[Neuron]]]
-    on_values: dict[Neuron, float]
-    experts: pa.Table
-
-    def doses(self, sizes: Sequence[int]) -> list[tuple[str, int]]:
-        """(selection, k) of every intervention with enough neurons, the unsteered model first."""
-        return [(NONE, 0)] + [
-            (selection, k)
-            for selection in SELECTIONS
-            for k in sizes
-            if k <= len(self.neurons[selection][0])
-        ]
-
-    def clamp_top(self, selection: str, k: int, half: int) -> Intervention:
-        """Clamp the first k neurons of a selection for the prompts of one half."""
-        return self.clamp(self.neurons[selection][half][:k] if k else [])
-
-    def clamp(self, neurons: Sequence[Neuron]) -> Intervention:
-        from cluster.steering.interventions import ClampedUnits
-
-        units_by_site: dict[tuple[int, str], list[int]] = {}
-        for layer, site, unit in neurons:
-            units_by_site.setdefault((layer, site), []).append(unit)
-        return {
-            site_key: ClampedUnits(
-                np.array(units, np.int64),
-                np.array([self.on_values[(*site_key, unit)] for unit in units], np.float32),
-            )
-            for site_key, units in units_by_site.items()
-        }
+    planned: Sequence[PlannedDose] = ()
 
 
 @dataclass(frozen=True)
 class _SteeringInputs:
     """What all units share: the words of all concepts, their tokens after each prompt, the prompts'
-    tokens, and random numbers for sampling, of shape (prompts, samples, tokens)."""
+    tokens, and random numbers for sampling, of shape (prompts, samples, tokens); and, for each concept,
+    its word in its own sentences, and neutral sentences."""
 
     words: list[ConceptWord]
     prompted_words: list[list[PromptedWord]]
@@ -95,6 +68,8 @@ class _SteeringInputs:
     uniforms: Floats
     seed: int
     n_others: int
+    own: list[list[PromptedWord]]
+    neutral: list[list[PromptedWord]]
 
     def concept_word(self, unit: ConceptUnit) -> PrefixSharedWords:
         """The concept's word after all prompts."""
@@ -117,6 +92,14 @@ class _SteeringInputs:
             for half in _HALVES
         ]
 
+    def texts(self, unit: ConceptUnit, half: int) -> list[PromptedWord]:
+        """The word in every other one of the concept's sentences, and every other neutral sentence."""
+        return [
+            text
+            for texts in (self.own[unit.number], self.neutral[unit.number])
+            for text in texts[half :: len(_HALVES)]
+        ]
+
 
 def plan(
     attributions_stage: Stage, weights: Weights, model: Model, config: SteeringSettings, seed: int
@@ -128,7 +111,10 @@ def plan(
         "pooling": config.pooling or activations_stage.params["poolings"][0],
         "k": sorted(config.k),
         **config.model_dump(
-            include={"others", "singles", "single_concepts", "samples", "tokens", "temperature"}
+            include={
+                *("others", "sentences", "singles", "single_concepts", "samples", "tokens"),
+                "temperature",
+            }
         ),
         "seed": seed,
     }
@@ -168,7 +154,7 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
     activations_stage = stage.inputs["activations"]
     sentences_stage = activations_stage.inputs["sentences"]
     concepts = params["concepts"] or sentences.read_concept_names(sentences_stage, store)
-    units = [ConceptUnit(number, [name], TOKEN_BUDGET) for number, name in enumerate(concepts)]
+    units = [_SteeringUnit(number, [name], TOKEN_BUDGET) for number, name in enumerate(concepts)]
     connect()
 
     def run(missing: Iterable[Any]) -> Iterator[tuple[str, list[FileRecord], dict[str, Any]]]:
@@ -177,13 +163,24 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
         inputs = _make_inputs(stage, store, weights, model, concepts)
         neurons = _select_neurons(stage, store, remaining)
 
-        def submit(pipeline: SteeringPipeline, unit: ConceptUnit) -> Any:
-            return pipeline.steer(_make_request(unit, inputs, neurons[unit.number], params))
+        def submit(pipeline: SteeringPipeline, unit: _SteeringUnit) -> Any:
+            of_concept = neurons[unit.number]
+            if not unit.planned:
+                return pipeline.read_units(_make_reading(unit, inputs, of_concept))
+            return pipeline.steer(_make_request(unit, unit.planned, inputs, of_concept, params))
+
+        def make_next(unit: _SteeringUnit, result: Any) -> _SteeringUnit | None:
+            if unit.planned:
+                return None
+            reading: dict[SiteKey, UnitsRead] = result
+            of_concept = neurons[unit.number]
+            doses = of_concept.doses(params["k"])
+            return replace(unit, planned=[of_concept.plan(dose, reading) for dose in doses])
 
         for unit, result in attributions.run_units(
-            stage, weights, model, placement, remaining, len(concepts), submit
+            stage, weights, model, placement, remaining, len(concepts), submit, make_next
         ):
-            unit_tables = _make_tables(unit, inputs, neurons[unit.number], params, result)
+            unit_tables = _make_tables(unit, unit.planned, inputs, neurons[unit.number], params, result)
             files = [
                 write_table(folder, f"{name}/{unit.name}.parquet", table)
                 for name, table in unit_tables.items()
@@ -191,25 +188,35 @@ def _run(stage: Stage, store: Path, weights: Weights, model: Model) -> StageOutp
             yield unit.name, files, {}
 
     files, _ = run_missing_units(folder, {unit.name: unit for unit in units}, run)
-    prefix = f"{tables.STEERING_PROMPTS.file}/"
-    prompt_files = [record for record in files if record.path.startswith(prefix)]
+    prompt_rows, effect_rows = (
+        read_rows(folder, [record for record in files if record.path.startswith(f"{table.file}/")])
+        for table in (tables.STEERING_PROMPTS, tables.STEERING)
+    )
     # Imports Matplotlib, which is slow to load.
     from jobs.page.figures.dose_response import draw_dose_response
 
-    doses = _dose_table(params, read_rows(folder, prompt_files))
+    doses = dose_table(params, prompt_rows, effect_rows)
     rows = doses.to_pylist()
     label = f"{activations_stage.label}, {params['pooling']} pooling"
     files += [
         write_table(folder, tables.STEERING_DOSES.file, doses),
         write_bytes(folder, FIGURE_FILE, draw_dose_response(rows, label)),
     ]
-    notes = [
-        f"only {row['n_concepts']} of {len(concepts)} concepts have {row['k']} neurons to clamp "
-        f"(selection: {row['selection']})"
-        for row in rows
-        if row["n_concepts"] < len(concepts)
+    return StageOutput(files, _make_notes(rows, len(concepts)))
+
+
+def _make_notes(doses: list[dict[str, Any]], n_concepts: int) -> list[str]:
+    """Notes on selections of which some concepts have too few neurons, and on their controls."""
+    counts = {
+        (row["selection"], row["k"]): row["n_concepts"]
+        for row in doses
+        if row["n_concepts"] < n_concepts
+    }
+    return [
+        f"only {count} of {n_concepts} concepts have {k} neurons to steer (selection: {selection})"
+        for (selection, k), count in counts.items()
+        if counts.get((CONTROL_OF.get(selection, ""), k)) != count
     ]
-    return StageOutput(files, notes)
 
 
 def _make_inputs(
@@ -218,100 +225,98 @@ def _make_inputs(
     params = stage.params
     sentences_stage = stage.inputs["activations"].inputs["sentences"]
     n_continuation = params["tokens"] if params["samples"] else 0
-    prompt_ids, words = attributions.tokenize_prompts(
+    prompt_ids, prompted_words = attributions.tokenize_prompts(
         weights, model, params["prompts"], concepts, n_continuation
     )
     concept_set = sentences.read_concept_set(sentences_stage, store)
     concepts_by_name = {concept.name: concept for concept in concept_set.concepts}
     language = sentences_stage.params["language"]
+    words = [sentences.concept_word(concepts_by_name[name], language) for name in concepts]
+    parts = _sample_texts(sentences_stage, store, concepts, words, params)
+    texts = attributions.tokenize_texts(weights, model, parts)
     rng = np.random.default_rng(params["seed"])
     return _SteeringInputs(
-        [sentences.concept_word(concepts_by_name[name], language) for name in concepts],
         words,
+        prompted_words,
         prompt_ids,
-        # The same random numbers for all interventions: only the clamped neurons differ.
+        # The same random numbers for all interventions: only the changed neurons differ.
         rng.random((len(prompt_ids), params["samples"], params["tokens"])),
         params["seed"],
         params["others"],
+        texts[: len(concepts)],
+        texts[len(concepts) :],
     )
 
 
-def _select_neurons(stage: Stage, store: Path, units: list[ConceptUnit]) -> dict[int, _ConceptNeurons]:
-    """The neurons of every unit's concept, by unit number. On values are from the experts' table or, for
-    random neurons, from the activations."""
-    params, pooling, max_k = stage.params, stage.params["pooling"], stage.params["k"][-1]
+def _sample_texts(
+    sentences_stage: Stage, store: Path, concepts: list[str], words: list[ConceptWord], params: Any
+) -> list[list[TextParts]]:
+    """Own sentences of each concept, followed by neutral sentences for each."""
+    pool = [ConceptSentence(*row) for row in sentences.read_positives(sentences_stage, store)]
+    by_concept: dict[str, list[ConceptSentence]] = {name: [] for name in concepts}
+    for sentence in pool:
+        if sentence.concept in by_concept:
+            by_concept[sentence.concept].append(sentence)
+    own, neutral = [], []
+    for number, (name, word) in enumerate(zip(concepts, words, strict=True)):
+        rng = np.random.default_rng([params["seed"], number])
+        own.append(sample_own(by_concept[name], params["sentences"], rng))
+        neutral.append(sample_neutral(pool, name, word, params["sentences"], rng))
+    return own + neutral
+
+
+def _select_neurons(stage: Stage, store: Path, units: list[_SteeringUnit]) -> dict[int, ConceptNeurons]:
+    """The neurons of every unit's concept, by unit number."""
+    params = stage.params
     widths = {
         (row["layer"], row["site"]): row["width"]
         for row in activations.read_sites(stage.inputs["activations"], store)
-        if row["pooling"] == pooling
+        if row["pooling"] == params["pooling"]
     }
+    # Neurons selected on one half of the prompts are measured on the other.
+    by_half = list(reversed(attributions.HALVES))
     neurons = {}
     for unit in units:
         (concept,) = unit.concepts
-        experts = attributions.read_attributions(stage.inputs["attributions"], store, concept, pooling)
-        columns = (experts.column(name).to_pylist() for name in ("layer", "site", "unit"))
-        by_ap = list(zip(*columns, strict=True))
-        on_values = dict(zip(by_ap, experts.column("on_p50").to_pylist(), strict=True))
-        # Neurons selected on one half of the prompts are clamped on the other.
-        by_attribution = [
-            [by_ap[row] for row in np.argsort(-experts.column(name).to_numpy(), kind="stable")[:max_k]]
-            for name in reversed(attributions.HALVES)
-        ]
-        controls = sample_control_neurons(
-            by_ap[:max_k], widths, on_values.keys(), [params["seed"], unit.number]
+        experts = attributions.read_attributions(
+            stage.inputs["attributions"], store, concept, params["pooling"]
         )
-        by_selection = {
-            BY_AP: [by_ap[:max_k] for _ in _HALVES],
-            BY_ATTRIBUTION: by_attribution,
-            RANDOM: [controls for _ in _HALVES],
-        }
-        neurons[unit.number] = _ConceptNeurons(by_selection, on_values, experts)
-    _add_control_on_values(stage, store, {unit.concepts[0]: neurons[unit.number] for unit in units})
+        seed = [params["seed"], unit.number]
+        neurons[unit.number] = select_neurons(experts, by_half, widths, params["k"][-1], seed)
     return neurons
 
 
-def _add_control_on_values(
-    stage: Stage, store: Path, neurons_by_concept: dict[str, _ConceptNeurons]
-) -> None:
-    """Add the on values of random neurons: medians over the concept's positives."""
-    activations_stage = stage.inputs["activations"]
-    sentences_stage = activations_stage.inputs["sentences"]
-    names = sentences.read_concept_names(sentences_stage, store)
-    ids, members, _ = sentences.read_memberships(sentences_stage, store)
-    controls_by_site: dict[tuple[int, str], list[tuple[str, int]]] = {}
-    for name, neurons in neurons_by_concept.items():
-        for layer, site, unit in neurons.neurons[RANDOM][0]:
-            controls_by_site.setdefault((layer, site), []).append((name, unit))
-    for (layer, site), controls in controls_by_site.items():
-        units = np.unique([unit for _, unit in controls])
-        pooling = stage.params["pooling"]
-        values = activations.open_site(activations_stage, store, pooling, layer, site).read_units(units)
-        for name, unit in controls:
-            positives = values[np.searchsorted(units, unit), ids[members == names.index(name)]]
-            on_value = float(np.quantile(positives.astype(np.float32), 0.5))
-            neurons_by_concept[name].on_values[layer, site, unit] = on_value
+def _make_reading(unit: _SteeringUnit, inputs: _SteeringInputs, neurons: ConceptNeurons) -> UnitsRequest:
+    """Read the concept's neurons and their controls at all tokens of the prompts."""
+    from cluster.steering.actor import UnitsRequest
+    from cluster.steering.interventions import SteeredSequence
+
+    prompts = [SteeredSequence(ids) for ids in inputs.prompt_ids]
+    return UnitsRequest(unit.name, prompts, neurons.units(), unit.budget)
 
 
 def _make_request(
-    unit: ConceptUnit, inputs: _SteeringInputs, neurons: _ConceptNeurons, params: Any
+    unit: ConceptUnit,
+    planned: Sequence[PlannedDose],
+    inputs: _SteeringInputs,
+    neurons: ConceptNeurons,
+    params: Any,
 ) -> SteeringRequest:
     """All interventions on a concept, in the order in which `_make_tables` reads their results."""
     from cluster.steering.actor import Continuations, SteeringRequest
     from cluster.steering.interventions import SteeredSequence
 
     word, compared = inputs.concept_word(unit), inputs.compared_words(unit)
-    interventions = [
-        (half, neurons.clamp_top(selection, k, half))
-        for selection, k in neurons.doses(params["k"])
-        for half in _HALVES
-    ]
-    sequences = [
-        sequence
-        for half, intervention in interventions
-        for sequence in compared[half].sequences(intervention)
-    ]
+    interventions = [(half, dose.interventions[half]) for dose in planned for half in _HALVES]
+    sequences: list[SteeredSequence] = []
+    for half, intervention in interventions:
+        sequences += compared[half].sequences(intervention)
+        sequences += [
+            SteeredSequence(text.sequence, intervention, text.targets)
+            for text in inputs.texts(unit, half)
+        ]
     for row in _single_rows(unit, neurons, params):
-        sequences += word.sequences(neurons.clamp([(row["layer"], row["site"], row["unit"])]))
+        sequences += word.sequences(neurons.change(CLAMP, [(row["layer"], row["site"], row["unit"])]))
     continuations = None
     if params["samples"]:
         prompts = [
@@ -329,8 +334,9 @@ def _make_request(
 
 def _make_tables(
     unit: ConceptUnit,
+    planned: Sequence[PlannedDose],
     inputs: _SteeringInputs,
-    neurons: _ConceptNeurons,
+    neurons: ConceptNeurons,
     params: Any,
     result: SteeringResult,
 ) -> dict[str, pa.Table]:
@@ -342,24 +348,27 @@ def _make_tables(
     constants["concept"] = unit.concepts[0]
     log_p_values, texts = iter(result.log_p), iter(result.texts)
     prompt_rows, effect_rows, neuron_rows = [], [], []
-    for selection, k in neurons.doses(params["k"]):
+    for dose in planned:
         log_p = np.empty((n_words, n_prompts))
+        text_log_p: list[float] = []
         continuations: list[list[str]] = [[]] * n_prompts
         for half, words in zip(_HALVES, compared, strict=True):
             prompts = range(half, n_prompts, len(_HALVES))
             values = words.log_p([next(log_p_values) for _ in range(len(words))])
             log_p[:, prompts] = values.reshape(-1, len(prompts))
+            text_log_p += [next(log_p_values).sum() for _ in inputs.texts(unit, half)]
             for prompt in prompts:
                 continuations[prompt] = [next(texts) for _ in range(samples)]
-        if selection == NONE:
-            baseline = log_p
+        if dose.dose == UNSTEERED:
+            baseline, text_baseline = log_p, np.array(text_log_p)
         change = log_p - baseline
+        in_sentences, log_perplexity = _split_texts(np.array(text_log_p) - text_baseline, unit, inputs)
         others = change[1:].mean(axis=0) if len(change) > 1 else None
         containing = [sum(bool(find_word(text, word)) for text in batch) for batch in continuations]
-        dose = {**constants, "selection": selection, "k": k}
+        key = {**constants, **vars(dose.dose)}
         prompt_rows += [
             {
-                **dose,
+                **key,
                 "prompt": params["prompts"][prompt],
                 "log_p": log_p[0, prompt],
                 "change": change[0, prompt],
@@ -370,20 +379,22 @@ def _make_tables(
             for prompt in range(n_prompts)
         ]
         share = np.array(containing) / samples if samples else None
+        samples_of = dict(
+            zip(MEASURES, (change[0], others, share, in_sentences, log_perplexity), strict=True)
+        )
         effect_rows.append(
             {
-                **dose,
+                **key,
+                "displacement": dose.displacement,
                 "n_prompts": n_prompts,
-                **_mean_columns("change", change[0], mean_over_prompts),
-                **_mean_columns("others", others, mean_over_prompts),
-                **_mean_columns("containing", share, mean_over_prompts),
+                "n_sentences": len(in_sentences),
+                **mean_columns(samples_of, mean_of_sample),
             }
         )
     concept_word = inputs.concept_word(unit)
     for row in _single_rows(unit, neurons, params):
         values = concept_word.log_p([next(log_p_values) for _ in range(len(concept_word))])
-        effect = _mean_columns("change", values - baseline[0], mean_over_prompts)
-        del row["on_p50"]
+        effect = mean_columns({"change": values - baseline[0]}, mean_of_sample)
         neuron_rows.append({**constants, **row, **effect})
     return {
         tables.STEERING.file: pa.Table.from_pylist(effect_rows, tables.STEERING.schema),
@@ -392,54 +403,24 @@ def _make_tables(
     }
 
 
-def _single_rows(unit: ConceptUnit, neurons: _ConceptNeurons, params: Any) -> list[dict[str, Any]]:
+def _split_texts(changes: Floats, unit: ConceptUnit, inputs: _SteeringInputs) -> tuple[Floats, Floats]:
+    """Changes in log P of the word in each own sentence, and in log perplexity of each neutral one, from
+    the changes in log P of the texts of both halves."""
+    own, neutral = [], []
+    values = iter(changes)
+    for half in _HALVES:
+        own += [next(values) for _ in inputs.own[unit.number][half :: len(_HALVES)]]
+        for text in inputs.neutral[unit.number][half :: len(_HALVES)]:
+            neutral.append(-next(values) / len(text.tokens))
+    return np.array(own), np.array(neutral)
+
+
+def _single_rows(unit: ConceptUnit, neurons: ConceptNeurons, params: Any) -> list[dict[str, Any]]:
     """The experts of a concept that are clamped one at a time."""
     n_singles = params["singles"] if unit.number < params["single_concepts"] else 0
-    rows: list[dict[str, Any]] = neurons.experts.slice(0, n_singles).to_pylist()
+    names = ["layer", "site", "unit", "ap", "attribution"]
+    rows: list[dict[str, Any]] = neurons.experts.select(names).slice(0, n_singles).to_pylist()
     return rows
-
-
-def _mean_columns(
-    name: str, values: Floats | None, mean: Callable[[Floats], IntervalEstimate]
-) -> dict[str, float | None]:
-    """Columns of a mean and its 95% CI; null without values. The CI of a share is clipped to [0, 1]."""
-    if values is None:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    estimate = mean(values)
-    low, high = estimate.low, estimate.high
-    if name == "containing" and low is not None and high is not None:
-        low, high = max(0.0, low), min(1.0, high)
-    return {name: estimate.value, f"{name}_low": low, f"{name}_high": high}
-
-
-def _dose_table(params: Any, prompts: pa.Table) -> pa.Table:
-    """Means over all concepts for every selection and k."""
-    rows_by_dose = group_rows(prompts.to_pylist(), "selection", "k")
-    order = (NONE, *SELECTIONS)
-    rows = []
-    for selection, k in sorted(rows_by_dose, key=lambda dose: (order.index(dose[0]), dose[1])):
-        concept_rows = list(group_rows(rows_by_dose[selection, k], "concept").values())
-        change, others, containing = (
-            np.array([[row[name] for row in prompt_rows] for prompt_rows in concept_rows], np.float64)
-            for name in ("change", "others", "containing")
-        )
-        share = containing / params["samples"] if params["samples"] else None
-        rows.append(
-            {
-                **{name: params[name] for name in ("model", "revision", "concept_set", "pooling")},
-                "selection": selection,
-                "k": k,
-                "n_concepts": len(concept_rows),
-                "n_prompts": change.shape[1],
-                **_mean_columns("change", change, mean_two_way_clustered),
-                **_mean_columns(
-                    "others", None if np.isnan(others).any() else others, mean_two_way_clustered
-                ),
-                **_mean_columns("containing", share, mean_two_way_clustered),
-                "positive": float((change.mean(axis=1) > 0).mean()),
-            }
-        )
-    return pa.Table.from_pylist(rows, tables.STEERING_DOSES.schema)
 
 
 if __name__ == "__main__":

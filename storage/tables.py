@@ -371,10 +371,26 @@ ATTRIBUTIONS = _table(
     _column("attribution_even", _FLOAT, "the same over prompts 2, 4, 6, ..."),
 )
 
-_SELECTION = [
-    _column("selection", _TEXT, "which neurons are clamped: none, ap, attribution or random"),
-    _column("k", _INT, "number of neurons clamped to their on value (on_p50)"),
+_DOSE = [
+    _column(
+        "selection",
+        _TEXT,
+        "which neurons: none; ap, ap-layer-0 (only of layer 0), ap-later (only of later layers), "
+        "attribution; their controls are random, random-layer-0, random-later, random-attribution",
+    ),
+    _column(
+        "intervention",
+        _TEXT,
+        "none; clamp: set to on_p50; dampen: multiply by 1 - 2 (auroc - 0.5), as AurA; ablate: set to "
+        "0. Control neurons are shifted by constants to the same displacement",
+    ),
+    _column("k", _INT, "number of neurons"),
 ]
+_DISPLACEMENT = _column(
+    "displacement",
+    _FLOAT,
+    "how far what the sites write is moved on average (docs/steering.md); doses: mean over concepts",
+)
 _N_PROMPTS = _column("n_prompts", _INT, "number of neutral prompts")
 _OTHERS = _optional("others", _FLOAT, "mean change in log P of other concepts' words, in nats")
 _EFFECTS = [
@@ -384,21 +400,32 @@ _EFFECTS = [
     *_interval("others"),
     _optional("containing", _FLOAT, "share of continuations that contain the concept's word"),
     *_interval("containing"),
+    _optional("in_sentences", _FLOAT, "mean change in log P of the word in the concept's sentences"),
+    *_interval("in_sentences"),
+    _optional(
+        "log_perplexity",
+        _FLOAT,
+        "mean change in log perplexity, in nats per token, of other concepts' sentences",
+    ),
+    *_interval("log_perplexity"),
 ]
 
 STEERING = _table(
     "steering/steering",
-    "Effect of clamping a concept's neurons, over all prompts.",
-    [*_RUN_KEY, _POOLING, _CONCEPT, *_SELECTION],
+    "Effect of steering a concept's neurons, over all prompts and sentences.",
+    [*_RUN_KEY, _POOLING, _CONCEPT, *_DOSE],
+    _DISPLACEMENT,
     _N_PROMPTS,
+    _column("n_sentences", _INT, "number of the concept's sentences in which its word is measured"),
     *_EFFECTS,
 )
 
 STEERING_DOSES = _table(
     "steering/doses.parquet",
-    "Dose-response of clamping (dose: k), over all concepts.",
-    [*_RUN_KEY, _POOLING, *_SELECTION],
-    _column("n_concepts", _INT, "concepts with at least k neurons to clamp"),
+    "Dose-response of steering (dose: k), over all concepts.",
+    [*_RUN_KEY, _POOLING, *_DOSE],
+    _column("n_concepts", _INT, "concepts with at least k neurons of the selection"),
+    _DISPLACEMENT,
     _N_PROMPTS,
     *_EFFECTS,
     _column("positive", _FLOAT, "share of concepts whose change is above 0"),
@@ -407,10 +434,10 @@ STEERING_DOSES = _table(
 
 STEERING_PROMPTS = _table(
     "steering/prompts",
-    "Effect of clamping a concept's neurons after each prompt.",
+    "Effect of steering a concept's neurons after each prompt.",
     [*STEERING.key, _column("prompt", _TEXT, "the neutral prompt")],
     _column("log_p", _FLOAT, "log P of the concept's word after the prompt, in nats"),
-    _column("change", _FLOAT, "log_p minus log_p without clamping, in nats"),
+    _column("change", _FLOAT, "log_p minus log_p of the unsteered model, in nats"),
     _OTHERS,
     _column("containing", _INT, "continuations that contain the concept's word"),
     _column("continuations", _TEXTS, "the model's continuations of the prompt"),

@@ -219,10 +219,14 @@ def in_one_process(threads: int = 1) -> Iterator[None]:
     class Queue:
         def __init__(self, start: Any, submit: Any, *_: Any) -> None:
             self._start, self._submit = start, submit
+            self._units: list[Any] = []
+            self.add = self._units.append
 
         def run(self, units: Any, *_: Any) -> Iterator[Any]:
             pipeline = self._start()
-            for unit in units:
+            self._units += units
+            while self._units:
+                unit = self._units.pop(0)
                 yield unit, self._submit(pipeline, unit)
 
     class Steering(SteeringPipeline):

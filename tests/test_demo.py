@@ -191,7 +191,7 @@ def test_clamping_experts_of_the_demo_makes_their_words_more_likely(demo: Run) -
     subprocess.run([sys.executable, "-m", "jobs.steering", str(steered)], check=True)
     with open_store(demo.store) as connection:
         rows = connection.sql(
-            "SELECT selection, change, others FROM steering_doses WHERE k > 0"
+            "SELECT selection, change, others FROM steering_doses WHERE intervention = 'clamp'"
         ).fetchall()
         neurons = connection.sql(
             "SELECT concept, attribution, change FROM steering_neurons"

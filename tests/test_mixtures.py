@@ -19,7 +19,7 @@ from cluster.activations.pooling_shard import ActivationSettings
 from cluster.models.shard import ShardSettings
 from cluster.models.sites import find_sites_from_config
 from cluster.models.tokenizer import Text
-from cluster.steering.interventions import ClampedUnits, SteeredSequence, Target, batch_sequences
+from cluster.steering.interventions import SteeredSequence, Target, batch_sequences, clamp_units
 from cluster.steering.shard import SteeringShard
 from storage.errors import UserError
 from tests import pooled
@@ -148,7 +148,7 @@ def test_a_clamped_expert_is_clamped_on_its_tokens_alone(tmp_path: Path, model_t
     width = site.width // 4
     for unit in (0, width + 3, 3 * width + 1):
         intervention = {
-            (site.layer, site.name): ClampedUnits(np.array([unit]), np.array([3.0], np.float32))
+            (site.layer, site.name): clamp_units(np.array([unit]), np.array([3.0], np.float32))
         }
         (batch,) = batch_sequences([SteeredSequence(ids, intervention, targets)], 100)
         (actual,) = shard.run(batch, None)
@@ -194,6 +194,29 @@ def clamp_output(
     return hook
 
 
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "gpt_oss", "llama4_text"])
+def test_columns_of_experts_are_those_of_their_down_projection(tmp_path: Path, model_type: str) -> None:
+    """Another expert's column, or a row of a matrix that is stored transposed."""
+    save_model(tmp_path, model_type)
+    shard = SteeringShard(tmp_path, ShardSettings("float32", ["mlp.experts"]))
+    site = shard.sites[-1]
+    path, _ = ARCHITECTURES[model_type]
+    experts = getattr(PlainForward(tmp_path, model_type).layers(4)[site.layer], path).experts
+    width = site.width // 4
+    units = np.array([0, width + 3, 3 * width + 1])
+    columns = []
+    for unit in units:
+        down = experts.down_proj[unit // width].detach().double()
+        columns.append(down[:, unit % width] if model_type == "qwen2_moe" else down[unit % width])
+    key = (site.layer, site.name)
+    products = shard.column_products({key: units})[key]
+    for first, second in np.ndindex(3, 3):
+        expected = sum(
+            a * b for a, b in zip(columns[first].tolist(), columns[second].tolist(), strict=True)
+        )
+        assert products[first, second] == pytest.approx(expected, abs=1e-6)
+
+
 def test_gradients_of_experts_are_those_of_finite_differences(tmp_path: Path) -> None:
     """Attributions that leave out experts, or take one for another."""
     save_model(tmp_path, "qwen2_moe")
@@ -202,7 +225,7 @@ def test_gradients_of_experts_are_those_of_finite_differences(tmp_path: Path) ->
     key, width = (site.layer, site.name), site.width // 4
 
     def log_p(unit: int, value: float) -> float:
-        clamp = ClampedUnits(np.array([unit]), np.array([value], np.float32))
+        clamp = clamp_units(np.array([unit]), np.array([value], np.float32))
         (batch,) = batch_sequences([SteeredSequence((20,), {key: clamp}, [Target(0, 30)])], 100)
         return float(shard.run(batch, None)[0][0])
 

@@ -42,22 +42,36 @@ class Actor:
         return number * number
 
 
-def run_queue(
-    folder: Path, faults: dict[int, str], n_units: int = 6, cpus: float = 1, wait_seconds: float = 60
-) -> Any:
-    queue: WorkQueue[int, int] = WorkQueue(
+def make_queue(folder: Path, faults: dict[int, str], cpus: float = 1) -> WorkQueue[int, int]:
+    return WorkQueue(
         lambda: Worker(ray.remote(Actor), [(folder,)], {"CPU": cpus}),
         lambda worker, unit: worker.actors[0].work.remote(abs(unit), faults.get(unit, "")),
         lambda unit: f"unit {unit}",
         lambda unit: -unit,
     )
-    return queue.run(range(n_units), 2, wait_seconds=wait_seconds)
+
+
+def run_queue(
+    folder: Path, faults: dict[int, str], n_units: int = 6, cpus: float = 1, wait_seconds: float = 60
+) -> Any:
+    return make_queue(folder, faults, cpus).run(range(n_units), 2, wait_seconds=wait_seconds)
 
 
 @pytest.mark.parametrize("faults", [{}, {0: "die once", 3: "die once"}, {2: "raise once"}])
 def test_every_unit_completes_exactly_once(tmp_path: Path, faults: dict[int, str]) -> None:
     """A retry could lose or repeat a result."""
     assert sorted(run_queue(tmp_path, faults)) == [(number, number * number) for number in range(6)]
+
+
+def test_units_that_are_added_to_a_running_queue_complete(tmp_path: Path) -> None:
+    """A unit that follows from the last result could come too late, or be lost with its worker."""
+    queue = make_queue(tmp_path, {12: "die once"})
+    done = []
+    for unit, result in queue.run(range(3), 2):
+        done.append((unit, result))
+        if unit < 10:
+            queue.add(unit + 10)
+    assert sorted(done) == [(unit, unit * unit) for unit in (0, 1, 2, 10, 11, 12)]
 
 
 def test_a_failing_unit_is_reported_and_the_others_complete(tmp_path: Path) -> None:

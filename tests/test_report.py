@@ -266,10 +266,13 @@ def test_the_onset_of_agreement_is_limited_by_the_intervals(lows: list[float | N
 
 _STEERING = """
 CREATE OR REPLACE TEMP VIEW {table} AS
-SELECT 'model' AS model, 'main' AS revision, 'max' AS pooling, {concept} selection, k::BIGINT AS k,
+SELECT 'model' AS model, 'main' AS revision, 'max' AS pooling, {concept} selection,
+    CASE WHEN k = 0 THEN 'none' ELSE 'clamp' END AS intervention, k::BIGINT AS k,
     {sign} * k / 10 AS change, {sign} * k / 10 - 0.1 AS change_low, {sign} * k / 10 + 0.1 AS change_high,
     NULL::DOUBLE AS others, NULL::DOUBLE AS others_low, NULL::DOUBLE AS others_high,
-    0.5 AS containing, 0.4 AS containing_low, 0.6 AS containing_high
+    0.5 AS containing, 0.4 AS containing_low, 0.6 AS containing_high,
+    -k / 10 AS in_sentences, -k / 10 - 0.1 AS in_sentences_low, -k / 10 + 0.1 AS in_sentences_high,
+    k / 9 AS log_perplexity, k / 9 - 0.1 AS log_perplexity_low, k / 9 + 0.1 AS log_perplexity_high
 FROM (VALUES ('none', 0), ('ap', 3), ('ap', 30), ('random', 3), ('random', 30)) AS doses(selection, k)
 """
 
@@ -290,8 +293,13 @@ def test_steering_results_are_shown(store: Path, sign: int, effect: str) -> None
             "continuations FROM steering"
         )
         ConceptPairs(data)
-        (figure,) = steering.section(data).figures
+        figure, in_sentences = steering.section(data).figures
         assert effect in figure.finding
+        assert isinstance(in_sentences.body, LinePlot)
+        own, neutral = in_sentences.body.panels
+        assert [line.name for line in own.lines] == ["clamped", "control of clamped"]
+        assert own.lines[0].y == [-0.3, -3]
+        assert neutral.lines[1].high == pytest.approx([3 / 9 + 0.1, 30 / 9 + 0.1])
         assert isinstance(figure.body, LinePlot)
         log_p, words = figure.body.panels
         assert [line.name for line in log_p.lines] == ["highest AP", "random neurons"]

@@ -18,7 +18,7 @@ from cluster.models.shard import ShardSettings
 from cluster.models.tokenizer import Tokenizer
 from cluster.steering.interventions import (
     NO_INTERVENTION,
-    ClampedUnits,
+    ChangedUnits,
     Intervention,
     PrefixSharedWords,
     PromptedWord,
@@ -96,8 +96,11 @@ def test_a_model_whose_output_is_nan_is_refused(tiny_model: Path) -> None:
 def random_intervention(shards: list[SteeringShard], per_site: int = 2, seed: int = 0) -> Intervention:
     random = np.random.default_rng(seed)
     return {
-        (site.layer, site.name): ClampedUnits(
-            random.permutation(site.width)[:per_site], random.normal(0, 2, per_site).astype(np.float32)
+        (site.layer, site.name): ChangedUnits(
+            random.permutation(site.width)[:per_site],
+            # Clamped, and changed in proportion.
+            np.resize(np.array([0, 1.5], np.float32), per_site),
+            random.normal(0, 2, per_site).astype(np.float32),
         )
         for shard in shards
         for site in shard.sites[::2]
@@ -149,8 +152,9 @@ class ReferenceModel:
         def clamp(values: torch.Tensor) -> torch.Tensor:
             values = values.clone()
             if key in intervention:
-                for unit, value in zip(intervention[key].units, intervention[key].values, strict=True):
-                    values[..., int(unit)] = float(value)
+                change = intervention[key]
+                for unit, scale, offset in zip(change.units, change.scales, change.offsets, strict=True):
+                    values[..., int(unit)] = float(scale) * values[..., int(unit)] + float(offset)
             if activations is not None:
                 activations[key] = values
             return values

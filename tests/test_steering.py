@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.exceptions import RayTaskError
+from scipy import stats
 
+from alignment.text.word_matching import ConceptWord
 from cluster.models.shard import ShardSettings
 from cluster.models.tokenizer import Tokenizer
 from cluster.models.weights import Weights, resolve
@@ -23,14 +26,16 @@ from cluster.steering.actor import (
     AttributionTargets,
     Continuations,
     SteeringRequest,
+    UnitsRequest,
 )
 from cluster.steering.interventions import (
     NO_INTERVENTION,
-    ClampedUnits,
+    ChangedUnits,
     Intervention,
     PromptedWord,
     SteeredSequence,
     batch_sequences,
+    clamp_units,
 )
 from cluster.steering.pipeline import SteeringPipeline
 from cluster.steering.shard import SteeringShard
@@ -38,6 +43,7 @@ from cluster.steering.tokens import tokenize_words
 from jobs import steering
 from jobs.attributions import ConceptUnit
 from jobs.config.loader import read_sweep
+from jobs.interventions.neurons import CONTROL_OF, SELECTIONS
 from jobs.planner import plan_sweep
 from storage.database import open_store, run_query
 from storage.errors import UserError
@@ -78,10 +84,10 @@ def make_words(folder: Path, name: str) -> list[PromptedWord]:
 
 INTERVENTIONS: list[Intervention] = [
     NO_INTERVENTION,
-    {(0, "mlp.up_proj"): ClampedUnits(np.array([5, 0]), np.array([1, -1], np.float32))},
+    {(0, "mlp.up_proj"): clamp_units(np.array([5, 0]), np.array([1, -1], np.float32))},
     {
-        (1, "self_attn.o_proj"): ClampedUnits(np.array([3]), np.array([2], np.float32)),
-        (2, "mlp.down_proj"): ClampedUnits(np.array([7]), np.array([3], np.float32)),
+        (1, "self_attn.o_proj"): clamp_units(np.array([3]), np.array([2], np.float32)),
+        (2, "mlp.down_proj"): clamp_units(np.array([7]), np.array([3], np.float32)),
     },
 ]
 
@@ -145,6 +151,29 @@ def test_two_shards_attribute_as_one(pipelines: dict[int, SteeringPipeline], tin
                 np.testing.assert_allclose(values, expected[key], rtol=0, atol=TOLERANCE)
 
 
+def test_two_shards_read_units_as_one(pipelines: dict[int, SteeringPipeline], tiny_model: Path) -> None:
+    """Activations of another shard's layers, or of only the last batch."""
+    sequences = [SteeredSequence(word.sequence) for word in make_words(tiny_model, "weatherman")]
+    units = {
+        (layer, site): np.array([1, 9])
+        for layer in range(3)
+        for site in ("mlp.up_proj", "mlp.down_proj")
+    }
+    shard = SteeringShard(tiny_model, ShardSettings("float32", "linears"))
+    batches = batch_sequences(sequences, 100)
+    expected = [shard.read_units(shard.forward_recorded(batch, None), units) for batch in batches]
+    assert len(batches) == 2
+    for shards, budget in ((1, 1000), (2, 1000), (2, 1)):
+        for _ in range(2):
+            # activations of an earlier request must not be kept
+            read = ray.get(pipelines[shards].read_units(UnitsRequest("u", sequences, units, budget)))
+            assert read.keys() == units.keys()
+            for key, values in read.items():
+                plain = np.concatenate([batch[key] for batch in expected])
+                np.testing.assert_allclose(values.activations, plain, rtol=0, atol=TOLERANCE)
+                assert values.products.shape == (2, 2)
+
+
 def test_attributions_with_a_failed_batch_are_not_returned(
     pipelines: dict[int, SteeringPipeline], tiny_model: Path
 ) -> None:
@@ -180,7 +209,7 @@ def test_clamping_neurons_to_their_own_activations_changes_nothing(tiny_model: P
         (batch,) = batch_sequences([sequence], 100)
         activations = shard.forward_recorded(batch, None).activations
         intervention = {
-            key: ClampedUnits(np.arange(values.shape[-1]), values.detach()[0, 0].numpy())
+            key: clamp_units(np.arange(values.shape[-1]), values.detach()[0, 0].numpy())
             for (key, _), values in activations.items()
         }
         (clamped_batch,) = batch_sequences(
@@ -231,7 +260,7 @@ def clamp_top_three(study: Path, concept: str, order: str) -> Intervention:
         f"ORDER BY {order} DESC, layer, unit LIMIT 3",
     )
     return {
-        (layer, MLP): ClampedUnits(
+        (layer, MLP): clamp_units(
             np.array([row["unit"] for row in rows if row["layer"] == layer], np.int64),
             np.array([row["on_p50"] for row in rows if row["layer"] == layer], np.float32),
         )
@@ -258,7 +287,8 @@ def test_stored_effects_match_the_reference_model(study: Path, tiny_model: Path)
         interventions = [clamp_top_three(study, concept, order) for order in orders]
         rows = query(
             study,
-            "SELECT prompt, change, others FROM steering_prompts WHERE k = 3 "  # noqa: S608
+            "SELECT prompt, change, others FROM steering_prompts "  # noqa: S608
+            "WHERE intervention = 'clamp' AND k = 3 "
             f"AND concept = '{concept}' AND selection = '{selection}'",
         )
         assert {row["prompt"] for row in rows} == set(PROMPTS)
@@ -272,11 +302,67 @@ def test_stored_effects_match_the_reference_model(study: Path, tiny_model: Path)
         )
         (mean,) = query(
             study,
-            "SELECT change, change_low, n_prompts FROM steering WHERE k = 3 "  # noqa: S608
+            "SELECT change, change_low, n_prompts FROM steering "  # noqa: S608
+            "WHERE intervention = 'clamp' AND k = 3 "
             f"AND concept = '{concept}' AND selection = '{selection}'",
         )
         assert (mean["change"], mean["n_prompts"]) == (pytest.approx(np.mean(changes), abs=1e-4), 2)
         assert mean["change_low"] < mean["change"]
+
+
+def test_effects_in_sentences_match_the_reference_model(study: Path, tiny_model: Path) -> None:
+    """A word measured in another concept's sentences or after the whole sentence, or a perplexity on
+    sentences with the word; or factors and zeros at other neurons."""
+    file = study / "sweep.yaml"
+    (stage,) = plan_sweep(read_sweep(file)).stages_of_kind("steering")
+    store, params = study / "results/sweep", stage.params
+    concepts, number = params["concepts"], params["concepts"].index("cat")
+    words = [ConceptWord(name, "noun", "en") for name in concepts]
+    sentences_stage = stage.inputs["activations"].inputs["sentences"]
+    texts = steering._sample_texts(sentences_stage, store, concepts, words, params)
+    own, neutral = texts[number], texts[len(concepts) + number]
+    assert all(word in ("cat", "cats") for _, word in own)
+    assert len(own) == 6
+    assert len(neutral) == params["sentences"] == 8
+    assert not any("cat" in rest for _, rest in neutral)
+    experts = query(
+        study,
+        "SELECT layer, unit, auroc FROM experts WHERE pooling = 'max' AND concept = 'cat' "
+        "ORDER BY ap DESC, layer, unit LIMIT 3",
+    )
+    reference = ReferenceModel(tiny_model)
+    sites = SteeringShard(tiny_model, ShardSettings("float32", "mlp")).sites
+    tokenizer = Tokenizer(tiny_model, 64)
+    for how in ("dampen", "ablate"):
+        intervention = {}
+        for layer in {row["layer"] for row in experts}:
+            in_layer = [row for row in experts if row["layer"] == layer]
+            scales = [1 - 2 * (row["auroc"] - 0.5) if how == "dampen" else 0 for row in in_layer]
+            intervention[layer, MLP] = ChangedUnits(
+                np.array([row["unit"] for row in in_layer]),
+                np.array(scales, np.float32),
+                np.zeros(len(scales), np.float32),
+            )
+        changes: list[list[float]] = []
+        for parts in (own, neutral):
+            changes.append([])
+            for part in parts:
+                word = PromptedWord(*map(tuple, tokenizer.encode_prompt(*part)))
+                with torch.no_grad():
+                    after = reference.log_p(word, sites, intervention)
+                    change = float(after - reference.log_p(word, sites))
+                changes[-1].append(change / len(word.tokens) if parts is neutral else change)
+        (row,) = query(
+            study,
+            "SELECT * FROM steering WHERE concept = 'cat' AND k = 3 AND selection = 'ap' "  # noqa: S608
+            f"AND intervention = '{how}'",
+        )
+        assert row["n_sentences"] == 6
+        assert row["in_sentences"] == pytest.approx(np.mean(changes[0]), abs=1e-4)
+        assert row["log_perplexity"] == pytest.approx(-np.mean(changes[1]), abs=1e-4)
+        assert abs(row["log_perplexity"]) > 1e-3
+        interval = stats.ttest_1samp(changes[0], 0).confidence_interval()
+        assert row["in_sentences_low"] == pytest.approx(interval.low, abs=1e-3)
 
 
 def test_single_neurons_and_their_attributions_are_stored(study: Path, tiny_model: Path) -> None:
@@ -291,7 +377,7 @@ def test_single_neurons_and_their_attributions_are_stored(study: Path, tiny_mode
             f"pooling = 'max' AND layer = {row['layer']} AND unit = {row['unit']}",
         )
         assert (expert["ap"], expert["attribution"]) == (row["ap"], row["attribution"])
-        values = ClampedUnits(np.array([row["unit"]]), np.array([expert["on_p50"]], np.float32))
+        values = clamp_units(np.array([row["unit"]]), np.array([expert["on_p50"]], np.float32))
         interventions: list[Intervention] = [{(row["layer"], MLP): values}] * len(PROMPTS)
         changes = reference_changes(tiny_model, row["concept"], interventions)
         assert row["change"] == pytest.approx(np.mean(changes), abs=1e-4)
@@ -322,7 +408,7 @@ def test_a_concept_is_compared_with_random_others() -> None:
     """A concept among its own others would hide specific effects; all concepts would take too long."""
     words = [[PromptedWord((1, prompt), (10 + concept,)) for prompt in range(3)] for concept in range(5)]
     for n_others in (0, 2, 9):
-        inputs = steering._SteeringInputs([], words, [], np.empty(0), 7, n_others)
+        inputs = steering._SteeringInputs([], words, [], np.empty(0), 7, n_others, [], [])
         samples = []
         for number in range(5):
             unit = ConceptUnit(number, [""], 1)
@@ -354,21 +440,55 @@ def test_experts_have_attributions_where_they_were_computed(study: Path) -> None
 
 def test_doses_are_means_over_concepts_and_include_the_unsteered_model(study: Path) -> None:
     """Curves over some of the concepts, or without their baseline."""
-    rows = query(study, "SELECT * FROM steering_doses ORDER BY selection, k")
+    rows = query(study, "SELECT * FROM steering_doses ORDER BY selection, intervention, k")
+    measures = ("displacement", "change", "in_sentences", "log_perplexity")
     means = query(
-        study, "SELECT selection, k, avg(change) AS change FROM steering GROUP BY ALL ORDER BY ALL"
+        study,
+        "SELECT selection, intervention, k, avg(displacement) AS displacement, avg(change) AS change, "
+        "avg(in_sentences) AS in_sentences, avg(log_perplexity) AS log_perplexity "
+        "FROM steering GROUP BY ALL ORDER BY ALL",
     )
-    assert [(row["selection"], row["k"]) for row in rows] == [
-        *(("ap", k) for k in (1, 3, 10)),
-        *(("attribution", k) for k in (1, 3, 10)),
-        ("none", 0),
-        *(("random", k) for k in (1, 3, 10)),
-    ]
-    assert [row["change"] for row in rows] == pytest.approx([row["change"] for row in means])
+    doses = [(row["selection"], row["intervention"], row["k"]) for row in rows]
+    assert doses == [(row["selection"], row["intervention"], row["k"]) for row in means]
+    assert {dose for dose in doses if dose[2] in (0, 3)} == {
+        ("none", "none", 0),
+        *((selection, "clamp", 3) for selection in SELECTIONS[1:]),
+        *((selection, how, 3) for selection in ("ap", "random") for how in ("dampen", "ablate")),
+    }
+    for name in measures:
+        assert [row[name] for row in rows] == pytest.approx([row[name] for row in means])
+    by_dose = dict(zip(doses, rows, strict=True))
+    for (selection, how, k), row in by_dose.items():
+        if selection in CONTROL_OF and row["n_concepts"] == 3:
+            matched = by_dose[CONTROL_OF[selection], how, k]
+            assert row["displacement"] == pytest.approx(matched["displacement"], rel=1e-4)
+    in_concepts = query(
+        study,
+        "SELECT in_sentences FROM steering WHERE selection = 'ap' AND intervention = 'ablate' AND k = 3",
+    )
+    interval = stats.ttest_1samp([row["in_sentences"] for row in in_concepts], 0).confidence_interval()
+    assert by_dose["ap", "ablate", 3]["in_sentences_low"] == pytest.approx(interval.low)
     (unsteered,) = (row for row in rows if row["k"] == 0)
     assert (unsteered["change"], unsteered["others"], unsteered["positive"]) == (0, 0, 0)
     texts = query(study, "SELECT continuations FROM steering_prompts")
     assert {len(row["continuations"]) for row in texts} == {2}
+
+
+def test_steering_needs_no_kept_activations(study: Path, tmp_path: Path, tiny_model: Path) -> None:
+    """Controls that were set to values of their own needed the activations of a large model."""
+    text = (study / "sweep.yaml").read_text()
+    for name in ("concepts.csv", "human.csv"):
+        (tmp_path / name).write_bytes((study / name).read_bytes())
+    file = tmp_path / "sweep.yaml"
+    file.write_text(f"{text}experts: {{keep_activations: false}}\n")
+    with in_one_process():
+        done = neuralign("run", file)
+    assert done.returncode == 0, done.stderr
+    rows, expected = (
+        query(folder, "SELECT * EXCLUDE (run) FROM steering_doses ORDER BY ALL")
+        for folder in (tmp_path, study)
+    )
+    assert rows == expected
 
 
 def test_the_table_is_printed_and_a_rerun_computes_nothing(study: Path) -> None:
@@ -377,6 +497,7 @@ def test_the_table_is_printed_and_a_rerun_computes_nothing(study: Path) -> None:
     as_one_line = " ".join(printed.split())
     assert "max pooling: 3 concepts, 2 prompts" in as_one_line
     assert "attribution 10 " in as_one_line
+    assert "dampen ap 10 " in as_one_line
     assert "clamped one at a time: mean Spearman's rho" in as_one_line
     assert max(map(len, printed.split("Steering")[1].split("  figure")[0].splitlines())) <= 80
     rerun = subprocess.run(

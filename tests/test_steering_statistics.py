@@ -14,7 +14,7 @@ from scipy import stats
 
 from alignment.statistics.steering import (
     attribution_correlation,
-    mean_over_prompts,
+    mean_of_sample,
     mean_two_way_clustered,
     sample_control_neurons,
 )
@@ -31,11 +31,11 @@ from cluster.steering.tokens import sample_tokens
 def test_the_interval_over_prompts_matches_scipy() -> None:
     """Few prompts need Student's t: a normal interval would be too narrow."""
     values = np.random.default_rng(0).normal(1, 2, 8)
-    mean = mean_over_prompts(values)
+    mean = mean_of_sample(values)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (mean.low, mean.high) == pytest.approx((expected.low, expected.high))
     assert mean.value == pytest.approx(values.mean())
-    single = mean_over_prompts(values[:1])
+    single = mean_of_sample(values[:1])
     assert (single.value, single.low, single.high) == (values[0], None, None)
 
 

@@ -18,10 +18,10 @@ Neuron = tuple[int, str, int]
 """Layer, site and unit."""
 
 
-def mean_over_prompts(values: Floats) -> IntervalEstimate:
-    """The mean of values of shape (prompts,), with Student's t interval over prompts.
+def mean_of_sample(values: Floats) -> IntervalEstimate:
+    """The mean of independent values, of shape (n,), with Student's t interval.
 
-    No interval from a single prompt.
+    No interval from a single value.
     """
     mean = float(np.mean(values))
     if len(values) < 2:

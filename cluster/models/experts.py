@@ -33,9 +33,21 @@ def is_experts(module: nn.Module) -> bool:
 
 def expert_widths(module: Any) -> tuple[int, int]:
     """Number of experts, and of the neurons of each."""
-    transposed = type(module).__name__ == _SCALED_INPUT or module.is_transposed
     n_experts, *shape = module.down_proj.shape
-    return n_experts, shape[0 if transposed else 1]
+    return n_experts, shape[0 if _is_transposed(module) else 1]
+
+
+def expert_columns(module: Any, units: torch.Tensor) -> torch.Tensor:
+    """Columns of the experts' down projections, (units, outputs), of units numbered over all experts."""
+    _, width = expert_widths(module)
+    experts, indices = units // width, units % width
+    if _is_transposed(module):
+        return module.down_proj[experts, indices]  # type: ignore[no-any-return]
+    return module.down_proj[experts, :, indices]  # type: ignore[no-any-return]
+
+
+def _is_transposed(module: Any) -> bool:
+    return type(module).__name__ == _SCALED_INPUT or module.is_transposed
 
 
 def add_expert_hook(module: Any, function: ExpertHook) -> None:

@@ -99,6 +99,10 @@ class WorkQueue(Generic[UnitT, ResultT]):
     _in_flight: dict[Any, tuple[_Attempt[UnitT], _WorkerState]] = field(default_factory=dict, init=False)
     _failures: list[str] = field(default_factory=list, init=False)
 
+    def add(self, work_unit: UnitT) -> None:
+        """Add a work unit while `run` yields results."""
+        self._pending.append(_Attempt(work_unit))
+
     def run(
         self, work_units: Sequence[UnitT], n_workers: int, wait_seconds: float = 60.0
     ) -> Iterator[tuple[UnitT, ResultT]]:

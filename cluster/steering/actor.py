@@ -42,6 +42,26 @@ class AttributionRequest:
 
 
 @dataclass(frozen=True)
+class UnitsRequest:
+    """Sequences in which units are read; units by site, ascending."""
+
+    name: str
+    sequences: list[SteeredSequence]
+    units: Mapping[SiteKey, Ints]
+    budget: int = TOKEN_BUDGET
+
+
+@dataclass(frozen=True)
+class UnitsRead:
+    """Units of one site, ascending, their activations at all tokens of some sequences, (tokens, units),
+    and the scalar products of their columns of weights, (units, units)."""
+
+    units: Ints
+    activations: Floats
+    products: Floats
+
+
+@dataclass(frozen=True)
 class Continuations:
     """Sequences to continue. `uniforms`, (sequences, tokens), are random numbers in [0, 1) that select
     the tokens; at temperature 0 the likeliest is taken."""
@@ -76,6 +96,7 @@ class _AttemptState:
     attempt_id: str
     records: dict[int, ForwardRecord] = field(default_factory=dict)
     sums: dict[SiteKey, dict[int, Floats]] = field(default_factory=dict)
+    activations: dict[SiteKey, list[Floats]] = field(default_factory=dict)
     caches: dict[int, Any] = field(default_factory=dict)
     tokens: dict[int, list[Ints]] = field(default_factory=dict)
 
@@ -132,6 +153,37 @@ class SteeringActor(ModelActor[SteeringShard]):
                 attributions[key] = totals / group_sizes[targets.groups]
         del self._states[attempt[0]]
         return attributions
+
+    def read(
+        self,
+        attempt: Attempt,
+        batch: SteeringBatch,
+        units: Mapping[SiteKey, Ints],
+        incoming: Any,
+        _earlier_batch: object,
+    ) -> Any:
+        """Run a batch and keep the activations of some units: the next shard's input."""
+        record = self._shard.forward_recorded(batch, incoming)
+        activations = self._state_of(attempt).activations
+        for key, values in self._shard.read_units(record, units).items():
+            activations.setdefault(key, []).append(values)
+        return _to_host(record.outgoing.detach())
+
+    def gather_units(
+        self,
+        attempt: Attempt,
+        units: Mapping[SiteKey, Ints],
+        earlier: dict[SiteKey, UnitsRead],
+        *_: object,
+    ) -> dict[SiteKey, UnitsRead]:
+        """The units that were read at this shard's sites, with those of earlier shards."""
+        activations = self._state_of(attempt).activations
+        products = self._shard.column_products(units)
+        del self._states[attempt[0]]
+        return earlier | {
+            key: UnitsRead(units[key], np.concatenate(activations[key]), products[key])
+            for key in products
+        }
 
     def decode_step(
         self, attempt: Attempt, number: int, continuations: Continuations, step: int, inputs: Any

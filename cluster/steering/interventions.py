@@ -22,15 +22,21 @@ SiteKey = tuple[int, str]
 
 
 @dataclass(frozen=True)
-class ClampedUnits:
-    """Distinct units of one site, and the value to which each is clamped."""
+class ChangedUnits:
+    """Distinct units of one site, whose activation x becomes scale * x + offset at every token."""
 
     units: Ints
-    values: npt.NDArray[np.float32]
+    scales: npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.float32]
 
 
-Intervention = Mapping[SiteKey, ClampedUnits]
-"""The neurons that are clamped in one sequence, by site; most sites have none."""
+def clamp_units(units: Ints, values: npt.NDArray[np.float32]) -> ChangedUnits:
+    """Set units to values."""
+    return ChangedUnits(units, np.zeros(len(units), np.float32), values)
+
+
+Intervention = Mapping[SiteKey, ChangedUnits]
+"""The neurons that are changed in one sequence, by site; most sites have none."""
 
 NO_INTERVENTION: Intervention = {}
 

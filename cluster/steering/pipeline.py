@@ -10,7 +10,13 @@ from typing import Any
 import ray
 
 from cluster.runtime.shard_group import ShardGroup
-from cluster.steering.actor import AttributionRequest, Continuations, SteeringActor, SteeringRequest
+from cluster.steering.actor import (
+    AttributionRequest,
+    Continuations,
+    SteeringActor,
+    SteeringRequest,
+    UnitsRequest,
+)
 from cluster.steering.interventions import SteeringBatch, batch_sequences
 
 _MAX_BATCHES_IN_FLIGHT = 4
@@ -37,6 +43,20 @@ class SteeringPipeline(ShardGroup):
         for shard in self._shards:
             attributions = shard.attribute.remote(attempt, request, attributions, *gradients)
         return attributions
+
+    def read_units(self, request: UnitsRequest) -> Any:
+        """Run a request; the reference of a `UnitsRead` for each of its sites."""
+        attempt = (request.name, uuid.uuid4().hex)
+        outgoing: list[Any] = []
+        for batch in batch_sequences(request.sequences, request.budget):
+            batch_ref, passed, earlier = ray.put(batch), None, _backpressure(outgoing)
+            for shard in self._shards:
+                passed = shard.read.remote(attempt, batch_ref, request.units, passed, earlier)
+            outgoing.append(passed)
+        read: Any = {}
+        for shard in self._shards:
+            read = shard.gather_units.remote(attempt, request.units, read, *outgoing)
+        return read
 
     def steer(self, request: SteeringRequest) -> Any:
         """Run a request; the reference of its `SteeringResult`."""

@@ -1,13 +1,14 @@
-"""A shard whose neurons can be clamped, with gradients of log-probabilities. Imports no Ray.
+"""A shard whose neurons can be changed, with gradients of log-probabilities. Imports no Ray.
 
-The last shard has the language-model head. A neuron is clamped where it is read, at every token.
+The last shard has the language-model head. A neuron is changed where it is read, at every token.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,11 +23,12 @@ from cluster.models.divisible import CACHEABLE
 from cluster.models.hooks import extract_hidden_state, replace_hidden_state
 from cluster.models.shard import ForwardState, ModelShard
 from cluster.models.sites import Site
+from cluster.models.written_columns import written_columns
 from cluster.steering.interventions import SiteKey, SteeredSequence, SteeringBatch
 from storage.errors import NeuralignError
 
-_Clamps = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Rows, units and values, of equal length."""
+_Changes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Rows, units, scales and offsets, of equal length."""
 
 UnitRange = tuple[SiteKey, int]
 """A site, and the first of the units in a tensor of its values: experts have one tensor each."""
@@ -78,14 +80,14 @@ class ForwardRecord:
 
 @dataclass(kw_only=True)
 class _SteeringState(ForwardState):
-    clamps: dict[SiteKey, _Clamps]
+    changes: dict[SiteKey, _Changes]
     is_recorded: bool
     entry: torch.Tensor | None = None
     activations: dict[UnitRange, torch.Tensor] = field(default_factory=dict)
 
 
 class SteeringShard(ModelShard[_SteeringState]):
-    """Layers [a, b) of a model, whose sites can be clamped; the last shard gives log-probabilities."""
+    """Layers [a, b) of a model, whose sites can be changed; the last shard gives log-probabilities."""
 
     with_head = True
 
@@ -145,6 +147,32 @@ class SteeringShard(ModelShard[_SteeringState]):
             sums[key][:, :, first : first + values.shape[2]] = parts
         return incoming_gradient, sums
 
+    def read_units(self, record: ForwardRecord, units: Mapping[SiteKey, Ints]) -> dict[SiteKey, Floats]:
+        """Activations of some units of this shard's sites in a recorded batch, (rows x tokens, units); 0
+        where a routed expert did not run."""
+        n_tokens = math.prod(record.incoming.shape[:-1][-2:])
+        values = {key: np.zeros((n_tokens, len(units[key]))) for key in self._widths if key in units}
+        for (key, first), activations in record.activations.items():
+            if key in values:
+                present = (units[key] >= first) & (units[key] < first + activations.shape[-1])
+                read = activations.detach()[..., units[key][present] - first].flatten(0, -2)
+                values[key][:, present] = read.double().cpu().numpy()
+        return values
+
+    def column_products(self, units: Mapping[SiteKey, Ints]) -> dict[SiteKey, Floats]:
+        """Scalar products of the columns of weights by which units of this shard's sites are multiplied,
+        (units, units), by site. Units that are the output of their module have unit vectors."""
+        products = {}
+        for site in self.sites:
+            key = (site.layer, site.name)
+            if key in units:
+                self._check_units(site, units[key])
+                columns = written_columns(self._modules[site.layer], site, torch.from_numpy(units[key]))
+                products[key] = (
+                    np.eye(len(units[key])) if columns is None else (columns @ columns.T).cpu().numpy()
+                )
+        return products
+
     def new_cache(self) -> _Cache:
         """An empty cache of what precedes a token."""
         if self._model_type not in CACHEABLE:
@@ -190,7 +218,7 @@ class SteeringShard(ModelShard[_SteeringState]):
         mask = torch.ones(n_rows, n_past + inputs.shape[1], dtype=torch.int64, device=self.device)
         if self.is_last and self._supports_logits_to_keep:
             options["logits_to_keep"] = max(1, n_logits)
-        state = _SteeringState(clamps=self._make_clamps(sequences), is_recorded=is_recorded)
+        state = _SteeringState(changes=self._make_changes(sequences), is_recorded=is_recorded)
         output = self._run_model(state, inputs, attention_mask=mask, **options)
         if self.is_last:
             return state, output.logits[:, -n_tokens:]
@@ -201,26 +229,36 @@ class SteeringShard(ModelShard[_SteeringState]):
     def _supports_logits_to_keep(self) -> bool:
         return "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
-    def _make_clamps(self, sequences: Sequence[SteeredSequence]) -> dict[SiteKey, _Clamps]:
-        """The clamped rows, units and values of each site that has any."""
+    def _make_changes(self, sequences: Sequence[SteeredSequence]) -> dict[SiteKey, _Changes]:
+        """The changed rows and units of each site that has any, and how they change."""
         interventions = [sequence.intervention for sequence in sequences]
         tensors = {}
         for site in self.sites:
             key = (site.layer, site.name)
-            clamped = [(row, clamps[key]) for row, clamps in enumerate(interventions) if key in clamps]
-            if not clamped:
+            changed = [
+                (row, changes[key]) for row, changes in enumerate(interventions) if key in changes
+            ]
+            if not changed:
                 continue
-            rows = np.repeat([row for row, _ in clamped], [len(clamp.units) for _, clamp in clamped])
-            units = np.concatenate([clamp.units for _, clamp in clamped]).astype(np.int64)
-            values = np.concatenate([clamp.values for _, clamp in clamped]).astype(np.float32)
-            if len(units) and not 0 <= units.min() <= units.max() < site.width:
-                raise NeuralignError(f"{site}: has {site.width} units; cannot clamp unit {units.max()}")
+            rows = np.repeat([row for row, _ in changed], [len(change.units) for _, change in changed])
+            units = np.concatenate([change.units for _, change in changed]).astype(np.int64)
+            self._check_units(site, units)
+            scales, offsets = (
+                np.concatenate([getattr(change, name) for _, change in changed]).astype(np.float32)
+                for name in ("scales", "offsets")
+            )
             tensors[key] = (
                 torch.from_numpy(rows).to(self.device),
                 torch.from_numpy(units).to(self.device),
-                torch.from_numpy(values).to(self.device, self.dtype),
+                torch.from_numpy(scales).to(self.device, self.dtype),
+                torch.from_numpy(offsets).to(self.device, self.dtype),
             )
         return tensors
+
+    @staticmethod
+    def _check_units(site: Site, units: Ints) -> None:
+        if len(units) and not 0 <= units.min() <= units.max() < site.width:
+            raise NeuralignError(f"{site}: has {site.width} units; cannot change unit {units.max()}")
 
     def _target_log_p(self, batch: SteeringBatch, logits: torch.Tensor) -> torch.Tensor:
         """log P of the targets of all rows, concatenated."""
@@ -230,7 +268,9 @@ class SteeringShard(ModelShard[_SteeringState]):
             for row, sequence in enumerate(batch.rows)
             for target in sequence.targets
         ]
-        rows, positions, tokens = torch.tensor(indices, device=self.device).reshape(-1, 3).unbind(1)
+        rows, positions, tokens = (
+            torch.tensor(indices, dtype=torch.int64, device=self.device).reshape(-1, 3).unbind(1)
+        )
         log_p = logits.float().log_softmax(-1)[rows, positions, tokens]
         if bool(log_p.isnan().any()):
             raise NeuralignError(
@@ -251,18 +291,20 @@ class SteeringShard(ModelShard[_SteeringState]):
         return replace_hidden_state(state.entry, args, kwargs)
 
     def _on_site(self, site: Site, values: Any, first_unit: int = 0) -> Any:
-        """Replace a site's values by the clamped ones."""
+        """Replace a site's values by the changed ones."""
         state, hidden = self._state, extract_hidden_state(values)
         key = (site.layer, site.name)
-        if state is None or hidden is None or not (state.is_recorded or key in state.clamps):
+        if state is None or hidden is None or not (state.is_recorded or key in state.changes):
             return None
         # A copy, which only this module sees; some layers flatten rows and tokens for their MLP.
         width = hidden.shape[-1]
         steered = hidden.reshape(*state.shape, width).clone()
-        if key in state.clamps:
-            rows, units, clamped = state.clamps[key]
+        if key in state.changes:
+            rows, units, scales, offsets = state.changes[key]
             present = (units >= first_unit) & (units < first_unit + width)
-            steered[rows[present], :, units[present] - first_unit] = clamped[present].unsqueeze(1)
+            where = (rows[present], slice(None), units[present] - first_unit)
+            # Advanced indices around a slice come first: (units, tokens).
+            steered[where] = scales[present, None] * steered[where] + offsets[present, None]
         if state.is_recorded:
             if (key, first_unit) in state.activations:
                 raise NeuralignError(f"{site}: its module runs more than once in a forward pass")

@@ -28,9 +28,7 @@ def tokenize_words(
     Raises UserError if a prompt or a word has no tokens, or if a prompt with a word, or with
     `n_continuation` more tokens, is too long for the model.
     """
-    folder = ensure_local(weights)
-    config = read_config(folder, weights.trust_remote_code).get_text_config()
-    tokenizer = Tokenizer(folder, token_limit(config), weights.trust_remote_code)
+    tokenizer = _load_tokenizer(weights)
     return tokenize_with(tokenizer, weights.label, prompts, words, n_continuation, options)
 
 
@@ -66,6 +64,26 @@ def tokenize_with(
     return prompt_ids, prompted_words
 
 
+def tokenize_parts(
+    weights: Weights, texts: Sequence[Sequence[tuple[str, str]]], options: InputOptions = AS_TOKENIZED
+) -> list[list[PromptedWord]]:
+    """Token ids of the two parts of texts, in lists, without those that the model cannot read: a part
+    without tokens, or too many."""
+    tokenizer = _load_tokenizer(weights)
+    tokenized = []
+    for parts in texts:
+        encoded = (tokenizer.encode_prompt(first, second, options) for first, second in parts)
+        words = [PromptedWord(tuple(first), tuple(second)) for first, second in encoded]
+        tokenized.append(
+            [
+                word
+                for word in words
+                if word.prefix and word.tokens and len(word.sequence) < tokenizer.max_tokens
+            ]
+        )
+    return tokenized
+
+
 def sample_tokens(log_p: torch.Tensor, uniforms: Floats, temperature: float) -> Ints:
     """Next tokens, (rows, 1), from log P, (rows, vocabulary), by inverse transform sampling: the first
     whose cumulative probability exceeds the row's uniform number. Temperature 0 takes the likeliest."""
@@ -78,3 +96,9 @@ def sample_tokens(log_p: torch.Tensor, uniforms: Floats, temperature: float) -> 
         # Rounding may leave the total below a threshold.
         tokens = tokens.clamp(max=log_p.shape[1] - 1)
     return tokens.unsqueeze(1).cpu().numpy()
+
+
+def _load_tokenizer(weights: Weights) -> Tokenizer:
+    folder = ensure_local(weights)
+    config = read_config(folder, weights.trust_remote_code).get_text_config()
+    return Tokenizer(folder, token_limit(config), weights.trust_remote_code)

@@ -16,6 +16,7 @@ from jobs import steering
 from jobs.actions.output import text_table
 from jobs.alignment import FROM_RATERS, TRIPLETS
 from jobs.engine.stage import Stage
+from jobs.interventions.neurons import BY_AP, CLAMP, CONTROL_OF, NONE
 from jobs.results.rows import (
     SMALL_SAMPLE_COVERAGE,
     Row,
@@ -156,26 +157,30 @@ def print_next_steps(console: Console, store: Path, pages: list[Path]) -> None:
 
 
 def print_steering(console: Console, stage: Stage, store: Path, figure: Path) -> None:
-    """Print the dose-response table of one model, and how well attributions predict measured effects."""
+    """Print the dose-response table of one model, the side effects of all interventions on the neurons
+    of highest AP, and how well attributions predict measured effects."""
     rows = steering.read_doses(stage, store)
+    clamped = [row for row in rows if row["intervention"] in (NONE, CLAMP)]
     console.print(
         f"\nSteering {stage.label}, {stage.params['pooling']} pooling: {rows[0]['n_concepts']} "
         f"concepts, {rows[0]['n_prompts']} prompts. Change in log P (nats) with k neurons clamped to "
-        "their on value at every token; share of concepts whose word gains; share of texts with the word"
+        "their on value at every token; share of concepts whose word gains; share of texts with the "
+        "word. random: random neurons that displace the same layers as far as those above."
     )
     names = ("selection", "k", "own word", "others' words", "gain", "in texts")
     cells = [
         (
-            row["selection"],
+            _format_selection(row),
             row["k"],
             _format_effect(row, "change", "+.1f") if row["k"] else "",
             _format_effect(row, "others", "+.1f") if row["k"] else "",
             f"{row['positive']:.0%}" if row["k"] else "",
             _format_effect(row, "containing", ".0%"),
         )
-        for row in rows
+        for row in clamped
     ]
     console.print(text_table("lrrrrr", names, cells, "ellipsis"))
+    _print_side_effects(console, rows)
     counts = {row["n_concepts"] for row in rows}
     console.print(
         "95% CIs generalize over prompts and concepts."
@@ -183,6 +188,37 @@ def print_steering(console: Console, stage: Stage, store: Path, figure: Path) ->
     )
     _print_attribution_correlation(console, steering.read_neurons(stage, store))
     console.print(f"  figure    {figure}", soft_wrap=True)
+
+
+def _print_side_effects(console: Console, rows: list[Row]) -> None:
+    """Print what clamping, damping and ablating the neurons of highest AP does in sentences."""
+    shown = [row for row in rows if CONTROL_OF.get(row["selection"], row["selection"]) == BY_AP]
+    if not any(row["log_perplexity"] is not None for row in shown):
+        return
+    console.print(
+        "\nThe neurons of highest AP clamped, dampened by AurA's factor or ablated (set to 0), and "
+        "their controls: displacement of what the layers write; change in log P of the word in its own "
+        "sentences; change in log perplexity (nats per token) of other concepts' sentences"
+    )
+    names = ("intervention", "selection", "k", "moved", "own sentences", "perplexity")
+    cells = [
+        (
+            row["intervention"],
+            _format_selection(row),
+            row["k"],
+            f"{row['displacement']:.1f}",
+            _format_effect(row, "in_sentences", "+.2f"),
+            _format_effect(row, "log_perplexity", "+.2f"),
+        )
+        for row in shown
+    ]
+    console.print(text_table("llrrrr", names, cells, "ellipsis"))
+
+
+def _format_selection(row: Row) -> str:
+    """The selection; each control is listed after its selection."""
+    name: str = row["selection"]
+    return "  random" if name in CONTROL_OF else name
 
 
 def print_coverage_warning(console: Console, n_concepts: int) -> None:

@@ -1,4 +1,4 @@
-"""How neurons are analyzed: which are experts, how similar concepts are by them, and what clamping
+"""How neurons are analyzed: which are experts, how similar concepts are by them, and what steering
 does."""
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ExpertSettings(ConfigModel):
     """GPUs per task that scores kept activations; 0: score them on CPUs."""
     keep_activations: Literal["auto"] | bool = "auto"
     """Whether activations are kept. If not, neurons are scored where their activations are computed, and
-    these are not written. auto: kept if all of the sweep's are under 2 GB, or steering reads them."""
+    these are not written. auto: kept if all of the sweep's are under 2 GB."""
 
     @field_validator("negatives")
     @classmethod
@@ -126,26 +126,30 @@ NEUTRAL_PROMPTS = [
     "He told them a long story about the",
     "What she remembered most was the",
     "Nobody had noticed the",
-    "The next page showed a picture of a",
-    "There was nothing there but a",
-    "Somewhere nearby there was a",
-    "In the dream I saw a",
+    "The next page showed a picture of the",
+    "There was nothing left but the",
+    "Somewhere nearby was the",
+    "In the dream I saw the",
 ]
+"""They end with "the", which any noun can follow: "a" can neither precede a vowel nor a mass noun."""
 
 
 class SteeringSettings(ConfigModel):
-    """Clamping of experts, to test whether they make the model say the concept's word."""
+    """Steering by experts, to test whether they make the model say the concept's word."""
 
     prompts: list[Annotated[str, Field(min_length=1)]] = Field(default=NEUTRAL_PROMPTS, min_length=2)
     """Prompts after which the word's probability is measured; default: eight neutral prompts."""
     concepts: list[str] | None = Field(default=None, min_length=1)
     """Concepts to steer; default: all."""
     pooling: Pooling | None = None
-    """The pooling whose experts are clamped; default: the first of neurons.pooling."""
-    k: list[Count] = Field(default=[1, 3, 10, 30, 100, 300], min_length=1)
-    """Numbers of neurons clamped together; k = 0 is always measured."""
+    """The pooling whose experts are steered; default: the first of neurons.pooling."""
+    k: list[Count] = Field(default=[1, 10, 30, 100], min_length=1)
+    """Numbers of neurons steered together; k = 0 is always measured."""
     others: NonNegative = 20
     """Control words per concept: other concepts' words, drawn at random."""
+    sentences: NonNegative = 8
+    """Sentences of the concept in which its word is measured, and of other concepts, for the perplexity;
+    drawn at random. 0: none."""
     singles: NonNegative = 100
     """Experts clamped one at a time, the best by AP; 0: none."""
     single_concepts: Count = 8

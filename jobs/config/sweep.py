@@ -64,7 +64,7 @@ class Sweep(ConfigModel):
     similarity: SimilaritySettings = SimilaritySettings()
     """How the similarity of concepts is measured; a list gives the measures."""
     steering: SteeringSettings | None = None
-    """Clamping of experts; default: no steering."""
+    """Steering by experts; default: none."""
     human: Annotated[NonEmpty[HumanData], _shorthand("name", NonEmpty[str | HumanData])] = Field(
         default=[HumanData(name="men")], json_schema_extra={"default": ["men"]}
     )
@@ -140,15 +140,6 @@ class Sweep(ConfigModel):
         for index, measure in enumerate(self.agreement):
             if measure in MATRIX_MEASURES and self.interval != "jackknife":
                 raise ConfigError(f"{measure!r} needs interval: jackknife", "agreement", index)
-        return self
-
-    @model_validator(mode="after")
-    def _check_kept_activations(self) -> Sweep:
-        if self.steering is not None and self.experts.keep_activations is False:
-            raise ConfigError(
-                "steering reads the activations of random neurons; set auto or true, or remove steering",
-                *("experts", "keep_activations"),
-            )
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.page.figures.dose_response import SELECTIONS, dose_response
+from jobs.page.figures.dose_response import SELECTIONS, dose_response, sentence_effects
 from jobs.page.figures.spec import Figure, Section
 from jobs.page.study_data import StudyData
 from jobs.page.wording import format_interval, pluralize, verdict
@@ -23,6 +23,7 @@ SELECT concept, selection, k, prompt, continuations[:$count] AS continuations
 FROM steering_prompts
 WHERE (model, revision, pooling) = ($model, $revision, $pooling)
     AND ($concept IS NULL OR concept = $concept) AND len(continuations) > 0
+    AND intervention IN ('none', 'clamp')
 QUALIFY row_number() OVER (PARTITION BY concept, selection ORDER BY k DESC, prompt) = 1
 ORDER BY concept, selection
 """
@@ -32,7 +33,7 @@ def section(data: StudyData) -> Section:
     """The dose-response curves over all concepts."""
     anchor, title = "steering", "What does clamping expert neurons do?"
     rows = _rows(data, "steering_doses")
-    steered = [row for row in rows if row["k"]]
+    steered = [row for row in rows if row["intervention"] == "clamp" and row["selection"] in SELECTIONS]
     if not steered:
         missing = ["No steering results: add `steering:` to the sweep file."]
         return Section(anchor, title, missing=missing)
@@ -44,12 +45,24 @@ def section(data: StudyData) -> Section:
     neurons = f"{pluralize(best['k'], 'neuron')} ({SELECTIONS[best['selection']]})"
     finding = f"Clamping {neurons} {effect} the log P of a concept's word ({change} nats)"
     note = (
-        f"{data.view.label}: neurons clamped to their on-values, by selection; random neurons are the "
-        "control. Means over concepts and neutral prompts; bands: 95% CI; horizontal line: unsteered "
-        "model. Attributions are computed on different prompts from those of the measured effects. The "
-        "number of neurons in the title was selected for its effect (optimistic)."
+        f"{data.view.label}: neurons clamped to their on-values, by selection; the control are random "
+        "neurons that displace the layers as far as those of highest AP. Means over concepts and "
+        "neutral prompts; bands: 95% CI; horizontal line: unsteered model. Attributions are computed on "
+        "different prompts from those of the measured effects. The number of neurons in the title was "
+        "selected for its effect (optimistic)."
     )
-    return Section(anchor, title, [], [Figure("steering", finding, note, dose_response(rows))])
+    figures = [Figure("steering", finding, note, dose_response(rows))]
+    in_sentences = sentence_effects(rows)
+    if in_sentences.panels:
+        note = (
+            f"{data.view.label}: the neurons of highest AP clamped, dampened (multiplied by AurA's "
+            "factor) or ablated (set to 0), and random neurons that displace the layers as far. Left: "
+            "the word in its own sentences, by which these neurons were found. Right: the side effect, "
+            "in other concepts' sentences without the word. Means over concepts; bands: 95% CI."
+        )
+        finding = "Effects of steering in the concept's sentences and in others"
+        figures.append(Figure("sentence effects", finding, note, in_sentences))
+    return Section(anchor, title, [], figures)
 
 
 def concept_steering(data: StudyData, concept: str | None) -> dict[str, dict[str, Any]]:
@@ -61,8 +74,8 @@ def concept_steering(data: StudyData, concept: str | None) -> dict[str, dict[str
     }
     if data.has("steering_prompts", "continuations"):
         for sample in data.query(_SAMPLES, concept=concept, count=_CONTINUATIONS):
-            sample["selection"] = SELECTIONS.get(sample["selection"], sample["selection"])
-            if sample["concept"] in steering:
+            if sample["selection"] in SELECTIONS and sample["concept"] in steering:
+                sample["selection"] = SELECTIONS[sample["selection"]]
                 steering[sample.pop("concept")]["samples"].append(sample)
     return steering
 
