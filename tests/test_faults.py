@@ -184,7 +184,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Iterator[planner.Plan]
 
 
 _EVERYTHING = (
-    "resamples: 100\nbaselines: [input-embedding]\ncontrols: [split-half]\n"
+    "resamples: 100\nbaselines: [input-embedding]\ncontrols: [split-half, pseudo-concepts]\n"
     "experts: {threshold: [0.5]}\n"
     "steering: {k: [1], singles: 1, samples: 1, tokens: 1, concepts: [cat], prompts: [A, The]}\n"
 )
