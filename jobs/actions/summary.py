@@ -183,7 +183,7 @@ def print_steering(console: Console, stage: Stage, store: Path, figure: Path) ->
     _print_side_effects(console, rows)
     counts = {row["n_concepts"] for row in rows}
     console.print(
-        "95% CIs generalize over prompts and concepts."
+        "95% CIs generalize over concepts and, of the effects after prompts, over prompts."
         + (" Some concepts have too few neurons for a large k." if len(counts) > 1 else "")
     )
     _print_attribution_correlation(console, steering.read_neurons(stage, store))
