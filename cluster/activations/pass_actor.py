@@ -81,7 +81,7 @@ class PassActor(ModelActor[Any]):
                 prepared.settings,
                 prepared.sentences,
                 request.budget,
-                SpoolSettings(spool, prepared.spool_bytes()),
+                SpoolSettings(spool, prepared.spool_memory()),
                 prepared.device,
                 prepared.plan_blocks(),
                 threads=threads,

@@ -21,6 +21,7 @@ from cluster.activations.pass_request import PassRequest
 from cluster.activations.pooling_shard import ActivationSettings
 from cluster.activations.sentence_set import SentenceSet, tokenize
 from cluster.activations.shard_choice import PassSize
+from cluster.activations.spool_size import spool_memory
 from cluster.models.model_config import read_config
 from cluster.models.shard import token_limit
 from cluster.models.tokenizer import Tokenizer
@@ -30,13 +31,6 @@ _SECONDS_IN_BLOCK = 60
 
 _CORE_FLOP_PER_SECOND = 5e10
 """Assumed rate of a core."""
-
-_SPOOL_SHARE = 0.25
-"""Hidden states of a GPU's pass stay in host memory if they fill at most a quarter of it: reading so few
-again takes minutes. All others go to disk, so that a run that is killed continues there."""
-
-_HOST_FACTOR = 2.5
-"""Padding, and pinned memory, which is allocated in powers of two."""
 
 
 @dataclass
@@ -112,12 +106,7 @@ class PreparedPass:
         most = max(1, int(_SECONDS_IN_BLOCK * rate / flop))
         return [part for block in blocks for part in split_evenly(block, -(-len(block) // most))]
 
-    def spool_bytes(self) -> int:
-        """Host memory for the hidden states before and after a block; 0 if they go to disk."""
-        if self.device == "cpu":
-            return 0
-        config = read_config(self.folder, self.settings.trust_remote_code).get_text_config()
-        dtype: torch.dtype = getattr(torch, self.settings.dtype)
-        states = sum(self.sentences.lengths) * config.hidden_size * dtype.itemsize
-        needed = int(2 * _HOST_FACTOR * states)
-        return needed if needed <= _SPOOL_SHARE * free_memory(torch.device("cpu")) else 0
+    def spool_memory(self) -> int:
+        """Host memory for hidden states: none on a CPU, where all go to disk, so that a run that is
+        killed continues there. Beside a GPU, reading the layers again takes minutes."""
+        return 0 if self.device == "cpu" else spool_memory(free_memory(torch.device("cpu")))
