@@ -94,16 +94,19 @@ def test_a_pass_that_was_planned_for_gpus_is_refused_without_them(
     weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hours on CPUs with a GPU's dtype and batches, without a word."""
-    arguments: Any = weights, SETTINGS, PassSize(1000, 1024), 1, 0.5, "auto"
+
+    def place(needs_gpus: bool) -> PassPlacement:
+        return place_pass(weights, SETTINGS, PassSize(1000, 1024), 1, 0.5, "auto", needs_gpus)
+
     monkeypatch.setattr(session, "cluster_gpus", lambda: 0)
     with pytest.raises(UserError) as caught:
-        place_pass(*arguments, needs_gpus=True)
+        place(needs_gpus=True)
     assert re.search(
         r"^model .*@main: gpus_per_shard is 0\.5, but the cluster has 6 CPUs and 0 GPUs; set "
         r"gpus_per_shard: 0 to use CPUs$",
         str(caught.value),
     )
-    assert place_pass(*arguments).resources == {"CPU": 6}
+    assert place(needs_gpus=False).resources == {"CPU": 6}
 
 
 def test_each_shard_sees_only_its_device(weights: Weights) -> None:
