@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.blocks_cpu import blocks
 from benchmarks.bootstrap import bootstrap
 from benchmarks.capture import capture, pipeline, threads
 from benchmarks.fused import fused
@@ -19,6 +20,7 @@ from benchmarks.store import similarity, similarity_large, store_check, store_re
 BENCHMARKS = {
     "capture": capture,
     "fused": fused,
+    "blocks": blocks,
     "pipeline": pipeline,
     "threads": threads,
     "select_sort": select_sort,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.models.weights import Weights
 from jobs.config.models import Model
+from jobs.device_params import runs_on_gpus
 from jobs.engine.progress import Advance, progress
 from storage.store import layout
 from storage.store.lease import update_lease
@@ -100,7 +101,13 @@ def _run_on_workers(
     working_bytes = request.consumer.working_bytes("cuda")
     size = PassSize(len(request.texts), request.budget, working_bytes)
     placement = place_pass(
-        weights, settings, size, model.shards, model.gpus_per_shard, model.cpus_per_shard
+        weights,
+        settings,
+        size,
+        model.shards,
+        model.gpus_per_shard,
+        model.cpus_per_shard,
+        runs_on_gpus(model),
     )
     request = replace(request, notes=placement.notes)
     queue: WorkQueue[PassRequest, None] = WorkQueue(
@@ -108,6 +115,7 @@ def _run_on_workers(
         lambda worker, unit: worker.run(unit),
         lambda _: name,
         lambda unit: unit.leave_more_memory(),
+        lambda unit: unit.halve_blocks(),
     )
     list(queue.run([request], 1, model.wait_seconds))
 

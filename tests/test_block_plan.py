@@ -12,12 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from cluster.activations import prepared_pass
 from cluster.activations.block_plan import LayerBytes, ModelBytes, measure_model, plan_blocks
 from cluster.activations.block_shard import BlockShard
+from cluster.activations.layer_writer import LayerWriter
+from cluster.activations.pass_request import PassRequest
 from cluster.activations.pooling_shard import ActivationSettings
+from cluster.activations.prepared_pass import PreparedPass
 from cluster.models.sparse_autoencoder import SparseAutoencoder
 from storage.errors import UserError
 from tests import tiny
+from tests.test_shard import make_texts
 
 _sizes = st.integers(0, 40)
 _models = st.builds(
@@ -111,3 +116,24 @@ def test_a_batch_has_room_for_attention_and_for_layers_wider_than_the_sites(mode
     assert measured.token == (8 * config.hidden_size + 4 * config.intermediate_size) * 4
     # one sentence may be longer than a batch
     assert measured.batch_bytes(10, longest) == measured.batch_bytes(longest, longest)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_blocks_are_smaller_after_a_worker_was_lost(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """A worker that the kernel kills for memory three times, with the same blocks."""
+    settings = ActivationSettings("float32", "mlp", ["max"])
+    request = PassRequest(make_texts(6), [], 64, tmp_path, None, LayerWriter(tmp_path))
+    monkeypatch.setattr(prepared_pass, "free_memory", lambda _: 1 << 40)
+    counts, memory = [], []
+    for _ in range(4):
+        prepared = PreparedPass(model, settings, request, device, 1)
+        blocks = prepared.plan_blocks()
+        assert [layer for block in blocks for layer in block] == list(range(3))
+        counts.append(len(blocks))
+        memory.append(prepared.spool_memory())
+        request = request.halve_blocks()
+    assert counts == [1, 2, 3, 3]
+    # Hidden states may have been what was too much.
+    assert memory[1] == memory[0] // 2

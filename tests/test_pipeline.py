@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from safetensors.torch import load_file, save_file
 
 from cluster.activations.block_shard import BlockShard
+from cluster.activations.layer_recorder import LayerRecorder
 from cluster.activations.pass_actor import PassWorker
 from cluster.activations.pass_placement import CPU_REASON, PassPlacement, place_pass
 from cluster.activations.pass_request import PassRequest
@@ -27,7 +29,9 @@ from cluster.activations.shard_choice import PassSize
 from cluster.memory_errors import is_out_of_memory
 from cluster.models.tokenizer import Text
 from cluster.models.weights import Weights
+from cluster.runtime import session
 from cluster.runtime.placement import Placement, count_shards, plan_placement
+from cluster.runtime.queue import WorkQueue
 from cluster.runtime.session import root_cause
 from storage.errors import NeuralignError, UserError
 from storage.store.layout import WORK_UNITS
@@ -84,6 +88,25 @@ def test_a_pass_gets_the_devices_and_cores_that_it_may_use(weights: Weights) -> 
     ]:
         with pytest.raises(UserError, match=message):
             place(*arguments)
+
+
+def test_a_pass_that_was_planned_for_gpus_is_refused_without_them(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours on CPUs with a GPU's dtype and batches, without a word."""
+
+    def place(needs_gpus: bool) -> PassPlacement:
+        return place_pass(weights, SETTINGS, PassSize(1000, 1024), 1, 0.5, "auto", needs_gpus)
+
+    monkeypatch.setattr(session, "cluster_gpus", lambda: 0)
+    with pytest.raises(UserError) as caught:
+        place(needs_gpus=True)
+    assert re.search(
+        r"^model .*@main: gpus_per_shard is 0\.5, but the cluster has 6 CPUs and 0 GPUs; set "
+        r"gpus_per_shard: 0 to use CPUs$",
+        str(caught.value),
+    )
+    assert place(needs_gpus=False).resources == {"CPU": 6}
 
 
 def test_each_shard_sees_only_its_device(weights: Weights) -> None:
@@ -245,6 +268,60 @@ def test_memory_that_runs_out_in_a_pipeline_is_said_and_blocks_are_tried(
     assert [facts["notes"] for facts in read_facts(folder).values()] == [[note]] * LAYERS
 
 
+@pytest.mark.parametrize(
+    ("shards", "killed", "call", "recorded"),
+    [
+        (2, 0, "batch", []),
+        (2, 1, "batch", []),
+        # The first shard has the layers 0.
+        (2, 1, "record", ["L00"]),
+        (1, 0, "record", []),
+    ],
+)
+def test_a_worker_that_is_killed_loses_only_the_blocks_in_work(
+    weights: Weights,
+    tmp_path: Path,
+    whole: Path,
+    shards: int,
+    killed: int,
+    call: str,
+    recorded: list[str],
+) -> None:
+    """Other values, a pipeline that waits forever, or layers that are read and written again."""
+    request = make_request(SENTENCES, tmp_path)
+    started: list[PassWorker] = []
+
+    def start() -> PassWorker:
+        started.append(PassWorker(weights, SETTINGS, shards, CPU))
+        if len(started) == 1:
+            actor = started[0].actors[killed]
+            ray.get(actor.__ray_call__.remote(_kill_in, call, tmp_path, recorded))
+        return started[-1]
+
+    written: list[float] = []
+
+    def submit(worker: PassWorker, unit: PassRequest) -> Any:
+        if len(started) == 2:
+            assert sorted(read_work_units(tmp_path)) == recorded
+            written.extend((tmp_path / WORK_UNITS / f"{name}.json").stat().st_mtime for name in recorded)
+        return worker.run(unit)
+
+    queue: WorkQueue[PassRequest, None] = WorkQueue(
+        start, submit, lambda _: "pass", lambda unit: unit, lambda unit: unit.halve_blocks()
+    )
+    assert len(list(queue.run([request], 1))) == 1
+    assert len(started) == 2
+    assert read_files(tmp_path) == read_files(whole)
+    assert [(tmp_path / WORK_UNITS / f"{name}.json").stat().st_mtime for name in recorded] == written
+    notes = [facts["notes"] for unit, facts in read_facts(tmp_path).items() if unit not in recorded]
+    note = (
+        "a worker was lost, perhaps for lack of memory; the remaining layers were read in blocks of 1/2 "
+        "of the planned size, or of one layer"
+    )
+    # A pipeline is started again as it was.
+    assert notes == [[note] if shards == 1 else []] * len(notes)
+
+
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_the_layer_of_the_first_value_that_is_not_finite_is_named(
     weights: Weights, tmp_path: Path, shards: int
@@ -314,6 +391,27 @@ def _fail_once_at(_: Any, number: int, message: str = "the device has failed") -
         return run(*arguments)
 
     setattr(BlockShard, "run", fail_once)  # noqa: B010
+
+
+def _kill_in(_: Any, call: str, folder: Path, recorded: list[str]) -> None:
+    """Kill this process in its third batch, or when it records its layers, once those of other shards
+    are recorded."""
+    run, countdown = BlockShard.run, itertools.count(-2)
+
+    def kill_in_batch(*arguments: Any) -> Any:
+        if next(countdown) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(*arguments)
+
+    def kill_in_record(*arguments: Any) -> None:
+        while not set(recorded) <= set(read_work_units(folder)):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if call == "batch":
+        setattr(BlockShard, "run", kill_in_batch)  # noqa: B010
+    else:
+        setattr(LayerRecorder, "record", kill_in_record)  # noqa: B010
 
 
 def _slow_down(_: Any, seconds: float) -> None:

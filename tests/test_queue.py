@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Actor:
         marker.touch()
         if fault == "die always" or (fault == "die once" and is_first_attempt):
             os._exit(1)
+        if fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if fault == "raise always" or (fault == "raise once" and is_first_attempt):
             raise RuntimeError(f"unit {number} is poisoned")
         if fault == "memory":
@@ -42,19 +45,31 @@ class Actor:
         return number * number
 
 
-def make_queue(folder: Path, faults: dict[int, str], cpus: float = 1) -> WorkQueue[int, int]:
+def make_queue(
+    folder: Path,
+    faults: dict[int, str],
+    cpus: float = 1,
+    shrink_after_loss: Callable[[int], int] = lambda unit: unit,
+) -> WorkQueue[int, int]:
     return WorkQueue(
         lambda: Worker(ray.remote(Actor), [(folder,)], {"CPU": cpus}),
         lambda worker, unit: worker.actors[0].work.remote(abs(unit), faults.get(unit, "")),
         lambda unit: f"unit {unit}",
         lambda unit: -unit,
+        shrink_after_loss,
     )
 
 
 def run_queue(
-    folder: Path, faults: dict[int, str], n_units: int = 6, cpus: float = 1, wait_seconds: float = 60
+    folder: Path,
+    faults: dict[int, str],
+    n_units: int = 6,
+    cpus: float = 1,
+    wait_seconds: float = 60,
+    shrink_after_loss: Callable[[int], int] = lambda unit: unit,
 ) -> Any:
-    return make_queue(folder, faults, cpus).run(range(n_units), 2, wait_seconds=wait_seconds)
+    queue = make_queue(folder, faults, cpus, shrink_after_loss)
+    return queue.run(range(n_units), 2, wait_seconds=wait_seconds)
 
 
 @pytest.mark.parametrize("faults", [{}, {0: "die once", 3: "die once"}, {2: "raise once"}])
@@ -101,6 +116,12 @@ def test_a_unit_that_kills_its_worker_is_the_only_one_that_fails(tmp_path: Path)
 def test_a_unit_that_runs_out_of_memory_is_retried_smaller(tmp_path: Path) -> None:
     """A retry of the same size would fail again. Here, shrinking a unit flips its sign."""
     assert sorted(run_queue(tmp_path, {4: "memory"}))[0] == (-4, 16)
+
+
+def test_a_unit_whose_worker_is_killed_is_retried_smaller(tmp_path: Path) -> None:
+    """The kernel kills a worker for memory: the same unit would be tried three times, and fail."""
+    done = run_queue(tmp_path, {4: "killed"}, shrink_after_loss=lambda unit: -unit)
+    assert sorted(done)[0] == (-4, 16)
 
 
 def test_a_user_error_stops_the_queue(tmp_path: Path) -> None:

@@ -18,13 +18,18 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.activations import pinned_copies, prepared_pass
 from cluster.activations.batching import batch_shapes
 from cluster.activations.block_shard import BlockShard
+from cluster.activations.layer_writer import LayerWriter
 from cluster.activations.model_pass import Block, ModelPass
+from cluster.activations.pass_request import PassRequest
+from cluster.activations.pinned_copies import copy_parts, part_sizes, pinned_bytes
 from cluster.activations.pooling_shard import ActivationSettings
+from cluster.activations.prepared_pass import PreparedPass
 from cluster.activations.sentence_set import tokenize
 from cluster.activations.spool import HiddenStateSpool, SpoolSettings, complete_layers
-from cluster.activations.spool_size import spool_bytes
+from cluster.activations.spool_size import hidden_state_bytes, share_on_disk, spool_memory
 from cluster.models.tokenizer import Tokenizer
 from storage.errors import SpoolError, StoreError
 from storage.store.temporary_folder import temporary_folder
@@ -140,7 +145,11 @@ def run_pass(model_pass: ModelPass) -> dict[tuple[str, str], Any]:
     return values
 
 
-@pytest.mark.parametrize("memory_bytes", [0, 1 << 30])
+MIXED = 40_000
+"""Memory for some of the hidden states of `make_pass`, so that the others go to disk."""
+
+
+@pytest.mark.parametrize("memory_bytes", [0, MIXED, 1 << 30])
 def test_a_layer_that_changes_its_input_in_place_may_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_bytes: int
 ) -> None:
@@ -169,6 +178,86 @@ def test_a_layer_that_changes_its_input_in_place_may_run_again(
     for key, values in expected.items():
         # Batches run in parts, which changes the last digits.
         np.testing.assert_allclose(actual[key], values, rtol=2e-3, atol=1e-5)
+
+
+def test_memory_is_filled_before_the_disk_and_the_values_are_the_same(tmp_path: Path) -> None:
+    """All hidden states on disk, because some do not fit in memory; or those of another batch."""
+    model = tiny.make_model(tmp_path / "model", LAYERS)
+    on_disk = run_pass(make_pass(model, tmp_path / "disk"))
+    sizes: list[int] = []
+    model_pass = make_pass(model, tmp_path / "mixed", MIXED)
+
+    def count(_: Block) -> None:
+        paths = (tmp_path / "mixed").glob("layer=1/*.safetensors")
+        sizes.append(sum(path.stat().st_size for path in paths))
+
+    model_pass.run(count)
+    n_bytes = hidden_state_bytes(sum(model_pass.sentences.lengths), 32, "float32") // 2
+    assert n_bytes - MIXED // 2 <= sizes[0] < 1.2 * n_bytes - MIXED // 2 + 8192
+    mixed = run_pass(make_pass(model, tmp_path / "mixed", MIXED))
+    assert mixed.keys() == on_disk.keys()
+    assert all(np.array_equal(mixed[key], values) for key, values in on_disk.items())
+
+
+def test_a_killed_pass_with_hidden_states_in_memory_begins_again(tmp_path: Path) -> None:
+    """A rerun that continues with the part that was on disk, or keeps its files for good."""
+    model = tiny.make_model(tmp_path / "model", LAYERS)
+    expected = run_pass(make_pass(model, tmp_path / "spool", MIXED))
+
+    def kill(block: Block) -> None:
+        if block.layers.start:
+            raise KeyboardInterrupt
+
+    killed = make_pass(model, tmp_path / "spool", MIXED)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(kill)
+    assert list((tmp_path / "spool").glob("layer=*/*.safetensors"))
+    assert (
+        complete_layers(tmp_path / "spool", batch_shapes(killed.sentences.lengths, killed.batches)) == []
+    )
+    actual = run_pass(make_pass(model, tmp_path / "spool", MIXED))
+    assert all(np.array_equal(actual[key], values) for key, values in expected.items())
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_pass_on_a_gpu_fills_part_of_the_free_memory_and_one_on_a_cpu_none(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An H100 that waits for a disk beside 200 GB of free memory, or a host whose memory is full."""
+    free = 200 * 10**9
+    monkeypatch.setattr(prepared_pass, "free_memory", lambda _: free)
+    settings = ActivationSettings("float32", "mlp", ["max"])
+    request = PassRequest(make_texts(3), [], 60, tmp_path, None, LayerWriter(tmp_path))
+    for device, expected in (("cuda", 0.6 * free), ("cpu", 0)):
+        assert PreparedPass(tiny_model, settings, request, device, 1).spool_memory() == expected
+    assert spool_memory(free) == 0.6 * free
+    assert share_on_disk(50 * 10**9, free) == 0
+    assert share_on_disk(0, free) == 0
+    on_disk = share_on_disk(127 * 10**9, free)
+    assert 0 < on_disk < 0.25
+    # What stays in memory fits it, with padding.
+    assert (1 - on_disk) * 127 * 10**9 * 1.15 == pytest.approx(spool_memory(free))
+
+
+@pytest.mark.parametrize("n_bytes", [1, 4096, 5 << 20, 16 << 20, (16 << 20) + 1, 168 << 20, 85 << 20])
+def test_pinned_memory_is_hardly_more_than_what_is_copied_to_it(n_bytes: int) -> None:
+    """Half of the host's memory lost: torch allocates it in powers of two."""
+    assert sum(part_sizes(n_bytes)) == n_bytes
+    assert n_bytes <= pinned_bytes(n_bytes) < 2 * n_bytes
+    if n_bytes > 64 << 20:
+        assert pinned_bytes(n_bytes) < 1.2 * n_bytes
+
+
+def test_copies_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is lost, or copied to another place."""
+    monkeypatch.setattr(pinned_copies, "_PART_BYTES", 100)
+    for shape in ((1, 1, 7), (3, 5, 32), (2, 5, 5)):
+        for dtype in (torch.float32, torch.bfloat16):
+            tensor = torch.randn(shape).to(dtype)
+            parts = [torch.empty(size, dtype=torch.uint8) for size in part_sizes(tensor.nbytes)]
+            copy_parts(tensor, parts, to_parts=True)
+            copied = copy_parts(torch.empty_like(tensor), parts, to_parts=False)
+            assert torch.equal(copied, tensor)
 
 
 def on_full_disk(folder: Path, work: Callable[[], None]) -> None:
@@ -287,6 +376,6 @@ def test_the_largest_size_on_disk_is_known_in_advance(tmp_path: Path) -> None:
 
     model_pass.run(consume)
     lengths = model_pass.sentences.lengths
-    expected = spool_bytes(sum(lengths), 32, "float32")
+    expected = hidden_state_bytes(sum(lengths), 32, "float32")
     assert max(sizes) == pytest.approx(expected, rel=0.1)
-    assert spool_bytes(sum(lengths), 32, "bfloat16") == expected / 2
+    assert hidden_state_bytes(sum(lengths), 32, "bfloat16") == expected / 2

@@ -83,7 +83,7 @@ class PassActor(ModelActor[Any]):
                 prepared.settings,
                 prepared.sentences,
                 request.budget,
-                SpoolSettings(spool, prepared.spool_bytes()),
+                SpoolSettings(spool, prepared.spool_memory()),
                 prepared.device,
                 prepared.plan_blocks(),
                 threads=threads,
@@ -167,17 +167,23 @@ class PassActor(ModelActor[Any]):
         return cast(PipelineShard, self._running)
 
     def _memory_notes(self, request: PassRequest) -> list[str]:
-        if request.memory_factor == 1:
-            return []
-        if self._n_shards > 1:
-            return [
+        notes = []
+        if request.block_divisor > 1:
+            notes.append(
+                "a worker was lost, perhaps for lack of memory; the remaining layers were read in "
+                f"blocks of 1/{request.block_divisor} of the planned size, or of one layer"
+            )
+        if request.memory_factor > 1 and self._n_shards > 1:
+            notes.append(
                 f"memory ran out in a pipeline of {self._n_shards} shards; one of them read all layers, "
                 "in blocks"
-            ]
-        return [
-            "memory ran out; the layers were read again in blocks that leave "
-            f"{request.memory_factor} times as much"
-        ]
+            )
+        elif request.memory_factor > 1:
+            notes.append(
+                "memory ran out; the layers were read again in blocks that leave "
+                f"{request.memory_factor} times as much"
+            )
+        return notes
 
     @contextmanager
     def _handle_errors(self) -> Iterator[None]:

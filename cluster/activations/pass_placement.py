@@ -42,8 +42,10 @@ def place_pass(
     shards: int | Literal["auto"],
     gpus_per_shard: float,
     cpus_per_shard: int | Literal["auto"],
+    needs_gpus: bool = False,
 ) -> PassPlacement:
-    """Place a pass on the cluster's GPUs or, without GPUs, on its CPUs.
+    """Place a pass on the cluster's GPUs or, without GPUs, on its CPUs, unless it `needs_gpus`, as its
+    dtype and batches are those of GPUs.
 
     `auto` shards: see `choose_shards`. `auto` CPUs: as many as fit; on GPUs, shards run one thread that
     requests no CPU, so that work on all CPUs never delays it.
@@ -51,6 +53,11 @@ def place_pass(
     Raises UserError if the cluster is too small, or the model cannot be divided.
     """
     n_gpus = session.cluster_gpus() if gpus_per_shard else 0
+    if needs_gpus and not n_gpus:
+        raise UserError(
+            f"model {weights.label}: gpus_per_shard is {gpus_per_shard:g}, but the cluster has "
+            f"{session.describe_cluster()}; set gpus_per_shard: 0 to use CPUs"
+        )
     choice = ShardChoice(1, CPU_REASON)
     if shards != "auto":
         choice = ShardChoice(shards, "set by `shards`")

@@ -41,7 +41,8 @@ class PassRequest:
 
     Layers are recorded as work units in `folder`. `spool` is a folder for hidden states, by default a
     temporary one. The first layer also commits the input embeddings of `words`. `memory_factor` is how
-    many times the consumer's memory is left beside a block. `notes` are recorded with each layer.
+    many times the consumer's memory is left beside a block, and `block_divisor` how many times smaller
+    than planned blocks are. `notes` are recorded with each layer.
     """
 
     texts: Sequence[Text]
@@ -51,11 +52,16 @@ class PassRequest:
     spool: Path | None
     consumer: LayerConsumer
     memory_factor: int = 1
+    block_divisor: int = 1
     notes: tuple[str, ...] = ()
 
     def leave_more_memory(self) -> PassRequest:
         """The request to retry when memory ran out."""
         return replace(self, memory_factor=2 * self.memory_factor)
+
+    def halve_blocks(self) -> PassRequest:
+        """The request to retry when the worker was lost: the kernel may have killed it for memory."""
+        return replace(self, block_divisor=2 * self.block_divisor)
 
 
 def layer_unit(layer: int) -> str:

@@ -21,6 +21,7 @@ from cluster.activations.pass_request import PassRequest
 from cluster.activations.pooling_shard import ActivationSettings
 from cluster.activations.sentence_set import SentenceSet, tokenize
 from cluster.activations.shard_choice import PassSize
+from cluster.activations.spool_size import spool_memory
 from cluster.models.model_config import read_config
 from cluster.models.shard import token_limit
 from cluster.models.tokenizer import Tokenizer
@@ -30,13 +31,6 @@ _SECONDS_IN_BLOCK = 60
 
 _CORE_FLOP_PER_SECOND = 5e10
 """Assumed rate of a core."""
-
-_SPOOL_SHARE = 0.25
-"""Hidden states of a GPU's pass stay in host memory if they fill at most a quarter of it: reading so few
-again takes minutes. All others go to disk, so that a run that is killed continues there."""
-
-_HOST_FACTOR = 2.5
-"""Padding, and pinned memory, which is allocated in powers of two."""
 
 
 @dataclass
@@ -92,7 +86,8 @@ class PreparedPass:
         return LayerRecorder(self.request, self.sentences, self.tokenizer, missing, self.threads, notes)
 
     def plan_blocks(self) -> list[range]:
-        """The blocks that fit the device; on a CPU each takes about a minute, or is a layer."""
+        """The blocks that fit the device, of which on a CPU each takes about a minute, or is a layer;
+        divided further as the request says."""
         blocks = plan_model(
             self.folder,
             self.settings,
@@ -102,22 +97,28 @@ class PreparedPass:
             self.size.consumer_bytes,
             self.size.longest,
         )
-        if self.device != "cpu" or not is_divisible(self.folder, self.settings):
+        if not is_divisible(self.folder, self.settings):
             return blocks
+        most = self._layers_in_a_minute() if self.device == "cpu" else self.n_layers
+        divisor = self.request.block_divisor
+        return [
+            part
+            for block in blocks
+            for part in split_evenly(block, min(len(block), -(-len(block) // most) * divisor))
+        ]
+
+    def _layers_in_a_minute(self) -> int:
+        """The layers that cores read in about a minute, at least one."""
         dtype: torch.dtype = getattr(torch, self.settings.dtype)
         layer_bytes = max(layer.weights for layer in self.model.layers)
         # Two operations per weight and token.
         flop = 2 * layer_bytes / dtype.itemsize * sum(self.sentences.lengths)
         rate = _CORE_FLOP_PER_SECOND * self.threads
-        most = max(1, int(_SECONDS_IN_BLOCK * rate / flop))
-        return [part for block in blocks for part in split_evenly(block, -(-len(block) // most))]
+        return max(1, int(_SECONDS_IN_BLOCK * rate / flop))
 
-    def spool_bytes(self) -> int:
-        """Host memory for the hidden states before and after a block; 0 if they go to disk."""
+    def spool_memory(self) -> int:
+        """Host memory for hidden states: none on a CPU, where all go to disk, so that a run that is
+        killed continues there. Beside a GPU, reading the layers again takes minutes."""
         if self.device == "cpu":
             return 0
-        config = read_config(self.folder, self.settings.trust_remote_code).get_text_config()
-        dtype: torch.dtype = getattr(torch, self.settings.dtype)
-        states = sum(self.sentences.lengths) * config.hidden_size * dtype.itemsize
-        needed = int(2 * _HOST_FACTOR * states)
-        return needed if needed <= _SPOOL_SHARE * free_memory(torch.device("cpu")) else 0
+        return spool_memory(free_memory(torch.device("cpu"))) // self.request.block_divisor

@@ -1,20 +1,21 @@
 """Hidden states of all batches between two blocks of layers: in host memory up to a limit, then on disk.
 
-Files are committed like all others. Once all batches before a layer are on disk, a file lists them, so
-that a run that was killed can begin there.
+Files are committed like all others. If all batches before a layer are on disk, a file lists them in the
+end, so that a run that was killed can begin there.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
+from cluster.activations.pinned_copies import PinnedCopies, pinned_bytes
 from storage.errors import SpoolError, StoreError
 from storage.store.checksums import read_checked
 from storage.store.commit import (
@@ -27,8 +28,9 @@ from storage.store.commit import (
 from storage.store.paths import file_size
 
 _COMPLETE = "complete.json"
-_FILE_BYTES = 64 << 20
-_MAX_COPIES = 2
+_FILE_BYTES = 4 << 20
+"""Memory takes twice as many, while a file is written or read."""
+
 
 BatchShape = tuple[int, ...]
 """Sentences and tokens of a padded batch."""
@@ -55,12 +57,13 @@ class HiddenStateSpool:
         self._device = device
         # A block reads one spool and writes the next.
         self._free_bytes = settings.memory_bytes // 2
-        self._in_memory: dict[int, torch.Tensor] = {}
+        # Tensors or, of a GPU, copies that `self._copies` made.
+        self._in_memory: dict[int, Any] = {}
         self._pending: dict[int, torch.Tensor] = {}
         self._files: list[tuple[range, FileRecord]] = []
         self._shapes: list[BatchShape] = []
         self._loaded: tuple[range, dict[str, torch.Tensor]] = (range(0), {})
-        self._copies = _Copies(device) if device.type == "cuda" else None
+        self._copies = PinnedCopies(device) if device.type == "cuda" else None
         self._coming: dict[int, tuple[torch.Tensor, torch.cuda.Event]] = {}
 
     def put(self, batch: int, hidden: torch.Tensor) -> None:
@@ -69,7 +72,7 @@ class HiddenStateSpool:
         Raises:
             StoreError: if the disk is full; what was written of these hidden states is removed.
         """
-        size = _bytes_on_host(hidden)
+        size = hidden.nbytes if self._copies is None else pinned_bytes(hidden.nbytes)
         self._shapes.append(tuple(hidden.shape[:2]))
         if not self._files and not self._pending and size <= self._free_bytes:
             self._free_bytes -= size
@@ -115,7 +118,8 @@ class HiddenStateSpool:
 
     def _get_from_memory(self, batch: int) -> torch.Tensor:
         if self._copies is None:
-            return self._in_memory[batch].clone()
+            hidden: torch.Tensor = self._in_memory[batch].clone()
+            return hidden
         coming = self._coming.pop(batch, None) or self._copies.to_device(self._in_memory[batch])
         self._coming.clear()
         if (following := self._in_memory.get(batch + 1)) is not None:
@@ -191,49 +195,3 @@ def _read_list(folder: Path) -> tuple[list[tuple[range, FileRecord]], list[Batch
 
 def _damage_error(path: Path) -> SpoolError:
     return SpoolError(f"{path}: is damaged or missing; begin at an earlier layer")
-
-
-def _bytes_on_host(hidden: torch.Tensor) -> int:
-    # torch allocates pinned memory in powers of two.
-    return hidden.nbytes if hidden.device.type == "cpu" else 1 << (hidden.nbytes - 1).bit_length()
-
-
-class _Copies:
-    """Copies to and from a CUDA device, on a stream of their own.
-
-    At most _MAX_COPIES are under way: the host may be many batches ahead of the device, whose memory
-    each of them holds.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._under_way: deque[torch.cuda.Event] = deque()
-
-    def to_host(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Start to copy hidden states to pinned memory, which only this stream may read."""
-        host = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True)
-        self._start(lambda: host.copy_(hidden, non_blocking=True))
-        hidden.record_stream(self._stream)
-        return host
-
-    def to_device(self, host: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
-        """Start to copy hidden states to the device; also return the event of the end."""
-        return self._start(lambda: host.to(self._device, non_blocking=True))
-
-    def wait_for(self, hidden: torch.Tensor, is_copied: torch.cuda.Event) -> torch.Tensor:
-        """Let the computations that follow wait until hidden states are copied."""
-        stream = torch.cuda.current_stream(self._device)
-        stream.wait_event(is_copied)
-        hidden.record_stream(stream)
-        return hidden
-
-    def _start(self, copy: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.cuda.Event]:
-        """Start a copy after what has been started on the device so far."""
-        if len(self._under_way) == _MAX_COPIES:
-            self._under_way.popleft().synchronize()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            copied = copy()
-        self._under_way.append(self._stream.record_event())
-        return copied, self._under_way[-1]

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -31,8 +38,15 @@ MAX_ATTEMPTS = 3
 _BACKOFF_SECONDS = 1.0
 _POLL_SECONDS = 0.2
 _MAX_IN_FLIGHT_PER_WORKER = 2
-_WORKER_LOST_ERRORS = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError)
-"""Loss of a process, of its node, or of an object stored on the node."""
+_WORKER_LOST_ERRORS = (
+    RayActorError,
+    WorkerCrashedError,
+    OutOfMemoryError,
+    NodeDiedError,
+    ObjectLostError,
+)
+"""Loss of a process, of its node, or of an object stored on the node. Of a process that the kernel
+killed for memory, only the end is known; OutOfMemoryError is that Ray killed it."""
 
 UnitT = TypeVar("UnitT")
 ResultT = TypeVar("ResultT")
@@ -87,13 +101,15 @@ class WorkQueue(Generic[UnitT, ResultT]):
     """Runs work units on workers.
 
     `submit(worker, work_unit)` returns a reference to the result, `describe(work_unit)` names the unit
-    in errors, and `shrink(work_unit)` returns the unit to retry when memory ran out.
+    in errors, and `shrink(work_unit)` returns the unit to retry when memory ran out, and
+    `shrink_after_loss(work_unit)` when it lost its worker.
     """
 
     start_worker: Callable[[], Worker]
     submit: Callable[[Any, UnitT], Any]
     describe: Callable[[UnitT], str]
     shrink: Callable[[UnitT], UnitT]
+    shrink_after_loss: Callable[[UnitT], UnitT] = lambda work_unit: work_unit
     _pending: deque[_Attempt[UnitT]] = field(default_factory=deque, init=False)
     _workers: list[_WorkerState] = field(default_factory=list, init=False)
     _in_flight: dict[Any, tuple[_Attempt[UnitT], _WorkerState]] = field(default_factory=dict, init=False)
@@ -197,6 +213,8 @@ class WorkQueue(Generic[UnitT, ResultT]):
             work_unit = attempt.work_unit
             if is_out_of_memory(cause):
                 work_unit = self.shrink(work_unit)
+            elif isinstance(cause, _WORKER_LOST_ERRORS):
+                work_unit = self.shrink_after_loss(work_unit)
             self._pending.append(_Attempt(work_unit, attempt.number + 1, time.monotonic() + pause))
         else:
             count = f" ({attempt.number} attempts)" if attempt.number > 1 else ""

@@ -13,7 +13,7 @@ from alignment.statistics.matrix_correlation import AgreementMeasure
 from cluster.models.model_config import errors_of_libraries, read_config_json
 from cluster.models.size import ModelSize, measure_size
 from cluster.models.weights import is_random_init
-from jobs.actions.gpu_time import GPU, TOKENS_PER_SENTENCE, GpuTime, estimate_time
+from jobs.actions.gpu_time import GPU, HOST_GIGABYTES, TOKENS_PER_SENTENCE, GpuTime, estimate_time
 from jobs.actions.output import text_table
 from jobs.alignment import reasons_not_comparable
 from jobs.config.concepts import ProvidedSentences
@@ -119,18 +119,21 @@ def _print_gpu_time(
     except UserError as error:
         console.print(f"One {GPU} is too small: {error}.")
         return
-    forward, scoring = (
-        format_duration(seconds) for seconds in (total.forward_seconds, total.scoring_seconds)
+    forward, scoring, disk = (
+        format_duration(seconds)
+        for seconds in (total.forward_seconds, total.scoring_seconds, total.disk_seconds)
     )
+    on_disk = f", hidden states on disk {disk}" if total.disk_bytes else ""
     console.print(
         f"One {GPU}: about {format_duration(total.seconds)} at the rates in docs/gpu.md (forward passes "
-        f"{forward}, scoring {scoring}), without loading weights."
+        f"{forward}, scoring {scoring}{on_disk}), without loading weights."
     )
-    if total.hidden_bytes:
+    if total.most_hidden_bytes:
+        rest = ", and the rest on disk" if total.disk_bytes else ""
         console.print(
             f"Blocks of layers take turns on it: up to {total.most_hidden_bytes / 1e9:,.0f} GB of "
-            "hidden states are kept in host memory or, if too little is free, on disk, which takes "
-            f"about {format_duration(total.disk_seconds)} more."
+            f"hidden states are kept, in host memory of which {HOST_GIGABYTES} GB are assumed to be "
+            f"free{rest}."
         )
 
 

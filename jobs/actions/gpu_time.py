@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cluster.activations.spool_size import hidden_state_bytes, share_on_disk
 from cluster.models.size import ModelSize
 from jobs.config.sweep import Sweep
 from jobs.sentences import ALTERATIONS
@@ -20,10 +21,13 @@ GPU = "H100 with 80 GB"
 TOKENS_PER_SENTENCE = 24
 """Assumed mean length."""
 
+HOST_GIGABYTES = 200
+"""Assumed free host memory: hosts with one such GPU have 200 to 256 GB."""
+
 _GPU_BYTES = 80 * 10**9
 _TOKEN_BUDGET = 16384
 _SCORING_BYTES = 6 << 30
-_DTYPE, _BYTES_PER_WEIGHT = "bfloat16", 2
+_DTYPE = "bfloat16"
 
 _FLOP_PER_SECOND = 4.0e14
 """Of a forward pass whose activations are pooled: 13,800 sentences/s of 18 tokens through the layers of
@@ -42,19 +46,19 @@ _DISK_BYTES_PER_SECOND = 1.5e9
 @dataclass(frozen=True)
 class GpuTime:
     """Seconds of forward passes and of scoring, and bytes of the hidden states that are kept between
-    blocks of layers: at once at most, and in all."""
+    blocks of layers: at once at most, and those that go to disk in all."""
 
     forward_seconds: float = 0.0
     scoring_seconds: float = 0.0
     most_hidden_bytes: int = 0
-    hidden_bytes: int = 0
+    disk_bytes: int = 0
 
     def __add__(self, other: GpuTime) -> GpuTime:
         return GpuTime(
             self.forward_seconds + other.forward_seconds,
             self.scoring_seconds + other.scoring_seconds,
             max(self.most_hidden_bytes, other.most_hidden_bytes),
-            self.hidden_bytes + other.hidden_bytes,
+            self.disk_bytes + other.disk_bytes,
         )
 
     def __rmul__(self, count: int) -> GpuTime:
@@ -62,18 +66,19 @@ class GpuTime:
             count * self.forward_seconds,
             count * self.scoring_seconds,
             self.most_hidden_bytes,
-            count * self.hidden_bytes,
+            count * self.disk_bytes,
         )
 
     @property
     def seconds(self) -> float:
-        """Seconds with hidden states in host memory: they are copied while the model computes."""
-        return self.forward_seconds + self.scoring_seconds
+        """All seconds. Hidden states in host memory take none: they are copied while the model
+        computes."""
+        return self.forward_seconds + self.scoring_seconds + self.disk_seconds
 
     @property
     def disk_seconds(self) -> float:
-        """Further seconds with hidden states on disk: each is written and read."""
-        return 2 * self.hidden_bytes / _DISK_BYTES_PER_SECOND
+        """Seconds of hidden states on disk: each is written and read."""
+        return 2 * self.disk_bytes / _DISK_BYTES_PER_SECOND
 
 
 def estimate_time(
@@ -107,13 +112,14 @@ def estimate_time(
         labelings += n_altered * sampled
         n_passes += n_altered
     n_boundaries = _count_blocks(sweep, config, n_sentences) - 1
-    state_bytes = n_tokens * size.hidden_size * _BYTES_PER_WEIGHT
+    # Those before a block are read while those after it are written.
+    both_bytes = hidden_state_bytes(n_tokens, size.hidden_size, _DTYPE)
+    on_disk = share_on_disk(both_bytes, HOST_GIGABYTES * 10**9)
     return GpuTime(
         n_passes * forward,
         n_values * labelings / _VALUES_PER_SECOND,
-        # Those before a block are read while those after it are written.
-        state_bytes * min(2, n_boundaries),
-        state_bytes * n_boundaries * n_passes,
+        both_bytes * min(2, n_boundaries) // 2,
+        int(on_disk * both_bytes / 2) * n_boundaries * n_passes,
     )
 
 

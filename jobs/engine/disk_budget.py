@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from alignment.expertise.scoring import SCORE_TYPES
-from cluster.activations.spool_size import spool_bytes
+from cluster.activations.spool_size import hidden_state_bytes
 from cluster.models.architecture import count_layers
 from cluster.models.size import ModelSize, model_size
 from cluster.models.weights import Weights, available_config, load_config
@@ -65,7 +65,7 @@ def temporary_bytes(stage: Stage, weights: Weights, n_tokens: int) -> int:
     none if its model fits one block."""
     if (size := available_config(weights).get("hidden_size")) is None:
         size = load_config(weights).get_text_config().hidden_size
-    return spool_bytes(n_tokens, size, stage.params["dtype"])
+    return hidden_state_bytes(n_tokens, size, stage.params["dtype"])
 
 
 def score_bytes(stage: Stage, weights: Weights, concepts: ConceptSet) -> int:
