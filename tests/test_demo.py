@@ -150,7 +150,10 @@ def steered(demo: Run) -> Run:
     """The demo's store after some of its concepts were steered, for which activations are kept."""
     file = demo.store.parent / "demo.yaml"
     steering = {"concepts": STEERED, "k": [30], "singles": 20, "single_concepts": 2, "samples": 0}
-    settings = {"steering": steering, "baselines": [], "controls": []}
+    settings = {
+        **{"steering": steering, "baselines": [], "controls": []},
+        "experts": {"keep_activations": True},
+    }
     content = yaml.safe_load(file.read_text()) | settings
     content["models"] = [{"id": content["models"][0]["id"], "cpus_per_shard": 1}]
     steered = file.with_name("steered.yaml")
