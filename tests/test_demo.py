@@ -22,7 +22,7 @@ from alignment.statistics.steering import attribution_correlation
 from storage.database import open_store
 
 ROOT = Path(__file__).parent.parent
-MAX_BYTES = 4e9
+MAX_BYTES = 5e9
 SENTENCES = 108 * 24
 STEERED = ["apartment", "bacon", "bathroom", "bedroom"]
 

@@ -121,7 +121,8 @@ def _print_differences(console: Console, label: str, row: Row, differences: list
         if key.items() <= item.items()
     ]
     if texts:
-        console.print(f"{label[0].upper()}{label[1:]} {'; '.join(texts)}.")
+        text = f"{label[0].upper()}{label[1:]} {'; '.join(texts)}."
+        console.print(textwrap.fill(text, console.width))
 
 
 def _format_difference(row: Row) -> str:

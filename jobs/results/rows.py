@@ -45,8 +45,8 @@ TREATMENTS = {COSINE: "", CENTRED_COSINE: "*", STANDARDIZED_COSINE: "**"}
 """Marks of vectors that are compared less their mean over concepts, and standardized over concepts."""
 
 _WITHOUT_WORD = {
-    BEFORE: "expert neurons, text before the word",
     CONTEXT: "expert neurons, word left out",
+    BEFORE: "expert neurons, text before the word",
 }
 _HEADLINE_BASELINES = {
     BAG_OF_WORDS: "bag of words, same sentences",
@@ -84,8 +84,9 @@ def format_estimate(
     """A value with its interval in brackets, or `no_interval` if there are too few distinct values."""
     if value is None:
         return "constant"
-    interval = no_interval if low is None or high is None else f"{low:{sign}.2f}, {high:{sign}.2f}"
-    return f"{value:{sign}.2f} [{interval}]"
+    # z: 0.00 instead of -0.00
+    interval = no_interval if low is None or high is None else f"{low:{sign}z.2f}, {high:{sign}z.2f}"
+    return f"{value:{sign}z.2f} [{interval}]"
 
 
 def describe_comparison(row: Row, threshold: float) -> str:
@@ -149,10 +150,9 @@ def headline_rows(rows: list[Row], threshold: float, value: str = "rho") -> list
     trained = [row for row in experts if not is_random_init(row["revision"])]
     first = _of_first_pooling(trained)
     selection = [(f"expert neurons (AP > {threshold})", row, "") for row in first]
-    # Tokens after the word have read it.
-    pooling = BEFORE if any(row["pooling"] == BEFORE for row in trained) else CONTEXT
     selection += [
-        (_WITHOUT_WORD[pooling], row, "")
+        (label, row, "")
+        for pooling, label in _WITHOUT_WORD.items()
         for row in trained
         if row["pooling"] == pooling and row not in first
     ]
