@@ -78,21 +78,21 @@ def test_a_finished_sweep_computes_nothing_and_reports_it(study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
     rerun = neuralign("run", study / "sweep.yaml")
     assert rerun.returncode == 0
-    assert "Nothing to compute: all 42 stages are done" in rerun.stderr
+    assert "Nothing to compute: all 43 stages are done" in rerun.stderr
     assert rerun.stdout == (study / "printed.txt").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in (study / "results").rglob("*")}
 
 
 def test_status_and_plan_show_finished_stages(study: Path, tmp_path: Path) -> None:
     status = neuralign("status", study / "results/sweep").stdout
-    assert status.count(" done ") == 42
+    assert status.count(" done ") == 43
     plan = neuralign("plan", study / "sweep.yaml").stdout
     assert "6 concepts, 36 sentences, 4 models" in plan
-    assert plan.count(" done ") == 42
+    assert plan.count(" done ") == 43
     shutil.copytree(study / "model", tmp_path / "model")
     file = tiny.write_sweep(tmp_path)
     plan = neuralign("plan", file).stdout
-    assert plan.count("to do") == 10
+    assert plan.count("to do") == 11
     assert "3 of 3" in plan
     assert not (tmp_path / "results").exists()
 
