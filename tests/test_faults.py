@@ -478,6 +478,7 @@ def test_gc_deletes_scored_activations_and_stages_without_a_report(study: Study,
     assert [(each.stage.kind, each.is_entire_stage) for each in garbage] == [
         ("activations", False),
         ("experts", True),
+        ("top_tokens", True),
         ("similarity", True),
         ("alignment", True),
         ("hierarchy", True),
