@@ -209,7 +209,8 @@ def test_the_summary_fits_80_columns_and_equals_the_readme(demo: Run) -> None:
 
 def test_clamping_experts_of_the_demo_makes_their_words_more_likely(steered: Run) -> None:
     """Experts must have larger effects than random neurons that displace their layers as far, on their
-    own word more than on others, and the largest by attribution; attributions must predict effects of single neurons."""
+    own word more than on others, and the largest by attribution; attributions must predict effects of
+    single neurons."""
     with open_store(steered.store) as connection:
         rows = connection.sql(
             "SELECT selection, change, others FROM steering_doses WHERE intervention = 'clamp'"
