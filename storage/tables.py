@@ -462,7 +462,11 @@ RELIABILITY = _table(
     _column("n_pairs", _INT, "pairs of concepts"),
     _optional("rho", _FLOAT, "Spearman correlation of the two halves' similarities"),
     *_interval("ci"),
-    _optional("of_all", _FLOAT, "rho predicted for all sentences (Spearman-Brown)"),
+    _optional(
+        "of_all",
+        _FLOAT,
+        "rho predicted for all sentences (Spearman-Brown); rho if not positive",
+    ),
     _optional("stability", _FLOAT, "mean Jaccard index of a concept's experts in both halves"),
 )
 

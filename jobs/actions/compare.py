@@ -89,8 +89,8 @@ def _print_run(
     selection.sort(key=lambda labeled: (labeled[1]["rho"] is None, -(labeled[1]["rho"] or 0)))
     first, human_set = selection[0][1], rows[0]["human_set"]
     if against is None:
-        column, meaning = "p", "p: permutation test over concepts"
-        cells = ["-" if row["p"] is None else f"{row['p']:.4f}" for _, row in selection]
+        column, meaning = "q", "q: permutation test over concepts, corrected for all rows of the run"
+        cells = ["-" if row["q"] is None else f"{row['q']:.4f}" for _, row in selection]
     else:
         label, reference = _find_reference(selection, against)
         column, meaning = "difference", f"Difference: relative to {label}"

@@ -17,6 +17,7 @@ from jobs.actions.output import text_table
 from jobs.alignment import FROM_RATERS, TRIPLETS
 from jobs.engine.stage import Stage
 from jobs.interventions.neurons import BY_AP, CLAMP, CONTROL_OF, NONE
+from jobs.representations.embeddings import WORD_VECTORS
 from jobs.results.rows import (
     SMALL_SAMPLE_COVERAGE,
     Row,
@@ -89,8 +90,9 @@ def _print_agreement(
     selection = headline_rows(rows, threshold)
     lines = [(label, _format_agreement(row), remark) for label, row, remark in selection]
     if first["ceiling"] is not None:
-        remark = "" if first["ceiling_source"] == FROM_RATERS else "of all pairs"
-        lines.append(("noise ceiling (human agreement)", f"{first['ceiling']:.2f}", remark))
+        is_published = first["ceiling_source"] != FROM_RATERS
+        label = f"noise ceiling, {'published' if is_published else 'from raters'}"
+        lines.append((label, f"{first['ceiling']:.2f}", "of all pairs" if is_published else ""))
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     for label, estimate, remark in lines:
         line = f"  {label:{widths[0]}}  {estimate:{widths[1]}}  "
@@ -232,17 +234,30 @@ def print_coverage_warning(console: Console, n_concepts: int) -> None:
 
 
 def _print_hierarchy(console: Console, rows: list[Row], threshold: float) -> None:
-    """Print how well the experts of the first model recover the domains."""
+    """Print how well the experts of the first model recover the domains, beside word vectors."""
     defined = [row for row in rows if row["auc"] is not None]
     selection = headline_rows(defined, threshold, "auc")
     if not selection:
         return
     _, row, _ = selection[0]
-    auc = format_estimate(row["auc"], row["auc_low"], row["auc_high"], no_interval="no overlap")
-    text = f"within- vs. between-domain AUC {auc}, {row['n_domains']} domains"
+    vectors = [(label, each) for label, each, _ in selection if each["representation"] == WORD_VECTORS]
+    text = f"within- vs. between-domain AUC {_format_auc(row)}, {row['n_domains']} domains"
+    text += "".join(f"; {label} {_format_auc(each)}" for label, each in vectors) + "."
     if row["recovered"] is not None:
-        text += f"; {row['recovered']:.0%} of members are closest to their own domain's name"
-    _print_indented(console, "Hierarchy:", f"{text}.")
+        others = "".join(
+            f"{label} {each['recovered']:.0%}, "
+            for label, each in vectors
+            if each["recovered"] is not None
+        )
+        text += (
+            f" Members closest to their own domain's name: {row['recovered']:.0%} ({others}chance "
+            f"{row['recovered_by_chance']:.0%})."
+        )
+    _print_indented(console, "Hierarchy:", text)
+
+
+def _format_auc(row: Row) -> str:
+    return format_estimate(row["auc"], row["auc_low"], row["auc_high"], no_interval="no overlap")
 
 
 def _print_attribution_correlation(console: Console, neurons: list[Row]) -> None:

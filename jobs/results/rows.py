@@ -44,12 +44,9 @@ SMALL_SAMPLE_COVERAGE = "91 to 98"
 TREATMENTS = {COSINE: "", CENTRED_COSINE: "*", STANDARDIZED_COSINE: "**"}
 """Marks of vectors that are compared less their mean over concepts, and standardized over concepts."""
 
-_WITHOUT_WORD = {
-    CONTEXT: "expert neurons, word left out",
-    BEFORE: "expert neurons, text before the word",
-}
 _HEADLINE_BASELINES = {
     BAG_OF_WORDS: "bag of words, same sentences",
+    CONTEXT_WORDS: "mean word vector, same words",
     WORD_VECTORS: "",
     INPUT_EMBEDDING: "input embeddings",
 }
@@ -143,7 +140,8 @@ def select_rows(rows: list[Row], threshold: float | None, value: str = "rho") ->
 
 def headline_rows(rows: list[Row], threshold: float, value: str = "rho") -> list[tuple[str, Row, str]]:
     """The few rows that a sweep is about, with a remark: neurons of every trained model by the first
-    pooling and without the word, the plain baselines, the best hidden state and random weights."""
+    pooling and of the tokens beside the word, the plain baselines, the best hidden state and random
+    weights."""
     experts = [
         row for row in _experts_at(rows, threshold) if row["layer"] is None and row["site"] is None
     ]
@@ -151,10 +149,9 @@ def headline_rows(rows: list[Row], threshold: float, value: str = "rho") -> list
     first = _of_first_pooling(trained)
     selection = [(f"expert neurons (AP > {threshold})", row, "") for row in first]
     selection += [
-        (label, row, "")
-        for pooling, label in _WITHOUT_WORD.items()
+        ("expert neurons, other tokens", row, "")
         for row in trained
-        if row["pooling"] == pooling and row not in first
+        if row["pooling"] == CONTEXT and row not in first
     ]
     selection += [
         ("expert neurons, word masked", row, "")
@@ -163,10 +160,13 @@ def headline_rows(rows: list[Row], threshold: float, value: str = "rho") -> list
         and row["pooling"] in {row["pooling"] for row in first}
     ]
     poolings = {row["pooling"] for row in first}
+    # Few neurons reach the threshold before the word.
+    labels = {BEFORE: "all neurons, text before the word"}
+    labels |= dict.fromkeys(poolings, "all neurons, no threshold")
     selection += [
-        ("all neurons, no threshold", row, "")
+        (labels[row["pooling"]], row, "")
         for _, row in _all_neurons_rows(rows)
-        if row["measure"] == AUROC and row["pooling"] in poolings and not is_random_init(row["revision"])
+        if row["measure"] == AUROC and row["pooling"] in labels and not is_random_init(row["revision"])
     ]
     for name, label in _HEADLINE_BASELINES.items():
         selection += [

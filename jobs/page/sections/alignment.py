@@ -164,7 +164,9 @@ def _figure(key: tuple[str, str], rows: list[LabeledRow], data: StudyData) -> Fi
     if any(name.startswith(f"{EXPERTS}, half") for name in representations):
         note += " Half: experts from half of the sentences."
     if HIDDEN_STATE in representations:
-        note += " States: hidden states after a layer, last token or mean over tokens; *: mean-centered."
+        note += " States: hidden states after a layer, last token or mean over tokens."
+    if any(results.TREATMENTS.get(row["measure"]) for _, row in rows):
+        note += " *: less the mean over concepts; **: standardized over concepts."
     references = []
     if first["ceiling"] is not None:
         references = [(_CEILING, first["ceiling"])]
