@@ -17,6 +17,7 @@ from jobs import planner, sweep
 from jobs.config.loader import read_sweep
 from storage.database import export_database, run_query
 from storage.errors import UserError
+from storage.readers.concepts import read_concepts
 from storage.store.layout import slug
 from storage.store.paths import parse_store_path
 from tests import tiny
@@ -25,12 +26,11 @@ from tests.faults import in_one_process
 PAGE = (Path(__file__).parent.parent / "docs/queries.md").read_text()
 QUESTIONS = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
 _TINY = {
-    "frog": "cat",
-    "snake": "dog",
-    "chair": "car",
-    "beetle": "cat",
-    "butterfly": "dog",
-    "bird": "animal",
+    "lizard": "cat",
+    "reptile": "dog",
+    "bed": "car",
+    "cafe": "cat",
+    "diner": "dog",
 }
 """Concepts and domains of the demo, which the questions name, and those of the tiny concept set."""
 
@@ -56,6 +56,12 @@ def test_there_are_ten_questions() -> None:
     """A question without a query would not be tested."""
     assert re.findall(r"^## (\d+)\.", PAGE, re.MULTILINE) == [str(number) for number in range(1, 11)]
     assert len(QUESTIONS) >= 10
+
+
+def test_the_questions_name_concepts_of_the_demo() -> None:
+    """Their queries would find nothing in its store."""
+    demo = read_concepts(Path(__file__).parent.parent / "examples/demo-concepts.csv", "demo")
+    assert _TINY.keys() <= {concept.name for concept in demo.concepts}
 
 
 @pytest.mark.parametrize("question", QUESTIONS)

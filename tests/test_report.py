@@ -14,7 +14,7 @@ from jobs.page.figures.dose_response import draw_dose_response
 from jobs.page.figures.spec import LinePlot
 from jobs.page.pairs import ConceptPairs
 from jobs.page.render import figure_files, make_sections, render_page
-from jobs.page.sections import steering
+from jobs.page.sections import models, steering
 from jobs.page.sections.concepts import concept_details
 from jobs.page.sections.layers_and_training import parse_size, progression_finding
 from jobs.page.study import Study, latest_study
@@ -226,6 +226,18 @@ def test_a_page_with_few_concepts_renders(tmp_path: Path, n: int, text: str) -> 
     assert text in html
     assert "This sweep is not finished." in html
     assert len(list(figure_files(sections))) == (0 if n == 1 else 8)
+
+
+def test_rows_without_a_threshold_have_no_numbers_of_experts(store: Path) -> None:
+    """Those of the experts, or the reliability of their Jaccard index, would stand beside the AUROC."""
+    with open_study(store) as data:
+        (table,) = models.section(data).tables
+    rows = {str(row[0]): (row[8], row[9]) for row in table.rows}
+    (counted,) = [row for label, row in rows.items() if label.endswith("@main: neurons, max pooling")]
+    assert counted[0] is not None
+    without = [row for label, row in rows.items() if "AUROC" in label]
+    assert without
+    assert set(without) == {(None, None)}
 
 
 def test_failed_models_are_listed(store: Path) -> None:

@@ -61,7 +61,8 @@ def section(data: StudyData) -> Section:
     for (human_set, _), labeled in by_human_set.items():
         for label, row in labeled:
             model = model_key(row)
-            is_model = (row["representation"], row["layer"], row["site"]) == (EXPERTS, None, None)
+            key = (row["representation"], row["layer"], row["site"], row["measure"], row["threshold"])
+            is_model = key == (EXPERTS, None, None, view.measure, view.threshold)
             cells.append(
                 [
                     _model_label(label, row),

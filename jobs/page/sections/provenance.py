@@ -85,8 +85,8 @@ def _controls(data: StudyData) -> DataTable:
     states = [
         ("random weights", any(map(is_random_init, revisions)), "baselines: [random-init]"),
         ("concept's word masked", "masked" in controls, "baselines: [masked]"),
-        ("without the concept's own word", "context" in poolings, "neurons: {pooling: [max, context]}"),
-        ("text before the word alone", "before" in poolings, "neurons: {pooling: [max, before]}"),
+        ("tokens other than the word's", "context" in poolings, "neurons: {pooling: [max, context]}"),
+        ("tokens before the word", "before" in poolings, "neurons: {pooling: [max, before]}"),
         ("split halves of the sentences", "half 1" in controls, "controls: [split-half]"),
         ("length-matched negatives", "length-matched" in controls, "controls: [length-matched]"),
         ("pseudo-concepts", "pseudo-concepts" in controls, "controls: [pseudo-concepts]"),
