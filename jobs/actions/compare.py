@@ -103,7 +103,7 @@ def _print_run(
     console.print(f"{prefix}{human_set}: {results.describe_comparison(first, threshold)}")
     lines = []
     for (label, row), cell in zip(selection, cells, strict=True):
-        value = "-" if row["rho"] is None else f"{row['rho']:.2f}"
+        value = "-" if row["rho"] is None else f"{row['rho']:z.2f}"
         interval = format_estimate(row["rho"], row["ci_low"], row["ci_high"]).removeprefix(value).strip()
         lines.append((label, value, interval, cell))
     console.print(text_table("lrrr", ("representation", "", "95% CI", column), lines, "ellipsis"))

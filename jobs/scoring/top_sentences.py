@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from alignment.arrays import Ints
 from alignment.expertise import top_sentences
-from jobs.activations import open_site_of_run
-from jobs.engine.keeping import are_kept
-from jobs.scoring.block_scores import SiteKey, layer_file, site_columns
+from jobs.scoring.block_scores import SiteKey, site_columns
 from storage import tables
-from storage.store.manifest import Manifest, read_rows
 
 if TYPE_CHECKING:
     import torch
@@ -67,31 +63,6 @@ def find_top_sentences_torch(values: torch.Tensor, units: Ints, chunks: DeviceCh
     size = max(1, _WORKING_BYTES // (_BYTES_PER_SORTED_VALUE * n_sentences))
     none = find(slice(0, 0))
     return TopSentences.concatenate([none, *chunks.run("top sentences", len(units), size, find)])
-
-
-def read_top_sentences(activations: Manifest, site: SiteKey, units: Ints) -> TopSentences:
-    """The top sentences of some neurons, from the activations of a completed stage or, if it did not
-    keep them, from its table, which has all experts.
-
-    Raises:
-        StoreError: if a file is missing, damaged, or was deleted after scoring.
-    """
-    if are_kept(activations.params):
-        values = open_site_of_run(activations, *site).read_units(units)
-        top = find_top_sentences(values, np.arange(len(units)))
-        return top._replace(units=units)
-    name = layer_file(tables.TOP_SENTENCES.file, site.layer)
-    rows = read_rows(activations.folder, activations.records(name))
-    is_site = pc.and_(
-        pc.equal(rows.column("pooling"), site.pooling), pc.equal(rows.column("site"), site.site)
-    )
-    rows = rows.filter(is_site).sort_by([("unit", "ascending"), ("rank", "ascending")])
-    count = pc.max(rows.column("rank")).as_py()
-    stored, ids, values = (
-        rows.column(column).to_numpy().reshape(-1, count) for column in ("unit", "sentence_id", "value")
-    )
-    places = np.searchsorted(stored[:, 0], units)
-    return TopSentences(units, ids[places], values[places].astype(np.float16))
 
 
 def top_sentence_table(top: TopSentences, site: SiteKey, params: Mapping[str, Any]) -> pa.Table:

@@ -13,7 +13,7 @@ from jobs.page.sections import steering
 from jobs.page.study_data import StudyData
 from jobs.results.rows import Row, group_rows
 from jobs.scoring.block_scores import SiteKey
-from jobs.scoring.top_sentences import read_top_sentences
+from jobs.scoring.stored_top_sentences import read_top_sentences
 from storage.store.manifest import Manifest
 from storage.tables import N_TOKEN_EXPERTS
 
