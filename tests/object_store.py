@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import boto3
+from obstore.fsspec import FsspecStore
+
+from storage.store import paths
 
 BUCKET = "results"
 
@@ -51,6 +54,9 @@ def s3_server() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    # Clients of an earlier server with the same bucket.
+    paths._open_bucket.cache_clear()
+    FsspecStore.clear_instance_cache()
     try:
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}"
