@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -184,11 +185,21 @@ def plain_values(folder: Path, model_type: str, planned: ModelSites) -> dict[tup
     for (_, name), sentences in seen.items():
         tokens = [values[real] for values, real in zip(sentences, plain.is_text, strict=True)]
         if name.endswith("residual"):
-            pooled["mean", name] = np.stack([values.mean(0) for values in tokens], 1)
+            means = [
+                values[without_first(real)].mean(0)
+                for values, real in zip(sentences, plain.is_text, strict=True)
+            ]
+            pooled["mean", name] = np.stack(means, 1)
             pooled["last", name] = np.stack([values[-1] for values in tokens], 1)
         else:
             pooled["max", name] = np.stack([values.max(0) for values in tokens], 1)
     return pooled
+
+
+def without_first(is_text: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The tokens of text but the first of the sequence, which attracts attention; all if it is alone."""
+    others = is_text & (np.arange(len(is_text)) > 0)
+    return others if others.any() else is_text
 
 
 def residual(output: Any) -> torch.Tensor:
