@@ -14,8 +14,8 @@ Float32s = npt.NDArray[np.float32]
 _MAX_INSERTED = 64
 """The most numbers that are sorted by insertion, which is faster for few."""
 
-_SMALLEST_EXPONENT = np.float32(2.0**112)
-"""The quotient of numbers with the same bits of exponent in float32 and float16."""
+_BIAS_RATIO = np.float32(2.0**112)
+"""2 to the difference of the exponent biases of float32 and float16, 127 - 15."""
 
 
 @numba.njit(cache=True, nogil=True)
@@ -27,7 +27,7 @@ def widen_rows(bits: UInts, rows: Ints, out: Float32s) -> None:
         for sentence in range(len(row)):
             number = np.uint32(row[sentence])
             magnitude = np.uint32((number & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32)
-            scaled = np.float32(magnitude * _SMALLEST_EXPONENT)
+            scaled = np.float32(magnitude * _BIAS_RATIO)
             widened[sentence] = scaled if number < np.uint32(0x8000) else -scaled
 
 

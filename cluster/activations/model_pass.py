@@ -7,7 +7,6 @@ sentences are on the device together. The values do not depend on the blocks.
 
 from __future__ import annotations
 
-import gc
 import shutil
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -21,6 +20,7 @@ import torch
 
 from cluster.activations.batching import batch_sentences, batch_shapes
 from cluster.activations.block_buffer import PooledValues
+from cluster.activations.block_memory import free_block, frozen_objects
 from cluster.activations.block_plan import free_memory, is_divisible, plan_model, split_evenly
 from cluster.activations.block_reader import BlockReader
 from cluster.activations.block_shard import BlockShard
@@ -103,12 +103,8 @@ class ModelPass:
             self.notes.append(f"maxima were pooled by torch, which is slower than Triton: {problem}")
         blocks = list(self.blocks or self._plan())
         self._missing = set(range(blocks[-1].stop) if missing is None else missing)
-        # To find a block's garbage among all objects takes as long as to load a block.
-        gc.freeze()
-        try:
+        with frozen_objects():
             self._run_missing(blocks, consume)
-        finally:
-            gc.unfreeze()
 
     def _run_missing(self, blocks: list[range], consume: Callable[[Block], None]) -> None:
         n_lost = 0
@@ -158,7 +154,7 @@ class ModelPass:
                 if outgoing is not None:
                     outgoing.remove()
                 blocks = self._shrink(range(layers.start, stop), len(layers))
-            self._free_memory()
+            free_block(self._device)
 
     def _plan(self) -> list[range]:
         memory = free_memory(self._device)
@@ -248,9 +244,3 @@ class ModelPass:
             "parts; bfloat16 values may differ in the last digit"
         )
         return split_evenly(layers, -(-len(layers) // n_tried))
-
-    def _free_memory(self) -> None:
-        # Hooks refer to their shard, which refers to its modules.
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()

@@ -5,7 +5,6 @@ A sentence is read up to the last layer that it is needed for: the best experts 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from cluster.activations.batching import batch_sentences, pad
+from cluster.activations.block_memory import free_block, frozen_objects
 from cluster.activations.block_plan import free_memory, is_divisible, plan_model, split_evenly
 from cluster.activations.pooling_shard import PAD_ID, ActivationSettings
 from cluster.activations.sentence_set import SentenceSet
@@ -53,18 +53,13 @@ class TokenPass:
             UserError: if the model cannot be read, or does not fit the device.
             NeuralignError: if a site has no output.
         """
-        # To find a block's garbage among all objects takes as long as to load a block.
-        gc.collect()
-        gc.freeze()
-        try:
+        with frozen_objects():
             for layers in self._plan():
                 sentences = np.flatnonzero(self._n_layers > layers.start).tolist()
                 if not sentences:
                     break
                 self._run_block(layers, sentences)
                 consume(layers)
-        finally:
-            gc.unfreeze()
 
     def _plan(self) -> list[range]:
         """Blocks that fit the device, which holds pooled values of no sentence."""
@@ -90,10 +85,7 @@ class TokenPass:
                     self._states[sentence] = outgoing[row, :length].cpu().clone()
                 self.n_read += int(min(self._n_layers[sentence], layers.stop)) - layers.start
         del shard
-        # Hooks refer to their shard, which refers to its modules.
-        gc.collect()
-        if self.device != "cpu":
-            torch.cuda.empty_cache()
+        free_block(torch.device(self.device))
 
     def _pad_states(self, sentences: Sequence[int], shard: TokenShard) -> torch.Tensor | None:
         """The hidden states of a batch before the block, (sentences, tokens, width)."""

@@ -131,7 +131,7 @@ NEUTRAL_PROMPTS = [
     "Somewhere nearby was the",
     "In the dream I saw the",
 ]
-"""They end with "the", which any noun can follow: "a" can neither precede a vowel nor a mass noun."""
+"""They end with "the", which any noun can follow: "a" can precede neither a vowel nor a mass noun."""
 
 
 class SteeringSettings(ConfigModel):
