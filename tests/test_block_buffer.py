@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.activations.block_buffer import BlockBuffer
-from cluster.activations.column_order import reorder_columns
+from cluster.activations.column_order import transpose_rows
 from cluster.models.sites import Site
 from storage.errors import NeuralignError
 
@@ -73,22 +73,24 @@ def test_the_first_sentence_of_the_set_is_named() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_columns_are_reordered_with_every_bit(dtype: torch.dtype) -> None:
+def test_sentences_are_put_in_order_with_every_bit(dtype: torch.dtype) -> None:
     """A value under another sentence, or a -0 or subnormal that is changed on the way."""
-    rows = torch.randn(7, 50).mul(1e-7).to(dtype)
-    rows[3, 4] = -0.0
-    columns, expected = torch.randperm(50), rows.clone()
-    assert reorder_columns(rows, columns)
+    rows = torch.randn(50, 7).mul(1e-7).to(dtype)
+    rows[4, 3] = -0.0
+    order, expected = torch.randperm(50), rows.clone()
+    columns, is_finite = transpose_rows(rows, order)
     bits = torch.int16 if dtype == torch.float16 else torch.int32
-    assert torch.equal(rows.view(bits), expected[:, columns].view(bits))
+    assert is_finite
+    assert columns.is_contiguous()
+    assert torch.equal(columns.view(bits), expected.view(bits)[order].T)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan, -torch.nan])
 def test_one_value_that_is_not_finite_is_found(dtype: torch.dtype, number: float) -> None:
     """It would be scored as an activation."""
-    rows = torch.full((3, 5), torch.finfo(dtype).max).to(dtype)
-    rows[0] *= -1
-    assert reorder_columns(rows, torch.arange(5))
-    rows[1, 4] = number
-    assert not reorder_columns(rows, torch.arange(5))
+    rows = torch.full((5, 3), torch.finfo(dtype).max).to(dtype)
+    rows[:, 0] *= -1
+    assert transpose_rows(rows.clone(), torch.arange(5))[1]
+    rows[4, 1] = number
+    assert not transpose_rows(rows, torch.arange(5))[1]

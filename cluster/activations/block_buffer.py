@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.activations.column_order import reorder_columns
+from cluster.activations.column_order import reorder_columns, transpose_rows
 from cluster.activations.pooling_shard import overflow_error
 from cluster.models.sites import Site
 from cluster.models.token_roles import POOLED_ROLES
@@ -30,8 +30,8 @@ class PooledValues:
 
 @dataclass(frozen=True)
 class PoolingGroup:
-    """Values of poolings that are computed together, at sites of one width, (poolings, sites, units,
-    sentences)."""
+    """Values of poolings that are computed together, at sites of one width: on a GPU (poolings, sites,
+    units, sentences), on a CPU (poolings, sites, sentences, units) until all are there."""
 
     poolings: tuple[str, ...]
     sites: tuple[Site, ...]
@@ -39,14 +39,25 @@ class PoolingGroup:
 
     def of_site(self, site: Site) -> torch.Tensor:
         """Values of a site, (poolings, units, sentences)."""
-        return self.values[:, self.sites.index(site)]
+        values = self.values[:, self.sites.index(site)]
+        return values if values.device.type == "cuda" else values.mT
+
+    def finish(self, columns: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """The values with these columns, (poolings, sites * units, sentences), in the memory of
+        `values`; and whether all are finite."""
+        if self.values.device.type == "cuda":
+            return self.values.flatten(1, 2), reorder_columns(self.values.flatten(0, -2), columns)
+        transposed = [transpose_rows(rows, columns) for rows in self.values.flatten(0, 1)]
+        shape = len(self.poolings), -1, len(columns)
+        return self.values.view(shape), all(is_finite for _, is_finite in transposed)
 
 
 class BlockBuffer:
     """Pooled values of a block of layers.
 
     Batches are written one after another, so a column is first a sentence's place among the batches,
-    and after `finish` its place in the set: writing whole rows of columns is many times as fast.
+    and after `finish` its place in the set: writing columns side by side is many times as fast. On a CPU
+    a column is a row of memory until then: a column of a batch would take a page of memory a unit.
     """
 
     def __init__(
@@ -63,7 +74,8 @@ class BlockBuffer:
                 groups.setdefault(key, []).append(site)
         self.groups: list[PoolingGroup] = []
         for (together, width, dtype), sites in groups.items():
-            shape = (len(together), len(sites), width, n_sentences)
+            of_site = (width, n_sentences) if device.type == "cuda" else (n_sentences, width)
+            shape = (len(together), len(sites), *of_site)
             # An expert without tokens is not run: its neurons stay 0.
             allocate = torch.zeros if any(site.part == "experts" for site in sites) else torch.empty
             values = allocate(shape, dtype=dtype, device=device)
@@ -84,22 +96,27 @@ class BlockBuffer:
         """
         columns = torch.empty(len(order), dtype=torch.int64)
         columns[torch.tensor(order)] = torch.arange(len(order))
-        is_finite = [reorder_columns(group.values.flatten(0, -2), columns) for group in self.groups]
-        if not all(is_finite):
-            raise next(self._overflow_errors(texts))
-        return [
-            PooledValues(pooling, group.sites, values.flatten(0, 1))
-            for group in self.groups
-            for pooling, values in zip(group.poolings, group.values, strict=True)
-        ]
+        pooled, are_finite = list[PooledValues](), True
+        for group in self.groups:
+            finished, is_finite = group.finish(columns)
+            are_finite &= is_finite
+            pooled += [
+                PooledValues(pooling, group.sites, values)
+                for pooling, values in zip(group.poolings, finished, strict=True)
+            ]
+        if not are_finite:
+            raise next(self._overflow_errors(pooled, texts))
+        return pooled
 
-    def _overflow_errors(self, texts: Sequence[str]) -> Iterator[NeuralignError]:
+    def _overflow_errors(
+        self, pooled: Sequence[PooledValues], texts: Sequence[str]
+    ) -> Iterator[NeuralignError]:
         """The errors of values that are not finite, in the order of the layers: the first may have
         caused the others. They do not depend on the groups."""
+        by_key = {(each.pooling, site): values for each in pooled for site, values in each.of_sites()}
         for site in sorted(self._poolings, key=lambda site: site.layer):
             for pooling in self._poolings[site]:
-                group = next(group for group in self._by_site[site] if pooling in group.poolings)
-                values = group.of_site(site)[group.poolings.index(pooling)]
+                values = by_key[pooling, site]
                 if len(found := (~values.isfinite()).any(dim=0).nonzero()):
                     yield overflow_error(site, pooling, f", sentence {excerpt(texts[int(found[0])])}")
 

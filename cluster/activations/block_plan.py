@@ -46,12 +46,14 @@ class LayerBytes:
 @dataclass(frozen=True)
 class ModelBytes:
     """Bytes of a model's layers, of the other weights of the first block (the embeddings), and of the
-    working memory of a batch's token, and of the attention of a token to another."""
+    working memory of a batch's token, and of the attention of a token to another; and of one pooling's
+    values of one sentence at the widest site."""
 
     layers: Sequence[LayerBytes]
     embeddings: int
     token: int
     attention: int = 0
+    site: int = 0
 
     def batch_bytes(self, tokens: int, longest: int) -> int:
         """Working memory of padded batches of so many tokens, in sentences of at most `longest`."""
@@ -75,6 +77,7 @@ def plan_blocks(
     Raises UserError if a layer does not fit.
     """
     reordered = min(REORDERED_BYTES, sentences * sum(layer.pooled for layer in model.layers))
+    reordered = max(reordered, sentences * model.site)
     batches = model.batch_bytes(budget, longest)
     available = int(memory * _FREE_SHARE) - max(batches, reordered, consumer_bytes)
 
@@ -122,13 +125,15 @@ def measure_config(config: PretrainedConfig, settings: ActivationSettings) -> Mo
     text_config = config.get_text_config()
     hidden_size: int = text_config.hidden_size
     units, encoders, latents = [0] * len(layers), [0] * len(layers), 0
+    widest_site = 0
     if (autoencoder := settings.sparse_autoencoder) is not None:
-        latents = units[autoencoder.layer] = autoencoder.validate()
+        widest_site = latents = units[autoencoder.layer] = autoencoder.validate()
         encoders[autoencoder.layer] = autoencoder.count_weights() * torch.float32.itemsize
     else:
         selection = settings.sites
         for site in find_sites_from_config(config, selection, settings.trust_remote_code).sites:
             units[site.layer] += site.width
+            widest_site = max(widest_site, site.width)
     widest = max(*projections, 0 if latents else max(units))
     states = hidden_size * len(STATE_POOLINGS) * 4 if settings.include_hidden_states else 0
     return ModelBytes(
@@ -141,6 +146,7 @@ def measure_config(config: PretrainedConfig, settings: ActivationSettings) -> Mo
         + _LATENT_BYTES * latents,
         # Scores, and their softmax in float32.
         attention=_count_heads(text_config) * (2 * dtype.itemsize + torch.float32.itemsize),
+        site=max(2 * widest_site, 4 * hidden_size if states else 0),
     )
 
 
