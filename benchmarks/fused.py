@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModel
 
 from alignment.arrays import AnyFloats
 from alignment.expertise.label_permutations import permute_labels
@@ -36,7 +35,7 @@ _ROUNDS = 2
 def fused() -> None:
     """The demo's model with three poolings and one labeling without permutations, on one core: a pass
     whose rows are committed, against the model with the same batches and the kernel on arrays in
-    memory."""
+    memory. Both load the model."""
     torch.set_num_threads(1)
     concept_set = zoo.demo_concepts()
     n_sentences = len(concept_set.sentences)
@@ -44,7 +43,6 @@ def fused() -> None:
     folder = ensure_local(zoo.demo_model())
     settings = replace(zoo.SETTINGS, include_hidden_states=False)
     tokenizer = Tokenizer(folder, MAX_TOKENS)
-    model = AutoModel.from_pretrained(folder, dtype=getattr(torch, settings.dtype)).eval()
     names = [concept.name for concept in concept_set.concepts]
     ids = np.arange(n_sentences)
     members = np.array([names.index(sentence.concepts[0]) for sentence in concept_set.sentences])
@@ -77,6 +75,7 @@ def fused() -> None:
             )
 
         def alone() -> None:
+            model = zoo.bare_model(folder)
             sentences = tokenize(tokenizer, texts, settings.inputs, settings.poolings)
             with torch.inference_mode():
                 for rows in batch_sentences(sentences.lengths, zoo.TOKEN_BUDGET):

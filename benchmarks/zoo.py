@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.utils import logging as transformers_logging
 
 from alignment.text.word_matching import find_word
 from cluster.activations.layer_writer import LayerWriter
@@ -31,6 +35,13 @@ _CONCEPTS = Path(__file__).parent.parent / "examples" / "men-core.csv"
 def demo_model() -> Weights:
     """The demo's model."""
     return resolve("smollm2-135m-instruct", "main", Path())
+
+
+def bare_model(folder: Path) -> nn.Module:
+    """The model without its head, as transformers loads it."""
+    transformers_logging.disable_progress_bar()
+    model: nn.Module = AutoModel.from_pretrained(folder, dtype=getattr(torch, SETTINGS.dtype))
+    return model.eval()
 
 
 def demo_texts(count: int) -> list[Text]:
