@@ -6,9 +6,9 @@ import errno
 
 from storage.errors import NeuralignError
 
-_MESSAGES = ("out of memory", "allocate memory", "alloc_failed")
-"""Of CUDA and its allocator in torch, of torch's allocator in host memory, and of cuBLAS. NumPy and
-Arrow raise MemoryError, with other messages or none."""
+_MESSAGES = ("out of memory", "allocate memory", "alloc_failed", "could not create a primitive")
+"""Of CUDA and its allocator in torch, of torch's allocator in host memory, of cuBLAS, and of oneDNN,
+which does not say why. NumPy and Arrow raise MemoryError, with other messages or none."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

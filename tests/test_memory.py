@@ -60,6 +60,7 @@ def test_the_errors_of_cuda_and_the_system_are_known() -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
         torch.AcceleratorError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("could not create a primitive"),
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         OSError("Cannot allocate memory (os error 12)"),
     ):
