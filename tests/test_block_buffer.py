@@ -34,9 +34,8 @@ def name_first(
     for group in buffer.groups:
         group.values.zero_()
     for site, pooling, sentence in broken:
-        (group,) = [each for each in buffer.groups_of(site) if pooling in each.poolings]
-        place = group.poolings.index(pooling)
-        group.of_site(site)[place, 1, ORDER.index(sentence)] = torch.inf
+        ((together, values),) = [each for each in buffer.of_site(site) if pooling in each[0]]
+        values[together.index(pooling), 1, ORDER.index(sentence)] = torch.inf
     with pytest.raises(NeuralignError) as caught:
         buffer.finish(ORDER, TEXTS)
     return str(caught.value).partition(":")[0]

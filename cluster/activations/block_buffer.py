@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.activations.column_order import reorder_columns, transpose_rows
+from cluster.activations.column_order import REORDERED_BYTES, reorder_columns, transpose_rows
+from cluster.activations.ordered_threads import map_in_order
 from cluster.activations.pooling_shard import overflow_error
 from cluster.models.sites import Site
 from cluster.models.token_roles import POOLED_ROLES
@@ -37,19 +38,23 @@ class PoolingGroup:
     sites: tuple[Site, ...]
     values: torch.Tensor
 
-    def of_site(self, site: Site) -> torch.Tensor:
-        """Values of a site, (poolings, units, sentences)."""
-        values = self.values[:, self.sites.index(site)]
-        return values if values.device.type == "cuda" else values.mT
+    def of_sites(self) -> Iterator[tuple[Site, torch.Tensor]]:
+        """Each site and its values, (poolings, units, sentences)."""
+        values = self.values if self.values.device.type == "cuda" else self.values.mT
+        return zip(self.sites, values.unbind(1), strict=True)
 
-    def finish(self, columns: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    def finish(self, columns: torch.Tensor, threads: int) -> tuple[torch.Tensor, bool]:
         """The values with these columns, (poolings, sites * units, sentences), in the memory of
         `values`; and whether all are finite."""
         if self.values.device.type == "cuda":
             return self.values.flatten(1, 2), reorder_columns(self.values.flatten(0, -2), columns)
-        transposed = [transpose_rows(rows, columns) for rows in self.values.flatten(0, 1)]
-        shape = len(self.poolings), -1, len(columns)
-        return self.values.view(shape), all(is_finite for _, is_finite in transposed)
+        of_sites = self.values.flatten(0, 1).unbind()
+        # Each takes the memory of a site.
+        n_at_once = min(threads, max(1, REORDERED_BYTES // of_sites[0].nbytes))
+        are_finite = list(
+            map_in_order(lambda rows: transpose_rows(rows, columns)[1], of_sites, n_at_once)
+        )
+        return self.values.view(len(self.poolings), -1, len(columns)), all(are_finite)
 
 
 class BlockBuffer:
@@ -80,13 +85,17 @@ class BlockBuffer:
             allocate = torch.zeros if any(site.part == "experts" for site in sites) else torch.empty
             values = allocate(shape, dtype=dtype, device=device)
             self.groups.append(PoolingGroup(together, tuple(sites), values))
-        self._by_site = {site: [g for g in self.groups if site in g.sites] for site in poolings}
+        self._by_site: dict[Site, list[tuple[tuple[str, ...], torch.Tensor]]] = {}
+        for group in self.groups:
+            for site, values in group.of_sites():
+                self._by_site.setdefault(site, []).append((group.poolings, values))
 
-    def groups_of(self, site: Site) -> list[PoolingGroup]:
-        """The groups that a site's values are written to."""
+    def of_site(self, site: Site) -> list[tuple[tuple[str, ...], torch.Tensor]]:
+        """Poolings that are computed together, and where a site's values are written, (poolings, units,
+        sentences)."""
         return self._by_site[site]
 
-    def finish(self, order: Sequence[int], texts: Sequence[str]) -> list[PooledValues]:
+    def finish(self, order: Sequence[int], texts: Sequence[str], threads: int = 1) -> list[PooledValues]:
         """All values, with a column for each sentence of the set; `order` are the sentences in the order
         in which they were written.
 
@@ -98,7 +107,7 @@ class BlockBuffer:
         columns[torch.tensor(order)] = torch.arange(len(order))
         pooled, are_finite = list[PooledValues](), True
         for group in self.groups:
-            finished, is_finite = group.finish(columns)
+            finished, is_finite = group.finish(columns, threads)
             are_finite &= is_finite
             pooled += [
                 PooledValues(pooling, group.sites, values)

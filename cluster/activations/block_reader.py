@@ -59,7 +59,8 @@ class BlockReader:
     def finish(self) -> list[PooledValues]:
         """All values. Raises NeuralignError, naming the first sentence, if one is not finite."""
         order = [row for rows in self._batches for row in rows]
-        pooled = self._buffer.finish(order, [text.text for text in self._sentences.texts])
+        texts = [text.text for text in self._sentences.texts]
+        pooled = self._buffer.finish(order, texts, self._threads)
         self.n_read = len(order)
         return pooled
 

@@ -43,6 +43,6 @@ class BlockShard(PoolingShard[_BatchState]):
                 f"{site}: its module gives {hidden.shape[-1]} values a token, not the {site.width} that "
                 "its weights have; choose another module"
             )
-        for group in state.buffer.groups_of(site):
-            out = group.of_site(site)[:, units, state.columns]
-            state.pooler.write(hidden, group.poolings, out, are_states=site.name == RESIDUAL)
+        for poolings, values in state.buffer.of_site(site):
+            out = values[:, units, state.columns]
+            state.pooler.write(hidden, poolings, out, are_states=site.name == RESIDUAL)

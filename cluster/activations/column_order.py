@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 REORDERED_BYTES = 256 << 20
-"""Memory of a GPU in which values are reordered."""
+"""Memory in which values are reordered, or that of a site if it takes more."""
 
 _INFINITY_BITS = {torch.float16: (torch.int16, 0x7C00), torch.float32: (torch.int32, 0x7F800000)}
 """The integer dtype of a float dtype's width, and the bits of infinity: those of its exponent."""
