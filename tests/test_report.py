@@ -284,13 +284,27 @@ SELECT 'model' AS model, 'main' AS revision, 'max' AS pooling, {concept} selecti
     NULL::DOUBLE AS others, NULL::DOUBLE AS others_low, NULL::DOUBLE AS others_high,
     0.5 AS containing, 0.4 AS containing_low, 0.6 AS containing_high,
     -k / 10 AS in_sentences, -k / 10 - 0.1 AS in_sentences_low, -k / 10 + 0.1 AS in_sentences_high,
-    k / 9 AS log_perplexity, k / 9 - 0.1 AS log_perplexity_low, k / 9 + 0.1 AS log_perplexity_high
+    k / 9 AS log_perplexity, k / 9 - 0.1 AS log_perplexity_low, k / 9 + 0.1 AS log_perplexity_high,
+    CASE WHEN selection = 'ap' THEN 7 END AS n_compared,
+    change - 1 AS change_difference, change - 2 AS change_difference_low,
+    change AS change_difference_high,
+    others AS others_difference, others AS others_difference_low, others AS others_difference_high,
+    in_sentences AS in_sentences_difference, in_sentences_low AS in_sentences_difference_low,
+    in_sentences_high AS in_sentences_difference_high, log_perplexity AS log_perplexity_difference,
+    log_perplexity_low AS log_perplexity_difference_low,
+    log_perplexity_high AS log_perplexity_difference_high
 FROM (VALUES ('none', 0), ('ap', 3), ('ap', 30), ('random', 3), ('random', 30)) AS doses(selection, k)
 """
 
 
-@pytest.mark.parametrize(("sign", "effect"), [(1, "raises"), (0, "does not distinguishably change")])
-def test_steering_results_are_shown(store: Path, sign: int, effect: str) -> None:
+@pytest.mark.parametrize(
+    ("sign", "effect", "than"),
+    [
+        (1, "raises", ", more than random neurons do (difference +2.00 [+1.00, +3.00])"),
+        (0, "does not distinguishably change", "not distinguishably more than random"),
+    ],
+)
+def test_steering_results_are_shown(store: Path, sign: int, effect: str, than: str) -> None:
     """Views with the names and columns of the stage's tables replace the stage."""
     with open_study(store) as data:
         ConceptPairs(data)
@@ -305,8 +319,13 @@ def test_steering_results_are_shown(store: Path, sign: int, effect: str) -> None
             "continuations FROM steering"
         )
         ConceptPairs(data)
-        figure, in_sentences = steering.section(data).figures
+        section = steering.section(data)
+        figure, in_sentences = section.figures
         assert effect in figure.finding
+        assert than in figure.finding
+        (differences,) = section.tables
+        assert [row[:4] for row in differences.rows] == [["clamp", "ap", 3, 7], ["clamp", "ap", 30, 7]]
+        assert differences.rows[1][6] == "-3.00 [-3.10, -2.90]"
         assert isinstance(in_sentences.body, LinePlot)
         own, neutral = in_sentences.body.panels
         assert [line.name for line in own.lines] == ["clamped", "control of clamped"]
