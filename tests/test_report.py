@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import rankdata
 
 from jobs.page.figures.dose_response import draw_dose_response
-from jobs.page.figures.spec import LinePlot
+from jobs.page.figures.spec import LinePlot, RoundedCell
 from jobs.page.pairs import ConceptPairs
 from jobs.page.render import figure_files, make_sections, render_page
 from jobs.page.sections import alignment, models, steering
@@ -335,7 +335,7 @@ SELECT 'model' AS model, 'main' AS revision, 'max' AS pooling, {concept} selecti
     0.5 AS containing, 0.4 AS containing_low, 0.6 AS containing_high,
     -k / 10 AS in_sentences, -k / 10 - 0.1 AS in_sentences_low, -k / 10 + 0.1 AS in_sentences_high,
     k / 9 AS log_perplexity, k / 9 - 0.1 AS log_perplexity_low, k / 9 + 0.1 AS log_perplexity_high,
-    CASE WHEN selection = 'ap' THEN 7 END AS n_compared,
+    CASE WHEN selection = 'ap' THEN 7 END AS n_compared, k * 1.5::DOUBLE AS displacement,
     change - 1 AS change_difference, change - 2 AS change_difference_low,
     change AS change_difference_high,
     others AS others_difference, others AS others_difference_low, others AS others_difference_high,
@@ -375,7 +375,8 @@ def test_steering_results_are_shown(store: Path, sign: int, effect: str, than: s
         assert than in figure.finding
         (differences,) = section.tables
         assert [row[:4] for row in differences.rows] == [["clamp", "ap", 3, 7], ["clamp", "ap", 30, 7]]
-        assert differences.rows[1][6] == "-3.00 [-3.10, -2.90]"
+        assert differences.rows[1][4] == RoundedCell(45)
+        assert differences.rows[1][7] == "-3.00 [-3.10, -2.90]"
         assert isinstance(in_sentences.body, LinePlot)
         own, neutral = in_sentences.body.panels
         assert [line.name for line in own.lines] == ["clamped", "control of clamped"]

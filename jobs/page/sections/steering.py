@@ -7,7 +7,7 @@ from typing import Any
 from jobs.interventions.effects import DIFFERENCE
 from jobs.interventions.neurons import INTERVENTIONS
 from jobs.page.figures.dose_response import SELECTIONS, dose_response, sentence_effects
-from jobs.page.figures.spec import Cell, DataTable, Figure, Section
+from jobs.page.figures.spec import Cell, DataTable, Figure, RoundedCell, Section
 from jobs.page.study_data import StudyData
 from jobs.page.wording import format_interval, pluralize, verdict
 from jobs.results.rows import Row, group_rows
@@ -63,8 +63,8 @@ def section(data: StudyData) -> Section:
     if in_sentences.panels:
         note = (
             f"{data.view.label}: the neurons of highest AP clamped, dampened (multiplied by AurA's "
-            "factor) or ablated (set to 0), and random neurons that displace the layers as far. Left: "
-            "the word in its own sentences, by which these neurons were found. Right: the side effect, "
+            "factor) or ablated (set to 0), and random neurons that displace the layers as far. First: "
+            "the word in its own sentences, by which these neurons were found. Second: the side effect, "
             "in other concepts' sentences without the word. Means over concepts; bands: 95% CI."
         )
         finding = "Effects of steering in the concept's sentences and in others"
@@ -82,18 +82,19 @@ def _difference_table(rows: list[Row]) -> DataTable:
             row["selection"],
             row["k"],
             row["n_compared"],
+            RoundedCell(row["displacement"]),
             *(_format_difference(row, name) for name in effects),
         ]
         for row in sorted(rows, key=lambda row: INTERVENTIONS.index(row["intervention"]))
         if row["n_compared"]
     ]
     columns = [
-        *("intervention", "selection", "k", "concepts", "word after prompts", "other words"),
+        *("intervention", "selection", "k", "concepts", "moved", "word after prompts", "other words"),
         *("word in its sentences", "log perplexity of others"),
     ]
     title = (
-        "Effects minus those of random neurons with the same displacement, paired by concept and prompt "
-        "(nats, 95% CI)"
+        "Effects minus those of random neurons with the same displacement (moved), paired by concept "
+        "and prompt (nats, 95% CI)"
     )
     return DataTable(columns, cells, title)
 
