@@ -22,7 +22,7 @@ KIND = "pseudo_concepts"
 _NOTE_THRESHOLD = 0.5
 """That of the papers; the notes are of the sweep's threshold that is nearest to it."""
 
-_OVER_ALL_TOKENS = ("max", "mean", "last")
+OVER_ALL_TOKENS = ("max", "mean", "last")
 """Poolings in which the words of pseudo-concepts have the same part as those of concepts."""
 
 
@@ -61,7 +61,7 @@ def _make_notes(rows: list[dict[str, Any]], thresholds: Sequence[float]) -> list
     """One line per pooling over all tokens: how often a concept has more experts."""
     threshold = min(thresholds, key=lambda value: abs(value - _NOTE_THRESHOLD))
     notes = []
-    for pooling in _OVER_ALL_TOKENS:
+    for pooling in OVER_ALL_TOKENS:
         counts = [
             (row["concept_n_experts"], row["n_experts"])
             for row in rows

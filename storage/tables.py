@@ -409,6 +409,18 @@ _EFFECTS = [
     ),
     *_interval("log_perplexity"),
 ]
+_DIFFERENCES = [
+    field
+    for name in ("change", "others", "containing", "in_sentences", "log_perplexity")
+    for field in (
+        _optional(
+            f"{name}_difference",
+            _FLOAT,
+            f"{name} minus that of the control, paired by concept (and by prompt, after prompts)",
+        ),
+        *_interval(f"{name}_difference"),
+    )
+]
 
 STEERING = _table(
     "steering/steering",
@@ -428,6 +440,12 @@ STEERING_DOSES = _table(
     _DISPLACEMENT,
     _N_PROMPTS,
     *_EFFECTS,
+    _optional(
+        "n_compared",
+        _INT,
+        "concepts with at least k neurons of the selection and of its control: those of the differences",
+    ),
+    *_DIFFERENCES,
     _column("positive", _FLOAT, "share of concepts whose change is above 0"),
     name="steering_doses",
 )

@@ -43,7 +43,9 @@ def vectors() -> KeyedVectors:
     return keyed
 
 
-@pytest.mark.parametrize("kind", ["word2vec text", "word2vec binary", "glove", "glove.gz"])
+@pytest.mark.parametrize(
+    "kind", ["word2vec text", "word2vec text.gz", "word2vec binary", "glove", "glove.gz"]
+)
 def test_the_format_of_word_vectors_is_detected_from_the_content(
     tmp_path: Path, vectors: KeyedVectors, kind: str
 ) -> None:

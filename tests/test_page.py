@@ -189,6 +189,8 @@ def test_the_token_of_the_maximum_is_marked(window: browser.Browser, report: Pat
         )
     window.open(f"{(report / 'report.html').as_uri()}#concept=bus")
     window.wait_for("document.querySelector('#detail mark') !== null")
+    note = window.evaluate("document.querySelector('#detail').textContent")
+    assert "known for the 3 experts of each concept with the highest AP" in note
     shown = window.evaluate(
         "[...document.querySelectorAll('#detail blockquote')].map((quote) => {"
         " const mark = quote.querySelector('mark');"

@@ -11,15 +11,15 @@ import pytest
 from scipy.stats import rankdata
 
 from jobs.page.figures.dose_response import draw_dose_response
-from jobs.page.figures.spec import LinePlot
+from jobs.page.figures.spec import LinePlot, RoundedCell
 from jobs.page.pairs import ConceptPairs
 from jobs.page.render import figure_files, make_sections, render_page
-from jobs.page.sections import models, steering
+from jobs.page.sections import alignment, models, steering
 from jobs.page.sections.concepts import concept_details
 from jobs.page.sections.layers_and_training import parse_size, progression_finding
 from jobs.page.study import Study, latest_study
 from jobs.page.study_data import StudyData
-from jobs.page.wording import agreement_sentence, difference_sentence
+from jobs.page.wording import agreement_sentence, difference_sentence, pseudo_concept_sentence
 from storage.database import is_activation_file, open_store
 from storage.errors import UserError
 from storage.store import layout, manifest
@@ -43,21 +43,45 @@ def row(rho: float | None, low: float | None, high: float | None) -> dict[str, A
         (0.4, -0.01, 0.7, "not distinguishable", "not distinguishable"),
         (0.4, 0.0, 0.7, "not distinguishable", "not distinguishable"),
         (-0.4, -0.6, -0.1, "disagrees with", "lower than"),
-        (0.4, None, None, "CI unavailable", "Difference to"),
+        (0.4, None, None, "CI unavailable", "not compared, for lack of a CI, with"),
     ],
 )
 def test_claims_are_limited_by_the_interval(
     rho: float, low: float | None, high: float | None, agreement: str, difference: str
 ) -> None:
     assert agreement in agreement_sentence("it", row(rho, low, high), "people")
-    sentence = difference_sentence(row(rho, low, high))
+    bag = {**row(0.2, 0.1, 0.3), "reference": "bag of words"}
+    sentence = difference_sentence([row(rho, low, high), bag])
     assert sentence is not None
-    assert difference in sentence
+    assert re.search(f"{difference} (from )?that of glove-50", sentence)
+    assert sentence.endswith(", and higher than that of bag of words (difference +0.20 [+0.10, +0.30]).")
 
 
 def test_agreement_of_equal_similarities_is_undefined() -> None:
     assert "is undefined" in agreement_sentence("it", row(None, None, None), "people")
-    assert difference_sentence(row(None, None, None)) is None
+    assert difference_sentence([]) is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        (
+            [(5, 2), (4, 3), (1, 9)],
+            "2 of 3 concepts have more experts than another word in about as many of the sentences "
+            "(median 4 vs. 3).",
+        ),
+        (
+            [(2, 2), (4, 3), (1, 9), (0, 0)],
+            "for 3 of 4 concepts, another word in about as many of the sentences has at least as many "
+            "experts (median 2 vs. 2), so that having experts does not",
+        ),
+    ],
+)
+def test_what_pseudo_concepts_show_is_said_whichever_way_it_falls(
+    counts: list[tuple[int, int]], text: str
+) -> None:
+    """Ties counted for the concepts, or a failed control left unsaid."""
+    assert text in pseudo_concept_sentence(counts)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +96,32 @@ def test_agreement_of_equal_similarities_is_undefined() -> None:
 )
 def test_model_size_is_parsed_from_the_name(model: str, expected: float | None) -> None:
     assert parse_size(model) == expected
+
+
+def test_the_lead_compares_with_all_references_and_tells_of_pseudo_concepts(store: Path) -> None:
+    """Only the reference that the neurons reach, or another pooling's pseudo-concepts."""
+    with open_study(store) as data:
+        lead = " ".join(alignment.section(data).lead)
+        assert "pseudo-concepts" not in lead
+        view = data.view
+        data.connection.execute(
+            "CREATE TEMP TABLE alignment_differences AS SELECT * EXCLUDE (reference, difference, "
+            "difference_low, difference_high), r.* FROM alignment, (VALUES ('mine', -0.1, -0.3, 0.1), "
+            "('bag of words', 0.2, 0.1, 0.3)) AS r(reference, difference, difference_low, "
+            "difference_high)"
+        )
+        data.connection.execute(
+            "CREATE TEMP TABLE pseudo_concepts AS SELECT $1 AS model, $2 AS revision, $3 AS "
+            "concept_set, pooling, $4::DOUBLE AS threshold, n AS concept_n_experts, 3 AS n_experts "
+            "FROM (VALUES ('max', 4), ('max', 5), ('max', 1), ('concept', 0)) AS v(pooling, n)",
+            [view.model, view.revision, view.concept_set, view.threshold],
+        )
+        lead = " ".join(alignment.section(data).lead)
+    assert (
+        "This agreement is not distinguishable from that of mine (difference -0.10 [-0.30, +0.10]), and "
+        "higher than that of bag of words (difference +0.20 [+0.10, +0.30])."
+    ) in lead
+    assert "(pseudo-concepts): 2 of 3 concepts have more experts" in lead
 
 
 # --- data -------------------------------------------------------------------------------
@@ -284,13 +334,27 @@ SELECT 'model' AS model, 'main' AS revision, 'max' AS pooling, {concept} selecti
     NULL::DOUBLE AS others, NULL::DOUBLE AS others_low, NULL::DOUBLE AS others_high,
     0.5 AS containing, 0.4 AS containing_low, 0.6 AS containing_high,
     -k / 10 AS in_sentences, -k / 10 - 0.1 AS in_sentences_low, -k / 10 + 0.1 AS in_sentences_high,
-    k / 9 AS log_perplexity, k / 9 - 0.1 AS log_perplexity_low, k / 9 + 0.1 AS log_perplexity_high
+    k / 9 AS log_perplexity, k / 9 - 0.1 AS log_perplexity_low, k / 9 + 0.1 AS log_perplexity_high,
+    CASE WHEN selection = 'ap' THEN 7 END AS n_compared, k * 1.5::DOUBLE AS displacement,
+    change - 1 AS change_difference, change - 2 AS change_difference_low,
+    change AS change_difference_high,
+    others AS others_difference, others AS others_difference_low, others AS others_difference_high,
+    in_sentences AS in_sentences_difference, in_sentences_low AS in_sentences_difference_low,
+    in_sentences_high AS in_sentences_difference_high, log_perplexity AS log_perplexity_difference,
+    log_perplexity_low AS log_perplexity_difference_low,
+    log_perplexity_high AS log_perplexity_difference_high
 FROM (VALUES ('none', 0), ('ap', 3), ('ap', 30), ('random', 3), ('random', 30)) AS doses(selection, k)
 """
 
 
-@pytest.mark.parametrize(("sign", "effect"), [(1, "raises"), (0, "does not distinguishably change")])
-def test_steering_results_are_shown(store: Path, sign: int, effect: str) -> None:
+@pytest.mark.parametrize(
+    ("sign", "effect", "than"),
+    [
+        (1, "raises", ", more than random neurons do (difference +2.00 [+1.00, +3.00])"),
+        (0, "does not distinguishably change", "not distinguishably more than random"),
+    ],
+)
+def test_steering_results_are_shown(store: Path, sign: int, effect: str, than: str) -> None:
     """Views with the names and columns of the stage's tables replace the stage."""
     with open_study(store) as data:
         ConceptPairs(data)
@@ -305,8 +369,14 @@ def test_steering_results_are_shown(store: Path, sign: int, effect: str) -> None
             "continuations FROM steering"
         )
         ConceptPairs(data)
-        figure, in_sentences = steering.section(data).figures
+        section = steering.section(data)
+        figure, in_sentences = section.figures
         assert effect in figure.finding
+        assert than in figure.finding
+        (differences,) = section.tables
+        assert [row[:4] for row in differences.rows] == [["clamp", "ap", 3, 7], ["clamp", "ap", 30, 7]]
+        assert differences.rows[1][4] == RoundedCell(45)
+        assert differences.rows[1][7] == "-3.00 [-3.10, -2.90]"
         assert isinstance(in_sentences.body, LinePlot)
         own, neutral = in_sentences.body.panels
         assert [line.name for line in own.lines] == ["clamped", "control of clamped"]

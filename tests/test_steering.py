@@ -468,6 +468,18 @@ def test_doses_are_means_over_concepts_and_include_the_unsteered_model(study: Pa
     )
     interval = stats.ttest_1samp([row["in_sentences"] for row in in_concepts], 0).confidence_interval()
     assert by_dose["ap", "ablate", 3]["in_sentences_low"] == pytest.approx(interval.low)
+    differences = query(
+        study,
+        "SELECT s.k, avg(s.change - c.change) AS change, avg(s.in_sentences - c.in_sentences) AS "
+        "in_sentences, count(*) AS n FROM steering AS s JOIN steering AS c USING (concept, "
+        "intervention, k) WHERE s.selection = 'attribution' AND c.selection = 'random-attribution' "
+        "GROUP BY ALL",
+    )
+    for expected in differences:
+        row = by_dose["attribution", "clamp", expected["k"]]
+        assert row["n_compared"] == expected["n"]
+        for name in ("change", "in_sentences"):
+            assert row[f"{name}_difference"] == pytest.approx(expected[name])
     (unsteered,) = (row for row in rows if row["k"] == 0)
     assert (unsteered["change"], unsteered["others"], unsteered["positive"]) == (0, 0, 0)
     texts = query(study, "SELECT continuations FROM steering_prompts")
@@ -496,8 +508,8 @@ def test_the_table_is_printed_and_a_rerun_computes_nothing(study: Path) -> None:
     printed = (study / "printed.txt").read_text()
     as_one_line = " ".join(printed.split())
     assert "max pooling: 3 concepts, 2 prompts" in as_one_line
-    assert "attribution 10 " in as_one_line
-    assert "dampen ap 10 " in as_one_line
+    for row in ("attribution 10 3 ", "dampen 10 3 ", " random 10 3 ", " difference 10 3 "):
+        assert row in as_one_line
     assert "clamped one at a time: mean Spearman's rho" in as_one_line
     assert max(map(len, printed.split("Steering")[1].split("  figure")[0].splitlines())) <= 80
     rerun = subprocess.run(

@@ -60,6 +60,36 @@ def test_the_interval_over_concepts_and_prompts_covers(by_concept: float, by_pro
     assert (single.value, single.low) == (1, None)
 
 
+def test_the_two_way_clustered_interval_matches_sums_over_clusters() -> None:
+    """A variance of other clusters than concepts and prompts, or with single values counted twice."""
+    random = np.random.default_rng(3)
+    values = random.normal(size=(5, 1)) + random.normal(size=(1, 4)) + random.normal(size=(5, 4))
+    cells = [(concept, prompt, values[concept, prompt]) for concept in range(5) for prompt in range(4)]
+    mean = sum(value for *_, value in cells) / 20
+
+    def clustered_by(position: int) -> float:
+        sums: dict[int, float] = {}
+        for cell in cells:
+            cluster = int(cell[position])
+            sums[cluster] = sums.get(cluster, 0) + cell[2] - mean
+        correction = len(sums) / (len(sums) - 1)
+        return correction * sum(total**2 for total in sums.values()) / 20**2
+
+    by_concept, by_prompt = clustered_by(0), clustered_by(1)
+    residuals = 0.0
+    for concept, prompt, value in cells:
+        of_concept = sum(values[concept]) / 4
+        of_prompt = sum(values[:, prompt]) / 5
+        residuals += (value - of_concept - of_prompt + mean) ** 2
+    variance = by_concept + by_prompt - residuals / (4 * 3) / 20
+    assert variance > max(by_concept, by_prompt)
+    margin = stats.t.ppf(0.975, 3) * variance**0.5
+    estimate = mean_two_way_clustered(values)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx(
+        (mean, mean - margin, mean + margin)
+    )
+
+
 def test_attribution_correlations_match_scipy_or_are_undefined() -> None:
     """Constant attributions must give no correlation rather than NaN."""
     estimated, measured = np.random.default_rng(2).normal(size=(2, 50))

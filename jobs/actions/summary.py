@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jobs import steering
 from jobs.actions.output import text_table
 from jobs.alignment import FROM_RATERS, TRIPLETS
 from jobs.engine.stage import Stage
+from jobs.interventions.effects import DIFFERENCE
 from jobs.interventions.neurons import BY_AP, CLAMP, CONTROL_OF, NONE
 from jobs.representations.embeddings import WORD_VECTORS
 from jobs.results.rows import (
@@ -160,29 +162,31 @@ def print_next_steps(console: Console, store: Path, pages: list[Path]) -> None:
 
 
 def print_steering(console: Console, stage: Stage, store: Path, figure: Path) -> None:
-    """Print the dose-response table of one model, the side effects of all interventions on the neurons
+    """Print the dose-response tables of one model, the side effects of all interventions on the neurons
     of highest AP, and how well attributions predict measured effects."""
     rows = steering.read_doses(stage, store)
     clamped = [row for row in rows if row["intervention"] in (NONE, CLAMP)]
     console.print(
         f"\nSteering {stage.label}, {stage.params['pooling']} pooling: {rows[0]['n_concepts']} "
         f"concepts, {rows[0]['n_prompts']} prompts. Change in log P (nats) with k neurons clamped to "
-        "their on value at every token; share of concepts whose word gains; share of texts with the "
-        "word. random: random neurons that displace the same layers as far as those above."
+        "their on value at every token; n: concepts with k neurons; moved: displacement of what the "
+        "layers write; gain: share of concepts whose word gains. random: random neurons that displace "
+        "the same layers as far as those above; difference: those above minus random, paired by concept "
+        "and prompt."
     )
-    names = ("selection", "k", "own word", "others' words", "gain", "in texts")
+    names = ("selection", "k", "n", "moved", "own word", "others' words", "gain")
     cells = [
         (
-            _format_selection(row),
-            row["k"],
-            _format_effect(row, "change", "+.1f") if row["k"] else "",
-            _format_effect(row, "others", "+.1f") if row["k"] else "",
-            f"{row['positive']:.0%}" if row["k"] else "",
-            _format_effect(row, "containing", ".0%"),
+            *_dose_cells(label, row, suffix),
+            _format_effect(row, f"change{suffix}", "+.1f"),
+            _format_effect(row, f"others{suffix}", "+.1f"),
+            "" if suffix else f"{row['positive']:.0%}",
         )
-        for row in clamped
+        for label, row, suffix in _with_differences(clamped, "selection")
+        if row["k"]
     ]
-    console.print(text_table("lrrrrr", names, cells, "ellipsis"))
+    console.print(text_table("lrrrrrr", names, cells, "ellipsis"))
+    _print_texts(console, clamped)
     _print_side_effects(console, rows)
     counts = {row["n_concepts"] for row in rows}
     console.print(
@@ -193,35 +197,58 @@ def print_steering(console: Console, stage: Stage, store: Path, figure: Path) ->
     console.print(f"  figure    {figure}", soft_wrap=True)
 
 
+def _print_texts(console: Console, rows: list[Row]) -> None:
+    """Print in how many sampled texts the word is."""
+    if all(row["containing"] is None for row in rows):
+        return
+    console.print("\nShare of sampled texts with the word")
+    cells = [
+        (*_dose_cells(label, row, suffix), _format_effect(row, f"containing{suffix}", ".0%"))
+        for label, row, suffix in _with_differences(rows, "selection")
+    ]
+    console.print(text_table("lrrrr", ("selection", "k", "n", "moved", "in texts"), cells, "ellipsis"))
+
+
 def _print_side_effects(console: Console, rows: list[Row]) -> None:
     """Print what clamping, damping and ablating the neurons of highest AP does in sentences."""
     shown = [row for row in rows if CONTROL_OF.get(row["selection"], row["selection"]) == BY_AP]
     if not any(row["log_perplexity"] is not None for row in shown):
         return
     console.print(
-        "\nThe neurons of highest AP clamped, dampened by AurA's factor or ablated (set to 0), and "
-        "their controls: displacement of what the layers write; change in log P of the word in its own "
-        "sentences; change in log perplexity (nats per token) of other concepts' sentences"
+        "\nThe neurons of highest AP clamped, dampened by AurA's factor or ablated (set to 0): change "
+        "in log P of the word in its own sentences; change in log perplexity (nats per token) of other "
+        "concepts' sentences"
     )
-    names = ("intervention", "selection", "k", "moved", "own sentences", "perplexity")
+    names = ("intervention", "k", "n", "moved", "own sentences", "perplexity")
     cells = [
         (
-            row["intervention"],
-            _format_selection(row),
-            row["k"],
-            f"{row['displacement']:.1f}",
-            _format_effect(row, "in_sentences", "+.2f"),
-            _format_effect(row, "log_perplexity", "+.2f"),
+            *_dose_cells(label, row, suffix),
+            _format_effect(row, f"in_sentences{suffix}", "+.2f"),
+            _format_effect(row, f"log_perplexity{suffix}", "+.2f"),
         )
-        for row in shown
+        for label, row, suffix in _with_differences(shown, "intervention")
     ]
-    console.print(text_table("llrrrr", names, cells, "ellipsis"))
+    console.print(text_table("lrrrrr", names, cells, "ellipsis"))
 
 
-def _format_selection(row: Row) -> str:
-    """The selection; each control is listed after its selection."""
-    name: str = row["selection"]
-    return "  random" if name in CONTROL_OF else name
+def _with_differences(rows: list[Row], name: str) -> Iterator[tuple[str, Row, str]]:
+    """Every dose's label, which is the named column or "random", and row, followed by the rows of the
+    differences of a selection from its control. The last value ends the names of a row's columns."""
+    for _, doses in group_rows(rows, "intervention").items():
+        for selection, of_selection in group_rows(doses, "selection").items():
+            is_control = selection in CONTROL_OF
+            for row in of_selection:
+                yield "  random" if is_control else row[name], row, ""
+            if is_control:
+                for row in doses:
+                    if row["selection"] == CONTROL_OF[selection] and row["n_compared"]:
+                        yield "  difference", row, DIFFERENCE
+
+
+def _dose_cells(label: str, row: Row, suffix: str) -> tuple[str, int, int, str]:
+    if suffix:
+        return label, row["k"], row["n_compared"], ""
+    return label, row["k"], row["n_concepts"], f"{row['displacement']:.1f}"
 
 
 def print_coverage_warning(console: Console, n_concepts: int) -> None:

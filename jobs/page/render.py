@@ -31,6 +31,7 @@ from jobs.page.sections import (
 from jobs.page.sections.concepts import concept_details, has_top_sentences
 from jobs.page.study_data import StudyData
 from storage.store.layout import escape_name
+from storage.tables import N_TOKEN_EXPERTS
 from storage.version import __version__
 
 FIGURES = "figures"
@@ -73,6 +74,7 @@ def render_page(data: StudyData, title: str, sections: list[Section], live: bool
         figures={figure.name: interactive.draw(figure) for figure in figures},
         packs=packs,
         pack_size=_CONCEPTS_PER_PACK,
+        n_token_experts=N_TOKEN_EXPERTS,
         dark=DARK,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 _MAX_NAME_LENGTH = 22
@@ -58,16 +60,35 @@ def agreement_sentence(subject: str, row: dict[str, Any], humans: str) -> str:
     return f"{claim}: {format_interval(row['rho'], row['ci_low'], row['ci_high'])}."
 
 
-def difference_sentence(row: dict[str, Any]) -> str | None:
-    """How a representation compares with the reference; None without one."""
-    if row["difference"] is None:
-        return None
-    low, high = row["difference_low"], row["difference_high"]
-    difference = format_interval(row["difference"], low, high, "+")
-    if low is None:
-        return f"Difference to {row['reference']}: {difference}."
-    claim = verdict(low, high, 0, "higher than", "lower than", "not distinguishable from")
-    return f"This is {claim} the agreement of {row['reference']}: difference {difference}."
+def difference_sentence(differences: Sequence[dict[str, Any]]) -> str | None:
+    """How a representation compares with each of the references; None without any."""
+    clauses = []
+    for row in differences:
+        low, high = row["difference_low"], row["difference_high"]
+        claim = verdict(low, high, 0, "higher than", "lower than", "not distinguishable from")
+        if low is None:
+            claim = "not compared, for lack of a CI, with"
+        difference = format_interval(row["difference"], low, high, "+")
+        clauses.append(f"{claim} that of {row['reference']} (difference {difference})")
+    return f"This agreement is {', and '.join(clauses)}." if clauses else None
+
+
+def pseudo_concept_sentence(counts: Sequence[tuple[int, int]]) -> str:
+    """What the control by pseudo-concepts shows. `counts` has the numbers of experts of each concept and
+    of its pseudo-concept."""
+    n_more = sum(concept > pseudo for concept, pseudo in counts)
+    other = "another word in about as many of the sentences"
+    medians = f"median {median(own for own, _ in counts):,.0f} vs. {median(of for _, of in counts):,.0f}"
+    if 2 * n_more > len(counts):
+        return (
+            f"Control (pseudo-concepts): {n_more} of {len(counts)} concepts have more experts than "
+            f"{other} ({medians})."
+        )
+    return (
+        f"Control (pseudo-concepts): for {len(counts) - n_more} of {len(counts)} concepts, {other} has "
+        f"at least as many experts ({medians}), so that having experts does not show a response to "
+        "meaning."
+    )
 
 
 def chance_level(row: dict[str, Any]) -> float:

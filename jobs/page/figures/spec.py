@@ -20,7 +20,7 @@ class IntervalCell(NamedTuple):
 
 
 class RoundedCell(NamedTuple):
-    """A table cell with a correlation or a share, shown with two decimals."""
+    """A table cell with a number that is shown with two decimals."""
 
     value: float
 

@@ -20,13 +20,21 @@ from jobs.page.figures.spec import (
     Section,
 )
 from jobs.page.study_data import StudyData, by_step
+from jobs.pseudo_concepts import OVER_ALL_TOKENS
 from jobs.representations.embeddings import HIDDEN_STATE
 from jobs.results import rows as results
 from jobs.results.published import CAVEAT, SOURCE, find_published
 from jobs.results.rows import LabeledRow, Row, is_selected_maximum
 from jobs.similarity import EXPERTS
+from storage.tables import ALIGNMENT
 
 _ROWS = "FROM alignment WHERE subset = $subset"
+_DIFFERENCES = "FROM alignment_differences"
+_PSEUDO_CONCEPTS = """
+FROM pseudo_concepts
+WHERE (model, revision, concept_set, pooling) = ($model, $revision, $concept_set, $pooling)
+    AND threshold = $threshold
+"""
 _CEILING = "noise ceiling"
 
 
@@ -127,7 +135,9 @@ def _sentences(human_set: str, rows: list[LabeledRow], data: StudyData) -> list[
         return []
     subject = f"Similarity by shared experts in {data.view.label}"
     sentences = [wording.agreement_sentence(subject, row, f"human judgments ({human_set})")]
-    if difference := wording.difference_sentence(row):
+    key = {field.name: row[field.name] for field in ALIGNMENT.key}
+    differences = [each for each in data.query(_DIFFERENCES) if key.items() <= each.items()]
+    if difference := wording.difference_sentence(differences):
         sentences.append(difference)
     for label, other in rows:
         is_same_pooling = (other["representation"], other["pooling"]) == (EXPERTS, row["pooling"])
@@ -137,6 +147,9 @@ def _sentences(human_set: str, rows: list[LabeledRow], data: StudyData) -> list[
         if is_selected_maximum(label, other) and other["representation"] == HIDDEN_STATE:
             rho = wording.format_interval(other["rho"], other["ci_low"], other["ci_high"])
             sentences.append(f"The {label}, selected on the same pairs (optimistic), reaches {rho}.")
+    if data.view.pooling in OVER_ALL_TOKENS and (counts := data.query(_PSEUDO_CONCEPTS)):
+        pairs = [(each["concept_n_experts"], each["n_experts"]) for each in counts]
+        sentences.append(wording.pseudo_concept_sentence(pairs))
     if row["ceiling"] is not None:
         sentences.append(f"Human {_CEILING}: {row['ceiling']:.2f} ({row['ceiling_source']}).")
     statistic = results.STATISTIC_NAMES[row["agreement"]]

@@ -47,12 +47,6 @@ WHERE (run, pooling) = ($run, $pooling) ORDER BY layer, site, unit, rank
 """
 
 _SENTENCES = """
-SELECT unit, sentence_id, value FROM top_sentences
-WHERE (run, pooling, layer, site) = ($run, $pooling, $layer, $site) AND list_contains($units, unit)
-ORDER BY unit, rank
-"""
-
-_SENTENCES = """
 SELECT sentence_id, text, coalesce(concepts, []) AS concepts
 FROM sentences LEFT JOIN (
     SELECT sentence_id, list(concept ORDER BY concept) AS concepts FROM memberships

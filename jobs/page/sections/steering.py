@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from jobs.interventions.effects import DIFFERENCE
+from jobs.interventions.neurons import INTERVENTIONS
 from jobs.page.figures.dose_response import SELECTIONS, dose_response, sentence_effects
-from jobs.page.figures.spec import Figure, Section
+from jobs.page.figures.spec import Cell, DataTable, Figure, RoundedCell, Section
 from jobs.page.study_data import StudyData
 from jobs.page.wording import format_interval, pluralize, verdict
 from jobs.results.rows import Row, group_rows
@@ -44,25 +46,62 @@ def section(data: StudyData) -> Section:
     change = format_interval(best["change"], low, high, "+")
     neurons = f"{pluralize(best['k'], 'neuron')} ({SELECTIONS[best['selection']]})"
     finding = f"Clamping {neurons} {effect} the log P of a concept's word ({change} nats)"
+    if best["n_compared"]:
+        low, high = best["change_difference_low"], best["change_difference_high"]
+        than = verdict(low, high, 0, "more than", "less than", "not distinguishably more than")
+        finding += f", {than} random neurons do (difference {_format_difference(best, 'change')})"
     note = (
         f"{data.view.label}: neurons clamped to their on-values, by selection; the control are random "
         "neurons that displace the layers as far as those of highest AP. Means over concepts and "
         "neutral prompts; bands: 95% CI; horizontal line: unsteered model. Attributions are computed on "
         "different prompts from those of the measured effects. The number of neurons in the title was "
-        "selected for its effect (optimistic)."
+        "selected for its effect (optimistic). Whether an effect is above that of the control is to be "
+        "read from the differences in the table below, not from two bands."
     )
     figures = [Figure("steering", finding, note, dose_response(rows))]
     in_sentences = sentence_effects(rows)
     if in_sentences.panels:
         note = (
             f"{data.view.label}: the neurons of highest AP clamped, dampened (multiplied by AurA's "
-            "factor) or ablated (set to 0), and random neurons that displace the layers as far. Left: "
-            "the word in its own sentences, by which these neurons were found. Right: the side effect, "
+            "factor) or ablated (set to 0), and random neurons that displace the layers as far. First: "
+            "the word in its own sentences, by which these neurons were found. Second: the side effect, "
             "in other concepts' sentences without the word. Means over concepts; bands: 95% CI."
         )
         finding = "Effects of steering in the concept's sentences and in others"
         figures.append(Figure("sentence effects", finding, note, in_sentences))
-    return Section(anchor, title, [], figures)
+    tables = [table for table in [_difference_table(rows)] if table.rows]
+    return Section(anchor, title, [], figures, tables)
+
+
+def _difference_table(rows: list[Row]) -> DataTable:
+    """Differences of every selection and intervention from its control."""
+    effects = ("change", "others", "in_sentences", "log_perplexity")
+    cells: list[list[Cell]] = [
+        [
+            row["intervention"],
+            row["selection"],
+            row["k"],
+            row["n_compared"],
+            RoundedCell(row["displacement"]),
+            *(_format_difference(row, name) for name in effects),
+        ]
+        for row in sorted(rows, key=lambda row: INTERVENTIONS.index(row["intervention"]))
+        if row["n_compared"]
+    ]
+    columns = [
+        *("intervention", "selection", "k", "concepts", "moved", "word after prompts", "other words"),
+        *("word in its sentences", "log perplexity of others"),
+    ]
+    title = (
+        "Effects minus those of random neurons with the same displacement (moved), paired by concept "
+        "and prompt (nats, 95% CI)"
+    )
+    return DataTable(columns, cells, title)
+
+
+def _format_difference(row: Row, effect: str) -> str:
+    value, low, high = (row[f"{effect}{DIFFERENCE}{end}"] for end in ("", "_low", "_high"))
+    return format_interval(value, low, high, "+")
 
 
 def concept_steering(data: StudyData, concept: str | None) -> dict[str, dict[str, Any]]:

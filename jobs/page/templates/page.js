@@ -7,6 +7,7 @@
   const live = document.body.hasAttribute("data-live");
   const viewNumber = document.body.dataset.view;
   const packSize = Number(document.body.dataset.pack);
+  const nMarked = Number(document.body.dataset.marked);
   const isDark = window.matchMedia("(prefers-color-scheme: dark)");
   const NARROW_WIDTH = 640;
   const PRINT_WIDTH = 640;
@@ -214,7 +215,8 @@
       + `raw AP ${threeDecimals(expert.ap_raw)}):`),
     ...expert.top_sentences.map(topSentence));
   const topSentencesNote = (experts) => make("p", { class: "note" },
-    (experts.some((expert) => expert.top_sentences.some(([, , token]) => token)) ? "Marked: the token with the maximum. " : "")
+    (experts.some((expert) => expert.top_sentences.some(([, , token]) => token))
+      ? `Marked: the token with the maximum, known for the ${nMarked} experts of each concept with the highest AP. ` : "")
     + "In parentheses: the concepts of the sentence. AP is at the reference prevalence; raw AP counts every sentence alike, "
     + "so that sentences of other concepts lower it more.");
 
