@@ -107,8 +107,9 @@ _SENTENCE_ID = _column("sentence_id", _INT, "index of the sentence in its concep
 _POOLING = _column(
     "pooling",
     _TEXT,
-    "max, mean or last: over all tokens; concept: the last token of the word (max of its occurrences); "
-    "concept-max: max over all its tokens; context: over the others; before: over those before it",
+    "max, mean or last: over all tokens; concept: the last token of the word (max over its occurrences; "
+    "mean of hidden states); concept-max: max over all its tokens; context: over the others; before: "
+    "over those before it",
 )
 _LAYER = _column("layer", _INT32, "index of the layer, from 0")
 _SITE = _column("site", _TEXT, "site in the layer, for example mlp.hidden")
@@ -192,6 +193,15 @@ ACTIVATION_FILES = _table(
     name="activation_files",
 )
 
+MISSING_STATES = _table(
+    "activations/missing-states.parquet",
+    "Sentences of a concept without a hidden state at its word (pooling concept): no token is the last "
+    "of an occurrence, apart from the first position. Their state in `activations` is 0, and left out "
+    "of means; only of activations that are kept.",
+    [*_RUN_KEY, _SENTENCE_ID],
+    name="missing_states",
+)
+
 CONCEPT_TOKENS = _table(
     "activations/concept-tokens.parquet",
     "The concepts' words in each model's vocabulary.",
@@ -213,8 +223,8 @@ TOP_SENTENCES = _table(
 
 CONCEPT_STATES = _table(
     "activations/concept-states",
-    "The hidden state after each layer, averaged over each concept's sentences; only of activations "
-    "that were scored and not kept.",
+    "The hidden state after each layer, averaged over each concept's sentences that have one; only of "
+    "activations that were scored and not kept.",
     [*_RUN_KEY, _POOLING, _LAYER, _CONCEPT],
     _column("vector", pa.list_(_FLOAT), "mean hidden state"),
     name="concept_states",

@@ -22,7 +22,7 @@ from storage.readers.strict_json import parse_json
 from storage.store.commit import TEMPORARY_SUFFIX, encode_json, put_if_absent, remove_temporary_files
 from storage.store.paths import file_size, is_remote, list_dir, read_bytes
 
-FORMAT = 6
+FORMAT = 7
 STAGE_KINDS = (
     "sentences",
     "activations",
