@@ -123,7 +123,8 @@ _HUMAN_SET = _column("human_set", _TEXT, "name of the human data set")
 _CONTROL = _column(
     "control",
     _TEXT,
-    "half 1, half 2, length-matched, pseudo-concepts, shuffled, masked or NAME latents",
+    "half 1, half 2, length-matched, pseudo-concepts, count-matched (the concepts with as many "
+    "positives as their pseudo-concepts), shuffled, masked or NAME latents",
 )
 
 _RUN_KEY = [_MODEL, _REVISION, _CONCEPT_SET]
@@ -482,14 +483,14 @@ RELIABILITY = _table(
 
 PSEUDO_CONCEPTS = _table(
     "pseudo_concepts/pseudo-concepts.parquet",
-    "Experts of each concept vs. its pseudo-concept: another word of about as many sentences.",
+    "Experts of each concept vs. its pseudo-concept, another word, with equally many positives: the "
+    "sentences with that word, and as many of the concept's, drawn at random.",
     [*_RUN_KEY, _POOLING, _CONCEPT, _THRESHOLD],
     _column("word", _TEXT, "the word of the pseudo-concept"),
-    _column("n_positives", _INT, "number of the concepts' sentences that have this word"),
+    _column("n_positives", _INT, "number of positive sentences of either"),
     _column("n_experts", _INT, "number of experts of the pseudo-concept"),
     _optional("best_ap", _FLOAT, "highest AP for the pseudo-concept; null if none is above the floor"),
-    _column("concept_n_positives", _INT, "number of positive sentences of the concept"),
-    _column("concept_n_experts", _INT, "number of experts of the concept"),
+    _column("concept_n_experts", _INT, "number of experts of the concept, with as many positives"),
     _optional("concept_best_ap", _FLOAT, "highest AP for the concept; null if none is above the floor"),
     name="pseudo_concepts",
 )
