@@ -204,9 +204,9 @@ def _find_missing_states(
 def _missing_state_notes(n_missing: int, n_sentences: int) -> list[str]:
     """A line on sentences without a hidden state at the word, if there are any."""
     return [
-        f"{n_missing} of {n_sentences} sentences have no hidden state at their concept's word, which "
-        "they do not contain, or which is truncated or only their first token; the means of hidden "
-        f"states with pooling '{CONCEPT}' are over the others"
+        f"{n_missing} of {n_sentences} sentences have no hidden state at their concept's word: they do "
+        "not contain it, are truncated before it ends, or have it as their first token only; they are "
+        f"left out of the means with pooling '{CONCEPT}'"
     ][: bool(n_missing)]
 
 

@@ -193,7 +193,7 @@ def test_sentences_without_a_state_at_the_word_are_left_out(
         plan = run(file, tmp_path / keep)
         rows[keep] = read_rows(tmp_path / keep)
         notes = [n for stage in plan.stages for n in stage.read_manifest(tmp_path / keep).notes]
-        count = f"4 of {len(lines) - 1} sentences have no hidden state at their concept's word, which"
+        count = f"4 of {len(lines) - 1} sentences have no hidden state at their concept's word: they"
         assert sum(note.startswith(count) for note in notes) == 1
         left_out = [note for note in notes if note.endswith("has a state at the word of cow")]
         assert len(left_out) == (not has_all)
