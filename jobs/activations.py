@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from alignment.arrays import Ints
 from cluster.models.architecture import count_layers
 from cluster.models.size import model_size
 from cluster.models.weights import Weights, load_config
@@ -28,6 +29,7 @@ from storage import tables
 from storage.errors import NeuralignError
 from storage.store.activation_files import (
     BEFORE,
+    CONCEPT,
     INPUT_EMBEDDINGS_FILE,
     RESIDUAL,
     SiteActivations,
@@ -135,6 +137,14 @@ def read_input_embeddings(stage: Stage, store: Path) -> dict[str, list[float]]:
     return {row["concept"]: row["vector"] for row in table.to_pylist()}
 
 
+def read_missing_states(stage: Stage, store: Path) -> Ints:
+    """Ids of the concepts' sentences without a hidden state at the word, of activations that are
+    kept."""
+    table = stage.read_table(store, tables.MISSING_STATES.file)
+    ids: Ints = table.column("sentence_id").to_numpy()
+    return ids
+
+
 def read_token_counts(stage: Stage, store: Path) -> dict[str, int]:
     """Number of tokens of each concept's word."""
     table = stage.read_table(store, tables.CONCEPT_TOKENS.file)
@@ -170,13 +180,34 @@ def _run(
         raise NeuralignError(f"{stage.name}: layer {missing[0]} was not read")
     facts = [recorded[name][1] for name in units]
     files = [record for name in units for record in recorded[name][0]]
-    sites = _site_rows(stage, facts)
+    sites, stateless = _site_rows(stage, facts), _find_missing_states(sentences_stage, store, facts[0])
     files.append(_write_rows(folder, tables.SITES, sites))
     files.append(_write_rows(folder, tables.CONCEPT_TOKENS, _word_rows(stage, words, facts[0])))
     if are_kept(stage.params):
         files.append(_write_rows(folder, tables.ACTIVATION_FILES, _file_rows(sites, len(texts))))
+    if are_kept(stage.params) and stage.params["states"]:
+        rows = [{**_constants(stage), "sentence_id": number} for number in stateless]
+        files.append(_write_rows(folder, tables.MISSING_STATES, rows))
     notes = [] if "dictionary" in stage.params else model_size(weights, stage.params["sites"]).notes
-    return StageOutput(files, [*notes, *make_notes(facts, stage.params["poolings"], len(texts))])
+    notes = [*notes, *make_notes(facts, stage.params["poolings"], len(texts))]
+    return StageOutput(files, notes + _missing_state_notes(len(stateless), len(texts)))
+
+
+def _find_missing_states(
+    sentences_stage: Stage, store: Path, first_facts: Mapping[str, Any]
+) -> list[int]:
+    """The concepts' sentences without a hidden state at the word, from the facts of the first layer."""
+    ids, _, _ = sentences.read_memberships(sentences_stage, store)
+    return sorted(set(first_facts["missing_states"]) & set(ids.tolist()))
+
+
+def _missing_state_notes(n_missing: int, n_sentences: int) -> list[str]:
+    """A line on sentences without a hidden state at the word, if there are any."""
+    return [
+        f"{n_missing} of {n_sentences} sentences have no hidden state at their concept's word: they do "
+        "not contain it, are truncated before it ends, or have it as their first token only; they are "
+        f"left out of the means with pooling '{CONCEPT}'"
+    ][: bool(n_missing)]
 
 
 def _make_consumer(stage: Stage, store: Path) -> LayerConsumer:

@@ -32,7 +32,13 @@ from jobs.scoring.block_scores import (
     max_block_units,
     score_block,
 )
-from jobs.scoring.labelings import PSEUDO_CONCEPTS, RELABELED_CONTROLS, Labeling, make_labeling
+from jobs.scoring.labelings import (
+    COUNT_MATCHED,
+    PSEUDO_CONCEPTS,
+    RELABELED_CONTROLS,
+    Labeling,
+    make_labeling,
+)
 from jobs.scoring.layer_scorer import scored_folder
 from jobs.scoring.token_counts import count_experts, token_count_notes
 from storage import sql, tables
@@ -68,9 +74,9 @@ def plan(
 
     `kept_scores` are the kinds of scores that are kept of all neurons.
 
-    Controls relabel the sentences (one half of them, length-matched negatives, or pseudo-concepts; all
-    with other sentences of concepts as negatives) or have separate activations, e.g. of shuffled
-    sentences.
+    Controls relabel the sentences (one half of them, length-matched negatives, pseudo-concepts, or as
+    many sentences as these have; all with other sentences of concepts as negatives) or have separate
+    activations, e.g. of shuffled sentences.
     """
     params = make_params(activations_stage.params, config, seed, control, kept_scores)
 
@@ -93,7 +99,7 @@ def make_params(
     kept_scores: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The parameters of the stage for activations with these parameters."""
-    is_sampled = config.n_negatives is not None and control != PSEUDO_CONCEPTS
+    is_sampled = config.n_negatives is not None and control not in (PSEUDO_CONCEPTS, COUNT_MATCHED)
     is_relabeled = control in RELABELED_CONTROLS
     permutations = 0 if control else config.permutations
     return {

@@ -50,7 +50,7 @@ from jobs.engine.disk_budget import (
 )
 from jobs.engine.stage import Stage
 from jobs.representations import domain_labels, embeddings, sentence_encoder, sentence_words
-from jobs.scoring.labelings import HALVES, LENGTH_MATCHED, PSEUDO_CONCEPTS
+from jobs.scoring.labelings import COUNT_MATCHED, HALVES, LENGTH_MATCHED, PSEUDO_CONCEPTS
 from jobs.sources import generate, harvest
 from jobs.sources.human_judgments import Judgments, load_judgments
 from storage.errors import UserError
@@ -349,9 +349,7 @@ class _ModelPlanner:
         yield experts_stage
         if is_trained and top_tokens.has_maxima(experts_stage):
             yield top_tokens.plan(experts_stage, weights, model)
-        control_stages = (
-            self._control_stages(activations_stage, experts_stage, weights) if is_trained else []
-        )
+        control_stages = self._control_stages(activations_stage, weights) if is_trained else []
         yield from control_stages
         yield similarity.plan(
             experts_stage,
@@ -421,7 +419,8 @@ class _ModelPlanner:
 
     def _relabeled_controls(self) -> list[str]:
         length_matched = [LENGTH_MATCHED] if "length-matched" in self.sweep.controls else []
-        pseudo = [PSEUDO_CONCEPTS] if PSEUDO_CONCEPTS in self.sweep.controls else []
+        has_pseudo = PSEUDO_CONCEPTS in self.sweep.controls
+        pseudo = [PSEUDO_CONCEPTS, COUNT_MATCHED] if has_pseudo else []
         halves = HALVES if "split-half" in self.sweep.controls else ()
         return [*length_matched, *halves, *pseudo]
 
@@ -470,19 +469,16 @@ class _ModelPlanner:
             return [measure for measure in measures if measure != AUROC_HALVES]
         return measures
 
-    def _control_stages(
-        self, activations_stage: Stage, experts_stage: Stage, weights: Weights
-    ) -> list[Stage]:
-        """Experts with length-matched negatives, of either half of the sentences, and of
-        pseudo-concepts."""
+    def _control_stages(self, activations_stage: Stage, weights: Weights) -> list[Stage]:
+        """Experts with length-matched negatives, of either half of the sentences, of pseudo-concepts
+        and of the concepts with as many sentences."""
         found: list[Stage] = []
         halves = []
-        for control in self._relabeled_controls():
-            if control == PSEUDO_CONCEPTS:
-                settings = self.sweep.experts
-                pseudo_stage = experts.plan(activations_stage, settings, self.sweep.seed, control)
-                comparison = pseudo_concepts.plan(experts_stage, pseudo_stage, settings.threshold)
-                found += [pseudo_stage, comparison]
+        controls = self._relabeled_controls()
+        if PSEUDO_CONCEPTS in controls:
+            found += self._pseudo_concept_stages(activations_stage)
+        for control in controls:
+            if control in (PSEUDO_CONCEPTS, COUNT_MATCHED):
                 continue
             kept_scores = self._kept_scores(weights, control)
             stages = self._plan_control(activations_stage, control, kept_scores)
@@ -490,6 +486,14 @@ class _ModelPlanner:
             if control in HALVES:
                 halves.append(stages[1])
         return [*found, reliability.plan(*halves)] if halves else found
+
+    def _pseudo_concept_stages(self, activations_stage: Stage) -> list[Stage]:
+        settings = self.sweep.experts
+        matched, pseudo = (
+            experts.plan(activations_stage, settings, self.sweep.seed, control)
+            for control in (COUNT_MATCHED, PSEUDO_CONCEPTS)
+        )
+        return [matched, pseudo, pseudo_concepts.plan(matched, pseudo, settings.threshold)]
 
     def _plan_control(
         self, activations_stage: Stage, control: str, kept_scores: Sequence[str] = ()

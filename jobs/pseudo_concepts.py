@@ -1,5 +1,5 @@
-"""Stage `pseudo_concepts`: experts of the concepts vs. those of other, about equally frequent words of
-the same sentences."""
+"""Stage `pseudo_concepts`: experts of the concepts vs. those of other words of the same sentences, with
+equally many positives."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ OVER_ALL_TOKENS = ("max", "mean", "last")
 """Poolings in which the words of pseudo-concepts have the same part as those of concepts."""
 
 
-def plan(experts: Stage, pseudo_experts: Stage, thresholds: Sequence[float]) -> Stage:
-    """The stage that compares the experts of the concepts with those of the pseudo-concepts."""
-    inputs = {"concept": experts, "pseudo": pseudo_experts}
-    return Stage(KIND, experts.label, {"thresholds": sorted(thresholds)}, _run, inputs)
+def plan(matched_experts: Stage, pseudo_experts: Stage, thresholds: Sequence[float]) -> Stage:
+    """The stage that compares the experts of the pseudo-concepts with those of the concepts, found with
+    as many sentences."""
+    inputs = {"concept": matched_experts, "pseudo": pseudo_experts}
+    label = matched_experts.inputs["activations"].label
+    return Stage(KIND, label, {"thresholds": sorted(thresholds)}, _run, inputs)
 
 
 def _run(stage: Stage, store: Path) -> StageOutput:
     activations_stage = stage.inputs["concept"].inputs["activations"]
     sentences_stage = activations_stage.inputs["sentences"]
     pseudo = read_pseudo_concepts(sentences_stage, store, stage.inputs["pseudo"].params["seed"])
-    counts = sentences.count_sentences(sentences_stage, store)
     words: dict[str, Sequence[Any]] = {
-        "concept": list(counts),
+        "concept": sentences.read_concept_names(sentences_stage, store),
         "word": pseudo.words,
         "n_positives": [len(ids) for ids in pseudo.sentence_ids],
-        "concept_n_positives": list(counts.values()),
     }
     with duckdb.connect() as connection:
         for name, experts in stage.inputs.items():
@@ -72,8 +72,8 @@ def _make_notes(rows: list[dict[str, Any]], thresholds: Sequence[float]) -> list
             n_more = sum(concept > pseudo for concept, pseudo in counts)
             notes.append(
                 f"{pooling} pooling: {n_more} of {len(counts)} concepts have more neurons with AP > "
-                f"{threshold} than their pseudo-concept (a word of about as many sentences); median "
-                f"{own:.0f} against {other:.0f}"
+                f"{threshold} than their pseudo-concept (another word, with equally many sentences); "
+                f"median {own:.0f} against {other:.0f}"
             )
     return notes
 

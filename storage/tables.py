@@ -107,8 +107,9 @@ _SENTENCE_ID = _column("sentence_id", _INT, "index of the sentence in its concep
 _POOLING = _column(
     "pooling",
     _TEXT,
-    "max, mean or last: over all tokens; concept: the last token of the word (max of its occurrences); "
-    "concept-max: max over all its tokens; context: over the others; before: over those before it",
+    "max, mean or last: over all tokens; concept: the last token of the word (max over its occurrences; "
+    "mean of hidden states); concept-max: max over all its tokens; context: over the others; before: "
+    "over those before it",
 )
 _LAYER = _column("layer", _INT32, "index of the layer, from 0")
 _SITE = _column("site", _TEXT, "site in the layer, for example mlp.hidden")
@@ -122,7 +123,8 @@ _HUMAN_SET = _column("human_set", _TEXT, "name of the human data set")
 _CONTROL = _column(
     "control",
     _TEXT,
-    "half 1, half 2, length-matched, pseudo-concepts, shuffled, masked or NAME latents",
+    "half 1, half 2, length-matched, pseudo-concepts, count-matched (the concepts with as many "
+    "positives as their pseudo-concepts), shuffled, masked or NAME latents",
 )
 
 _RUN_KEY = [_MODEL, _REVISION, _CONCEPT_SET]
@@ -192,6 +194,15 @@ ACTIVATION_FILES = _table(
     name="activation_files",
 )
 
+MISSING_STATES = _table(
+    "activations/missing-states.parquet",
+    "Sentences of a concept without a hidden state at its word (pooling concept): no token is the last "
+    "of an occurrence, apart from the first position. Their state in `activations` is 0, and left out "
+    "of means; only of activations that are kept.",
+    [*_RUN_KEY, _SENTENCE_ID],
+    name="missing_states",
+)
+
 CONCEPT_TOKENS = _table(
     "activations/concept-tokens.parquet",
     "The concepts' words in each model's vocabulary.",
@@ -213,8 +224,8 @@ TOP_SENTENCES = _table(
 
 CONCEPT_STATES = _table(
     "activations/concept-states",
-    "The hidden state after each layer, averaged over each concept's sentences; only of activations "
-    "that were scored and not kept.",
+    "The hidden state after each layer, averaged over each concept's sentences that have one; only of "
+    "activations that were scored and not kept.",
     [*_RUN_KEY, _POOLING, _LAYER, _CONCEPT],
     _column("vector", pa.list_(_FLOAT), "mean hidden state"),
     name="concept_states",
@@ -490,14 +501,14 @@ RELIABILITY = _table(
 
 PSEUDO_CONCEPTS = _table(
     "pseudo_concepts/pseudo-concepts.parquet",
-    "Experts of each concept vs. its pseudo-concept: another word of about as many sentences.",
+    "Experts of each concept vs. its pseudo-concept, another word, with equally many positives: the "
+    "sentences with that word, and as many of the concept's, drawn at random.",
     [*_RUN_KEY, _POOLING, _CONCEPT, _THRESHOLD],
     _column("word", _TEXT, "the word of the pseudo-concept"),
-    _column("n_positives", _INT, "number of the concepts' sentences that have this word"),
+    _column("n_positives", _INT, "number of positive sentences of either"),
     _column("n_experts", _INT, "number of experts of the pseudo-concept"),
     _optional("best_ap", _FLOAT, "highest AP for the pseudo-concept; null if none is above the floor"),
-    _column("concept_n_positives", _INT, "number of positive sentences of the concept"),
-    _column("concept_n_experts", _INT, "number of experts of the concept"),
+    _column("concept_n_experts", _INT, "number of experts of the concept, with as many positives"),
     _optional("concept_best_ap", _FLOAT, "highest AP for the concept; null if none is above the floor"),
     name="pseudo_concepts",
 )

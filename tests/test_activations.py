@@ -98,13 +98,13 @@ def test_a_site_is_one_file(model: Path, tmp_path: Path) -> None:
         planned = run(file, tmp_path / "store")
     (stage,) = planned.stages_of_kind(activations.KIND)
     sites = activations.read_sites(stage, tmp_path / "store")
-    assert len(sites) == LAYERS * (2 + 2)
+    assert len(sites) == LAYERS * (2 + 3)
     names = [record.path for record in stage.read_manifest(tmp_path / "store").files]
     assert sorted(name for name in names if name.startswith("pooling=")) == sorted(
         activation_file(site["pooling"], site["layer"], site["site"]) for site in sites
     )
-    assert sum(site["site"] == RESIDUAL for site in sites) == LAYERS * 2
-    assert len(names) == len(sites) + 4
+    assert sum(site["site"] == RESIDUAL for site in sites) == LAYERS * 3
+    assert len(names) == len(sites) + 5
 
 
 def split_files(stage: manifest.Manifest, store: Path) -> None:
@@ -208,7 +208,7 @@ def test_threads_and_processes_write_the_same_files(tmp_path: Path) -> None:
     with SiteWriters(tmp_path / "processes" / "stage") as writers:
         found = []
         for layer in range(3):
-            for pooling, site, values in make_values(layer):
+            for pooling, site, values, _ in make_values(layer):
                 writers.write(activation_file(pooling, layer, site), values, row_group_size(values))
             found += writers.finish()
     assert records == [found, found]

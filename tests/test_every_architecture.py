@@ -42,7 +42,8 @@ pytestmark = [
 DOCS = Path(__file__).parents[1] / "docs/models.md"
 HEADER = "| architecture | MLP | shards | note |\n| --- | --- | --- | --- |\n"
 ONLY_WRAPPERS = [name for name in WRAPPERS if name not in CAUSAL]
-TEXTS = [Text(sentence, []) for sentence in SENTENCES]
+TEXTS = [Text(sentence, [sentence.rfind(" ") + 1, len(sentence)]) for sentence in SENTENCES]
+"""The sentences, in which the concept's word is the last one."""
 WORDS = [
     PromptedWord((1, 20, 30, 40), (50, 60, 70)),
     PromptedWord((1, 20, 30, 40), (50, 61)),
@@ -191,6 +192,7 @@ def plain_values(folder: Path, model_type: str, planned: ModelSites) -> dict[tup
             ]
             pooled["mean", name] = np.stack(means, 1)
             pooled["last", name] = np.stack([values[-1] for values in tokens], 1)
+            pooled["concept", name] = pooled["last", name]
         else:
             pooled["max", name] = np.stack([values.max(0) for values in tokens], 1)
     return pooled

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -40,6 +41,8 @@ from jobs.scoring.top_sentences import find_top_sentences, find_top_sentences_to
 from storage.store.commit import FileRecord
 
 N_SENTENCES, N_CONCEPTS, N_NEURONS = 60, 5, 40
+MISSING = (0, 1, 7, *range(3, N_SENTENCES, N_CONCEPTS))
+"""Sentences without a state at the word: some of concepts 0, 1 and 2, and all of concept 3."""
 
 
 def make_labelings(n_sentences: int, n_concepts: int) -> list[Labeling]:
@@ -73,17 +76,17 @@ def make_labelings(n_sentences: int, n_concepts: int) -> list[Labeling]:
 
 
 def make_sites() -> list[SiteValues]:
-    """Two sites with ties, and hidden states."""
+    """Two sites with ties, and hidden states, which some sentences lack by one pooling."""
     random = np.random.default_rng(0)
     values = random.standard_normal((2, N_NEURONS, N_SENTENCES)).round(1).astype(np.float16)
-    states = random.standard_normal((2, 24, N_SENTENCES)).astype(np.float32)
+    states = random.standard_normal((3, 24, N_SENTENCES)).astype(np.float32)
     neurons = [
         SiteValues(pooling, "mlp.hidden", torch.from_numpy(each))
         for pooling, each in zip(("max", "concept"), values, strict=True)
     ]
     hidden = [
-        SiteValues(pooling, "residual", torch.from_numpy(each))
-        for pooling, each in zip(("mean", "last"), states, strict=True)
+        SiteValues(pooling, "residual", torch.from_numpy(each), MISSING if pooling == "concept" else ())
+        for pooling, each in zip(("mean", "last", "concept"), states, strict=True)
     ]
     return [*hidden[:1], *neurons, *hidden[1:]]
 
@@ -299,7 +302,7 @@ def test_only_results_leave_the_device(tmp_path: Path) -> None:
     n_experts = sum(count for name, count in rows.items() if name.endswith("experts/L03.parquet"))
     (n_top,) = (count for name, count in rows.items() if "top-sentences" in name)
     (n_chance,) = (count for name, count in rows.items() if "chance" in name)
-    n_states = 2 * 24 * N_CONCEPTS
+    n_states = 24 * (2 * N_CONCEPTS + N_CONCEPTS - 1)
     # indices and scores, statistics; sentences and values; highest AP and counts; states
     assert few == n_experts * (5 * 8 + 3 * 4) + n_top * (8 + 2) + n_chance * 21 * 8 + n_states * 8
 
@@ -309,13 +312,47 @@ def test_mean_states_do_not_depend_on_the_other_rows() -> None:
     random = np.random.default_rng(0)
     ids, members = random.permutation(200), random.permutation(200) % 7
     states = torch.from_numpy(random.standard_normal((33, 200)).astype(np.float32))
-    means = StateMeans(ids, members, 7)
+    means = StateMeans(ids, members)
     whole = means(states)
     parts: list[Floats] = [means(part) for part in torch.split(states, 4)]
     assert np.array_equal(np.concatenate(parts), whole)
     for concept in range(7):
         expected = states.numpy()[:, ids[members == concept]].mean(axis=1, dtype=np.float64)
         np.testing.assert_allclose(whole[:, concept], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", [nullcontext, on_a_device])
+def test_sentences_without_a_state_are_in_no_mean(tmp_path: Path, device: Callable[[], Any]) -> None:
+    """Counted as 0, they would shrink the vector of a concept, or make one for a concept without any."""
+    with device():
+        score(tmp_path)
+    (file,) = tmp_path.glob("concept-states/*")
+    rows = pq.read_table(file, partitioning=None).to_pylist()
+    found = {(row["pooling"], row["concept"]): row["vector"] for row in rows}
+    expected = {}
+    for site in make_sites():
+        for concept in range(N_CONCEPTS):
+            columns = [
+                site.values[:, number].double()
+                for number in range(concept, N_SENTENCES, N_CONCEPTS)
+                if number not in site.missing
+            ]
+            if site.site == "residual" and columns:
+                expected[site.pooling, f"concept {concept}"] = sum(columns) / len(columns)
+    assert ("concept", "concept 3") not in expected
+    assert found.keys() == expected.keys()
+    for key, vector in expected.items():
+        np.testing.assert_allclose(found[key], vector, rtol=0, atol=1e-12)
+
+
+def test_no_state_of_any_sentence_leaves_the_other_rows(tmp_path: Path) -> None:
+    """A set whose sentences do not contain the words would end in a traceback."""
+    sites = [
+        site._replace(missing=tuple(range(N_SENTENCES)) if site.missing else ()) for site in make_sites()
+    ]
+    score(tmp_path, sites=sites)
+    (file,) = tmp_path.glob("concept-states/*")
+    assert set(pq.read_table(file, partitioning=None)["pooling"].to_pylist()) == {"mean", "last"}
 
 
 def test_top_sentences_are_sorted_by_value_then_sentence() -> None:

@@ -241,6 +241,7 @@ def test_the_residual_stream_is_a_separate_site(tiny_model: Path) -> None:
         ("mean", "mlp.hidden"),
         ("mean", "residual"),
         ("last", "residual"),
+        ("concept", "residual"),
     }
     settings = ActivationSettings("float32", "mlp", ["mean"], include_hidden_states=False)
     assert {site.name for _, site in pool(tiny_model, settings, texts, 100)} == {"mlp.hidden"}

@@ -77,8 +77,8 @@ def test_a_hundred_models_of_twenty_revisions_are_planned(tmp_path: Path) -> Non
     printed = _plan(file)
     assert "1854 concepts, 37,080 sentences, 2000 models" in printed
     assert "activations 0 of 2000" in printed
-    # 12 layers of 256 neurons as float16, and of 64 coordinates, two poolings, as float32
-    expected = 2000 * 37_080 * 12 * (256 * 2 + 2 * 64 * 4) / 1e9
+    # 12 layers of 256 neurons as float16, and of 64 coordinates, three poolings, as float32
+    expected = 2000 * 37_080 * 12 * (256 * 2 + 3 * 64 * 4) / 1e9
     assert (
         f"Activations are not kept: neurons are scored where they are computed ({expected:,.2f} GB"
         in (printed)
@@ -185,7 +185,7 @@ def test_a_plan_without_sentences_decides_as_the_run_that_makes_them(tmp_path: P
         f"corpus: corpus.txt}}\nmodels: {models}\nbaselines: [shuffled, contextual]\n"
     )
     file.write_text(text)
-    neurons, states = 12 * 256 * 2, 12 * 64 * 2 * 4
+    neurons, states = 12 * 256 * 2, 12 * 64 * 3 * 4
     expected = 6500 * 2 * (2 * neurons + states) / 1e9
     printed = _plan(file)
     assert f"Activations are kept (estimate: {expected:,.2f} GB, under 2 GB;" in _unwrap(printed)

@@ -29,6 +29,7 @@ from cluster.models.token_roles import (
     WORD,
     WORD_END,
     find_roles,
+    has_state_at_word,
 )
 from tests.operations import count_operations
 
@@ -193,6 +194,38 @@ def test_the_mean_of_hidden_states_leaves_out_the_first_position() -> None:
             out = torch.zeros(1, 1, 3)
             pooler.write(hidden, ("mean",), out, are_states=are_states)
             torch.testing.assert_close(out[0, 0], torch.tensor(expected))
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from(list(DTYPES)),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 30), st.integers(1, 40)),
+    longest=st.sampled_from([2, 30]),
+)
+def test_states_at_the_word_match_plain_loops(
+    seed: int, dtype: torch.dtype, shape: tuple[int, int, int], longest: int
+) -> None:
+    """A state of the first position, of another token of the word, or of a sentence without one; a
+    sentence without a state that is not counted as such."""
+    random = np.random.default_rng(seed)
+    hidden = torch.from_numpy(random.standard_normal(shape) * 100).to(dtype)
+    real = random.random(shape[:2]) < 0.8
+    words = [[word for word in draw_words(random, shape[1]) if word[-1] < longest] for _ in real]
+    roles = np.array([find_roles(*each) for each in zip(real, words, strict=True)], np.int8)
+    out = torch.full((1, shape[2], shape[0]), torch.nan)
+    Pooler(PaddedBatch(torch.zeros(1), torch.zeros(1), roles)).write(
+        hidden, ("concept",), out, are_states=True
+    )
+    for sentence, (rows, is_real) in enumerate(zip(hidden.double(), real, strict=True)):
+        ends = []
+        for word in words[sentence]:
+            tokens = [token for token in word if is_real[token]]
+            if tokens and tokens[-1] > 0:
+                ends.append(rows[tokens[-1]])
+        expected = torch.stack(ends).mean(0) if ends else torch.zeros(shape[2], dtype=torch.float64)
+        torch.testing.assert_close(out[0, :, sentence].double(), expected, rtol=1e-5, atol=1e-4)
+        assert has_state_at_word(roles[sentence].tolist()) == bool(ends)
 
 
 def test_the_triton_kernel_gives_the_same_maxima() -> None:

@@ -41,7 +41,14 @@ baselines:
 controls: [split-half, length-matched, pseudo-concepts]
 similarity: [jaccard, auroc, auroc-halves, centred cosine, spearman, kl]
 """
-_NOT_IN_BOTH = {"activations", "activation_files", "top_sentences", "concept_states", "runs"}
+_NOT_IN_BOTH = {
+    "activations",
+    "activation_files",
+    "missing_states",
+    "top_sentences",
+    "concept_states",
+    "runs",
+}
 Rows = dict[str, list[tuple[Any, ...]]]
 
 
@@ -162,6 +169,69 @@ def test_the_rows_for_other_negatives_are_those_of_kept_activations(
         rows.append(read_rows(tmp_path / keep))
     assert rows[0]["experts"]
     assert_same_rows(rows[1], rows[0])
+
+
+@pytest.mark.parametrize("has_all", [True, False])
+def test_sentences_without_a_state_at_the_word_are_left_out(
+    model: Path, tmp_path: Path, has_all: bool
+) -> None:
+    """Kept or not: a mean over zeros; or a concept without a state that has similarities of 0, or takes
+    those of other states with it."""
+    added = [
+        'cat,animal,"Nothing of the kind was seen here."',
+        'cow,animal,"Nothing of the kind was heard here."',
+        'cow,animal,"Something of the kind was heard there."',
+        f'dog,animal,"{"Not " * 70}an end: a dog."',
+    ]
+    rows = {}
+    for keep in ("true", "false"):
+        settings = f"permutations: 0, keep_activations: {keep}"
+        file = make_study(tmp_path, model, settings, "resamples: 100\nbaselines: [contextual]\n")
+        lines = (tmp_path / "concepts.csv").read_text().splitlines()
+        lines = [line for line in lines if has_all or not line.startswith("cow")] + added
+        (tmp_path / "concepts.csv").write_text("\n".join(lines) + "\n")
+        plan = run(file, tmp_path / keep)
+        rows[keep] = read_rows(tmp_path / keep)
+        notes = [n for stage in plan.stages for n in stage.read_manifest(tmp_path / keep).notes]
+        count = f"4 of {len(lines) - 1} sentences have no hidden state at their concept's word: they"
+        assert sum(note.startswith(count) for note in notes) == 1
+        left_out = [note for note in notes if note.endswith("has a state at the word of cow")]
+        assert len(left_out) == (not has_all)
+    assert_same_rows(rows["false"], rows["true"])
+    with open_store(tmp_path / "false") as connection:
+        query = "SELECT DISTINCT pooling FROM alignment WHERE representation = 'hidden state'"
+        poolings = {pooling for (pooling,) in connection.sql(query).fetchall()}
+    assert poolings == {"mean", "last", *(["concept"] if has_all else [])}
+    assert_states_equal_plain_means(tmp_path / "true", tmp_path / "false")
+
+
+def assert_states_equal_plain_means(kept: Path, scored: Path) -> None:
+    """The vectors of `concept_states` are means of the kept states of sentences with the word."""
+    with open_store(kept) as connection:
+        query = "SELECT sentence_id, layer, list(value ORDER BY unit) FROM activations "
+        query += "WHERE site = 'residual' AND pooling = 'concept' GROUP BY ALL"
+        values = {row[:2]: np.array(row[2], float) for row in connection.sql(query).fetchall()}
+        members = connection.sql(
+            "SELECT concept, sentence_id, text FROM memberships JOIN sentences USING (sentence_id)"
+        ).fetchall()
+        missing = {
+            number for (number,) in connection.sql("SELECT sentence_id FROM missing_states").fetchall()
+        }
+    with open_store(scored) as connection:
+        query = "SELECT concept, layer, vector FROM concept_states WHERE pooling = 'concept'"
+        vectors = {row[:2]: row[2] for row in connection.sql(query).fetchall()}
+    chosen: dict[str, list[int]] = {}
+    for concept, number, text in members:
+        has_word = concept in text and not text.startswith("Not ")
+        assert has_word == (number not in missing)
+        if has_word:
+            chosen.setdefault(concept, []).append(number)
+        else:
+            assert not any(values[number, layer].any() for layer in range(LAYERS))
+    assert vectors.keys() == {(concept, layer) for concept in chosen for layer in range(LAYERS)}
+    for (concept, layer), vector in vectors.items():
+        mean = sum(values[number, layer] for number in chosen[concept]) / len(chosen[concept])
+        np.testing.assert_allclose(vector, mean, rtol=0, atol=1e-12)
 
 
 def _add_negatives(file: Path) -> None:

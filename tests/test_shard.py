@@ -117,7 +117,7 @@ def test_pooled_activations_match_single_sentences(tiny_model: Path, budget: int
 
 @pytest.mark.parametrize("budget", [1, 10_000])
 def test_pooled_hidden_states_match_single_sentences(tiny_model: Path, budget: int) -> None:
-    """A mean or last token that includes padding."""
+    """A mean or last token that includes padding, or another token than the last of the word."""
     texts = make_texts(12)
     activations = run_shard(tiny_model, texts, ["max"], budget)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
@@ -127,13 +127,17 @@ def test_pooled_hidden_states_match_single_sentences(tiny_model: Path, budget: i
         layer.register_forward_hook(lambda _, __, out, n=number: hidden_states.update({n: out[0]}))
     states = {(kind, site.layer): values for (kind, site), values in activations.items()}
     for column, text in enumerate(texts):
+        encoded = tokenizer(text.text, return_offsets_mapping=True)
         with torch.no_grad():
-            model(torch.tensor([tokenizer(text.text)["input_ids"]]))
+            model(torch.tensor([encoded["input_ids"]]))
+        at_word = max(
+            n for n, (start, _) in enumerate(encoded["offset_mapping"]) if start < text.spans[1]
+        )
         for number, hidden in hidden_states.items():
             # the first token is the BOS
-            for kind, expected in (("mean", hidden[1:].mean(dim=0)), ("last", hidden[-1])):
-                actual = states[kind, number][:, column]
-                assert_close(actual, expected.numpy())
+            expected = {"mean": hidden[1:].mean(dim=0), "last": hidden[-1], "concept": hidden[at_word]}
+            for kind, values in expected.items():
+                assert_close(states[kind, number][:, column], values.numpy())
 
 
 @pytest.mark.parametrize("pad_id", [0, 7, 299])
@@ -216,8 +220,8 @@ def test_a_sentence_without_tokens_to_pool_is_an_error(tiny_model: Path) -> None
     with pytest.raises(UserError, match="before its concept's word"):
         run_shard(tiny_model, [Text("noise " * 100 + "cat", [600, 603])], POOLINGS)
     activations = run_shard(tiny_model, [Text("No concept here.", [])], POOLINGS)
-    by_pooling = {pooling: values for (pooling, _), values in activations.items()}
-    assert np.array_equal(by_pooling["concept"], by_pooling["max"])
+    values = {(pooling, site.name): values for (pooling, site), values in activations.items()}
+    assert np.array_equal(values["concept", "mlp.hidden"], values["max", "mlp.hidden"])
 
 
 def test_a_space_token_is_not_part_of_a_word(tiny_model: Path) -> None:

@@ -28,7 +28,7 @@ _ROWS = [
     "glove-50",
     "mine",
     "input embeddings",
-    "hidden states, best of 18 (L1)",
+    "hidden states, best of 27 (L0)",
     "random weights, 3 seeds",
     "random weights, no threshold, 3 seeds",
 ]

@@ -140,7 +140,7 @@ def test_a_skipped_first_token_is_in_no_pooling(tiny_model: Path) -> None:
     changed = {
         pooling for pooling, site in whole if (skipped[pooling, site] != whole[pooling, site]).any()
     }
-    # The hidden states have the poolings mean and last.
+    # The hidden states have the poolings mean, last and concept.
     assert changed == {"max", "context", "mean"}
 
 

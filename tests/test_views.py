@@ -94,7 +94,9 @@ def test_alignment_equals_that_recomputed_from_the_views(study: Path) -> None:
             in_layer = [expert for expert in experts if row["layer"] in (None, expert[2])]
             similarities = _jaccards(in_layer, row["pooling"], row["threshold"], pairs)
         elif row["representation"] == "hidden state":
-            by_pooling = dict(zip(("last", "mean"), states.reshape(2, 3, 36, 32), strict=True))
+            by_pooling = dict(
+                zip(("concept", "last", "mean"), states.reshape(3, 3, 36, 32), strict=True)
+            )
             state = by_pooling[row["pooling"]][row["layer"]].astype(float)
             similarities = _cosines(state, concepts, row["measure"], pairs)
         else:

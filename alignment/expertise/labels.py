@@ -261,6 +261,26 @@ def labels_against_rest(sentences: Ints, concepts: Ints, n_sentences: int, n_con
     return _with_shared_pool(n_concepts, starts, members, np.ones(n_sentences, np.bool_))
 
 
+def draw_positives(sentences: Ints, concepts: Ints, counts: Sequence[int], seed: int) -> Bools:
+    """Which positives remain if each concept c keeps `counts[c]` of them, drawn at random.
+
+    `sentences[i]` is a positive of `concepts[i]`. A sentence of several concepts remains, so that no
+    concept loses one for another's sake.
+
+    Raises:
+        ValueError: if a concept has fewer positives, or more in common with others.
+    """
+    is_kept = np.ones(len(sentences), np.bool_)
+    is_alone = np.bincount(sentences)[sentences] == 1
+    for concept, count in enumerate(counts):
+        own = concepts == concept
+        surplus, alone = own.sum() - count, np.flatnonzero(own & is_alone)
+        if not 0 <= surplus <= len(alone):
+            raise ValueError(f"concept {concept} cannot be reduced to {count} positive sentences")
+        is_kept[np.random.default_rng([seed, concept]).choice(alone, surplus, replace=False)] = False
+    return is_kept
+
+
 def _validated(labels: Labels) -> Labels:
     groups = zip(labels.positives, labels.listed_negatives, strict=True)
     for concept, (positives, listed) in enumerate(groups):

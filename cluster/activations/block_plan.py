@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cluster.activations.column_order import REORDERED_BYTES
-from cluster.activations.pooling_shard import STATE_POOLINGS, ActivationSettings
+from cluster.activations.pooling_shard import ActivationSettings
 from cluster.host_memory import free_host_memory
 from cluster.models.architecture import find_layers
 from cluster.models.divisible import find_division_problem
@@ -19,6 +19,7 @@ from cluster.models.model_config import read_config
 from cluster.models.shard import MAX_TOKENS
 from cluster.models.sites import build_without_memory, find_sites_from_config
 from storage.errors import UserError
+from storage.store.activation_files import STATE_POOLINGS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -13,7 +13,7 @@ from cluster.activations.sentence_set import SentenceSet
 from cluster.models.sites import Site
 from cluster.models.tokenizer import Tokenizer
 from storage import tables
-from storage.store.activation_files import INPUT_EMBEDDINGS_FILE
+from storage.store.activation_files import CONCEPT, INPUT_EMBEDDINGS_FILE, RESIDUAL
 from storage.store.commit import FileRecord, write_table
 from storage.store.manifest import write_work_unit
 
@@ -37,12 +37,16 @@ class LayerRecorder:
         """Consume and record the layers of a block that are missing."""
         for layer in sorted(self._missing.intersection(block.layers)):
             sites = sites_of(block, layer)
-            values = [SiteValues(pooling, site.name, tensor) for pooling, site, tensor in sites]
+            values = [
+                SiteValues(pooling, site.name, tensor, self._find_missing(pooling, site))
+                for pooling, site, tensor in sites
+            ]
             files = self._request.consumer(layer, values, self._threads)
             facts: dict[str, Any] = {}
             if layer == 0:
                 files.append(self._write_embeddings(block))
                 facts |= self._describe_inputs()
+                facts["missing_states"] = sorted({n for site in values for n in site.missing})
             places = [
                 [pooling, site.layer, site.name, site.width, site.module, site.part]
                 for pooling, site, _ in sites
@@ -62,6 +66,11 @@ class LayerRecorder:
         write_work_unit(self._request.folder, layer_unit(layer), list(files), facts)
         # A layer that is read again, for the hidden states after it, is not recorded again.
         self._missing.discard(layer)
+
+    def _find_missing(self, pooling: str, site: Site) -> tuple[int, ...]:
+        """The sentences without a value of a site."""
+        is_at_word = (pooling, site.name) == (CONCEPT, RESIDUAL)
+        return self._sentences.without_state_at_word if is_at_word else ()
 
     def _write_embeddings(self, block: Block) -> FileRecord:
         words = self._request.words

@@ -14,11 +14,13 @@ from storage.store.commit import FileRecord
 
 
 class SiteValues(NamedTuple):
-    """The pooled values of a site, (units, sentences), on the device."""
+    """The pooled values of a site, (units, sentences), on the device; `missing` are the numbers of
+    sentences that have none, whose columns are 0."""
 
     pooling: str
     site: str
     values: torch.Tensor
+    missing: tuple[int, ...] = ()
 
 
 class LayerConsumer(Protocol):

@@ -36,11 +36,37 @@ class _MeanTokens:
     are_included: npt.NDArray[np.bool_]
     device: torch.device
 
+    def mean(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 means, (sentences, units), from (sentences, tokens, units); 0 without tokens."""
+        if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu":
+            return mean_bfloat16(hidden, self.are_included)
+        chosen = hidden if self._few_tokens is None else hidden[self._few_tokens]
+        return (self._weights @ chosen.float()).squeeze(1)
+
     @cached_property
-    def weights(self) -> torch.Tensor:
-        """The weight of each token in its sentence's mean, (sentences, 1, tokens)."""
-        weights = self.are_included / self.are_included.sum(axis=1, keepdims=True, dtype=np.float32)
-        return copy_to(weights.astype(np.float32), self.device).unsqueeze(1)
+    def _few_columns(self) -> npt.NDArray[np.int64] | None:
+        """Of each sentence, tokens with all that are included, (sentences, most); None if these are not
+        few. Few are gathered, which takes less time than to convert all to float32."""
+        most = self.are_included.sum(axis=1).max()
+        is_few = 2 * most < self.are_included.shape[1]
+        return np.argsort(~self.are_included, axis=1, kind="stable")[:, :most] if is_few else None
+
+    @cached_property
+    def _few_tokens(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Rows and columns of these tokens."""
+        if self._few_columns is None:
+            return None
+        rows = np.arange(len(self.are_included))[:, np.newaxis]
+        return copy_to(rows, self.device), copy_to(self._few_columns, self.device)
+
+    @cached_property
+    def _weights(self) -> torch.Tensor:
+        """The weight of each token in its sentence's mean, (sentences, 1, tokens), of all or of few."""
+        n_tokens = self.are_included.sum(axis=1, keepdims=True, dtype=np.float32)
+        weights = (self.are_included / np.maximum(n_tokens, 1)).astype(np.float32)
+        if self._few_columns is not None:
+            weights = np.take_along_axis(weights, self._few_columns, axis=1)
+        return copy_to(weights, self.device).unsqueeze(1)
 
 
 class Pooler:
@@ -54,13 +80,16 @@ class Pooler:
         self, hidden: torch.Tensor, poolings: tuple[str, ...], out: torch.Tensor, *, are_states: bool
     ) -> None:
         """Write the pooled values of neurons, or of hidden states, to `out`, (poolings, units,
-        sentences). The poolings are maxima, or one other."""
+        sentences). The poolings are maxima of neurons, or one other."""
         # Some layers flatten sentences and tokens for their MLP.
         hidden = hidden.reshape(*self._roles.shape, hidden.shape[-1])
         if poolings == (MEAN,):
-            out[0].copy_(self._mean(hidden, self._state_tokens if are_states else self._real_tokens).T)
+            tokens = self._state_tokens if are_states else self._real_tokens
+            out[0].copy_(tokens.mean(hidden).T)
         elif poolings == (LAST,):
             out[0].copy_(self._last(hidden).T)
+        elif are_states:
+            out[0].copy_(self._word_ends.mean(hidden).T)
         else:
             self._max_pooler(poolings).write(hidden, out)
 
@@ -68,11 +97,6 @@ class Pooler:
         if poolings not in self._max_poolers:
             self._max_poolers[poolings] = make_max_pooler(self._roles, poolings, self._device)
         return self._max_poolers[poolings]
-
-    def _mean(self, hidden: torch.Tensor, tokens: _MeanTokens) -> torch.Tensor:
-        if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu":
-            return mean_bfloat16(hidden, tokens.are_included)
-        return (tokens.weights @ hidden.float()).squeeze(1)
 
     def _last(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden[self._last_tokens]
@@ -92,6 +116,13 @@ class Pooler:
         times as large as all others, whatever the token is, and would decide the mean."""
         are_included = self._is_real
         are_included[:, 0] &= are_included.sum(axis=1) == 1
+        return _MeanTokens(are_included, self._device)
+
+    @cached_property
+    def _word_ends(self) -> _MeanTokens:
+        """The last tokens of the word's occurrences, but for the first position; see `_state_tokens`."""
+        are_included = self._roles == WORD_END
+        are_included[:, 0] = False
         return _MeanTokens(are_included, self._device)
 
     @cached_property
@@ -136,24 +167,24 @@ def find_triton_problem(device: torch.device) -> str | None:
     return None if bool((out[:, :, 0] == expected[:, None]).all()) else "it gives wrong maxima"
 
 
-def mean_bfloat16(hidden: torch.Tensor, is_real: npt.NDArray[np.bool_]) -> torch.Tensor:
-    """float32 means over the real tokens on a CPU, (sentences, units), from (sentences, tokens, units),
-    without torch's conversion to float32. Summed in token order, whatever the padding; a sentence has at
-    least one real token."""
+def mean_bfloat16(hidden: torch.Tensor, are_included: npt.NDArray[np.bool_]) -> torch.Tensor:
+    """float32 means over some tokens on a CPU, (sentences, units), from (sentences, tokens, units),
+    without torch's conversion to float32. Summed in token order, whatever the padding; 0 for a sentence
+    without any of these tokens."""
     means = torch.zeros(hidden.shape[0], hidden.shape[2])
-    _mean_kernel(hidden.contiguous().view(torch.int16).numpy(), is_real, means.numpy())
+    _mean_kernel(hidden.contiguous().view(torch.int16).numpy(), are_included, means.numpy())
     return means
 
 
 @numba.njit(cache=True, nogil=True)
 def _mean_kernel(
-    bits: npt.NDArray[np.int16], real: npt.NDArray[np.bool_], means: npt.NDArray[np.float32]
+    bits: npt.NDArray[np.int16], included: npt.NDArray[np.bool_], means: npt.NDArray[np.float32]
 ) -> None:
     for sentence in range(len(bits)):
-        mean, tokens = means[sentence], np.flatnonzero(real[sentence])
+        mean, tokens = means[sentence], np.flatnonzero(included[sentence])
         for token in tokens:
             row = bits[sentence, token]
             for unit in range(len(mean)):
                 # a bfloat16 is the upper half of a float32
                 mean[unit] += np.int32(np.int32(row[unit]) << np.int32(16)).view(np.float32)
-        mean /= np.float32(len(tokens))
+        mean /= np.float32(max(1, len(tokens)))

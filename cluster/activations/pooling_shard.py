@@ -21,13 +21,12 @@ from cluster.models.sites import Site, find_sites
 from cluster.models.sparse_autoencoder import LatentEncoder, SparseAutoencoder
 from cluster.models.tokenizer import AS_TOKENIZED, InputOptions
 from storage.errors import NeuralignError
-from storage.store.activation_files import LAST, MEAN, RESIDUAL
+from storage.store.activation_files import RESIDUAL, STATE_POOLINGS
 
 PAD_ID = 0
 """Any valid token id: padding is masked."""
 
 FLOAT16_MAX = float(torch.finfo(torch.float16).max)
-STATE_POOLINGS = [MEAN, LAST]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class PoolingShard(ModelShard[StateT]):
         self.poolings = dict.fromkeys(self.sites, settings.poolings)
         for layer in self.layers if settings.include_hidden_states else ():
             site = Site(layer, RESIDUAL, "", "output", self.hidden_size)
-            self.poolings[site] = STATE_POOLINGS
+            self.poolings[site] = list(STATE_POOLINGS)
             self._hook_site(site)
 
     @property

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from cluster.activations.sentence_checks import check_tokens
-from cluster.models.token_roles import BEFORE, WORD, WORD_END
+from cluster.models.token_roles import BEFORE, WORD, WORD_END, has_state_at_word
 from cluster.models.tokenizer import InputOptions, Text, TokenizedText, Tokenizer
 from storage.errors import UserError, excerpt
 
@@ -37,6 +38,15 @@ class SentenceSet:
         return sum(
             BEFORE not in sentence.roles and not {WORD, WORD_END}.isdisjoint(sentence.roles)
             for sentence in self.tokens
+        )
+
+    @cached_property
+    def without_state_at_word(self) -> tuple[int, ...]:
+        """Numbers of the sentences that have no hidden state at their concept's word."""
+        return tuple(
+            number
+            for number, sentence in enumerate(self.tokens)
+            if not has_state_at_word(sentence.roles)
         )
 
     def check_vocabulary(self, n_embeddings: int) -> None:

@@ -31,6 +31,12 @@ def role_bits(pooling: str) -> int:
     return sum(1 << role for role in POOLED_ROLES[pooling])
 
 
+def has_state_at_word(roles: Sequence[int]) -> bool:
+    """Whether a sentence has a hidden state at its concept's word: of the last token of an occurrence
+    that is not in the first position, whose state many models give to any token."""
+    return WORD_END in roles[1:]
+
+
 def find_roles(is_real: Sequence[bool], occurrences: Sequence[Sequence[int]]) -> list[int]:
     """Roles of a sentence's tokens: whether each is pooled, and the tokens of each occurrence."""
     words = {index for occurrence in occurrences for index in occurrence}

@@ -107,7 +107,7 @@ def estimate_time(
         # The halves have all sentences together; each sentence is a negative of some concept, too.
         labelings += sampled * ("split-half" in sweep.controls)
         labelings += 2 * ("length-matched" in sweep.controls)
-        labelings += "pseudo-concepts" in sweep.controls
+        labelings += 2 * ("pseudo-concepts" in sweep.controls)
         n_altered = sum(name in sweep.baselines for name in ALTERATIONS)
         labelings += n_altered * sampled
         n_passes += n_altered

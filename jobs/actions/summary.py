@@ -38,8 +38,8 @@ _MAX_NEAREST, _MAX_NEIGHBORS = 4, 3
 LEGEND = (
     "The best rows are selected on the same pairs (optimistic). constant: all similarities are equal, "
     "so the correlation is undefined; n/a: too few distinct values for a CI. States: hidden states "
-    "after a layer, mean over a sentence's tokens or last token; *: less the mean over concepts; **: "
-    "standardized over concepts."
+    "after a layer, mean over a sentence's tokens, last token, or last token of the word (concept); *: "
+    "less the mean over concepts; **: standardized over concepts."
 )
 
 

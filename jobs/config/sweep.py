@@ -73,7 +73,8 @@ class Sweep(ConfigModel):
     """Representations that experts are compared with."""
     controls: list[Control] = []
     """split-half: experts of either half of the sentences. length-matched: experts against negatives of
-    the same length as the positives. pseudo-concepts: experts of other words that are as frequent."""
+    the same length as the positives. pseudo-concepts: experts of other words, with equally many
+    sentences."""
     agreement: list[AgreementMeasure] = Field(default=["spearman"], min_length=1)
     """Measures of the agreement with human scores. cka (debiased) and whitened (Pearson's correlation,
     whitened) need a score of every pair of concepts."""

@@ -16,6 +16,7 @@ from cluster.models.weights import Weights, available_config, load_config
 from jobs.engine.keeping import are_kept
 from jobs.engine.stage import Stage
 from storage.readers.concepts import ConceptSet
+from storage.store.activation_files import STATE_POOLINGS
 from storage.store.manifest import read_work_units
 from storage.store.paths import is_remote
 
@@ -45,8 +46,8 @@ def activation_bytes(stage: Stage, weights: Weights, concepts: ConceptSet) -> in
 
 def activation_bytes_per_sentence(size: ModelSize, poolings: int, states: bool) -> int:
     """Bytes of one sentence's activations: one float16 per neuron and pooling and, with hidden states,
-    float32 for their mean and the last token's after each layer."""
-    state_bytes = size.layers * size.hidden_size * 2 * _FLOAT32 if states else 0
+    float32 for each of their poolings after each layer."""
+    state_bytes = size.layers * size.hidden_size * len(STATE_POOLINGS) * _FLOAT32 if states else 0
     return size.neurons * poolings * _FLOAT16 + state_bytes
 
 

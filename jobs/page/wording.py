@@ -77,7 +77,7 @@ def pseudo_concept_sentence(counts: Sequence[tuple[int, int]]) -> str:
     """What the control by pseudo-concepts shows. `counts` has the numbers of experts of each concept and
     of its pseudo-concept."""
     n_more = sum(concept > pseudo for concept, pseudo in counts)
-    other = "another word in about as many of the sentences"
+    other = "another word in equally many of the sentences"
     medians = f"median {median(own for own, _ in counts):,.0f} vs. {median(of for _, of in counts):,.0f}"
     if 2 * n_more > len(counts):
         return (

@@ -1,19 +1,21 @@
 """Stage `similarity` for baselines that represent a concept as a vector: cosine similarity.
 
 The vectors are GloVe or other word vectors, the model's input embeddings, or its hidden states after
-each layer (of the last token, or the mean over tokens), averaged over a concept's sentences, compared
-as they are, less the mean over concepts, and standardized over concepts.
+each layer (of the last token, or the mean over tokens or over those of the concept's word), averaged
+over a concept's sentences, compared as they are, less the mean over concepts, and standardized over
+concepts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from alignment.arrays import AnyFloats, Floats
 from alignment.statistics.vectors import cosine_matrix, standardize, subtract_mean
@@ -25,7 +27,7 @@ from storage import tables
 from storage.assets import ASSETS
 from storage.errors import UserError
 from storage.readers.word_vectors import read_glove, read_vectors
-from storage.store.activation_files import RESIDUAL
+from storage.store.activation_files import CONCEPT, RESIDUAL
 from storage.store.commit import write_table
 from storage.store.fingerprint import hash_file
 from storage.store.manifest import read_rows
@@ -100,51 +102,67 @@ def _run_embeddings(stage: Stage, store: Path) -> StageOutput:
     activations_stage = stage.inputs["activations"]
     sentences_stage = activations_stage.inputs["sentences"]
     names = sentences.read_concept_names(sentences_stage, store)
-    results = []
+    results, notes = [], {}
     if stage.params["input_embedding"]:
         embeddings = activations.read_input_embeddings(activations_stage, store)
         matrix = np.array([embeddings[name] for name in names])
         results.append(cosine_tables(names, matrix, stage, representation=INPUT_EMBEDDING))
     if stage.params["contextual"]:
-        for key, matrix in _concept_states(activations_stage, store, len(names)):
-            results.append(cosine_tables(names, matrix, stage, **key, representation=HIDDEN_STATE))
+        for pooling, layer, covered, matrix in _concept_states(activations_stage, store, names):
+            if missing := [name for name in names if name not in covered]:
+                # Pairs without a similarity would count as 0 in alignment.
+                notes[pooling] = _missing_states_note(stage, pooling, missing)
+                continue
+            key = {"pooling": pooling, "layer": layer, "representation": HIDDEN_STATE}
+            results.append(cosine_tables(names, matrix, stage, **key))
     rows = pa.concat_tables(results)
-    return StageOutput([write_table(stage.folder(store), tables.SIMILARITY.file, rows)])
+    file = write_table(stage.folder(store), tables.SIMILARITY.file, rows)
+    return StageOutput([file], list(notes.values()))
+
+
+def _missing_states_note(stage: Stage, pooling: str, missing: Sequence[str]) -> str:
+    return (
+        f"{stage.label}: hidden states with pooling '{pooling}' are not compared: no sentence has a "
+        f"state at the word of {', '.join(missing)}"
+    )
 
 
 def _concept_states(
-    activations_stage: Stage, store: Path, n_concepts: int
-) -> Iterator[tuple[dict[str, Any], AnyFloats]]:
-    """Pooling and layer of hidden states, and their means over each concept's sentences, of shape
-    (concepts, width)."""
+    activations_stage: Stage, store: Path, names: list[str]
+) -> Iterator[tuple[str, int, list[str], AnyFloats]]:
+    """Pooling and layer of hidden states, the concepts that have any, and their means over each of these
+    concepts' sentences, of shape (concepts, width)."""
     if are_kept(activations_stage.params):
+        ids, members, _ = sentences.read_memberships(activations_stage.inputs["sentences"], store)
+        has_state = ~np.isin(ids, activations.read_missing_states(activations_stage, store))
         for row in activations.read_sites(activations_stage, store):
             if row["site"] == RESIDUAL:
                 key = {name: row[name] for name in ("pooling", "layer")}
                 states = activations.open_site(activations_stage, store, **key, site=RESIDUAL).read()
-                sentences_stage = activations_stage.inputs["sentences"]
-                members = sentences.read_memberships(sentences_stage, store)[:2]
-                yield key, concept_means(states, *members)
+                is_used = has_state if key["pooling"] == CONCEPT else np.ones_like(has_state)
+                covered = [names[number] for number in np.unique(members[is_used])]
+                yield *key.values(), covered, concept_means(states, ids[is_used], members[is_used])
         return
     manifest = activations_stage.read_manifest(store)
-    # A file has the vectors of all concepts, in the set's order, for each pooling of a layer.
     for record in manifest.records(tables.CONCEPT_STATES.file):
         rows = read_rows(manifest.folder, [record])
-        for first in range(0, rows.num_rows, n_concepts):
-            vectors = rows.column("vector").slice(first, n_concepts).combine_chunks().flatten()
-            key = {name: rows.column(name)[first].as_py() for name in ("pooling", "layer")}
-            yield key, vectors.to_numpy().reshape(n_concepts, -1)
+        # The concepts of a pooling are in the set's order.
+        for pooling in rows.column("pooling").unique().to_pylist():
+            part = rows.filter(pc.field("pooling") == pooling).combine_chunks()
+            vectors = np.stack(part.column("vector").to_numpy())
+            yield pooling, part.column("layer")[0].as_py(), part.column("concept").to_pylist(), vectors
 
 
 def concept_means(states: AnyFloats, sentence_ids: Any, members: Any) -> AnyFloats:
     """Mean over each concept's sentences of states of shape (width, sentences): (concepts, width).
 
-    `sentence_ids` and `members`, concept indices, are parallel arrays.
+    `sentence_ids` and `members`, concept indices, are parallel arrays; concepts without a sentence have
+    no row.
     """
     order = np.argsort(members, kind="stable")
     starts = np.flatnonzero(np.diff(np.asarray(members)[order], prepend=-1))
     sums = np.add.reduceat(states[:, np.asarray(sentence_ids)[order]].astype(np.float64), starts, axis=1)
-    means: AnyFloats = (sums / np.bincount(members)).T
+    means: AnyFloats = (sums / np.unique(members, return_counts=True)[1]).T
     return means
 
 

@@ -16,6 +16,7 @@ from alignment.arrays import Ints
 from alignment.expertise.label_permutations import LabelPermutations, permute_labels
 from alignment.expertise.labels import (
     Labels,
+    draw_positives,
     labels_against_others,
     labels_against_pool,
     labels_against_rest,
@@ -37,14 +38,18 @@ EXPERTS = "experts"
 HALVES = ("half 1", "half 2")
 LENGTH_MATCHED = "length-matched"
 PSEUDO_CONCEPTS = "pseudo-concepts"
-RELABELED_CONTROLS = (*HALVES, LENGTH_MATCHED, PSEUDO_CONCEPTS)
+COUNT_MATCHED = "count-matched"
+"""The concepts themselves, with as many sentences as their pseudo-concepts have."""
+RELABELED_CONTROLS = (*HALVES, LENGTH_MATCHED, PSEUDO_CONCEPTS, COUNT_MATCHED)
 
 
 class PseudoConcepts(NamedTuple):
-    """For each concept, in the set's order, another word and the ids of the sentences that have it."""
+    """For each concept, in the set's order, another word, the ids of the sentences that have it, and
+    those of equally many sentences of the concept."""
 
     words: list[str]
     sentence_ids: list[Ints]
+    concept_sentence_ids: list[Ints]
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,9 @@ def read_labels(params: Mapping[str, Any], sentences_stage: Stage, store: Path) 
 
 
 def read_pseudo_concepts(sentences_stage: Stage, store: Path, seed: int) -> PseudoConcepts:
-    """Words that occur in about as many of the concepts' sentences as a concept has, and that are no
-    concept's word in any inflection. Raises ValueError if there are too few."""
+    """Words that occur in nearly as many of the concepts' sentences as a concept has, and that are no
+    concept's word in any inflection; and equally many sentences of each concept, drawn at random.
+    Raises ValueError if there are too few such words."""
     ids, members, _ = sentences.read_memberships(sentences_stage, store)
     positives = np.unique(ids)
     texts = sentences.read_texts(sentences_stage, store)
@@ -118,9 +124,18 @@ def read_pseudo_concepts(sentences_stage: Stage, store: Path, seed: int) -> Pseu
         for form in inflections(word.name, word.pos, word.language)
         for part in split_words(form)
     }
-    counts = np.bincount(members, minlength=len(words)).tolist()
-    chosen, indices = choose_pseudo_words([texts[n][0] for n in positives], counts, excluded, seed)
-    return PseudoConcepts(chosen, [positives[rows] for rows in indices])
+    # Sentences of several concepts stay, or these would have fewer than their own pseudo-concepts.
+    is_shared = np.bincount(ids)[ids] > 1
+    fewest, most = (np.bincount(each, minlength=len(words)) for each in (members[is_shared], members))
+    chosen, indices = choose_pseudo_words(
+        [texts[n][0] for n in positives], fewest.tolist(), most.tolist(), excluded, seed
+    )
+    is_kept = draw_positives(ids, members, [len(rows) for rows in indices], seed)
+    return PseudoConcepts(
+        chosen,
+        [positives[rows] for rows in indices],
+        [ids[is_kept & (members == concept)] for concept in range(len(words))],
+    )
 
 
 def _make_control_labels(
@@ -135,12 +150,14 @@ def _make_control_labels(
         lengths = np.array([len(text.split()) for text, _ in texts])
         labels = labels_matched_by_length(ids, members, lengths, n_concepts, seed)
         return labels, np.arange(n_sentences)
-    if control == PSEUDO_CONCEPTS:
-        positives = np.unique(ids)
-        pseudo = read_pseudo_concepts(sentences_stage, store, seed).sentence_ids
-        members = np.repeat(np.arange(n_concepts), list(map(len, pseudo)))
-        ids = np.searchsorted(positives, np.concatenate(pseudo))
-        return labels_against_rest(ids, members, len(positives), n_concepts), positives
+    if control in (PSEUDO_CONCEPTS, COUNT_MATCHED):
+        pseudo = read_pseudo_concepts(sentences_stage, store, seed)
+        is_pseudo = control == PSEUDO_CONCEPTS
+        own = pseudo.sentence_ids if is_pseudo else pseudo.concept_sentence_ids
+        labeled = np.unique(ids if is_pseudo else np.concatenate(own))
+        members = np.repeat(np.arange(n_concepts), list(map(len, own)))
+        ids = np.searchsorted(labeled, np.concatenate(own))
+        return labels_against_rest(ids, members, len(labeled), n_concepts), labeled
     half = split_half(ids, members, n_sentences, seed)
     half_ids = np.flatnonzero(half == HALVES.index(control))
     in_half = np.isin(ids, half_ids)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,25 +88,35 @@ class LayerScorer:
     members: Ints
     notes: list[str] = field(default_factory=list, init=False)
     _device_scorer: DeviceScorer | None = field(default=None, init=False)
+    _state_means: dict[tuple[int, ...], StateMeans] = field(default_factory=dict, init=False)
 
     def working_bytes(self, device: str) -> int:
         """Memory of the device that scoring needs beside a layer's values."""
         return _CPU_BYTES if device == "cpu" else _GPU_BYTES
 
     def __call__(self, layer: int, sites: Sequence[SiteValues], threads: int) -> list[FileRecord]:
-        """Score a layer's neurons and average its hidden states over each concept's sentences."""
+        """Score a layer's neurons and average its hidden states over each concept's sentences, but for
+        those that have none."""
         rows: dict[str, list[pa.Table]] = {}
         files: list[FileRecord] = []
-        keyed = [(SiteKey(pooling, layer, site), values) for pooling, site, values in sites]
+        keyed = [(SiteKey(site.pooling, layer, site.site), site) for site in sites]
         with _start_threads(threads) as pool:
             # All sites, before the first is waited for.
-            parts = [(key, self._score(v, pool)) for key, v in keyed if key.site != RESIDUAL]
-            means = [(key, self._average(v, pool)) for key, v in keyed if key.site == RESIDUAL]
+            parts = [(key, self._score(v.values, pool)) for key, v in keyed if key.site != RESIDUAL]
+            states = [
+                (key, self._means_without(v.missing), v) for key, v in keyed if key.site == RESIDUAL
+            ]
+            means = [
+                (key, of.concepts, self._average(v.values, of, pool))
+                for key, of, v in states
+                if len(of.concepts)
+            ]
             for key, scored in parts:
                 files += self._add_rows(rows, key, scored)
             rows |= {
                 tables.CONCEPT_STATES.file: [
-                    state_table(list(each), key, self.labelings[0]) for key, each in means
+                    state_table(list(each), concepts, key, self.labelings[0])
+                    for key, concepts, each in means
                 ]
             }
         if self._device_scorer is not None:
@@ -159,9 +168,9 @@ class LayerScorer:
         units = np.unique(scores[0].experts.units)
         yield _Part(scores, find_top_sentences_torch(values, units, device.chunks))
 
-    def _average(self, states: torch.Tensor, pool: Executor) -> Iterator[Floats]:
+    def _average(self, states: torch.Tensor, means: StateMeans, pool: Executor) -> Iterator[Floats]:
         """Mean hidden states, (width, concepts), in parts; as `_score`."""
-        means, size = self._state_means, self._state_means.chunk_size()
+        size = means.chunk_size()
 
         def average(rows: slice) -> Floats:
             return means(states[rows])
@@ -177,9 +186,12 @@ class LayerScorer:
             self._device_scorer = DeviceScorer(self.labelings, values.shape[1], str(values.device))
         return self._device_scorer
 
-    @cached_property
-    def _state_means(self) -> StateMeans:
-        return StateMeans(self.ids, self.members, len(self.labelings[0].concepts))
+    def _means_without(self, missing: tuple[int, ...]) -> StateMeans:
+        """The means over each concept's sentences but the `missing` ones."""
+        if missing not in self._state_means:
+            has_state = ~np.isin(self.ids, missing)
+            self._state_means[missing] = StateMeans(self.ids[has_state], self.members[has_state])
+        return self._state_means[missing]
 
     def _cache_labels(self) -> None:
         """Permute labels once, instead of in every thread, if they fit the cache."""

@@ -21,21 +21,21 @@ _BYTES_PER_STATE = 20
 
 
 class StateMeans:
-    """Means over the sentences of each of `n_concepts` concepts.
+    """Means over the sentences of each concept that has any of `ids`.
 
-    `ids` and `members`, concept indices, are parallel arrays; every concept has a sentence.
+    `ids` and `members`, concept indices, are parallel arrays, and `concepts` the indices in order.
     """
 
-    def __init__(self, ids: Ints, members: Ints, n_concepts: int) -> None:
-        self._by_concept = np.argsort(members, kind="stable")
-        self._ids, self._counts = ids[self._by_concept], np.bincount(members, minlength=n_concepts)
+    def __init__(self, ids: Ints, members: Ints) -> None:
+        self._ids = ids[np.argsort(members, kind="stable")]
+        self.concepts, self._counts = np.unique(members, return_counts=True)
 
     def chunk_size(self) -> int:
         """Rows of states to average at a time."""
         return max(1, _WORKING_BYTES // (_BYTES_PER_STATE * len(self._ids)))
 
     def __call__(self, states: torch.Tensor) -> Floats:
-        """Means of states, (width, sentences): (width, concepts).
+        """Means of states, (width, sentences): (width, concepts). There is at least one concept.
 
         Summed in the order of the sentences, so that they do not depend on the other rows.
         """
@@ -49,11 +49,11 @@ class StateMeans:
         return result
 
 
-def state_table(means: Sequence[Floats], site: SiteKey, labeling: Labeling) -> pa.Table:
-    """Rows of a layer, of means of all states in parts."""
+def state_table(means: Sequence[Floats], concepts: Ints, site: SiteKey, labeling: Labeling) -> pa.Table:
+    """Rows of a layer, of the means of all states of some concepts, by their indices, in parts."""
     columns = {
-        **site_columns(site, labeling.params, len(labeling.concepts)),
-        "concept": labeling.concepts,
+        **site_columns(site, labeling.params, len(concepts)),
+        "concept": [labeling.concepts[number] for number in concepts],
         "vector": list(np.concatenate(means).T),
     }
     schema = tables.CONCEPT_STATES.schema

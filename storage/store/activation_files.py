@@ -53,8 +53,10 @@ _BLOCK_BYTES = 64 << 20
 _ROW_GROUP_BYTES = 4 << 20
 
 MEAN, LAST = "mean", "last"
+STATE_POOLINGS = (MEAN, LAST, CONCEPT)
 """Poolings of the residual stream: the mean over all real tokens but the first position, unless it is
-the only one; and the value at the last."""
+the only one; the value at the last; and the mean over the last tokens of the occurrences of the
+concept's word, but for the first position."""
 
 
 def units_per_row_group(row_bytes: int, total_row_bytes: int) -> int:

@@ -177,7 +177,10 @@ def _figure(key: tuple[str, str], rows: list[LabeledRow], data: StudyData) -> Fi
     if any(name.startswith(f"{EXPERTS}, half") for name in representations):
         note += " Half: experts from half of the sentences."
     if HIDDEN_STATE in representations:
-        note += " States: hidden states after a layer, last token or mean over tokens."
+        note += (
+            " States: hidden states after a layer, mean over tokens, last token, or last token of the "
+            "word (concept)."
+        )
     if any(results.TREATMENTS.get(row["measure"]) for _, row in rows):
         note += " *: less the mean over concepts; **: standardized over concepts."
     references = []
