@@ -122,12 +122,12 @@ class BlockBuffer:
     ) -> Iterator[NeuralignError]:
         """The errors of values that are not finite, in the order of the layers: the first may have
         caused the others. They do not depend on the groups."""
-        by_key = {(each.pooling, site): values for each in pooled for site, values in each.of_sites()}
+        by_key = {(group.pooling, site): values for group in pooled for site, values in group.of_sites()}
         for site in sorted(self._poolings, key=lambda site: site.layer):
             for pooling in self._poolings[site]:
                 values = by_key[pooling, site]
-                if len(found := (~values.isfinite()).any(dim=0).nonzero()):
-                    yield overflow_error(site, pooling, f", sentence {excerpt(texts[int(found[0])])}")
+                if len(columns := (~values.isfinite()).any(dim=0).nonzero()):
+                    yield overflow_error(site, pooling, f", sentence {excerpt(texts[int(columns[0])])}")
 
 
 def _split_poolings(poolings: Sequence[str]) -> list[tuple[str, ...]]:
