@@ -165,11 +165,13 @@ def plan_model(
     memory: int,
     consumer_bytes: int,
     longest: int = MAX_TOKENS,
+    measured: ModelBytes | None = None,
 ) -> list[range]:
-    """Blocks of a model, as `plan_blocks`. Also raises UserError if it needs several and cannot be
-    divided."""
-    model = measure_model(folder, settings)
-    blocks = plan_blocks(model, sentences, budget, memory, consumer_bytes, longest)
+    """Blocks of a model, as `plan_blocks`; its bytes are measured unless they are given. Also raises
+    UserError if it needs several and cannot be divided."""
+    blocks = plan_blocks(
+        measured or measure_model(folder, settings), sentences, budget, memory, consumer_bytes, longest
+    )
     problem = find_division_problem(read_config(folder, settings.trust_remote_code))
     if len(blocks) > 1 and problem:
         raise UserError(

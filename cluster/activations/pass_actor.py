@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from ray.experimental.collective import create_collective_group
 from ray.util.collective import nccl_available
 
+from cluster.activations.block_memory import frozen_objects
 from cluster.activations.model_pass import ModelPass
 from cluster.activations.pass_request import PassRequest, layer_unit
 from cluster.activations.pipeline_shard import HiddenStates, PipelineShard
@@ -70,7 +71,7 @@ class PassActor(ModelActor[Any]):
             UserError: if the model cannot be read, or does not fit the device.
             NeuralignError: if a site has no output, or a value is not finite.
         """
-        with self._handle_errors(), _spool_of(request) as spool:
+        with self._handle_errors(), frozen_objects(), _spool_of(request) as spool:
             prepared = self._prepare(request, threads)
             missing = self._find_missing(prepared)
             if not missing:

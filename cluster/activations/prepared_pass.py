@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -29,8 +30,9 @@ from cluster.models.tokenizer import Tokenizer
 _SECONDS_IN_BLOCK = 60
 """On a CPU: a run that is killed loses about the block in work."""
 
-_CORE_FLOP_PER_SECOND = 5e10
-"""Assumed rate of a core."""
+_PRODUCT_SIZE = 1024
+_SHARE_IN_MODEL = 0.5
+"""Rate of a model's layers relative to that of a large matrix product."""
 
 
 @dataclass
@@ -96,6 +98,7 @@ class PreparedPass:
             free_memory(torch.device(self.device)),
             self.size.consumer_bytes,
             self.size.longest,
+            self.model,
         )
         if not is_divisible(self.folder, self.settings):
             return blocks
@@ -113,7 +116,7 @@ class PreparedPass:
         layer_bytes = max(layer.weights for layer in self.model.layers)
         # Two operations per weight and token.
         flop = 2 * layer_bytes / dtype.itemsize * sum(self.sentences.lengths)
-        rate = _CORE_FLOP_PER_SECOND * self.threads
+        rate = _SHARE_IN_MODEL * _measure_core(dtype) * self.threads
         return max(1, int(_SECONDS_IN_BLOCK * rate / flop))
 
     def spool_memory(self) -> int:
@@ -122,3 +125,15 @@ class PreparedPass:
         if self.device == "cpu":
             return 0
         return spool_memory(free_memory(torch.device("cpu"))) // self.request.block_divisor
+
+
+@cache
+def _measure_core(dtype: torch.dtype) -> float:
+    """FLOP per second of a core in a large matrix product."""
+    square = torch.ones(_PRODUCT_SIZE, _PRODUCT_SIZE, dtype=dtype)
+    durations = []
+    for _ in range(3):
+        started = time.perf_counter()
+        square @ square
+        durations.append(time.perf_counter() - started)
+    return 2 * _PRODUCT_SIZE**3 / min(durations)
