@@ -67,13 +67,13 @@ def test_agreement_of_equal_similarities_is_undefined() -> None:
     [
         (
             [(5, 2), (4, 3), (1, 9)],
-            "2 of 3 concepts have more experts than another word in equally many of the sentences "
-            "(median 4 vs. 3).",
+            "2 of 3 concepts have more experts than a word of its sentences that was chosen by "
+            "frequency alone (median 4, of these words 3).",
         ),
         (
             [(2, 2), (4, 3), (1, 9), (0, 0)],
-            "for 3 of 4 concepts, another word in equally many of the sentences has at least as many "
-            "experts (median 2 vs. 2), so that having experts does not",
+            "for 3 of 4 concepts, a word of its sentences that was chosen by frequency alone has at "
+            "least as many experts (median 2, of the concepts 2): to have many is not special",
         ),
     ],
 )

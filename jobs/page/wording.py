@@ -77,17 +77,17 @@ def pseudo_concept_sentence(counts: Sequence[tuple[int, int]]) -> str:
     """What the control by pseudo-concepts shows. `counts` has the numbers of experts of each concept and
     of its pseudo-concept."""
     n_more = sum(concept > pseudo for concept, pseudo in counts)
-    other = "another word in equally many of the sentences"
-    medians = f"median {median(own for own, _ in counts):,.0f} vs. {median(of for _, of in counts):,.0f}"
+    own, other = (f"{median(column):,.0f}" for column in zip(*counts, strict=True))
+    word = "a word of its sentences that was chosen by frequency alone"
     if 2 * n_more > len(counts):
         return (
             f"Control (pseudo-concepts): {n_more} of {len(counts)} concepts have more experts than "
-            f"{other} ({medians})."
+            f"{word} (median {own}, of these words {other})."
         )
     return (
-        f"Control (pseudo-concepts): for {len(counts) - n_more} of {len(counts)} concepts, {other} has "
-        f"at least as many experts ({medians}), so that having experts does not show a response to "
-        "meaning."
+        f"Control (pseudo-concepts): for {len(counts) - n_more} of {len(counts)} concepts, {word} has "
+        f"at least as many experts (median {other}, of the concepts {own}): to have many is not special "
+        "to these concepts."
     )
 
 
