@@ -23,7 +23,7 @@ from tests.architectures import CAUSAL, tiny_config
 SENTENCES = (
     "the cat sat on a mat",
     "a dog ran",
-    "the old bus came late and nobody was there to see it",
+    "the old bus came late and nobody was there to see them",
     "boats",
     "one more sentence of eight words is here",
 )

@@ -14,9 +14,6 @@ _ops = torch.ops.mkldnn
 _EXPECTED_ROWS = 512
 """Rows that the layout is optimized for; the values do not depend on it."""
 
-_HELD_BYTES = 64 << 20
-"""Freed weights at which their memory is returned to the system, which takes half a millisecond."""
-
 _release_memory = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
 
@@ -51,17 +48,12 @@ def supports_packing(dtype: torch.dtype, device: torch.device) -> bool:
 
 def pack(model: nn.Module) -> None:
     """Pack a model's bfloat16 linear layers in place, one at a time to limit peak memory."""
-    held = 0
     for module in model.modules():
         if type(module) is nn.Linear and all(p.dtype == torch.bfloat16 for p in module.parameters()):
-            held += module.weight.nbytes
             packed = _ops._reorder_linear_weight(module.weight.detach(), _EXPECTED_ROWS)
             # An empty parameter remains so that the model still has a dtype and a device.
             module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
             module.__class__ = PackedLinear
             module._packed = packed
-            if held >= _HELD_BYTES:
-                # Or the next allocation may fail.
-                _release_memory(0)
-                held = 0
-    _release_memory(0)
+            # Return freed memory to the system, or the next allocation may fail.
+            _release_memory(0)

@@ -97,7 +97,7 @@ def load_layers(
     full_class, config = model_class(config, trust_remote_code, folder)
     partial_class = _make_partial_class(full_class, layers, with_head)
     # Tensors that are used unchanged need no copy; the others are read and converted one by one.
-    backend: Backend = "mmap" if config.dtype == dtype else "pread"
+    backend: Backend = "mmap" if config.dtype == dtype and not pack_weights else "pread"
     options = {"config": config, "dtype": dtype, "output_loading_info": True}
     model, missing = _load(partial_class, folder, layer_filter(layers), backend, **options)
     if missing:
