@@ -192,7 +192,9 @@ def plain_values(folder: Path, model_type: str, planned: ModelSites) -> dict[tup
             ]
             pooled["mean", name] = np.stack(means, 1)
             pooled["last", name] = np.stack([values[-1] for values in tokens], 1)
-            pooled["concept", name] = pooled["last", name]
+            # The first position has no state at the word.
+            has_state = np.array([real[1:].any() for real in plain.is_text])
+            pooled["concept", name] = pooled["last", name] * has_state
         else:
             pooled["max", name] = np.stack([values.max(0) for values in tokens], 1)
     return pooled
