@@ -67,12 +67,12 @@ def test_agreement_of_equal_similarities_is_undefined() -> None:
     [
         (
             [(5, 2), (4, 3), (1, 9)],
-            "2 of 3 concepts have more experts than a word of its sentences that was chosen by "
+            "2 of 3 concepts have more experts than another word that was chosen by "
             "frequency alone (median 4, of these words 3).",
         ),
         (
             [(2, 2), (4, 3), (1, 9), (0, 0)],
-            "for 3 of 4 concepts, a word of its sentences that was chosen by frequency alone has at "
+            "for 3 of 4 concepts, another word that was chosen by frequency alone has at "
             "least as many experts (median 2, of the concepts 2): to have many is not special",
         ),
     ],

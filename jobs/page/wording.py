@@ -78,7 +78,7 @@ def pseudo_concept_sentence(counts: Sequence[tuple[int, int]]) -> str:
     of its pseudo-concept."""
     n_more = sum(concept > pseudo for concept, pseudo in counts)
     own, other = (f"{median(column):,.0f}" for column in zip(*counts, strict=True))
-    word = "a word of its sentences that was chosen by frequency alone"
+    word = "another word that was chosen by frequency alone"
     if 2 * n_more > len(counts):
         return (
             f"Control (pseudo-concepts): {n_more} of {len(counts)} concepts have more experts than "
